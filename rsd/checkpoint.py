@@ -1,0 +1,120 @@
+"""Checkpoints as a folder of two files: weights.safetensors and checkpoint.json. Nothing is ever unpickled.
+
+The json holds the kind ("tokenizer", "head", ...), the constructor's arguments, the weights' SHA-256 and where the
+weights came from. A folder appears whole or not at all: it is written beside its final name and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+WEIGHTS_FILE = "weights.safetensors"
+JSON_FILE = "checkpoint.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged, or not what the caller needs."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint: its kind, constructor arguments, weights and provenance."""
+
+    kind: str
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    provenance: dict[str, Any]
+    sha256: str
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_checkpoint(
+    directory: Path, *, kind: str, config: dict[str, Any], weights: dict[str, Tensor], provenance: dict[str, Any]
+) -> None:
+    """Write a checkpoint folder; an existing one of the same name is replaced only once the new one is complete."""
+    directory = Path(directory)
+    temporary = directory.with_name(directory.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary / WEIGHTS_FILE)
+    record = {
+        "kind": kind,
+        "config": config,
+        "provenance": provenance,
+        "sha256": file_sha256(temporary / WEIGHTS_FILE),
+    }
+    (temporary / JSON_FILE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    if directory.exists():
+        old = directory.with_name(directory.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(directory, old)
+        os.rename(temporary, directory)
+        shutil.rmtree(old)
+    else:
+        os.rename(temporary, directory)
+
+
+def load_checkpoint(directory: Path, *, kind: str, produce: str) -> Checkpoint:
+    """Read a checkpoint folder and check it.
+
+    Args:
+        directory: The folder.
+        kind: What the caller needs; another kind is an error.
+        produce: The command that would make the missing checkpoint; part of the error message.
+
+    Raises:
+        CheckpointError: the folder or a file is missing, the weights do not match their hash, or the kind differs.
+    """
+    directory = Path(directory)
+    for name in (JSON_FILE, WEIGHTS_FILE):
+        if not (directory / name).is_file():
+            raise CheckpointError(f"no {kind} checkpoint: {directory / name} does not exist; make it with: {produce}")
+    try:
+        record = json.loads((directory / JSON_FILE).read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{directory / JSON_FILE} is not valid JSON ({error}); make it again with: {produce}") from error
+    if record.get("kind") != kind:
+        raise CheckpointError(f"{directory} holds a checkpoint of kind {record.get('kind')!r}, expected {kind!r}")
+    sha256 = file_sha256(directory / WEIGHTS_FILE)
+    if sha256 != record["sha256"]:
+        size = (directory / WEIGHTS_FILE).stat().st_size
+        raise CheckpointError(
+            f"{directory / WEIGHTS_FILE} is damaged: {size} bytes with SHA-256 {sha256[:12]}…, expected "
+            f"{record['sha256'][:12]}…; copy it again or make it again with: {produce}"
+        )
+    try:
+        weights = load_file(directory / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise CheckpointError(f"{directory / WEIGHTS_FILE} cannot be read: {error}") from error
+    return Checkpoint(kind, record["config"], weights, record["provenance"], sha256)
+
+
+def load_weights(module: Any, checkpoint: Checkpoint, directory: Path) -> None:
+    """Load weights strictly; missing, unexpected and wrongly shaped entries are all listed in one error.
+
+    Raises:
+        CheckpointError: the weights belong to another architecture.
+    """
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    got = {name: tuple(value.shape) for name, value in checkpoint.weights.items()}
+    problems = [f"missing {name}" for name in own.keys() - got.keys()]
+    problems += [f"unexpected {name}" for name in got.keys() - own.keys()]
+    problems += [f"{name} has shape {got[name]}, expected {own[name]}" for name in own.keys() & got.keys() if own[name] != got[name]]
+    if problems:
+        raise CheckpointError(f"{directory} is of another architecture: " + "; ".join(sorted(problems)[:8]))
+    module.load_state_dict(checkpoint.weights)

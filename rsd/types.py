@@ -1,0 +1,232 @@
+"""The vocabulary of the project: axes, the few records that travel between rooms, and their protocols.
+
+Axis legend, used in every shape comment:
+    B batch · T steps of the action chunk · A action dims · P proprio dims · D latent dims · Q residual stages ·
+    L levels per scalar · S backbone tokens · K = T*A action tokens · H hidden width
+
+What surprises first: the *code* of a chunk is a rectangular block of integers [T, D, Q], but not every entry of the
+block has to exist. `CodeShape.levels` says how many values each entry can take; 1 means "nothing is stored here".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+IMAGE_VIEWS = ("image", "wrist_image")  # RLDS names: third person first, then wrist (OpenVLA-OFT's order)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy sees at one environment step.
+
+    Attributes:
+        images: View name to picture, each [H, W, 3], uint8, RGB, already rotated by 180 degrees as in the RLDS sets.
+        proprio: [P], float; end-effector position (m), axis-angle (rad), gripper joint positions (m). Not normalised.
+        instruction: The task in words.
+    """
+
+    images: dict[str, np.ndarray]
+    proprio: np.ndarray
+    instruction: str
+
+
+@dataclass(frozen=True)
+class CodeShape:
+    """Shape of a chunk's code: which integers exist, and how many values each can take.
+
+    Attributes:
+        chunk_length: T, time steps of the action chunk that the code stands for.
+        action_dim: A, action dims of that chunk.
+        num_levels: L, the largest number of values of any entry.
+        levels: Values of each entry, nested tuples [T][D][Q] of ints in 1..L. An entry with 1 level carries nothing and
+            its index is always 0. T here is the tokenizer's step axis (time, or DCT frequency).
+    """
+
+    chunk_length: int
+    action_dim: int
+    num_levels: int
+    levels: tuple[tuple[tuple[int, ...], ...], ...]
+
+    @classmethod
+    def full(cls, chunk_length: int, action_dim: int, latent_dim: int, num_stages: int, num_levels: int) -> CodeShape:
+        """A code in which every one of the T*D*Q entries exists with the same number of levels."""
+        entry = (num_levels,) * num_stages
+        return cls(chunk_length, action_dim, num_levels, ((entry,) * latent_dim,) * chunk_length)
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.levels[0][0])
+
+    @property
+    def latent_dim(self) -> int:
+        return len(self.levels[0])
+
+    @property
+    def tokens_per_stage(self) -> list[int]:
+        """Entries with more than one level, for each stage."""
+        array = np.asarray(self.levels)
+        return [int((array[:, :, q] > 1).sum()) for q in range(self.num_stages)]
+
+    @property
+    def bits_per_stage(self) -> list[float]:
+        """log2 of the number of codes of each stage."""
+        array = np.asarray(self.levels, dtype=np.float64)
+        return [float(np.log2(array[:, :, q]).sum()) for q in range(self.num_stages)]
+
+
+@dataclass
+class BackboneOutput:
+    """One forward pass of a base model.
+
+    Attributes:
+        hidden_states: Layer number to the states at the K action positions, [B, K, H]. Layer i is the output of decoder
+            layer i (1-based); the last one is taken after the final norm.
+        actions: The continuous head's chunk, [B, T, A], normalised, gripper in [0, 1]; not clipped.
+    """
+
+    hidden_states: dict[int, Tensor]
+    actions: Tensor
+
+
+@dataclass
+class DecodingResult:
+    """What a decoding returns: the code and an account of the work done for it.
+
+    Attributes:
+        indices: [B, T, D, Q], int64.
+        target_passes: Calls of the target head that each sample needed, [B], int64.
+        draft_passes: Calls of the draft model that each sample needed, [B], int64.
+        proposed_stages: Stages that the draft proposed and the target checked, [B], int64.
+        accepted_stages: Those of them that were accepted whole, [B], int64, in 0..proposed_stages.
+        accepted_tokens: Draft tokens equal to the final token in the first proposal, and their number, each [B, Q],
+            int64, as (accepted, proposed); zeros for stages never proposed.
+        accept_counts: Histogram over first proposals, [Q + 1], int64: entry n counts samples whose first proposal had
+            exactly n leading stages accepted. All zero when nothing was proposed.
+    """
+
+    indices: Tensor
+    target_passes: Tensor
+    draft_passes: Tensor
+    proposed_stages: Tensor
+    accepted_stages: Tensor
+    accepted_tokens: tuple[Tensor, Tensor]
+    accept_counts: Tensor
+
+
+@dataclass
+class ChunkPrediction:
+    """A policy's answer to one observation.
+
+    Attributes:
+        actions: [T, A], float64, robot units as `Env.step` takes them: end-effector deltas, gripper -1 open, +1 close.
+        stats: Counters of the decoding for this chunk (JSON types): target_passes, draft_passes, proposed_stages,
+            accepted_stages, accept_counts (list). Empty for a decoding without tokens.
+        latency_ms: Part name to milliseconds for the call that produced the chunk; "total" is measured around all parts.
+    """
+
+    actions: np.ndarray
+    stats: dict[str, Any] = field(default_factory=dict)
+    latency_ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class EpisodeResult:
+    """One evaluated episode; a line of results.jsonl.
+
+    Attributes:
+        suite, task_id, instruction: Which task.
+        init_state_id: Index of the evaluation init state, so that runs can be paired.
+        seed: Seed of the policy's sampling in this episode.
+        success: Whether the environment reported success within the limit. False when error is set.
+        num_steps: Control steps executed after the waiting steps.
+        error: None, or "ExceptionType: message" when the episode crashed; such an episode is not a failure of the policy.
+        stats: Sums of ChunkPrediction.stats over the episode, plus "num_chunks".
+        latency_ms: Part name to the list of measured values, one per chunk.
+        wall_s: Wall-clock seconds of the episode, reset included.
+        video: Path of the video relative to the run directory, or None.
+    """
+
+    suite: str
+    task_id: int
+    instruction: str
+    init_state_id: int
+    seed: int
+    success: bool
+    num_steps: int
+    error: str | None = None
+    stats: dict[str, Any] = field(default_factory=dict)
+    latency_ms: dict[str, list[float]] = field(default_factory=dict)
+    wall_s: float = 0.0
+    video: str | None = None
+
+
+class Env(Protocol):
+    """One manipulation task with a fixed list of initial states.
+
+    The life cycle is reset, step, step, ...; stepping before the first reset, or after success, raises RuntimeError.
+    """
+
+    suite: str
+    task_id: int
+    instruction: str
+    num_init_states: int
+    max_steps: int
+
+    def reset(self, init_state_id: int) -> Observation:
+        """Put the scene into evaluation init state `init_state_id`, run the waiting steps, return the first observation.
+
+        Raises:
+            IndexError: init_state_id is not in 0..num_init_states-1.
+        """
+
+    def step(self, action: np.ndarray, observe: bool = True) -> tuple[Observation | None, bool]:
+        """Execute one action [A] (robot units) and return (observation, success).
+
+        Args:
+            observe: False when nobody will look: nothing is rendered and the observation is None. The physics is the
+                same, bit for bit.
+
+        Raises:
+            ValueError: the action has another shape, or is not finite.
+        """
+
+    def close(self) -> None: ...
+
+
+class Backbone(Protocol):
+    """A frozen base model: observations in, hidden states at the action positions out.
+
+    Caching and evaluation both call `prepare` and `forward`, so that there is one image path and one set of positions.
+    """
+
+    chunk_length: int
+    action_dim: int
+    hidden_dim: int
+    num_layers: int
+    views: tuple[str, ...]
+    unnorm_key: str
+    norm_stats: dict[str, Any]  # {"action": {...}, "proprio": {...}} of unnorm_key
+
+    def prepare(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
+        """Pictures as stored in RLDS (after JPEG) → resize, centre crop, normalise; instruction → ids; proprio → [-1, 1]."""
+
+    def forward(self, inputs: dict[str, Tensor], layers: Sequence[int]) -> BackboneOutput: ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the model and its image pipeline (weights hash, sizes, crop, decoder): the cache's content key."""
+
+
+class Policy(Protocol):
+    """Raw observations in, chunks in robot units out; owns its normaliser."""
+
+    num_open_loop_steps: int
+
+    def reset(self, seed: int) -> None:
+        """Start of an episode: forget everything about the last one and seed the sampling."""
+
+    def predict(self, observations: Sequence[Observation]) -> list[ChunkPrediction]: ...
