@@ -87,7 +87,7 @@ def load_checkpoint(directory: Path, *, kind: str, produce: str) -> Checkpoint:
     try:
         record = json.loads((directory / JSON_FILE).read_text())
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{directory / JSON_FILE} is not valid JSON ({error}); make it again with: {produce}") from error
+        raise CheckpointError(f"{directory / JSON_FILE} is not valid JSON; make it again with: {produce}") from error
     if record.get("kind") != kind:
         raise CheckpointError(f"{directory} holds a checkpoint of kind {record.get('kind')!r}, expected {kind!r}")
     sha256 = file_sha256(directory / WEIGHTS_FILE)
@@ -114,7 +114,8 @@ def load_weights(module: Any, checkpoint: Checkpoint, directory: Path) -> None:
     got = {name: tuple(value.shape) for name, value in checkpoint.weights.items()}
     problems = [f"missing {name}" for name in own.keys() - got.keys()]
     problems += [f"unexpected {name}" for name in got.keys() - own.keys()]
-    problems += [f"{name} has shape {got[name]}, expected {own[name]}" for name in own.keys() & got.keys() if own[name] != got[name]]
+    both = own.keys() & got.keys()
+    problems += [f"{name} has shape {got[name]}, expected {own[name]}" for name in both if own[name] != got[name]]
     if problems:
         raise CheckpointError(f"{directory} is of another architecture: " + "; ".join(sorted(problems)[:8]))
     module.load_state_dict(checkpoint.weights)

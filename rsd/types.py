@@ -126,7 +126,7 @@ class ChunkPrediction:
         actions: [T, A], float64, robot units as `Env.step` takes them: end-effector deltas, gripper -1 open, +1 close.
         stats: Counters of the decoding for this chunk (JSON types): target_passes, draft_passes, proposed_stages,
             accepted_stages, accept_counts (list). Empty for a decoding without tokens.
-        latency_ms: Part name to milliseconds for the call that produced the chunk; "total" is measured around all parts.
+        latency_ms: Part name to milliseconds of the call that produced the chunk; "total" is measured around all parts.
     """
 
     actions: np.ndarray
@@ -144,7 +144,7 @@ class EpisodeResult:
         seed: Seed of the policy's sampling in this episode.
         success: Whether the environment reported success within the limit. False when error is set.
         num_steps: Control steps executed after the waiting steps.
-        error: None, or "ExceptionType: message" when the episode crashed; such an episode is not a failure of the policy.
+        error: None, or "ExceptionType: message" when the episode crashed; that is not a failure of the policy.
         stats: Sums of ChunkPrediction.stats over the episode, plus "num_chunks".
         latency_ms: Part name to the list of measured values, one per chunk.
         wall_s: Wall-clock seconds of the episode, reset included.
@@ -178,7 +178,7 @@ class Env(Protocol):
     max_steps: int
 
     def reset(self, init_state_id: int) -> Observation:
-        """Put the scene into evaluation init state `init_state_id`, run the waiting steps, return the first observation.
+        """Put the scene into evaluation init state `init_state_id`, run the waiting steps, return what is seen then.
 
         Raises:
             IndexError: init_state_id is not in 0..num_init_states-1.
@@ -213,12 +213,12 @@ class Backbone(Protocol):
     norm_stats: dict[str, Any]  # {"action": {...}, "proprio": {...}} of unnorm_key
 
     def prepare(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
-        """Pictures as stored in RLDS (after JPEG) → resize, centre crop, normalise; instruction → ids; proprio → [-1, 1]."""
+        """Pictures as stored in RLDS (after JPEG) → model pixels; instruction → ids; proprio → [-1, 1]."""
 
     def forward(self, inputs: dict[str, Tensor], layers: Sequence[int]) -> BackboneOutput: ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies the model and its image pipeline (weights hash, sizes, crop, decoder): the cache's content key."""
+        """What identifies the model and its image pipeline (weights hash, sizes, crop): the cache's content key."""
 
 
 class Policy(Protocol):
