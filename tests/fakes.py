@@ -13,10 +13,10 @@ GOAL_RADIUS_M = 0.05
 class PointMassEnv:
     """A point in the unit cube that must reach a goal and close its gripper there.
 
-    Actions have LIBERO's seven dims; the first three move the point by at most STEP_M a step, the rotation turns nothing,
-    the last one is the gripper. Proprio has LIBERO's eight dims. The pictures show the point (red) and the goal (green),
-    from above in "image" and from the side in "wrist_image". With a few init states a straight line solves it in about
-    twenty steps; `direction` gives the way.
+    Actions have LIBERO's seven dims: the first three move the point by at most STEP_M a step, the rotation turns
+    nothing, the last one is the gripper. Proprio has LIBERO's eight dims. The pictures show the point (red) and the
+    goal (green), from above in "image" and from the side in "wrist_image". A straight line solves it in about twenty
+    steps; `direction` gives the way.
     """
 
     def __init__(
