@@ -1,0 +1,95 @@
+"""The contract of every action tokenizer: chunks ↔ integers, coarse to fine, decodable from any prefix of the stages.
+
+A tokenizer is an analysis (actions → latents), residual stages (latents ↔ integers) and a synthesis (latents →
+actions). Only the outer two differ between the families. Actions are normalised chunks: pose deltas in [-1, 1], gripper
+1 open and 0 closed. Nothing about the single chunk enters except through its integers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rsd.tokenizer.quantizer import ResidualQuantizer
+from rsd.types import CodeShape
+
+
+class ActionTokenizer(nn.Module):
+    """Base of the tokenizers; a subclass sets `config`, `code_shape`, `quantizer` and defines the outer two maps.
+
+    Attributes:
+        config: Constructor arguments (JSON types), stored in checkpoints and compared when one is loaded.
+        code_shape: Which integers exist.
+        quantizer: The residual stages.
+    """
+
+    config: dict[str, Any]
+    code_shape: CodeShape
+    quantizer: ResidualQuantizer
+
+    def to_latents(self, actions: Tensor) -> Tensor:
+        """Analysis: [B, T, A] → [B, T, D]."""
+        raise NotImplementedError
+
+    def to_actions(self, latents: Tensor) -> Tensor:
+        """Synthesis: [B, T, D] → [B, T, A]."""
+        raise NotImplementedError
+
+    def action_bound(self, depth: int) -> Tensor:
+        """Largest change of each action entry that stages after `depth` can make, whatever their indices: [T, A].
+
+        The change is between decode(indices[..., :depth]) and decode of any continuation of it.
+        """
+        raise NotImplementedError
+
+    def fit(self, chunks: Tensor) -> None:
+        """Set the constants that are computed from data rather than trained; chunks [N, T, A] of the training split."""
+
+    def check_actions(self, actions: Tensor) -> None:
+        """Raise ValueError unless actions are finite and [B, T, A]."""
+        expected = (self.code_shape.chunk_length, self.code_shape.action_dim)
+        if actions.dim() != 3 or tuple(actions.shape[1:]) != expected:
+            raise ValueError(f"action chunks are {list(actions.shape)}, expected [B, {expected[0]}, {expected[1]}]")
+        if not torch.isfinite(actions).all():
+            raise ValueError("action chunks hold NaN or infinite values; expected finite, normalised actions")
+
+    def encode(self, actions: Tensor, prefix: Tensor | None = None) -> Tensor:
+        """Integers of a chunk: [B, T, A], float → [B, T, D, Q], int64.
+
+        Args:
+            prefix: Indices of the first q stages, [B, T, D, q], fixed in advance (drafted or corrupted); the remaining
+                stages then describe the residual of that prefix.
+
+        Raises:
+            ValueError: wrong shape, or values that are not finite.
+        """
+        self.check_actions(actions)
+        return self.quantizer.encode(self.to_latents(actions), prefix)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Chunk of the first q ≤ Q stages: [B, T, D, q], int64 → [B, T, A], float32.
+
+        Raises:
+            ValueError: more stages than the tokenizer has, or another code shape.
+        """
+        block = (len(self.code_shape.levels), self.code_shape.latent_dim)
+        if indices.dim() != 4 or tuple(indices.shape[1:3]) != block or indices.shape[3] > self.code_shape.num_stages:
+            raise ValueError(
+                f"indices have shape {list(indices.shape)}, expected [B, {block[0]}, {block[1]}, "
+                f"0..{self.code_shape.num_stages}]; they come from another tokenizer or a deeper one"
+            )
+        return self.to_actions(self.quantizer.decode(indices))
+
+    def forward(self, actions: Tensor, depth: int | None = None) -> Tensor:
+        """Reconstruction of a chunk from its first `depth` stages (all by default), differentiable: [B, T, A].
+
+        The value is exactly decode(encode(actions)[..., :depth]); the gradient passes the rounding as if it were not
+        there (straight through).
+        """
+        latents = self.to_latents(actions)
+        with torch.no_grad():
+            indices = self.quantizer.encode(latents)[..., :depth]
+        quantized = self.quantizer.decode(indices)
+        return self.to_actions(quantized + (latents - latents.detach()))  # the bracket is 0 and carries the gradient

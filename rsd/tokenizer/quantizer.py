@@ -1,0 +1,86 @@
+"""Scalar quantiser, and residual stages of it: coarse-to-fine integers from which a latent can be rebuilt.
+
+Residual FSQ (arXiv 2508.15860) with one correction that everything else rests on: the scale of a stage is a constant of
+the model, never a statistic of the input, so that the integers alone decode. With a *fixed* grid and an odd number of
+levels all stages after the first would round to zero; here each stage has its own step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def quantize(values: Tensor, steps: Tensor, levels: Tensor) -> Tensor:
+    """Nearest level of a uniform grid centred on zero.
+
+    Args:
+        values: [..., D], float.
+        steps: Distance of neighbouring levels, > 0, broadcastable to values.
+        levels: Number of levels, int64 ≥ 1, broadcastable to values; 1 always gives index 0.
+
+    Returns:
+        Indices, int64, in 0..levels-1; values outside the grid saturate.
+    """
+    centre = (levels - 1) / 2
+    return torch.round(values / steps + centre).long().clamp_min(0).minimum(levels - 1)
+
+
+def dequantize(indices: Tensor, steps: Tensor, levels: Tensor) -> Tensor:
+    """Level values of indices; inverse of `quantize` on the grid. Same shapes."""
+    return (indices - (levels - 1) / 2) * steps
+
+
+class ResidualQuantizer(nn.Module):
+    """Q residual stages: each quantises what the stages before it left over.
+
+    Args:
+        levels: Number of levels of every entry, [T, D, Q], int64; 1 means that the entry has no token at that stage.
+        steps: Initial step of every stage, broadcastable to [T, D, Q], float > 0.
+        learned: Whether the steps are trained (as their logarithms) or stay constants.
+    """
+
+    def __init__(self, levels: Tensor, steps: Tensor, learned: bool = False):
+        super().__init__()
+        self.register_buffer("levels", levels.long(), persistent=False)
+        log_steps = steps.to(torch.float32).log()
+        if learned:
+            self.log_steps = nn.Parameter(log_steps)
+        else:
+            self.register_buffer("log_steps", log_steps)
+
+    @property
+    def num_stages(self) -> int:
+        return self.levels.shape[-1]
+
+    def steps(self) -> Tensor:
+        """Step of every entry and stage, [T, D, Q], float32."""
+        return self.log_steps.exp().expand(self.levels.shape)
+
+    def values(self, indices: Tensor) -> Tensor:
+        """What each stage contributes, [B, T, D, q], for the indices [B, T, D, q] of the first q stages."""
+        depth = indices.shape[-1]
+        return dequantize(indices, self.steps()[..., :depth], self.levels[..., :depth])
+
+    def encode(self, latents: Tensor, prefix: Tensor | None = None) -> Tensor:
+        """Greedy digits of latents [B, T, D], stage by stage, continuing after `prefix` [B, T, D, q] if given.
+
+        Returns:
+            [B, T, D, Q], int64; the first q stages are the prefix itself, whatever it is.
+        """
+        steps = self.steps()
+        digits = [] if prefix is None else list(prefix.unbind(-1))
+        residual = latents if prefix is None else latents - self.decode(prefix)
+        for stage in range(len(digits), self.num_stages):
+            digits.append(quantize(residual, steps[..., stage], self.levels[..., stage]))
+            residual = residual - dequantize(digits[-1], steps[..., stage], self.levels[..., stage])
+        return torch.stack(digits, dim=-1)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Latents [B, T, D] of the first q stages, [B, T, D, q]; q = 0 gives zeros."""
+        return self.values(indices).sum(dim=-1)
+
+    def reach(self, depth: int) -> Tensor:
+        """Farthest that stages after `depth` can move a latent entry, whatever their indices: [T, D]."""
+        half_width = (self.levels[..., depth:] - 1) / 2
+        return (half_width * self.steps()[..., depth:]).sum(dim=-1)
