@@ -1,0 +1,77 @@
+"""An RLDS directory's metadata: what its two JSON files say, checked, through tensorflow-datasets.
+
+What surprises first: tensorflow-datasets takes about a second to import (without TensorFlow), so it is imported where
+it is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from rsd.data import DataError
+from rsd.data.libero_features import FeatureSpec, flatten_features
+
+INFO_FILE = "dataset_info.json"
+FEATURES_FILE = "features.json"
+STATISTICS_FILE = "dataset_statistics.json"
+HOW_TO_GET = (
+    "collect demonstrations with scripts/collect_demos.py, or put a published set of openvla/modified_libero_rlds there"
+)
+
+
+class Metadata(NamedTuple):
+    """What dataset_info.json and features.json say."""
+
+    name: str
+    version: str
+    shards: list[Path]
+    shard_lengths: list[int]
+    features: dict[str, FeatureSpec]
+
+
+def check_dataset(directory: Path) -> None:
+    """Raise DataError unless `directory` (<data.root>/<name>/<version>) is an RLDS directory with something in it."""
+    directory = Path(directory)
+    root = directory.parent.parent
+    if not root.is_dir():
+        raise DataError(f"data.root {root} does not exist; {HOW_TO_GET}, as {directory}, or set data.root")
+    if not directory.is_dir():
+        there = sorted(f"{path.parent.parent.name}/{path.parent.name}" for path in root.glob(f"*/*/{INFO_FILE}"))
+        raise DataError(f"no data set at {directory}; data.root {root} holds {there}; {HOW_TO_GET}")
+    if not any(directory.iterdir()):
+        raise DataError(f"{directory} is empty; expected an RLDS data set; {HOW_TO_GET}")
+    missing = [name for name in (INFO_FILE, FEATURES_FILE) if not (directory / name).is_file()]
+    if missing:
+        raise DataError(f"{directory} is not an RLDS data set: {' and '.join(missing)} missing; {HOW_TO_GET}")
+    for name in (INFO_FILE, FEATURES_FILE):
+        try:
+            json.loads((directory / name).read_bytes())
+        except ValueError as error:
+            raise DataError(f"{directory / name} is not JSON: {error}; fetch or collect the data set again") from error
+
+
+def read_metadata(directory: Path) -> Metadata:
+    """Metadata through tensorflow-datasets, which takes about a second to import; TensorFlow is not loaded.
+
+    Raises:
+        DataError: not an RLDS directory with a split "train", or files of it are missing.
+    """
+    check_dataset(directory)
+    import tensorflow_datasets as tfds
+    from google.protobuf.json_format import ParseError
+
+    try:
+        builder = tfds.builder_from_directory(directory)
+        features = flatten_features(builder.info.features)
+        split = builder.info.splits["train"]
+        shards, lengths = [Path(path) for path in split.filepaths], [int(length) for length in split.shard_lengths]
+    except (ParseError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise DataError(f"{directory} is not an RLDS data set that tensorflow-datasets reads: {error}") from error
+    missing = [path.name for path in shards if not path.is_file()]
+    if missing:
+        raise DataError(f"{directory}: {len(missing)} of {len(shards)} files missing: {missing[:3]}; fetch them again")
+    if sum(lengths) == 0:
+        raise DataError(f"{directory} holds no episodes; {HOW_TO_GET}")
+    return Metadata(builder.info.name, str(builder.info.version), shards, lengths, features)

@@ -1,0 +1,181 @@
+"""Reader of RLDS directories: any episode, in any order, without TensorFlow.
+
+What surprises first: dataset_info.json says how many records count. What lies behind the last counted one belongs to an
+episode that is being written, and is not looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsd.data import DataError
+from rsd.data.rlds_metadata import INFO_FILE, read_metadata
+from rsd.data.tfrecord import (
+    BYTES,
+    FLOAT,
+    INT64,
+    Feature,
+    Span,
+    byte_spans,
+    float_values,
+    int_values,
+    parse_example,
+    read_record,
+    scan,
+)
+from rsd.data.trajectories import check_finite, compute_statistics, standardize_actions, standardize_proprio
+
+STEPS = "steps/"
+
+
+class RLDSDataset:
+    """Random access to the episodes of an RLDS directory.
+
+    Attributes:
+        name, version: Of the data set, as in dataset_info.json.
+        features: Flat name ("steps/observation/state") to what one value is.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = Path(directory)
+        metadata = read_metadata(self.directory)
+        self.name, self.version, self.features = metadata.name, metadata.version, metadata.features
+        self._records: list[tuple[Path, Span]] = []
+        for path, length in zip(metadata.shards, metadata.shard_lengths, strict=True):
+            spans, end = scan(path, count=length)
+            if len(spans) < length:
+                raise DataError(
+                    f"{path}: truncated: {INFO_FILE} promises {length} records, only {len(spans)} are whole; the "
+                    f"file ends at byte {path.stat().st_size}, inside the record that begins at byte {end}; fetch or "
+                    "collect this file again"
+                )
+            self._records += [(path, span) for span in spans]
+        self._files: dict[Path, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": {}}  # descriptors do not travel to other processes
+
+    def __del__(self) -> None:
+        for file in getattr(self, "_files", {}).values():
+            os.close(file)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def episode(self, index: int, images: bool = False) -> dict[str, Any]:
+        """Everything that is stored of one episode of n steps, unchanged.
+
+        Returns:
+            Flat names without "steps/": tensors as arrays [n, *shape], texts as lists of n strings (metadata as one
+            string), and with `images` pictures as lists of n JPEG byte strings.
+
+        Raises:
+            DataError: the record is damaged, or a feature is not what features.json says.
+        """
+        record, features = self._parse(index)
+        episode: dict[str, Any] = {}
+        for name, spec in self.features.items():
+            if spec.kind != "image":
+                episode[name.removeprefix(STEPS)] = self._decode(record, features, name, index)
+            elif images:
+                spans = byte_spans(record, self._feature(features, name, BYTES, index))
+                episode[name.removeprefix(STEPS)] = [bytes(record[start:end]) for start, end in spans]
+        self._check_lengths(episode, index)
+        return episode
+
+    def episodes(self) -> Iterator[dict[str, Any]]:
+        """All episodes in order, without pictures."""
+        for index in range(len(self)):
+            yield self.episode(index)
+
+    def image_spans(self, index: int, name: str) -> np.ndarray:
+        """Where the JPEG pictures of a view lie in the episode's file: [n, 2], int64, (offset, length) in bytes."""
+        record, features = self._parse(index, check=False)
+        base = self._records[index][1].offset
+        spans = byte_spans(record, self._feature(features, f"{STEPS}observation/{name}", BYTES, index))
+        return np.array([(base + start, end - start) for start, end in spans], dtype=np.int64).reshape(-1, 2)
+
+    def read_bytes(self, index: int, offset: int, length: int) -> bytes:
+        """A piece of the file that holds episode `index`, for example one picture."""
+        return os.pread(self._file(self._records[index][0]), length, offset)
+
+    def file_paths(self) -> list[str]:
+        """episode_metadata/file_path of every episode."""
+        return [episode["episode_metadata/file_path"] for episode in self.episodes()]
+
+    def statistics(self) -> dict[str, Any]:
+        """norm_stats of the standardised data, as training code computes them (SPEC: split "all")."""
+        actions, proprios = [], []
+        for index, episode in enumerate(self.episodes()):
+            check_finite(episode["action"], "action", self.describe(index))
+            check_finite(episode["observation/state"], "observation/state", self.describe(index))
+            actions.append(standardize_actions(episode["action"]))
+            proprios.append(standardize_proprio(episode["observation/state"]))
+        return compute_statistics(actions, proprios)
+
+    def content_id(self) -> str:
+        """Hex digest that changes with the data: names, counted records, and every record's stored checksum."""
+        digest = hashlib.sha256(f"{self.name}/{self.version}".encode())
+        for index, (path, span) in enumerate(self._records):
+            digest.update(f"{path.name}:{span.offset}:{span.length}:".encode())
+            digest.update(self.read_bytes(index, span.offset + span.length, 4))
+        return digest.hexdigest()
+
+    def describe(self, index: int) -> str:
+        """Episode and file, for messages."""
+        return f"{self.name}: episode {index} ({self._records[index][0].name})"
+
+    def _file(self, path: Path) -> int:
+        if path not in self._files:
+            self._files[path] = os.open(path, os.O_RDONLY)
+        return self._files[path]
+
+    def _parse(self, index: int, check: bool = True) -> tuple[memoryview, dict[str, Feature]]:
+        path, span = self._records[index]
+        record = read_record(self._file(path), span, path, check)
+        try:
+            return record, parse_example(record)
+        except (ValueError, IndexError) as error:
+            raise DataError(f"{path}: record at byte {span.offset} is not a tf.train.Example: {error}") from error
+
+    def _feature(self, features: dict[str, Feature], name: str, kind: int, index: int) -> Feature:
+        if name not in features or features[name].kind != kind:
+            kinds = {BYTES: "bytes", FLOAT: "floats", INT64: "integers"}
+            got = kinds[features[name].kind] if name in features else f"nothing; the record has {sorted(features)}"
+            raise DataError(f"{self.describe(index)}: feature {name}: expected {kinds[kind]}, got {got}")
+        return features[name]
+
+    def _decode(self, record: memoryview, features: dict[str, Feature], name: str, index: int) -> Any:
+        spec = self.features[name]
+        if spec.kind == "text":
+            spans = byte_spans(record, self._feature(features, name, BYTES, index))
+            texts = [bytes(record[start:end]).decode() for start, end in spans]
+            return texts if name.startswith(STEPS) else texts[0]
+        if spec.dtype.kind == "f":
+            values = float_values(record, self._feature(features, name, FLOAT, index))
+        else:
+            values = int_values(record, self._feature(features, name, INT64, index))
+        size = int(np.prod(spec.shape))
+        if len(values) % size:
+            raise DataError(
+                f"{self.describe(index)}: feature {name}: expected shape {['n', *spec.shape]}, got {len(values)} "
+                f"values, which is no multiple of {size}"
+            )
+        return values.astype(spec.dtype).reshape(-1, *spec.shape)
+
+    def _check_lengths(self, episode: dict[str, Any], index: int) -> None:
+        """Every feature of the steps must have as many entries as there are actions."""
+        num_steps = len(episode["action"]) if "action" in episode else None
+        for name, values in episode.items():
+            if not isinstance(values, str) and num_steps is not None and len(values) != num_steps:
+                spec = self.features[STEPS + name]
+                raise DataError(
+                    f"{self.describe(index)}: feature {name}: expected shape {[num_steps, *spec.shape]} (as many "
+                    f"steps as action), got {len(values)} entries of {list(spec.shape)}"
+                )

@@ -1,0 +1,265 @@
+"""Writer of RLDS directories in the feature structure of the published LIBERO sets; survives being killed at any byte.
+
+There is one file, <name>-train.tfrecord-00000-of-00001, which only grows. An episode is appended and synced, and then
+counted in dataset_info.json, which is replaced whole. Opening the directory again cuts a torn last record off and goes
+on. What surprises first: readers never see an uncounted record, so a set may be read while it is being collected.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+
+from rsd.data import DataError
+from rsd.data.libero_features import ACTION_DIM, IMAGE_SHAPE, JOINT_DIM, STATE_DIM, libero_features
+from rsd.data.rlds_metadata import FEATURES_FILE, INFO_FILE, STATISTICS_FILE
+from rsd.data.rlds_reader import RLDSDataset
+from rsd.data.tfrecord import (
+    FOOTER_BYTES,
+    HEADER_BYTES,
+    Span,
+    byte_spans,
+    encode_example,
+    frame,
+    parse_example,
+    read_record,
+    scan,
+)
+from rsd.data.trajectories import check_finite
+from rsd.images import encode_jpeg
+
+FILE_PATH = "episode_metadata/file_path"
+FILE_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # of tensorflow-datasets
+
+
+class RLDSWriter:
+    """Appends episodes to an RLDS directory, new or begun earlier by this class.
+
+    Args:
+        directory: Where the files go; <data.root>/<name>/<version> by convention.
+        name: Name of the data set, e.g. libero_spatial_no_noops.
+        version: Three numbers, e.g. 1.0.0.
+
+    Raises:
+        DataError: the directory holds something else, is damaged, or another process writes to it. Nothing is changed.
+    """
+
+    def __init__(self, directory: Path, name: str, version: str = "1.0.0") -> None:
+        self.directory, self.name, self.version = Path(directory), name, version
+        self.path = self.directory / f"{name}-train.tfrecord-00000-of-00001"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        foreign = sorted(path.name for path in self.directory.glob("*.tfrecord*") if path != self.path)
+        if foreign:
+            raise DataError(
+                f"{self.directory} holds {foreign[0]}, which this writer did not write; expected only "
+                f"{self.path.name}; choose another directory"
+            )
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._lock()
+            self._spans = self._recover()
+            self._file_paths = [self._read_file_path(span) for span in self._spans]
+            self._write_features()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> RLDSWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def file_paths(self) -> list[str]:
+        """episode_metadata/file_path of every episode that is in the file, in order."""
+        return list(self._file_paths)
+
+    def write_episode(self, episode: dict[str, Any]) -> None:
+        """Append one episode; when this returns it is on disk and readable.
+
+        Args:
+            episode: {"steps": {"observation": {"image", "wrist_image": n pictures, each [256, 256, 3] uint8 or JPEG
+                bytes; "state": [n, 8]; "joint_state": [n, 7]}, "action": [n, 7] raw robosuite,
+                "language_instruction": str}, "episode_metadata": {"file_path": str, which names the episode}}. The
+                rewards and flags of the published sets are added: a demonstration ends with reward 1, terminal.
+
+        Raises:
+            DataError: a feature has another shape or is not finite, or the file_path is there. Nothing is written.
+            OSError: no space, for example. Every earlier episode is as it was.
+        """
+        file_path = episode["episode_metadata"]["file_path"]
+        if file_path in self._file_paths:
+            raise DataError(f"{self.directory}: episode {file_path!r} is already there; each has its own file_path")
+        payload = encode_example(_flat_features(episode["steps"], file_path))
+        span = Span(self._end() + HEADER_BYTES, len(payload))
+        try:
+            self._append(frame(payload))
+        except BaseException:
+            os.ftruncate(self._file, span.offset - HEADER_BYTES)
+            raise
+        self._spans.append(span)
+        self._file_paths.append(file_path)
+        self._write_info()
+
+    def finish(self) -> None:
+        """Write dataset_statistics.json (and dataset_info.json) for what is there; call again after appending."""
+        if not self._spans:
+            raise DataError(f"{self.directory}: no episode was written, so there is no data set to finish")
+        self._write_info()
+        statistics = {self.name: RLDSDataset(self.directory).statistics()}
+        _replace(self.directory / STATISTICS_FILE, json.dumps(statistics, indent=2))
+
+    def close(self) -> None:
+        """Let go of the file; safe to call twice. Does not finish."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{self.path} is being written by another process; wait for it or stop it") from error
+
+    def _recover(self) -> list[Span]:
+        """Find the whole records and cut off what a killed writer left behind them."""
+        spans, end = scan(self.path)
+        counted = self._counted()
+        if len(spans) < counted:
+            raise DataError(
+                f"{self.path}: {INFO_FILE} counts {counted} episodes, only {len(spans)} are whole (the file is damaged "
+                f"from byte {end} on); nothing was changed; restore the file, or move {self.directory} away"
+            )
+        os.ftruncate(self._file, end)
+        return spans
+
+    def _counted(self) -> int:
+        path = self.directory / INFO_FILE
+        if not path.exists():
+            return 0
+        info = json.loads(path.read_bytes())
+        if (info["name"], info["version"]) != (self.name, self.version):
+            raise DataError(
+                f"{self.directory} holds data set {info['name']} {info['version']}, expected {self.name} "
+                f"{self.version}; choose another directory"
+            )
+        return sum(int(length) for split in info["splits"] for length in split["shardLengths"])
+
+    def _read_file_path(self, span: Span) -> str:
+        record = read_record(self._file, span, self.path)
+        start, end = byte_spans(record, parse_example(record)[FILE_PATH])[0]
+        return bytes(record[start:end]).decode()
+
+    def _end(self) -> int:
+        return sum(self._spans[-1]) + FOOTER_BYTES if self._spans else 0
+
+    def _append(self, record: bytes) -> None:
+        offset, rest = self._end(), memoryview(record)
+        while rest:
+            written = os.pwrite(self._file, rest, offset)
+            offset, rest = offset + written, rest[written:]
+        os.fsync(self._file)
+
+    def _write_features(self) -> None:
+        text = json.dumps(libero_features().to_json(), indent=4, sort_keys=True)
+        path = self.directory / FEATURES_FILE
+        if path.exists() and json.loads(path.read_bytes()) != json.loads(text):
+            raise DataError(f"{path} describes other features than the LIBERO sets have; choose another directory")
+        if not path.exists():
+            _replace(path, text)
+
+    def _write_info(self) -> None:
+        split = {
+            "name": "train",
+            "filepathTemplate": FILE_TEMPLATE,
+            "numBytes": str(sum(span.length for span in self._spans)),
+            "shardLengths": [str(len(self._spans))],
+        }
+        info = {"name": self.name, "version": self.version, "fileFormat": "tfrecord", "splits": [split]}
+        _replace(self.directory / INFO_FILE, json.dumps(info, indent=2))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a small file so that it is either the old one or the whole new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _flat_features(steps: dict[str, Any], file_path: str) -> dict[str, np.ndarray | list[bytes]]:
+    """The record's features by flat name, checked; rewards and flags added."""
+    observation = steps["observation"]
+    num_steps = len(steps["action"])
+    if num_steps == 0:
+        raise DataError(f"episode {file_path!r} has no steps; expected at least one")
+    first, last = np.arange(num_steps) == 0, np.arange(num_steps) == num_steps - 1
+    return {
+        FILE_PATH: [file_path.encode()],
+        "steps/action": _vectors("action", steps["action"], (num_steps, ACTION_DIM), file_path),
+        "steps/discount": np.ones(num_steps, dtype=np.float32),
+        "steps/is_first": first,
+        "steps/is_last": last,
+        "steps/is_terminal": last,
+        "steps/language_instruction": [steps["language_instruction"].encode()] * num_steps,
+        "steps/observation/image": _pictures("image", observation["image"], num_steps, file_path),
+        "steps/observation/joint_state": _vectors(
+            "observation/joint_state", observation["joint_state"], (num_steps, JOINT_DIM), file_path
+        ),
+        "steps/observation/state": _vectors(
+            "observation/state", observation["state"], (num_steps, STATE_DIM), file_path
+        ),
+        "steps/observation/wrist_image": _pictures("wrist_image", observation["wrist_image"], num_steps, file_path),
+        "steps/reward": last.astype(np.float32),
+    }
+
+
+def _vectors(name: str, values: Any, shape: tuple[int, int], file_path: str) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float32)
+    if array.shape != shape:
+        raise DataError(f"episode {file_path!r}: feature {name}: expected shape {list(shape)}, got {list(array.shape)}")
+    check_finite(array, name, f"episode {file_path!r}")
+    return array
+
+
+def _pictures(name: str, pictures: Sequence[Any], num_steps: int, file_path: str) -> list[bytes]:
+    if len(pictures) != num_steps:
+        raise DataError(
+            f"episode {file_path!r}: feature observation/{name}: expected {num_steps} pictures, one for each action, "
+            f"got {len(pictures)}"
+        )
+    return [_jpeg(name, picture, step, file_path) for step, picture in enumerate(pictures)]
+
+
+def _jpeg(name: str, picture: bytes | np.ndarray, step: int, file_path: str) -> bytes:
+    if isinstance(picture, bytes):
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(picture)
+        except ValueError as error:
+            raise DataError(f"episode {file_path!r}: observation/{name} at step {step} is no JPEG: {error}") from error
+        got, dtype = (height, width, 3), "uint8"
+    else:
+        got, dtype = np.shape(picture), str(np.asarray(picture).dtype)
+    if got != IMAGE_SHAPE or dtype != "uint8":
+        raise DataError(
+            f"episode {file_path!r}: feature observation/{name} at step {step}: expected {list(IMAGE_SHAPE)} uint8, "
+            f"got {list(got)} {dtype}"
+        )
+    return picture if isinstance(picture, bytes) else encode_jpeg(picture)

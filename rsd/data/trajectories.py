@@ -1,0 +1,114 @@
+"""Trajectories as pure functions: standardise, take statistics, cut into chunks.
+
+Formulas of openvla-oft @ 213c5ff (prismatic/vla/datasets/rlds), in numpy. What surprises first: the quantiles are taken
+in float64, but mean, standard deviation and extremes in the data's own float32; the reference's statistics show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rsd.data import DataError
+from rsd.normalization import standardize_gripper
+
+
+def standardize_actions(raw: np.ndarray) -> np.ndarray:
+    """Raw robosuite actions [n, A] → the same with the gripper as 1 open, 0 close; [n, A], float32."""
+    return np.concatenate([raw[:, :-1], standardize_gripper(raw[:, -1:])], axis=1, dtype=np.float32)
+
+
+def standardize_proprio(state: np.ndarray) -> np.ndarray:
+    """observation/state [n, 8] → end-effector pose (6) and gripper joints (the last 2), [n, 8], float32."""
+    return np.concatenate([state[:, :6], state[:, -2:]], axis=1, dtype=np.float32)
+
+
+def check_finite(values: np.ndarray, feature: str, episode: str) -> None:
+    """Raise DataError, with episode and step, if any of `values` [n, dims] is NaN or infinite."""
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        step, dim = bad[0]
+        raise DataError(
+            f"{episode}: {feature} is {values[step, dim]} at step {step}, dim {dim} ({len(bad)} such values in this "
+            "episode); expected finite numbers; remove or collect this episode again"
+        )
+
+
+def _column_statistics(values: np.ndarray) -> dict[str, list[float]]:
+    exact = values.astype(np.float64)
+    return {
+        "mean": values.mean(axis=0).tolist(),
+        "std": values.std(axis=0).tolist(),
+        "max": values.max(axis=0).tolist(),
+        "min": values.min(axis=0).tolist(),
+        "q01": np.quantile(exact, 0.01, axis=0).tolist(),
+        "q99": np.quantile(exact, 0.99, axis=0).tolist(),
+    }
+
+
+def compute_statistics(actions: Sequence[np.ndarray], proprios: Sequence[np.ndarray]) -> dict[str, Any]:
+    """norm_stats of one data set, in the published layout.
+
+    Args:
+        actions: Per trajectory [n, A], float32, standardised, not normalised; the last dim is the gripper.
+        proprios: Per trajectory [n, P], float32.
+    """
+    flat = np.concatenate(actions)
+    return {
+        "action": _column_statistics(flat) | {"mask": [True] * (flat.shape[1] - 1) + [False]},
+        "proprio": _column_statistics(np.concatenate(proprios)),
+        "num_transitions": len(flat),
+        "num_trajectories": len(actions),
+    }
+
+
+def chunk_starts(num_steps: int, chunk_length: int) -> int:
+    """How many chunks a trajectory gives: its last chunk_length - 1 steps start none."""
+    return max(num_steps - chunk_length + 1, 0)
+
+
+def chunk_actions(actions: np.ndarray, chunk_length: int) -> np.ndarray:
+    """Every window of `chunk_length` consecutive actions, OpenVLA-OFT's way: nothing is padded.
+
+    Args:
+        actions: [n, A].
+
+    Returns:
+        [max(n - T + 1, 0), T, A]; entry i starts at step i.
+    """
+    count = chunk_starts(len(actions), chunk_length)
+    steps = np.arange(count)[:, None] + np.arange(chunk_length)  # [chunks, T]
+    return actions[steps]
+
+
+def chunk_actions_padded(actions: np.ndarray, chunk_length: int, absolute: Sequence[bool]) -> np.ndarray:
+    """Original OpenVLA's chunks: one for every step; past the end relative dims are 0, absolute ones repeat the last.
+
+    Args:
+        actions: [n, A].
+        absolute: Which dims are absolute (the gripper), [A].
+
+    Returns:
+        [n, T, A].
+    """
+    steps = np.arange(len(actions))[:, None] + np.arange(chunk_length)  # [n, T]
+    past = (steps >= len(actions))[:, :, None] & ~np.asarray(absolute, dtype=bool)  # [n, T, A]
+    chunks = actions[np.minimum(steps, len(actions) - 1)]  # [n, T, A]
+    return np.where(past, np.zeros((), actions.dtype), chunks)
+
+
+def require_chunks(lengths: Sequence[int], chunk_length: int, name: str) -> int:
+    """Number of trajectories too short for a single chunk.
+
+    Raises:
+        DataError: all of them are.
+    """
+    short = sum(length < chunk_length for length in lengths)
+    if short == len(lengths):
+        raise DataError(
+            f"{name}: all {len(lengths)} episodes are shorter than the chunk of {chunk_length} steps (the longest has "
+            f"{max(lengths, default=0)}); use a shorter chunk (chunk=...) or collect longer episodes"
+        )
+    return short
