@@ -103,10 +103,10 @@ class DecodingResult:
         draft_passes: Calls of the draft model that each sample needed, [B], int64.
         proposed_stages: Stages that the draft proposed and the target checked, [B], int64.
         accepted_stages: Those of them that were accepted whole, [B], int64, in 0..proposed_stages.
-        accepted_tokens: Draft tokens equal to the final token in the first proposal, and their number, each [B, Q],
-            int64, as (accepted, proposed); zeros for stages never proposed.
-        accept_counts: Histogram over first proposals, [Q + 1], int64: entry n counts samples whose first proposal had
-            exactly n leading stages accepted. All zero when nothing was proposed.
+        accepted_tokens: (kept, checked), each [B, Q], int64: draft tokens of a stage that were checked under a true
+            prefix, and those of them that were kept; zeros for stages never proposed.
+        accept_counts: Histogram of the first proposal's accepted leading stages, [B, Q + 1], int64: one entry of a row
+            is 1, all are 0 when nothing was proposed. Sum over samples and chunks to get the run's histogram.
     """
 
     indices: Tensor

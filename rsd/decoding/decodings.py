@@ -41,7 +41,7 @@ def _result(indices: Tensor, target_passes: Tensor, **counts: Tensor) -> Decodin
         "proposed_stages": none,
         "accepted_stages": none,
         "accepted_tokens": (per_stage, per_stage),
-        "accept_counts": torch.zeros(num_stages + 1, dtype=torch.long, device=indices.device),
+        "accept_counts": torch.zeros(batch, num_stages + 1, dtype=torch.long, device=indices.device),
     }
     return DecodingResult(indices=indices, target_passes=target_passes, **{**defaults, **counts})
 
@@ -113,7 +113,7 @@ def speculative(
     final = torch.zeros(batch_size, dtype=torch.long, device=device)  # leading stages that are decided
     passes, drafts, proposed, accepted = (torch.zeros_like(final) for _ in range(4))
     kept_tokens, checked_tokens = (torch.zeros(batch_size, num_stages, dtype=torch.long, device=device) for _ in "kc")
-    accept_counts = torch.zeros(num_stages + 1, dtype=torch.long, device=device)
+    accept_counts = torch.zeros(batch_size, num_stages + 1, dtype=torch.long, device=device)
     tokens_per_stage = (levels > 1).flatten(0, 1)  # [T*D, Q]
 
     while (start := int(final.min())) < num_stages:
@@ -147,7 +147,7 @@ def speculative(
             indices[..., stage] = torch.where(here[:, None, None], tokens, indices[..., stage])
             final += here
         if start == 0:  # the first proposal; every sample has a final stage after it
-            accept_counts += torch.bincount(accepted, minlength=num_stages + 1)
+            accept_counts.scatter_(1, accepted[:, None], 1)
 
     return _result(
         indices,

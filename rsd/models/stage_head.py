@@ -5,7 +5,7 @@ is smaller, and covers the first few. Stage-causal by construction (the depth tr
 2203.01941, with all tokens of a stage in parallel): the input of stage q is a sum over the stages before q, so nothing
 about stage q or later can reach it. One call gives any range of stages.
 
-Known and unknown: a stage whose predecessor was not given sees a learned "unknown" vector in its place. This is what makes
+Known and unknown: a stage that was not given is replaced by a learned "unknown" vector in the sum. This is what makes
 `parallel` decoding a question the model has been trained on.
 """
 

@@ -54,7 +54,7 @@ def test_perfect_draft_needs_one_pass_and_adversarial_draft_at_most_q():
     for num_draft_stages in (Q - 1, Q):
         result = speculative(target, TableModel(seed=3), levels=LEVELS, batch_size=2, num_draft_stages=num_draft_stages)
         assert result.target_passes.tolist() == [1, 1]
-        assert result.accept_counts[num_draft_stages] == 2
+        assert result.accept_counts[:, num_draft_stages].tolist() == [1, 1]
 
     def adversary(known, start, stop):
         return -target(known, start, stop)  # proposes the target's least likely level
@@ -63,7 +63,7 @@ def test_perfect_draft_needs_one_pass_and_adversarial_draft_at_most_q():
     assert torch.equal(result.indices, depth_ar(target, levels=LEVELS, batch_size=2).indices)
     assert result.target_passes.tolist() == [Q, Q]
     assert result.accepted_stages.tolist() == [0, 0]
-    assert result.accept_counts.tolist() == [2, 0, 0, 0, 0]
+    assert result.accept_counts.tolist() == [[1, 0, 0, 0, 0]] * 2
 
 
 def test_hand_computed_account():
@@ -86,7 +86,7 @@ def test_hand_computed_account():
     assert result.draft_passes.tolist() == [4 + 1]
     assert result.proposed_stages.tolist() == [4 + 1]
     assert result.accepted_stages.tolist() == [2 + 1]
-    assert result.accept_counts.tolist() == [0, 0, 1, 0, 0]
+    assert result.accept_counts.tolist() == [[0, 0, 1, 0, 0]]
     kept, checked = result.accepted_tokens
     assert kept.tolist() == [[6, 6, 5, 6]] and checked.tolist() == [[6, 6, 6, 6]]
 

@@ -1,0 +1,80 @@
+"""Checkpoints of target heads and drafts, and the contract between them, the tokenizer and the base model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rsd.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
+from rsd.models.stage_head import StageHead
+from rsd.types import CodeShape
+
+
+def save_stage_head(head: StageHead, directory: Path, *, kind: str, layer: int, provenance: dict[str, Any]) -> None:
+    """Write a head's or draft's checkpoint folder.
+
+    Args:
+        kind: "head" or "draft".
+        layer: Base model layer whose hidden states it reads.
+        provenance: Must hold "tokenizer" (weights hash), "base" (fingerprint) and "unnorm_key".
+    """
+    config = {**head.config, "layer": layer, "code_shape": asdict(head.code_shape)}
+    save_checkpoint(directory, kind=kind, config=config, weights=head.state_dict(), provenance=provenance)
+
+
+def load_stage_head(
+    directory: Path, *, kind: str, code_shape: CodeShape, tokenizer_sha256: str, base: dict[str, Any], unnorm_key: str
+) -> tuple[StageHead, int]:
+    """Read a head or draft and hold it to what it will work with.
+
+    Args:
+        directory: Folder written by `save_stage_head`.
+        kind: "head" or "draft".
+        code_shape: Of the tokenizer in use.
+        tokenizer_sha256: Hash of the tokenizer's weights in use: the same shape with other weights means other tokens.
+        base: Fingerprint of the base model in use.
+        unnorm_key: Statistics in use.
+
+    Returns:
+        The head in evaluation mode, and the base model layer it reads.
+
+    Raises:
+        CheckpointError: missing, damaged, or made for another tokenizer, base model or data set.
+    """
+    command = f"python train.py phase={kind}"
+    loaded = load_checkpoint(directory, kind=kind, produce=command)
+    config = dict(loaded.config)
+    layer, stored_shape = config.pop("layer"), config.pop("code_shape")
+    levels = tuple(tuple(tuple(entry) for entry in row) for row in stored_shape.pop("levels"))
+    stored_shape = CodeShape(**stored_shape, levels=levels)
+    remedy = f"train it again for this combination with {command}"
+    if stored_shape != code_shape:
+        raise CheckpointError(
+            f"{kind} {directory} speaks another code than the tokenizer: {_describe(stored_shape)} in the checkpoint, "
+            f"{_describe(code_shape)} in the tokenizer; {remedy}"
+        )
+    made_for = {"tokenizer": tokenizer_sha256, "unnorm_key": unnorm_key, "base": base}
+    for name, value in made_for.items():
+        if loaded.provenance[name] != value:
+            raise CheckpointError(
+                f"{kind} {directory} was made for another {name}: {_short(loaded.provenance[name], value)} in the "
+                f"checkpoint, {_short(value, loaded.provenance[name])} here; {remedy}"
+            )
+    head = StageHead(code_shape=code_shape, **config)
+    load_weights(head, loaded, directory)
+    return head.eval().requires_grad_(False), layer
+
+
+def _describe(shape: CodeShape) -> str:
+    return (
+        f"chunk {shape.chunk_length}x{shape.action_dim}, {shape.num_stages} stages of {shape.num_levels} levels with "
+        f"{shape.tokens_per_stage} tokens"
+    )
+
+
+def _short(value: Any, other: Any) -> str:
+    """A value for an error message; of a dict only the entries that differ."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        return str({key: entry for key, entry in value.items() if other.get(key) != entry})
+    return repr(value)

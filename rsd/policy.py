@@ -1,0 +1,244 @@
+"""The policy: raw observations in, action chunks in robot units out. The only place where all parts meet.
+
+    camera pictures → JPEG round trip → base model → hidden states → decoding → tokenizer.decode → robot units
+
+It owns the normaliser and the image path, so that whoever drives it (an evaluation loop, a robot) needs neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsd.images import jpeg_round_trip
+from rsd.models.loading import load_stage_head
+from rsd.models.stage_head import StageHead
+from rsd.normalization import robot_actions, unnormalize
+from rsd.tokenizer import ActionTokenizer, load_tokenizer
+from rsd.types import Backbone, ChunkPrediction, DecodingResult, Observation
+
+Decode = Callable[..., DecodingResult]
+
+
+class PolicyError(RuntimeError):
+    """The parts of a policy do not fit together, or the model produced something that is not an action."""
+
+
+class Stopwatch:
+    """Milliseconds per named part; a part measured several times adds up. Waits for the device around each part."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.elapsed_ms: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str):
+        self._wait()
+        start = time.perf_counter()
+        yield
+        self._wait()
+        self.elapsed_ms[name] = self.elapsed_ms.get(name, 0.0) + 1000 * (time.perf_counter() - start)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+@dataclasses.dataclass
+class TokenParts:
+    """What a decoding over tokens needs beside the base model."""
+
+    tokenizer: ActionTokenizer
+    head: StageHead
+    head_layer: int
+    draft: StageHead | None
+    draft_layer: int | None
+    decode: Decode
+
+
+class VLAPolicy:
+    """A base model and a way of decoding its hidden states.
+
+    Args:
+        backbone: The base model.
+        tokens: Tokenizer, head, draft and decoding; None for the base model's continuous (L1) head.
+        num_open_loop_steps: Actions of a chunk that the driver is meant to execute, 1..T.
+        jpeg: Put pictures through the JPEG round trip of the training data first; False for pictures that come from a
+            data set and have been through it.
+        device: Where the models are.
+
+    Raises:
+        PolicyError: the tokenizer's chunk is not the base model's, or num_open_loop_steps is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        tokens: TokenParts | None,
+        num_open_loop_steps: int,
+        jpeg: bool,
+        device: torch.device,
+    ):
+        if not 1 <= num_open_loop_steps <= backbone.chunk_length:
+            raise PolicyError(f"num_open_loop_steps {num_open_loop_steps}, expected 1..{backbone.chunk_length} (the chunk)")
+        self.backbone = backbone
+        self.tokens = tokens
+        self.num_open_loop_steps = num_open_loop_steps
+        self.jpeg = jpeg
+        self.device = device
+        self.generator = torch.Generator(device)
+        if tokens is not None:
+            self.levels = torch.tensor(tokens.tokenizer.code_shape.levels, device=device)
+            shape = (tokens.tokenizer.code_shape.chunk_length, tokens.tokenizer.code_shape.action_dim)
+            if shape != (backbone.chunk_length, backbone.action_dim):
+                raise PolicyError(
+                    f"the tokenizer's chunk is {shape}, the base model's ({backbone.chunk_length}, "
+                    f"{backbone.action_dim}); set chunk to the length that both were trained with"
+                )
+
+    def reset(self, seed: int) -> None:
+        """Start of an episode: seed the sampling. There is no other state."""
+        self.generator.manual_seed(seed)
+
+    @torch.inference_mode()
+    def predict(self, observations: Sequence[Observation]) -> list[ChunkPrediction]:
+        """One chunk per observation, all from one batched forward pass.
+
+        Raises:
+            PolicyError: the models produced a value that is not finite.
+        """
+        watch = Stopwatch(self.device)
+        with watch.part("total"):
+            with watch.part("preprocess"):
+                inputs = self.backbone.prepare([self._stored(observation) for observation in observations])
+            with watch.part("backbone"):
+                output = self.backbone.forward(inputs, self._layers())
+            if self.tokens is None:
+                normalized, stats = output.actions, [{} for _ in observations]
+            else:
+                result = self._decode(output.hidden_states, watch)
+                with watch.part("tokenizer"):
+                    normalized = self.tokens.tokenizer.decode(result.indices)  # [B, T, A]
+                stats = [decoding_stats(result, row) for row in range(len(observations))]
+            with watch.part("unnormalize"):
+                values = normalized.float().cpu().numpy()
+                if not np.isfinite(values).all():
+                    raise PolicyError("the model produced NaN or infinite actions; check its weights and dtype")
+                actions = robot_actions(unnormalize(values, self.backbone.norm_stats["action"]))  # [B, T, A]
+        return [
+            ChunkPrediction(actions=chunk, stats=row, latency_ms=dict(watch.elapsed_ms))
+            for chunk, row in zip(actions, stats, strict=True)
+        ]
+
+    def _stored(self, observation: Observation) -> Observation:
+        """The observation as a data set would hold it."""
+        if not self.jpeg:
+            return observation
+        images = {view: jpeg_round_trip(observation.images[view]) for view in self.backbone.views}
+        return dataclasses.replace(observation, images=images)
+
+    def _layers(self) -> list[int]:
+        if self.tokens is None:
+            return []
+        layers = {self.tokens.head_layer}
+        if self.tokens.draft_layer is not None:
+            layers.add(self.tokens.draft_layer)
+        return sorted(layers)
+
+    def _decode(self, hidden: dict[int, Tensor], watch: Stopwatch) -> DecodingResult:
+        """Bind the heads to this observation's features and run the decoding; time both separately."""
+        parts = self.tokens
+        with watch.part("target"):
+            target_features = parts.head.features(hidden[parts.head_layer])
+        draft_features = None
+        if parts.draft is not None:
+            with watch.part("draft"):
+                draft_features = parts.draft.features(hidden[parts.draft_layer])
+
+        def target(known: Tensor, start: int, stop: int) -> Tensor:
+            with watch.part("target"):
+                return parts.head(target_features, known, start, stop)
+
+        def draft(known: Tensor, start: int, stop: int) -> Tensor:
+            with watch.part("draft"):
+                return parts.draft(draft_features, known, start, stop)
+
+        model_ms = {name: watch.elapsed_ms.get(name, 0.0) for name in ("target", "draft")}
+        with watch.part("acceptance"):
+            result = parts.decode(
+                target,
+                draft if parts.draft is not None else None,
+                levels=self.levels,
+                batch_size=len(target_features),
+                generator=self.generator,
+            )
+        for name, before in model_ms.items():  # "acceptance" is what the decoding takes beside its model calls
+            watch.elapsed_ms["acceptance"] -= watch.elapsed_ms.get(name, 0.0) - before
+        return result
+
+
+def decoding_stats(result: DecodingResult, row: int) -> dict[str, Any]:
+    """One sample's counters in JSON types; see DecodingResult."""
+    kept, checked = result.accepted_tokens
+    return {
+        "target_passes": int(result.target_passes[row]),
+        "draft_passes": int(result.draft_passes[row]),
+        "proposed_stages": int(result.proposed_stages[row]),
+        "accepted_stages": int(result.accepted_stages[row]),
+        "accepted_tokens": kept[row].tolist(),
+        "checked_tokens": checked[row].tolist(),
+        "accept_counts": result.accept_counts[row].tolist(),
+    }
+
+
+def load_policy(
+    *,
+    backbone: Backbone,
+    tokenizer: ActionTokenizer | None,
+    tokenizer_checkpoint: str | None,
+    head_checkpoint: str | None,
+    draft_checkpoint: str | None,
+    decode: Decode | None,
+    num_open_loop_steps: int,
+    device: str,
+    jpeg: bool = True,
+) -> VLAPolicy:
+    """Put a policy together from a loaded base model and checkpoints, holding them to one contract.
+
+    Args:
+        backbone: Loaded base model.
+        tokenizer: Freshly built, filled from `tokenizer_checkpoint`; None with decode None.
+        head_checkpoint, draft_checkpoint: Folders; the draft's is None for decodings without one.
+        decode: One of `rsd.decoding`, its own options bound; None for the base model's continuous head.
+        num_open_loop_steps, device, jpeg: As in VLAPolicy.
+
+    Raises:
+        CheckpointError: a part is missing, damaged, or was made for another part.
+    """
+    where = torch.device(device)
+    common = {"backbone": backbone, "num_open_loop_steps": num_open_loop_steps, "jpeg": jpeg, "device": where}
+    if decode is None:
+        return VLAPolicy(tokens=None, **common)
+    tokenizer, provenance = load_tokenizer(tokenizer, Path(tokenizer_checkpoint), unnorm_key=backbone.unnorm_key)
+    contract = {
+        "code_shape": tokenizer.code_shape,
+        "tokenizer_sha256": provenance["sha256"],
+        "base": backbone.fingerprint(),
+        "unnorm_key": backbone.unnorm_key,
+    }
+    head, head_layer = load_stage_head(Path(head_checkpoint), kind="head", **contract)
+    draft, draft_layer = None, None
+    if draft_checkpoint is not None:
+        draft, draft_layer = load_stage_head(Path(draft_checkpoint), kind="draft", **contract)
+        draft = draft.to(where)
+    parts = TokenParts(tokenizer.to(where), head.to(where), head_layer, draft, draft_layer, decode)
+    return VLAPolicy(tokens=parts, **common)

@@ -1,0 +1,95 @@
+"""phase=rfsq: train (or, for the transform family, fit) an action tokenizer on chunks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from rsd.normalization import normalize
+from rsd.tokenizer import ActionTokenizer, BinTokenizer, save_tokenizer
+from rsd.tokenizer.report import codec_report
+from rsd.training.plots import plot_codec
+
+
+class TokenizerModule(LightningModule):
+    """Mean squared error of the full code plus that of a random prefix, so that every depth decodes well.
+
+    Args:
+        tokenizer: Freshly built. One without trainable weights is only fitted; give the trainer max_steps=0 then.
+        learning_rate: Peak of a one-cycle schedule over the trainer's max_steps.
+        prefix_weight: Weight of the random prefix's error beside the full code's.
+        seed: Of the prefix depths; step n draws from (seed, n) alone, so a resumed run repeats an uninterrupted one.
+    """
+
+    def __init__(self, *, tokenizer: ActionTokenizer, learning_rate: float, prefix_weight: float, seed: int):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.learning_rate = learning_rate
+        self.prefix_weight = prefix_weight
+        self.seed = seed
+        self._held_out: list[Tensor] = []
+
+    def setup(self, stage: str) -> None:
+        self.norm_stats = self.trainer.datamodule.norm_stats
+        if stage == "fit":
+            self.tokenizer.fit(self._normalized(self.trainer.datamodule.train_actions()))
+
+    def _normalized(self, actions: Tensor) -> Tensor:
+        """Raw standardised chunks [B, T, A] → normalised, on the module's device."""
+        return torch.from_numpy(normalize(actions.cpu().numpy(), self.norm_stats["action"])).to(self.device)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        actions = self._normalized(batch["actions"])  # [B, T, A]
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
+        depth = int(torch.randint(1, self.tokenizer.code_shape.num_stages + 1, (), generator=generator))
+        full = (self.tokenizer(actions) - actions).square().mean()
+        prefix = (self.tokenizer(actions, depth) - actions).square().mean()
+        self.log("train/mse", full, prog_bar=True)
+        return full + self.prefix_weight * prefix
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._held_out.append(self._normalized(batch["actions"]))
+
+    def on_validation_epoch_end(self) -> None:
+        self.report = codec_report(self.tokenizer, torch.cat(self._held_out))
+        self._held_out.clear()
+        for name in ("mse", "max_error", "gripper_errors", "perplexity", "residual_std"):
+            for depth, value in enumerate(self.report[name], start=1):
+                self.log(f"val/{name}/{depth}", value)
+        self.log("val/mse", self.report["mse"][-1], prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        trainable = [parameter for parameter in self.tokenizer.parameters() if parameter.requires_grad]
+        if not trainable:
+            return None
+        optimizer = torch.optim.AdamW(trainable, lr=self.learning_rate, weight_decay=0.0)
+        steps = max(1, self.trainer.max_steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+        """Write the checkpoint and the plot beside it; return the metrics of the last validation.
+
+        The metrics hold the codec's report and, as "bins256", that of OpenVLA's bins on the same held-out chunks.
+        """
+        datamodule = self.trainer.datamodule
+        tokenizer = self.tokenizer.eval().cpu()
+        chunks = self._normalized(datamodule.val_actions()).cpu()
+        shape = tokenizer.code_shape
+        bins = BinTokenizer(chunk_length=shape.chunk_length, action_dim=shape.action_dim, num_bins=256)
+        metrics = {**codec_report(tokenizer, chunks), "bins256": codec_report(bins, chunks)}
+        record = {
+            **provenance,
+            "unnorm_key": datamodule.name,
+            "norm_stats": {datamodule.name: self.norm_stats},
+            "code": {"tokens": shape.tokens_per_stage, "bits": shape.bits_per_stage, "num_levels": shape.num_levels},
+            "data": datamodule.content_id(),
+            "metrics": metrics,
+        }
+        save_tokenizer(tokenizer, directory, record)
+        plot_codec(metrics, metrics["bins256"], Path(directory).parent / "codec.png")
+        return metrics
