@@ -1,0 +1,230 @@
+"""One LIBERO task behind the Env protocol, in OpenVLA-OFT's evaluation protocol, rendering only what is looked at.
+
+What surprises:
+* robosuite samples each observable *inside* the control step, two physics steps before its end for an episode that
+  began in an init state. A picture rendered after the step is another picture. So the cameras stay robosuite's own
+  observables and are told, before each step, whether anybody will look.
+* The positions of LIBERO's fixtures (cabinet, stove) are not part of the init states: every reset draws them anew, and
+  upstream's depend on how many episodes came before. Here every reset starts from `seed`, so an episode depends on its
+  init state alone, and equals the first episode of a fresh OffScreenRenderEnv with that seed.
+* After the first, resets do not compile the scene again (2 to 4 s): they restore what robosuite changed (30 ms).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from rsd.envs.gl import check_simulator
+from rsd.envs.physics import SharedStages
+from rsd.envs.rotation import axis_angle
+from rsd.envs.suites import load_task, quiet, silence_robosuite
+from rsd.types import Observation
+
+ACTION_DIM = 7  # end-effector position and rotation deltas, gripper
+CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}  # RLDS name → LIBERO's camera
+PROTOCOLS = ("openvla_oft",)
+PROPRIO = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+WAITING_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)  # stand still, gripper open, while the objects settle
+MODEL_STATE = ("body_pos", "body_quat", "site_rgba")  # parts of the model that LIBERO writes to during an episode
+UNSEEN = np.zeros((1, 1, 3), dtype=np.uint8)  # what a camera shows while nobody looks
+
+
+class LiberoEnv:
+    """A LIBERO task with its evaluation init states.
+
+    Args:
+        suite: libero_spatial, libero_object, libero_goal, libero_10, or any other suite that the package knows.
+        task_id: Number of the task in the suite, in the suite's default order.
+        max_steps: Step limit after the waiting steps; kept for the caller, not enforced here.
+        image_size: Height and width of the pictures.
+        num_wait_steps: Steps in which the robot stands still after a reset; part of the reset.
+        seed: Seeds the placement of fixtures at every reset; the protocol's is 0.
+        views: Which pictures observations hold; each costs rendering time.
+        protocol: Name of the evaluation protocol, to be stored with results.
+        allow_mujoco_version: Accept this version of MuJoCo although scores are not comparable.
+
+    Attributes:
+        simulator: The underlying OffScreenRenderEnv, for readers of privileged state (`simulator.sim.data`). Its
+            observations are cut down to what `Observation` holds.
+        versions: What `check_simulator` found, to be stored with results.
+    """
+
+    def __init__(
+        self,
+        *,
+        suite: str,
+        task_id: int,
+        max_steps: int,
+        image_size: int = 256,
+        num_wait_steps: int = 10,
+        seed: int = 0,
+        views: tuple[str, ...] = ("image", "wrist_image"),
+        protocol: str = "openvla_oft",
+        allow_mujoco_version: str | None = None,
+    ) -> None:
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"protocol {protocol!r} is unknown; available: {list(PROTOCOLS)}")
+        if not views or not set(views) <= set(CAMERAS):
+            raise ValueError(f"views {list(views)} are not known; expected some of {list(CAMERAS)}")
+        self.versions = check_simulator(allow_mujoco_version)
+        silence_robosuite()
+        task = load_task(suite, task_id)
+        self.suite = suite
+        self.task_id = task_id
+        self.instruction = task.instruction
+        self.num_init_states = len(task.init_states)
+        self.max_steps = max_steps
+        self.protocol = protocol
+        self._views = tuple(views)
+        self._num_wait_steps = num_wait_steps
+        self._seed = seed
+        self._init_states = task.init_states
+        self._looking = False
+        self._ready = False  # an episode is running
+        with quiet(), _numpy_seed(seed):
+            from libero.libero.envs import OffScreenRenderEnv
+
+            self.simulator = OffScreenRenderEnv(
+                bddl_file_name=str(task.bddl_file),
+                camera_names=[CAMERAS[view] for view in self._views],
+                camera_heights=image_size,
+                camera_widths=image_size,
+                ignore_done=True,  # the step limit is the caller's
+            )
+            self._compile_scene()
+        self._physics = SharedStages(self.simulator.sim)
+
+    def reset(self, init_state_id: int) -> Observation:
+        """See `Env.reset`."""
+        if not 0 <= init_state_id < self.num_init_states:
+            raise IndexError(
+                f"init_state_id {init_state_id} is not an init state of {self.suite} task {self.task_id}; "
+                f"expected 0..{self.num_init_states - 1}"
+            )
+        return self._start(self._seed, self._init_states[init_state_id])
+
+    def reset_random(self, seed: int) -> Observation:
+        """Like `reset`, from a random placement of objects and fixtures that depends on `seed` alone.
+
+        For demonstrations: the evaluation init states are fixed arrays and are not used.
+        """
+        return self._start(seed, None)
+
+    def step(self, action: np.ndarray, observe: bool = True) -> tuple[Observation | None, bool]:
+        """See `Env.step`. The action is robosuite's: end-effector deltas in units of its controller, [7]."""
+        action = np.asarray(action, dtype=np.float64)
+        if action.shape != (ACTION_DIM,):
+            raise ValueError(f"action has shape {action.shape}; expected ({ACTION_DIM},)")
+        if not np.isfinite(action).all():
+            raise ValueError(f"action is not finite: {action.tolist()}")
+        if not self._ready:
+            raise RuntimeError("no episode is running: it has ended in success, or not begun; call reset() first")
+        observables, success = self._advance(action, observe)
+        self._ready = not success
+        return (self._observation(observables) if observe else None), success
+
+    def close(self) -> None:
+        """Free the simulator and its GL context; further calls do nothing."""
+        self._ready = False
+        if self.simulator is not None:
+            self._make_current()
+            self.simulator.close()
+            self.simulator = None
+
+    def _compile_scene(self) -> None:
+        """Reset once the way robosuite does, with the cameras gated; keep what later resets must restore."""
+        domain = self.simulator.env
+        create_sensors, initialize_sim = domain._create_camera_sensors, domain._initialize_sim
+
+        def create_gated_sensors(*args: Any, **kwargs: Any) -> tuple[list[Callable], list[str]]:
+            sensors, names = create_sensors(*args, **kwargs)
+            return [self._gated(sensor) for sensor in sensors], names
+
+        def initialize_and_remember(*args: Any, **kwargs: Any) -> None:
+            initialize_sim(*args, **kwargs)
+            self._compiled = {name: getattr(domain.sim.model, name).copy() for name in MODEL_STATE}
+
+        domain._create_camera_sensors = create_gated_sensors
+        domain._initialize_sim = initialize_and_remember
+        self.simulator.reset()
+        domain.hard_reset = False
+        wanted = (*PROPRIO, *(f"{CAMERAS[view]}_image" for view in self._views))
+        domain._observables = {name: domain._observables[name] for name in wanted}
+
+        sim, reset_data = domain.sim, domain.sim.reset
+
+        def reset_like_compiled() -> None:
+            for name, values in self._compiled.items():
+                getattr(sim.model, name)[:] = values
+            reset_data()
+            sim.forward()  # robosuite does this when it compiles,
+            sim.forward()  # and once more for the render context: the solver's warm start remembers
+
+        sim.reset = reset_like_compiled
+
+    def _gated(self, sensor: Callable) -> Callable:
+        """The camera's sensor, which renders only while somebody looks."""
+
+        def gated(cache: dict[str, Any]) -> np.ndarray:
+            if not self._looking:
+                return UNSEEN
+            self._make_current()
+            return sensor(cache)
+
+        gated.__modality__ = sensor.__modality__
+        return gated
+
+    def _make_current(self) -> None:
+        """robosuite draws into whichever GL context was made last; with two environments that is the wrong one."""
+        self.simulator.sim._render_context_offscreen.gl_ctx.make_current()
+
+    def _start(self, seed: int, init_state: np.ndarray | None) -> Observation:
+        """Place everything, run the waiting steps, and look at the last one."""
+        if self.simulator is None:
+            raise RuntimeError("the environment is closed")
+        for robot in self.simulator.robots:
+            robot.gripper.current_action = np.zeros(robot.gripper.dof)  # robosuite's reset forgets it
+        with quiet(), _numpy_seed(seed):
+            self.simulator.reset()
+        self._looking = self._num_wait_steps == 0
+        if init_state is None:
+            init_state = self.simulator.get_sim_state()  # setting it shifts the instant at which pictures are sampled
+        observables = self.simulator.set_init_state(init_state)
+        for step in range(self._num_wait_steps):
+            observables, _ = self._advance(np.asarray(WAITING_ACTION), observe=step == self._num_wait_steps - 1)
+        self._looking = False
+        self._ready = True
+        return self._observation(observables)
+
+    def _advance(self, action: np.ndarray, observe: bool) -> tuple[dict[str, np.ndarray], bool]:
+        self._looking = observe
+        try:
+            with self._physics.control_step():
+                observables, _, success, _ = self.simulator.step(action.tolist())
+        finally:
+            self._looking = False
+        return observables, bool(success)
+
+    def _observation(self, observables: dict[str, np.ndarray]) -> Observation:
+        images = {}
+        for view in self._views:
+            upside_down = observables[f"{CAMERAS[view]}_image"]  # [H, W, 3] uint8
+            images[view] = np.ascontiguousarray(upside_down[::-1, ::-1])  # rotated by 180 degrees, as in the RLDS sets
+        position, quaternion, gripper = (observables[name] for name in PROPRIO)
+        proprio = np.concatenate([position, axis_angle(quaternion), gripper])  # [P]
+        return Observation(images=images, proprio=proprio, instruction=self.instruction)
+
+
+@contextmanager
+def _numpy_seed(seed: int) -> Iterator[None]:
+    """Seed NumPy's global generator, which robosuite's placement draws from, and give the caller's state back."""
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
