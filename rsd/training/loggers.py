@@ -64,7 +64,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             self.experiment.log(media)
 
     def log_artifact(self, path: Path, *, kind: str) -> None:
-        """Store a file or folder as an artifact, for example a checkpoint (kind "tokenizer") or an evaluation's results."""
+        """Store a file or folder as an artifact, for example a checkpoint of kind "tokenizer"."""
         import wandb
 
         artifact = wandb.Artifact(name=f"{kind}-{self.experiment.id}", type=kind)

@@ -1,0 +1,55 @@
+"""Evaluate one policy in closed loop: python eval.py decoding=speculative env=libero_spatial model=oft_tiny"""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from rsd.evaluation.evaluate import ERRORS_FILE, CrashedEpisodesError, evaluate, plan_episodes, resume_results
+from rsd.evaluation.progress import follow, show_report
+from rsd.evaluation.report import REPORT_HTML, flat_metrics, write_report
+from rsd.runs import open_run, resume_arguments
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="eval")
+def main(cfg: DictConfig) -> None:
+    plan = plan_episodes(
+        num_tasks=cfg.env.num_tasks,
+        num_init_states=cfg.env.num_init_states,
+        tasks=cfg.tasks,
+        num_trials=cfg.num_trials,
+        seed=cfg.seed,
+        save_videos=cfg.save_videos,
+    )
+    run_dir = open_run(cfg, HydraConfig.get())
+    done = resume_results(run_dir, plan)
+    if "check" in cfg.env:
+        instantiate(cfg.env.check)
+    policy = instantiate(cfg.policy)
+    logger = instantiate(cfg.logger)(run_dir=run_dir)
+    make_env = instantiate(cfg.env.make)
+    every_step = cfg.video_every_step
+    episodes = evaluate(
+        make_env=make_env, policy=policy, plan=plan, done=done, run_dir=run_dir, video_every_step=every_step
+    )
+    finished = follow(episodes, num_planned=len(plan), done=done)
+    report = write_report(run_dir)
+    show_report(report, run_dir)
+    if not finished:
+        print(f"interrupted; continue with: python eval.py resume={run_dir}", file=sys.stderr)
+        sys.exit(130)
+    logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    logger.log_metrics(flat_metrics(report))
+    logger.log_files([run_dir / REPORT_HTML, *sorted(run_dir.glob("videos/*.mp4"))])
+    logger.finalize("success")
+    if num_errors := report["success"]["num_errors"]:
+        raise CrashedEpisodesError(f"{num_errors} of {len(plan)} episodes crashed; see {run_dir / ERRORS_FILE}")
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = resume_arguments(sys.argv[1:])
+    main()

@@ -1,0 +1,153 @@
+"""The loop over tasks and trials: runs what is missing, and puts every episode on disk before the next one.
+
+A crash inside an episode ends that episode only, with its traceback in errors.log; the environment is then built anew,
+because nobody knows what state the crash left it in. Ctrl-C and a full disk end the run, which can be continued.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rsd.evaluation.results import RESULTS_FILE, append_result, episode_id, read_results, set_torn_line_aside
+from rsd.evaluation.rollout import Episode
+from rsd.evaluation.video import CONTROL_HZ, check_ffmpeg, write_video
+from rsd.types import Env, EpisodeResult, Policy
+
+ERRORS_FILE = "errors.log"
+
+
+class PlanError(ValueError):
+    """The requested episodes do not exist."""
+
+
+class CrashedEpisodesError(RuntimeError):
+    """Every planned episode has its line, but some crashed."""
+
+
+@dataclass(frozen=True)
+class PlannedEpisode:
+    """One episode to run: which task, which init state, the policy's seed, and whether to record a video."""
+
+    task_id: int
+    init_state_id: int
+    seed: int
+    record: bool
+
+
+def plan_episodes(
+    *, num_tasks: int, num_init_states: int, tasks: Sequence[int] | None, num_trials: int, seed: int, save_videos: int
+) -> list[PlannedEpisode]:
+    """The episodes of a run, task by task; trial i starts from init state i.
+
+    Args:
+        num_tasks, num_init_states: What the suite has.
+        tasks: Task ids, or None for all.
+        num_trials: Episodes per task.
+        seed: The run's seed; every episode gets its own one, whatever the order of the episodes.
+        save_videos: Videos per task, of the first trials.
+
+    Raises:
+        PlanError: a task id does not exist or is there twice, or more trials than init states are asked for.
+    """
+    tasks = list(range(num_tasks)) if tasks is None else list(tasks)
+    unknown = [task for task in tasks if not 0 <= task < num_tasks]
+    if unknown:
+        raise PlanError(f"tasks {unknown} do not exist; the suite has task ids 0..{num_tasks - 1}")
+    if len(set(tasks)) != len(tasks):
+        raise PlanError(f"tasks={tasks} names a task twice; name each once and set num_trials instead")
+    if not 1 <= num_trials <= num_init_states:
+        raise PlanError(f"num_trials is {num_trials}, expected 1..{num_init_states}: each has its own init state")
+    return [
+        PlannedEpisode(task, trial, _episode_seed(seed, task, trial), record=trial < save_videos)
+        for task in tasks
+        for trial in range(num_trials)
+    ]
+
+
+def resume_results(run_dir: Path, plan: Sequence[PlannedEpisode]) -> list[EpisodeResult]:
+    """Episodes that are already on disk; makes an empty results.jsonl at a first start.
+
+    A torn last line is moved aside, with a warning that names the file.
+
+    Raises:
+        PlanError: an episode on disk is not in the plan.
+    """
+    path = run_dir / RESULTS_FILE
+    path.touch()
+    aside = set_torn_line_aside(path)
+    if aside is not None:
+        logging.getLogger(__name__).warning("the last line of %s was torn; kept aside as %s", path, aside)
+    done, _ = read_results(path)
+    strange = {episode_id(result) for result in done} - {(episode.task_id, episode.init_state_id) for episode in plan}
+    if strange:
+        raise PlanError(f"{path} holds episodes that this run does not plan: (task, init state) {sorted(strange)}")
+    return done
+
+
+def evaluate(
+    *,
+    make_env: Callable[..., Env],
+    policy: Policy,
+    plan: Sequence[PlannedEpisode],
+    done: Sequence[EpisodeResult],
+    run_dir: Path,
+    video_every_step: bool = False,
+) -> Iterator[EpisodeResult]:
+    """Run the planned episodes that are not done; yield each after it was written to results.jsonl.
+
+    Args:
+        make_env: Called with task_id=…; one environment lives at a time, and is kept for the trials of a task.
+        video_every_step: Render every control step of recorded episodes, and not only those that the policy sees.
+    """
+    have = {episode_id(result) for result in done}
+    missing = [episode for episode in plan if (episode.task_id, episode.init_state_id) not in have]
+    if any(episode.record for episode in missing):
+        check_ffmpeg()
+    env: Env | None = None
+    try:
+        for planned in missing:
+            if env is None or env.task_id != planned.task_id:
+                if env is not None:
+                    env.close()
+                env = make_env(task_id=planned.task_id)
+            result = _run_episode(env, policy, planned, run_dir, video_every_step)
+            append_result(run_dir / RESULTS_FILE, result)
+            if result.error is not None:
+                env.close()
+                env = None
+            yield result
+    finally:
+        if env is not None:
+            env.close()
+
+
+def _run_episode(env: Env, policy: Policy, planned: PlannedEpisode, run_dir: Path, every_step: bool) -> EpisodeResult:
+    start = time.perf_counter()
+    episode = Episode(env, policy, record=planned.record, record_every_step=every_step)
+    error: str | None = None
+    try:
+        episode.run(init_state_id=planned.init_state_id, seed=planned.seed)
+    except Exception as exception:  # noqa: BLE001  a crash must be reported as one, whatever simulator or model raise
+        error = f"{type(exception).__name__}: {exception}"
+        with open(run_dir / ERRORS_FILE, "a", encoding="utf-8") as log:
+            log.write(f"task {planned.task_id}, init state {planned.init_state_id}\n{traceback.format_exc()}\n")
+    wall_s = time.perf_counter() - start
+    video: str | None = None
+    if episode.frames:
+        video = f"videos/task{planned.task_id:02d}_init{planned.init_state_id:02d}.mp4"
+        fps = CONTROL_HZ if every_step else CONTROL_HZ / policy.num_open_loop_steps
+        write_video(run_dir / video, episode.frames, fps)
+    return episode.result(
+        init_state_id=planned.init_state_id, seed=planned.seed, wall_s=wall_s, error=error, video=video
+    )
+
+
+def _episode_seed(seed: int, task_id: int, trial: int) -> int:
+    return int(np.random.SeedSequence((seed, task_id, trial)).generate_state(1)[0])

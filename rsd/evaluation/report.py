@@ -1,0 +1,173 @@
+"""report.json, report.html and metrics.json of one evaluation, made from its run folder alone.
+
+    python -m rsd.evaluation.report RUN_DIR
+
+makes them again. results.jsonl is enough; config.yaml and provenance.json add what was asked for and what it ran on.
+
+report.json:
+    schema          int, this layout's version
+    suite           str or null
+    complete        bool or null (null: config.yaml is missing, so nobody knows how many episodes were planned)
+    num_planned     int or null
+    success         statistics.summarize_success over all episodes
+    tasks           list of statistics.summarize_tasks
+    episodes        list of {task_id, init_state_id, seed, success, error, num_steps, wall_s, video}
+    decoding        statistics.summarize_decoding
+    latency         latency.summarize_latency (ms per chunk)
+    config          the resolved config or null
+    provenance      {choices, starts} or null
+metrics.json is flat, for sweep tables and loggers: see `flat_metrics`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from rsd.evaluation.latency import summarize_latency
+from rsd.evaluation.page import data_url, render_page
+from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_results
+from rsd.evaluation.rollout import add_stats
+from rsd.evaluation.statistics import summarize_decoding, summarize_success, summarize_tasks
+from rsd.runs import CONFIG_FILE, PROVENANCE_FILE, write_atomically
+from rsd.types import EpisodeResult
+
+SCHEMA = 1
+REPORT_JSON = "report.json"
+REPORT_HTML = "report.html"
+METRICS_FILE = "metrics.json"
+EMBEDDED_VIDEO_BYTES = 1_000_000  # larger videos are linked, not embedded
+EMBEDDED_TOTAL_BYTES = 20_000_000
+
+
+def build_report(
+    results: Sequence[EpisodeResult], *, config: dict[str, Any] | None, provenance: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The content of report.json; see the head of this file."""
+    results = sorted(results, key=lambda result: (result.task_id, result.init_state_id))
+    totals = reduce(add_stats, (result.stats for result in results), {})
+    num_chunks = totals.get("num_chunks", 0)
+    num_steps = sum(result.num_steps for result in results)
+    num_planned = planned_episodes(config) if config is not None else None
+    fields = ("task_id", "init_state_id", "seed", "success", "error", "num_steps", "wall_s", "video")
+    return {
+        "schema": SCHEMA,
+        "suite": results[0].suite if results else None,
+        "complete": None if num_planned is None else len(results) == num_planned,
+        "num_planned": num_planned,
+        "success": summarize_success(results),
+        "tasks": summarize_tasks(results),
+        "episodes": [{name: getattr(result, name) for name in fields} for result in results],
+        "decoding": summarize_decoding(totals),
+        "latency": summarize_latency(results, num_steps / num_chunks if num_chunks else None),
+        "config": config,
+        "provenance": provenance,
+    }
+
+
+def planned_episodes(config: dict[str, Any]) -> int:
+    """Number of episodes that an evaluation config asks for."""
+    num_tasks = config["env"]["num_tasks"] if config["tasks"] is None else len(config["tasks"])
+    return num_tasks * config["num_trials"]
+
+
+def flat_metrics(report: dict[str, Any]) -> dict[str, float]:
+    """The figures of a report that a table of runs or a logger wants; what was not measured is left out."""
+    success, decoding, latency = report["success"], report["decoding"], report["latency"]
+    metrics = {name: success[name] for name in ("success_rate", "success_low", "success_high")}
+    metrics |= {name: success[name] for name in ("num_episodes", "num_success", "num_errors")}
+    names = ("acceptance_rate", "target_passes_per_chunk", "draft_passes_per_chunk")
+    metrics |= {name: decoding.get(name) for name in names}
+    if latency["total"] is not None:
+        metrics |= {f"latency_ms_{name}": latency["total"][name] for name in ("p50", "p90", "p99")}
+    metrics["actions_per_s"] = latency["actions_per_s"]
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def write_report(run_dir: Path) -> dict[str, Any]:
+    """Read a run folder and write report.json, report.html and metrics.json into it.
+
+    Returns:
+        The report, as in report.json.
+
+    Raises:
+        ResultsError: the folder has no results.jsonl, or it is damaged before its last line.
+    """
+    if not (run_dir / RESULTS_FILE).is_file():
+        raise ResultsError(
+            f"{run_dir / RESULTS_FILE} does not exist; give the folder of an evaluation with an episode done"
+        )
+    results, _ = read_results(run_dir / RESULTS_FILE)
+    config_path, provenance_path = run_dir / CONFIG_FILE, run_dir / PROVENANCE_FILE
+    config = OmegaConf.to_container(OmegaConf.load(config_path)) if config_path.exists() else None
+    provenance = json.loads(provenance_path.read_text()) if provenance_path.exists() else None
+    report = build_report(results, config=config, provenance=provenance)
+    write_atomically(run_dir / REPORT_JSON, json.dumps(report, indent=1, allow_nan=False) + "\n")
+    write_atomically(run_dir / METRICS_FILE, json.dumps(flat_metrics(report), indent=1) + "\n")
+    write_atomically(run_dir / REPORT_HTML, render_report(report, run_dir))
+    return report
+
+
+def render_report(report: dict[str, Any], run_dir: Path) -> str:
+    """The HTML page of a report; small videos are put inside, larger ones are linked relative to `run_dir`."""
+    config = report["config"]
+    return render_page(
+        "report.html",
+        report=report,
+        grid=_trial_grid(report),
+        videos=_videos(report, run_dir),
+        config_yaml=None if config is None else OmegaConf.to_yaml(OmegaConf.create(config)),
+    )
+
+
+def _trial_grid(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each task its episodes by init state; None where one is missing."""
+    width = 1 + max((episode["init_state_id"] for episode in report["episodes"]), default=-1)
+    if report["config"] is not None:
+        width = max(width, report["config"]["num_trials"])
+    rows = []
+    for task in report["tasks"]:
+        cells: list[dict[str, Any] | None] = [None] * width
+        for episode in report["episodes"]:
+            if episode["task_id"] == task["task_id"]:
+                cells[episode["init_state_id"]] = episode
+        rows.append({"task_id": task["task_id"], "cells": cells})
+    return rows
+
+
+def _videos(report: dict[str, Any], run_dir: Path) -> list[dict[str, Any]]:
+    """One video a task, as {source, episode, instruction}; files that have gone are left out."""
+    videos: list[dict[str, Any]] = []
+    instructions = {task["task_id"]: task["instruction"] for task in report["tasks"]}
+    shown: set[int] = set()
+    embedded_bytes = 0
+    for episode in report["episodes"]:
+        if episode["video"] is None or episode["task_id"] in shown or not (run_dir / episode["video"]).is_file():
+            continue
+        shown.add(episode["task_id"])
+        path, source = run_dir / episode["video"], episode["video"]
+        size = path.stat().st_size
+        if size <= EMBEDDED_VIDEO_BYTES and embedded_bytes + size <= EMBEDDED_TOTAL_BYTES:
+            embedded_bytes += size
+            source = data_url(path, "video/mp4")
+        videos.append({"source": source, "episode": episode, "instruction": instructions[episode["task_id"]]})
+    return videos
+
+
+def main() -> None:
+    """Command line: make the reports of one or more run folders again."""
+    parser = argparse.ArgumentParser(description="Make report.json, report.html and metrics.json of evaluations again.")
+    parser.add_argument("run_dir", type=Path, nargs="+", help="folder that holds results.jsonl")
+    for run_dir in parser.parse_args().run_dir:
+        write_report(run_dir)
+        print(run_dir / REPORT_HTML)
+
+
+if __name__ == "__main__":
+    main()

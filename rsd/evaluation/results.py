@@ -1,0 +1,94 @@
+"""results.jsonl: one line an episode, on disk before the next episode starts.
+
+A line counts once its newline is there. What a kill or a full disk leaves after the last newline is not a result: it is
+moved aside into a file of its own, named in the output, and the episode is run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+from rsd.types import EpisodeResult
+
+RESULTS_FILE = "results.jsonl"
+
+
+class ResultsError(RuntimeError):
+    """results.jsonl cannot be read or written."""
+
+
+def episode_id(result: EpisodeResult) -> tuple[int, int]:
+    """What identifies an episode within a run: (task_id, init_state_id)."""
+    return result.task_id, result.init_state_id
+
+
+def append_result(path: Path, result: EpisodeResult) -> None:
+    """Append one episode and wait until it is on disk. On failure the file is as it was before.
+
+    Raises:
+        ResultsError: it could not be written, for example because the disk is full.
+    """
+    line = (json.dumps(dataclasses.asdict(result), allow_nan=False) + "\n").encode()
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "ab", buffering=0) as file:
+            written = file.write(line)
+            if written != len(line):
+                raise OSError(f"only {written} of {len(line)} bytes were written; the disk is probably full")
+            os.fsync(file.fileno())
+    except OSError as error:
+        if path.exists():
+            os.truncate(path, size)
+        raise ResultsError(
+            f"cannot write {path}: {error}. The {size}-byte file with the episodes before this one is intact; "
+            f"make room and continue with resume={path.parent}"
+        ) from error
+
+
+def read_results(path: Path) -> tuple[list[EpisodeResult], bytes]:
+    """All complete episodes, and the bytes of a torn last line (empty when there is none).
+
+    Raises:
+        ResultsError: a line before the last is damaged, or an episode is there twice.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    *lines, torn = content.split(b"\n")
+    results: list[EpisodeResult] = []
+    seen: dict[tuple[int, int], int] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            result = EpisodeResult(**json.loads(line))
+        except (ValueError, TypeError) as error:  # not JSON, or JSON of something else
+            if number == len(lines) and not torn:
+                return results, line + b"\n"
+            raise ResultsError(
+                f"{path}, line {number} is damaged: {error}; repair or remove that line by hand"
+            ) from error
+        if episode_id(result) in seen:
+            first = seen[episode_id(result)]
+            raise ResultsError(
+                f"{path}: lines {first} and {number} are both task {result.task_id}, init state {result.init_state_id}"
+            )
+        seen[episode_id(result)] = number
+        results.append(result)
+    return results, torn
+
+
+def set_torn_line_aside(path: Path) -> Path | None:
+    """Move a torn last line into its own file, results.jsonl.torn-N, and cut it off.
+
+    Returns:
+        The new file, or None when the last line is whole.
+    """
+    _, torn = read_results(path)
+    if not torn:
+        return None
+    number = 1
+    while (aside := path.with_name(f"{path.name}.torn-{number}")).exists():
+        number += 1
+    aside.write_bytes(torn)
+    os.truncate(path, path.stat().st_size - len(torn))
+    return aside

@@ -1,0 +1,117 @@
+"""Success rates with their intervals.
+
+An episode that crashed says nothing about the policy: it is counted in num_errors and in no rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from scipy.stats import binomtest
+
+from rsd.types import EpisodeResult
+
+CONFIDENCE = 0.95
+
+
+def wilson_interval(num_success: int, num_trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson score interval of a success probability; (0, 1) when nothing was tried."""
+    if num_trials == 0:
+        return 0.0, 1.0
+    interval = binomtest(num_success, num_trials).proportion_ci(confidence_level=confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def summarize_success(results: Sequence[EpisodeResult]) -> dict[str, Any]:
+    """Counts, rate and Wilson interval of some episodes.
+
+    Returns:
+        num_episodes (all), num_errors, num_success, success_rate (of the episodes without error; None when there is
+        none), success_low, success_high (95 % Wilson interval).
+    """
+    num_errors = sum(result.error is not None for result in results)
+    num_success = sum(result.success for result in results)
+    num_trials = len(results) - num_errors
+    low, high = wilson_interval(num_success, num_trials)
+    return {
+        "num_episodes": len(results),
+        "num_errors": num_errors,
+        "num_success": num_success,
+        "success_rate": num_success / num_trials if num_trials else None,
+        "success_low": low,
+        "success_high": high,
+    }
+
+
+def summarize_tasks(results: Sequence[EpisodeResult]) -> list[dict[str, Any]]:
+    """`summarize_success` for each task, with suite, task_id, instruction and mean steps of the successes."""
+    tasks = []
+    for task_id in sorted({result.task_id for result in results}):
+        own = [result for result in results if result.task_id == task_id]
+        steps = [result.num_steps for result in own if result.success]
+        tasks.append(
+            {
+                "suite": own[0].suite,
+                "task_id": task_id,
+                "instruction": own[0].instruction,
+                **summarize_success(own),
+                "mean_steps_of_successes": sum(steps) / len(steps) if steps else None,
+            }
+        )
+    return tasks
+
+
+def summarize_decoding(totals: dict[str, Any]) -> dict[str, Any]:
+    """Acceptance and work per chunk from the summed counters of the decoding.
+
+    Args:
+        totals: Sums over all episodes of `EpisodeResult.stats`. Optional there: accepted_tokens and proposed_tokens,
+            [Q] each, from which the acceptance per token and the number of drafted stages follow.
+
+    Returns:
+        has_tokens (False for a continuous decoding, and then nothing else but num_chunks), num_chunks,
+        target_passes_per_chunk, draft_passes_per_chunk, proposed_stages, accepted_stages, acceptance_rate (accepted ÷
+        proposed stages, None when nothing was proposed), accept_counts (entry n: first proposals with exactly n leading
+        stages accepted), stages (see `_stage_rates`).
+    """
+    num_chunks = totals.get("num_chunks", 0)
+    if "accept_counts" not in totals:
+        return {"has_tokens": False, "num_chunks": num_chunks}
+    proposed, accepted = totals["proposed_stages"], totals["accepted_stages"]
+    return {
+        "has_tokens": True,
+        "num_chunks": num_chunks,
+        "target_passes_per_chunk": totals["target_passes"] / num_chunks,
+        "draft_passes_per_chunk": totals["draft_passes"] / num_chunks,
+        "proposed_stages": proposed,
+        "accepted_stages": accepted,
+        "acceptance_rate": accepted / proposed if proposed else None,
+        "accept_counts": totals["accept_counts"],
+        "stages": _stage_rates(totals),
+    }
+
+
+def _stage_rates(totals: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each drafted stage n: how often all stages before n were accepted (reached), how often n was too (accepted),
+    their quotient (rate, None when never reached), and the share of accepted tokens (token_rate, None when unknown)."""
+    counts = totals["accept_counts"]  # [Q + 1]
+    tokens = totals.get("proposed_tokens")
+    if tokens is not None:
+        num_stages = sum(count > 0 for count in tokens)
+    else:  # the deepest acceptance seen; stages that were drafted but never accepted cannot be told from undrafted ones
+        num_stages = max((n for n, count in enumerate(counts) if count), default=0)
+        num_stages = max(num_stages, 1) if sum(counts) else 0
+    stages = []
+    for stage in range(1, num_stages + 1):
+        reached, accepted = sum(counts[stage - 1 :]), sum(counts[stage:])
+        stages.append(
+            {
+                "stage": stage,
+                "reached": reached,
+                "accepted": accepted,
+                "rate": accepted / reached if reached else None,
+                "token_rate": totals["accepted_tokens"][stage - 1] / tokens[stage - 1] if tokens else None,
+            }
+        )
+    return stages

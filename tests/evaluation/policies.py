@@ -1,0 +1,118 @@
+"""Small real policies for PointMassEnv: one that looks and solves the task, and ones that go wrong in a given way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from rsd.types import ChunkPrediction, Observation
+from tests.fakes import GOAL_RADIUS_M, STEP_M
+
+CHUNK_LENGTH = 8
+
+
+class SeeingPolicy:
+    """Finds the green goal in both pictures, and plans a straight line from the point's position in proprio.
+
+    It reports the counters and latencies of a decoding with three stages, so that reports have something to show.
+    """
+
+    def __init__(self, *, num_open_loop_steps: int = CHUNK_LENGTH, delay_s: float = 0.0) -> None:
+        self.num_open_loop_steps = num_open_loop_steps
+        self.seen: list[Observation] = []
+        self._delay_s = delay_s
+        self._random = np.random.default_rng(0)
+        self._goal: np.ndarray | None = None
+
+    def reset(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+        self._goal = None
+
+    def predict(self, observations: Sequence[Observation]) -> list[ChunkPrediction]:
+        time.sleep(self._delay_s)
+        return [self._predict_one(observation) for observation in observations]
+
+    def _predict_one(self, observation: Observation) -> ChunkPrediction:
+        self.seen.append(observation)
+        if self._goal is None:  # once the point is there it hides the goal
+            x, y = _green_center(observation.images["image"])
+            _, z = _green_center(observation.images["wrist_image"])
+            self._goal = np.array([x, y, z])
+        position = observation.proprio[:3].copy()
+        actions = np.zeros((CHUNK_LENGTH, 7))
+        for action in actions:
+            offset = self._goal - position
+            action[:3] = np.clip(offset / STEP_M, -1, 1)
+            action[6] = 1 if np.linalg.norm(offset) <= GOAL_RADIUS_M / 2 else -1
+            position += STEP_M * action[:3]
+        accepted = int(self._random.integers(0, 3))
+        counts = [0, 0, 0, 0]
+        counts[accepted] = 1
+        stats = {
+            "target_passes": 1,
+            "draft_passes": 1,
+            "proposed_stages": 2,
+            "accepted_stages": accepted,
+            "accept_counts": counts,
+        }
+        vision, llm = self._random.gamma(20, 0.2), self._random.gamma(20, 0.5)
+        return ChunkPrediction(actions, stats, {"vision": vision, "llm": llm, "total": 1.01 * (vision + llm)})
+
+
+class RaisingPolicy(SeeingPolicy):
+    """Its backbone raises on every second episode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._num_episodes = 0
+
+    def reset(self, seed: int) -> None:
+        super().reset(seed)
+        self._num_episodes += 1
+
+    def predict(self, observations: Sequence[Observation]) -> list[ChunkPrediction]:
+        if self._num_episodes % 2 == 0 and len(self.seen) % 2:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().predict(observations)
+
+
+class StillPolicy(SeeingPolicy):
+    """Does not move: a policy that fails, with a continuous head (no counters)."""
+
+    def predict(self, observations: Sequence[Observation]) -> list[ChunkPrediction]:
+        return [ChunkPrediction(np.zeros((CHUNK_LENGTH, 7)), {}, {"total": 1.0}) for _ in observations]
+
+
+class BrokenPolicy(SeeingPolicy):
+    """Returns the given array, whatever it sees."""
+
+    def __init__(self, actions: np.ndarray) -> None:
+        super().__init__()
+        self._actions = actions
+
+    def predict(self, observations: Sequence[Observation]) -> list[ChunkPrediction]:
+        return [ChunkPrediction(self._actions) for _ in observations]
+
+
+class SilentLogger:
+    """A logger that keeps what it is given."""
+
+    def __init__(self, *, run_dir: object) -> None:
+        self.metrics: dict = {}
+
+    def log_hyperparams(self, config: dict) -> None: ...
+
+    def log_metrics(self, metrics: dict) -> None:
+        self.metrics |= metrics
+
+    def log_files(self, files: Sequence[object]) -> None: ...
+
+    def finalize(self, status: str) -> None: ...
+
+
+def _green_center(picture: np.ndarray) -> np.ndarray:
+    """Centre of the goal's square, [2] in 0..1 as (column, row)."""
+    rows, columns = np.nonzero((picture[..., 1] > 150) & (picture[..., 0] < 100))
+    return np.array([columns.mean(), rows.mean()]) / (len(picture) - 1)
