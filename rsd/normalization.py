@@ -4,7 +4,8 @@ norm_stats of one data set is the published JSON layout: {"action": {q01, q99, m
 {...}, "num_transitions", "num_trajectories"}. A file of statistics maps data set names (unnorm keys) to such entries.
 
 The gripper: RLDS stores robosuite's command (-1 open, +1 close); models see 1 open, 0 close; the environment wants
-robosuite's command again. Source of all formulas: openvla-oft @ 213c5ff (prismatic/vla/datasets/rlds, experiments/robot).
+robosuite's command again. Source of all formulas: openvla-oft @ 213c5ff (prismatic/vla/datasets/rlds,
+experiments/robot).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 
 EPSILON = 1e-8  # openvla-oft's guard against an empty range, in normalising and un-normalising alike
+QUANTILES = ("q01", "q99")
+EXTREMES = ("min", "max")
 
 
 class UnknownKeyError(KeyError):
@@ -39,25 +42,31 @@ def resolve_unnorm_key(norm_stats: dict[str, Any], key: str | None) -> str:
     )
 
 
-def _range(stats: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    low = np.asarray(stats["q01"], dtype=np.float64)
-    high = np.asarray(stats["q99"], dtype=np.float64)
-    mask = np.asarray(stats.get("mask", np.ones_like(low, dtype=bool)), dtype=bool)
-    return low, high, mask
+def _mask(stats: dict[str, Any]) -> np.ndarray:
+    """Which dims are normalised at all, [dims], bool; statistics without a mask normalise every dim."""
+    return np.asarray(stats.get("mask", np.ones_like(stats["q01"])), dtype=bool)
 
 
-def normalize(values: np.ndarray, stats: dict[str, Any], zero_constant: bool = True) -> np.ndarray:
+def _range(stats: dict[str, Any], bounds: tuple[str, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    low, high = (np.asarray(stats[name], dtype=np.float64) for name in bounds)
+    return low, high, _mask(stats)
+
+
+def normalize(
+    values: np.ndarray, stats: dict[str, Any], zero_constant: bool = True, bounds: tuple[str, str] = QUANTILES
+) -> np.ndarray:
     """Map [q01, q99] to [-1, 1] and clip; dims outside the mask pass unchanged.
 
     Args:
         values: [..., dims], in robot units.
         stats: One entry ("action" or "proprio") of the statistics.
         zero_constant: Set dims with min == max to 0, as training does; the reference's evaluation does not.
+        bounds: QUANTILES ("bounds_q99" of the reference, used by the LIBERO policies) or EXTREMES ("bounds").
 
     Returns:
         [..., dims], float32.
     """
-    low, high, mask = _range(stats)
+    low, high, mask = _range(stats, bounds)
     scaled = np.clip(2 * (values - low) / (high - low + EPSILON) - 1, -1, 1)
     result = np.where(mask, scaled, values)
     if zero_constant:
@@ -65,9 +74,15 @@ def normalize(values: np.ndarray, stats: dict[str, Any], zero_constant: bool = T
     return result.astype(np.float32)
 
 
+def normalize_gaussian(values: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
+    """Zero mean, unit variance ("normal" of the reference, training only); dims outside the mask pass. [..., dims]."""
+    mean, std = (np.asarray(stats[name], dtype=np.float64) for name in ("mean", "std"))
+    return np.where(_mask(stats), (values - mean) / (std + EPSILON), values).astype(np.float32)
+
+
 def unnormalize(values: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
     """Inverse of `normalize` inside [q01, q99]; values are not clipped. [..., dims], float64."""
-    low, high, mask = _range(stats)
+    low, high, mask = _range(stats, QUANTILES)
     values = np.asarray(values, dtype=np.float64)
     return np.where(mask, 0.5 * (values + 1) * (high - low + EPSILON) + low, values)
 

@@ -25,6 +25,19 @@ def standardize_proprio(state: np.ndarray) -> np.ndarray:
     return np.concatenate([state[:, :6], state[:, -2:]], axis=1, dtype=np.float32)
 
 
+def binarize_gripper(gripper: np.ndarray) -> np.ndarray:
+    """Absolute gripper positions, [n], 1 open → 1 above 0.95, 0 below 0.05; between them what comes next decides.
+
+    The reference uses it for data sets other than LIBERO. Undecided values at the very end take the last value itself.
+    """
+    decided = np.where(gripper > 0.95, 1, np.where(gripper < 0.05, 0, np.nan))
+    result, following = np.empty_like(gripper), gripper[-1]
+    for step in reversed(range(len(gripper))):
+        following = following if np.isnan(decided[step]) else decided[step]
+        result[step] = following
+    return result
+
+
 def check_finite(values: np.ndarray, feature: str, episode: str) -> None:
     """Raise DataError, with episode and step, if any of `values` [n, dims] is NaN or infinite."""
     bad = np.argwhere(~np.isfinite(values))

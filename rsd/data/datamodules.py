@@ -1,0 +1,135 @@
+"""Lightning datamodules over RLDS: chunks for tokenizers, frames for behaviour cloning.
+
+Training order is a function of (seed, epoch), and a run that stops in the middle of an epoch goes on exactly there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from rsd.data.datasets import ChunkDataset, FrameDataset
+from rsd.data.shuffle import Fetch, ShuffledLoader, batch_loader
+
+Collate = Callable[[list[dict[str, Any]]], Any]
+
+
+class _RLDSDataModule(LightningDataModule):
+    """Loaders over the splits "train" and "val" of one data set.
+
+    Attributes:
+        train, val: The data sets, after `setup`.
+    """
+
+    train: ChunkDataset | FrameDataset
+    val: ChunkDataset | FrameDataset
+
+    def __init__(self, *, root: str, name: str, version: str, batch_size: int, num_workers: int, seed: int) -> None:
+        super().__init__()
+        self.dataset_dir = Path(root) / name / version
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+
+    @property
+    def norm_stats(self) -> dict[str, Any]:
+        """Statistics of the whole data set; after `setup`."""
+        return self.train.norm_stats
+
+    def train_dataloader(self) -> ShuffledLoader:
+        return ShuffledLoader(
+            len(self.train),
+            self._fetch(self.train),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            num_workers=self.num_workers,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        rows = list(range(len(self.val)))
+        return batch_loader(rows, self._fetch(self.val), self.batch_size, self.num_workers)
+
+    def _fetch(self, dataset: Any) -> Fetch:
+        raise NotImplementedError
+
+
+class ChunkDataModule(_RLDSDataModule):
+    """Batches {"actions": [B, T, A] float32}: standardised, gripper 1 open and 0 close, not normalised.
+
+    Args:
+        root: Folder of the data sets; this one lies in <root>/<name>/<version>.
+        name: For example libero_spatial_no_noops.
+        version: For example 1.0.0.
+        chunk_length: T.
+        batch_size: Chunks a batch.
+        seed: Of the shuffling.
+        num_workers: Processes that fetch; chunks lie in memory, so 0 is fastest.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        name: str,
+        version: str,
+        chunk_length: int,
+        batch_size: int,
+        seed: int,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            root=root, name=name, version=version, batch_size=batch_size, num_workers=num_workers, seed=seed
+        )
+        self.chunk_length = chunk_length
+
+    def setup(self, stage: str | None = None) -> None:
+        if not hasattr(self, "train"):
+            self.train = ChunkDataset(self.dataset_dir, self.chunk_length, "train")
+            self.val = ChunkDataset(self.dataset_dir, self.chunk_length, "val")
+
+    def _fetch(self, dataset: ChunkDataset) -> Fetch:
+        return dataset.batch
+
+
+def _collated(rows: Sequence[int], dataset: FrameDataset, collate: Collate) -> Any:
+    return collate(dataset.batch(rows))
+
+
+class FrameDataModule(_RLDSDataModule):
+    """Batches `collate([items])` of frames with pictures; see FrameDataset for an item.
+
+    Args:
+        root, name, version, chunk_length, batch_size, seed: As in ChunkDataModule.
+        views: Pictures to decode, e.g. ("image", "wrist_image").
+        num_workers: Processes that read, decode and collate.
+        collate: Items → batch; picklable when there are workers. It knows the model, this module does not.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        name: str,
+        version: str,
+        chunk_length: int,
+        views: Sequence[str],
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+        collate: Collate,
+    ) -> None:
+        super().__init__(
+            root=root, name=name, version=version, batch_size=batch_size, num_workers=num_workers, seed=seed
+        )
+        self.chunk_length, self.views, self.collate = chunk_length, tuple(views), collate
+
+    def setup(self, stage: str | None = None) -> None:
+        if not hasattr(self, "train"):
+            self.train = FrameDataset(self.dataset_dir, self.chunk_length, "train", self.views)
+            self.val = FrameDataset(self.dataset_dir, self.chunk_length, "val", self.views)
+
+    def _fetch(self, dataset: FrameDataset) -> Fetch:
+        return functools.partial(_collated, dataset=dataset, collate=self.collate)

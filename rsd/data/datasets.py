@@ -1,0 +1,218 @@
+"""Map-style data sets over an RLDS directory: action chunks alone, and frames with their pictures.
+
+An item is one start step of one chunk, so a DataLoader that shuffles, shuffles over all episodes. What surprises first:
+loading reads every record once, checksum included, and keeps all actions and proprio in memory (a LIBERO suite: 4 MB);
+the pictures stay on disk, and of them only byte offsets are kept.
+
+Splits are by episode. With ten episodes or more, episode i is held out for validation when i % 10 == 9, which stays
+true when episodes are appended; with fewer, the last one is. Statistics are over all episodes, as in the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from rsd.data import DataError
+from rsd.data.libero_features import ACTION_DIM, IMAGE_SHAPE, STATE_DIM, FeatureSpec
+from rsd.data.rlds import RLDSDataset
+from rsd.data.trajectories import (
+    check_finite,
+    chunk_actions,
+    chunk_starts,
+    compute_statistics,
+    require_chunks,
+    standardize_actions,
+    standardize_proprio,
+)
+from rsd.images import decode_jpeg
+from rsd.types import IMAGE_VIEWS, Observation
+
+SPLITS = ("train", "val", "all")
+HOLD_OUT_EVERY = 10  # episodes
+
+
+@dataclass
+class Trajectory:
+    """One episode without its pictures.
+
+    Attributes:
+        actions: [n, A], float32, standardised (gripper 1 open, 0 close), not normalised.
+        proprio: [n, P], float32, not normalised.
+        instruction: The task in words.
+    """
+
+    actions: np.ndarray
+    proprio: np.ndarray
+    instruction: str
+
+
+def split_episodes(num_episodes: int, split: str) -> list[int]:
+    """Episodes of a split: see the top of the file.
+
+    Raises:
+        DataError: no such split, or a single episode cannot be split.
+    """
+    if split not in SPLITS:
+        raise DataError(f"split {split!r} does not exist; expected one of {list(SPLITS)}")
+    if split == "all":
+        return list(range(num_episodes))
+    if num_episodes < 2:
+        raise DataError(
+            f"{num_episodes} episode cannot be split into train and val; collect at least 2, or use split 'all'"
+        )
+    if num_episodes < HOLD_OUT_EVERY:
+        held_out = {num_episodes - 1}
+    else:
+        held_out = set(range(HOLD_OUT_EVERY - 1, num_episodes, HOLD_OUT_EVERY))
+    return [index for index in range(num_episodes) if (index in held_out) == (split == "val")]
+
+
+def require_feature(rlds: RLDSDataset, name: str, kind: str, shape: tuple[int, ...]) -> None:
+    """Raise DataError unless the data set declares the feature `steps/<name>` with this kind and shape."""
+    expected, got = FeatureSpec(kind, np.dtype(np.float32), shape), rlds.features.get(f"steps/{name}")
+    if got is None:
+        raise DataError(
+            f"{rlds.directory}: no feature {name}; expected {kind} {list(shape)}, got {list(rlds.features)}"
+        )
+    if (got.kind, got.shape) != (expected.kind, expected.shape):
+        raise DataError(
+            f"{rlds.directory}: feature {name}: expected {kind} {list(shape)}, got {got.kind} {list(got.shape)}; "
+            "this is not a data set of the LIBERO kind"
+        )
+
+
+def load_trajectories(rlds: RLDSDataset) -> list[Trajectory]:
+    """All episodes, standardised and checked.
+
+    Raises:
+        DataError: a damaged record, a feature of another shape, or a number that is not finite.
+    """
+    require_feature(rlds, "action", "tensor", (ACTION_DIM,))
+    require_feature(rlds, "observation/state", "tensor", (STATE_DIM,))
+    trajectories = []
+    for index, episode in enumerate(rlds.episodes()):
+        check_finite(episode["action"], "action", rlds.describe(index))
+        check_finite(episode["observation/state"], "observation/state", rlds.describe(index))
+        trajectories.append(
+            Trajectory(
+                actions=standardize_actions(episode["action"]),
+                proprio=standardize_proprio(episode["observation/state"]),
+                instruction=episode["language_instruction"][0],
+            )
+        )
+    return trajectories
+
+
+class _ChunkIndex(Dataset):
+    """What both data sets share: the trajectories, and which (episode, step) each item starts at.
+
+    Attributes:
+        name: Of the data set; its unnorm_key.
+        norm_stats: {"action", "proprio", "num_transitions", "num_trajectories"}, over all episodes.
+        num_short: Episodes of the split that are shorter than a chunk and give no item.
+        episode, step: Where each item starts, [N], int64 each.
+    """
+
+    def __init__(self, dataset_dir: Path, chunk_length: int, split: str) -> None:
+        self.rlds = RLDSDataset(dataset_dir)
+        self.name, self.chunk_length, self.split = self.rlds.name, chunk_length, split
+        self.trajectories = load_trajectories(self.rlds)
+        self.norm_stats = compute_statistics(
+            [trajectory.actions for trajectory in self.trajectories],
+            [trajectory.proprio for trajectory in self.trajectories],
+        )
+        self.episodes = split_episodes(len(self.trajectories), split)
+        lengths = [len(self.trajectories[index].actions) for index in self.episodes]
+        self.num_short = require_chunks(lengths, chunk_length, f"{self.rlds.directory}, split {split!r}")
+        counts = [chunk_starts(length, chunk_length) for length in lengths]
+        self.episode = torch.from_numpy(np.repeat(np.array(self.episodes, dtype=np.int64), counts))
+        self.step = torch.cat([torch.arange(count) for count in counts])
+
+    def __len__(self) -> int:
+        return len(self.episode)
+
+    def content_id(self) -> str:
+        """What identifies the items: the data's content id, the split and the number of items, as text."""
+        return f"{self.rlds.content_id()}-{self.split}-t{self.chunk_length}-{len(self)}"
+
+
+class ChunkDataset(_ChunkIndex):
+    """Action chunks of a split, all in one tensor.
+
+    Attributes:
+        actions: [N, T, A], float32, standardised (gripper 1 open, 0 close), not normalised.
+    """
+
+    def __init__(self, dataset_dir: Path, chunk_length: int, split: str = "train") -> None:
+        super().__init__(dataset_dir, chunk_length, split)
+        chunks = [chunk_actions(self.trajectories[index].actions, chunk_length) for index in self.episodes]
+        self.actions = torch.from_numpy(np.concatenate(chunks))
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """{"actions": [T, A] float32, "episode": int, "step": int}."""
+        return {"actions": self.actions[row], "episode": int(self.episode[row]), "step": int(self.step[row])}
+
+    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Many items at once: {"actions": [B, T, A] float32}."""
+        return {"actions": self.actions[torch.as_tensor(rows)]}
+
+
+class FrameDataset(_ChunkIndex):
+    """Frames of a split, each with the chunk that starts there."""
+
+    def __init__(
+        self, dataset_dir: Path, chunk_length: int, split: str = "train", views: Sequence[str] = IMAGE_VIEWS
+    ) -> None:
+        super().__init__(dataset_dir, chunk_length, split)
+        self.views = tuple(views)
+        for view in self.views:
+            require_feature(self.rlds, f"observation/{view}", "image", IMAGE_SHAPE)
+        self._spans = {
+            (index, view): self._image_spans(index, view) for index in self.episodes for view in self.views
+        }  # [n, 2] each
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """{"observation": Observation (pictures [256, 256, 3] uint8, proprio [P] raw), "actions": [T, A] float32,
+        "episode": int, "step": int}."""
+        episode, step = int(self.episode[row]), int(self.step[row])
+        trajectory = self.trajectories[episode]
+        observation = Observation(
+            images={view: self._picture(episode, step, view) for view in self.views},
+            proprio=trajectory.proprio[step],
+            instruction=trajectory.instruction,
+        )
+        actions = torch.from_numpy(trajectory.actions[step : step + self.chunk_length])  # [T, A]
+        return {"observation": observation, "actions": actions, "episode": episode, "step": step}
+
+    def batch(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """Many items at once."""
+        return [self[row] for row in rows]
+
+    def _image_spans(self, index: int, view: str) -> np.ndarray:
+        spans = self.rlds.image_spans(index, view)
+        expected = len(self.trajectories[index].actions)
+        if len(spans) != expected:
+            raise DataError(
+                f"{self.rlds.describe(index)}: feature observation/{view}: expected {expected} pictures, one for each "
+                f"action, got {len(spans)}"
+            )
+        return spans
+
+    def _picture(self, episode: int, step: int, view: str) -> np.ndarray:
+        offset, length = self._spans[episode, view][step].tolist()
+        where = f"{self.rlds.describe(episode)}, step {step}: feature observation/{view}"
+        try:
+            picture = decode_jpeg(self.rlds.read_bytes(episode, offset, length))
+        except ValueError as error:
+            raise DataError(f"{where} is no JPEG picture: {error}") from error
+        if picture.shape != IMAGE_SHAPE:
+            raise DataError(f"{where}: expected {list(IMAGE_SHAPE)}, got {list(picture.shape)}")
+        return picture

@@ -1,0 +1,90 @@
+"""Shuffling that can stop anywhere and go on exactly there.
+
+The order of an epoch depends on (seed, epoch) and on nothing else, so the state of a loader is two numbers. What
+surprises first: a loader counts the batches it has handed out, not those its workers have read ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+Fetch = Callable[[Sequence[int]], Any]  # rows of a batch → the batch
+
+
+class EpochShuffle:
+    """The order of the rows in each epoch, a permutation of 0..length-1."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before every epoch."""
+        self.epoch = epoch
+
+    def order(self) -> list[int]:
+        """Rows in the order of the current epoch."""
+        return np.random.default_rng((self.seed, self.epoch)).permutation(self.length).tolist()
+
+
+class _Batches(Dataset):
+    def __init__(self, batches: list[list[int]], fetch: Fetch) -> None:
+        self.batches, self.fetch = batches, fetch
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.fetch(self.batches[index])
+
+
+def batch_loader(rows: list[int], fetch: Fetch, batch_size: int, num_workers: int = 0) -> DataLoader:
+    """A loader of `fetch(rows of the batch)` in the given order; the last batch may be smaller."""
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return DataLoader(_Batches(batches, fetch), batch_size=None, shuffle=False, num_workers=num_workers)
+
+
+class ShuffledLoader:
+    """Training loader: a new order every epoch, resumable in the middle of one.
+
+    Lightning saves `state_dict` with its checkpoints and calls `sampler.set_epoch`; without Lightning, do so yourself.
+
+    Args:
+        length: Number of rows.
+        fetch: Makes a batch of the rows it is given; has to be picklable when there are workers.
+        batch_size: Rows a batch; the last batch of an epoch may be smaller.
+        seed: Of the order.
+        num_workers: Processes that fetch ahead; 0 fetches in this one.
+    """
+
+    def __init__(self, length: int, fetch: Fetch, *, batch_size: int, seed: int, num_workers: int = 0) -> None:
+        self.sampler = EpochShuffle(length, seed)
+        self.fetch, self.batch_size, self.num_workers = fetch, batch_size, num_workers
+        self._handed_out = {"epoch": 0, "batches": 0}
+        self._resuming = False
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, also while an epoch is being resumed."""
+        return -(-self.sampler.length // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch = self.sampler.epoch
+        resume = self._resuming and self._handed_out["epoch"] == epoch
+        self._handed_out = {"epoch": epoch, "batches": self._handed_out["batches"] if resume else 0}
+        self._resuming = False
+        rows = self.sampler.order()[self._handed_out["batches"] * self.batch_size :]
+        for batch in batch_loader(rows, self.fetch, self.batch_size, self.num_workers):
+            self._handed_out = {"epoch": epoch, "batches": self._handed_out["batches"] + 1}
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and batches of it that were handed out."""
+        return dict(self._handed_out)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration go on behind the batches that were handed out, if it is of the same epoch."""
+        self._handed_out = dict(state)
+        self._resuming = True
