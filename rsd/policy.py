@@ -89,7 +89,7 @@ class VLAPolicy:
         device: torch.device,
     ):
         if not 1 <= num_open_loop_steps <= backbone.chunk_length:
-            raise PolicyError(f"num_open_loop_steps {num_open_loop_steps}, expected 1..{backbone.chunk_length} (the chunk)")
+            raise PolicyError(f"num_open_loop_steps {num_open_loop_steps}, expected 1..{backbone.chunk_length}")
         self.backbone = backbone
         self.tokens = tokens
         self.num_open_loop_steps = num_open_loop_steps

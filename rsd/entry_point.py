@@ -1,0 +1,102 @@
+"""What every entry point does around its work: one clear error instead of a traceback, and results where others look.
+
+Expected errors (a missing checkpoint, a full disk, a wrong value) end in one line and exit code 1; the traceback goes
+to error.log in the run folder. Anything else is a defect of this program and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from rich.console import Console
+from rich.table import Table
+
+from rsd.runs import write_atomically
+
+METRICS_FILE = "metrics.json"
+ERROR_FILE = "error.log"
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether an error speaks to the user: one of this package's, a wrong value, or the operating system's."""
+    return type(error).__module__.startswith("rsd.") or isinstance(error, ValueError | OSError)
+
+
+def report_errors(main: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator for a Hydra main, below `hydra.main`: print expected errors as one line and exit with 1.
+
+    In a multirun the error is raised instead, so that the sweep's table shows the failed job.
+    """
+
+    @functools.wraps(main)
+    def wrapped(cfg: Any) -> Any:
+        try:
+            return main(cfg)
+        except (ValueError, OSError, RuntimeError, LookupError, InstantiationException) as raised:
+            error = raised
+            while isinstance(error, InstantiationException) and error.__cause__ is not None:
+                error = error.__cause__
+            if not is_expected(error):
+                raise
+            hydra_cfg = HydraConfig.get()
+            if hydra_cfg.mode == RunMode.MULTIRUN:
+                raise error from None
+            log = Path(hydra_cfg.runtime.output_dir) / ERROR_FILE
+            log.write_text("".join(traceback.format_exception(raised)))
+            print(f"error: {error}\n(traceback in {log})", file=sys.stderr)
+            sys.exit(1)
+
+    return wrapped
+
+
+def flatten(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Nested metrics → ("name/1", number) pairs; list entries count from 1 as stages do, only numbers are kept."""
+    for key, value in metrics.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from flatten(value, f"{name}/")
+        elif isinstance(value, list):
+            yield from flatten({str(index): entry for index, entry in enumerate(value, start=1)}, f"{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, value
+
+
+def publish(folder: Path, name: Path) -> None:
+    """Point `name` (a symbolic link) at a run's checkpoint folder, where the next phase looks for it.
+
+    An earlier checkpoint stays in its own run folder.
+
+    Raises:
+        FileExistsError: `name` is a real folder, put there by hand; it is not replaced.
+    """
+    name = Path(name)
+    if name.exists() and not name.is_symlink():
+        raise FileExistsError(f"{name} is a folder of its own, not a link to a run; move it away to publish {folder}")
+    name.parent.mkdir(parents=True, exist_ok=True)
+    link = name.with_name(name.name + ".new")
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(folder.resolve(), name.parent.resolve()), target_is_directory=True)
+    os.replace(link, name)
+
+
+def finish_run(run_dir: Path, title: str, metrics: dict[str, Any], shown: list[str]) -> None:
+    """Write metrics.json (flat) and print the metrics whose names begin with one of `shown`."""
+    flat = dict(flatten(metrics))
+    write_atomically(run_dir / METRICS_FILE, json.dumps(flat, indent=1) + "\n")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
+    for name, value in flat.items():
+        if any(name == prefix or name.startswith(f"{prefix}/") for prefix in shown):
+            table.add_row(name, f"{value:.4g}")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"run folder: {run_dir}", soft_wrap=True, markup=False)
