@@ -4,7 +4,7 @@ Evaluation: JPEG round trip → lanczos3 resize → centre crop. Training: lancz
 Sources: SPEC §6 and §12 (openvla-oft @ 213c5ff, dlimp_openvla @ 040105d, TF 2.15.1, run and compared).
 
 What surprises first: the JPEG decoder must use the *fast* integer IDCT (TensorFlow's default; PIL's differs by up to 9
-levels), the centre crop has 0.9 of the *area*, its samples are corner-aligned, and going back to uint8 is trunc(255.5 x).
+levels), the centre crop has 0.9 of the *area*, its samples are corner-aligned, and uint8 comes back as trunc(255.5 x).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import simplejpeg
 import torch
 from PIL import Image
+from scipy.sparse import csr_array
 from torch import Tensor
 
 CAMERA_SIZE = 256  # pixels; height and width of the pictures in the RLDS sets and of LIBERO's cameras
@@ -61,28 +62,31 @@ def jpeg_round_trip(picture: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
-def lanczos3_weights(size_in: int, size_out: int) -> Tensor:
-    """Resampling matrix of tf.image.resize(lanczos3, antialias=True), [size_out, size_in], float64."""
+def lanczos3_weights(size_in: int, size_out: int) -> csr_array:
+    """Resampling matrix of tf.image.resize(lanczos3, antialias=True), [size_out, size_in], float64, sparse."""
     scale = size_in / size_out
     stretch = max(scale, 1.0)
     centre = (np.arange(size_out)[:, None] + 0.5) * scale
-    x = (np.arange(size_in)[None] + 0.5 - centre) / stretch  # [out, in]
+    x = (np.arange(size_in)[None] + 0.5 - centre) / stretch  # [size_out, size_in]
     weights = np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
-    return torch.from_numpy(weights / weights.sum(axis=1, keepdims=True))
+    return csr_array(weights / weights.sum(axis=1, keepdims=True))
 
 
 def resize_lanczos3(pictures: Tensor, size: int) -> Tensor:
-    """[N, H, W, 3], uint8 → [N, size, size, 3], uint8.
+    """[N, H, W, 3], uint8 → [N, size, size, 3], uint8, on the CPU, one picture after the other.
 
-    Accumulates in float64, so that the result does not depend on how many pictures go through at once; within one level
-    of TensorFlow's float32 on fewer than 0.02 % of the values.
+    Within one level of TensorFlow on fewer than 0.02 % of the values. Sparse products (7 to 18 weights a pixel) are ten
+    times faster than dense ones here, and do not depend on the number of threads.
     """
-    rows = lanczos3_weights(pictures.shape[1], size).to(pictures.device)
-    columns = lanczos3_weights(pictures.shape[2], size).to(pictures.device)
     number, height, width, channels = pictures.shape
-    x = rows @ pictures.reshape(number, height, width * channels).to(torch.float64)  # [N, size, W*3]
-    x = x.view(number, size, width, channels).transpose(2, 3) @ columns.T  # [N, size, 3, size]
-    return x.round_().clamp_(0, 255).to(torch.uint8).transpose(2, 3).contiguous()
+    rows, columns = lanczos3_weights(height, size), lanczos3_weights(width, size)
+    result = np.empty((number, size, size, channels), dtype=np.uint8)
+    for picture, resized in zip(pictures.cpu().numpy(), result, strict=True):
+        x = rows @ picture.reshape(height, width * channels).astype(np.float64)  # [size, W*C]
+        x = x.reshape(size, width, channels).transpose(1, 0, 2).reshape(width, size * channels)
+        x = (columns @ x).reshape(size, size, channels).transpose(1, 0, 2)  # [size, size, C]
+        resized[:] = np.clip(np.rint(x), 0, 255)
+    return torch.from_numpy(result)
 
 
 def to_float(pictures: Tensor) -> Tensor:
@@ -96,7 +100,7 @@ def to_uint8(pictures: Tensor) -> Tensor:
 
 
 def crop_and_resize(pictures: Tensor, boxes: Tensor) -> Tensor:
-    """tf.image.crop_and_resize, bilinear, back to the pictures' own size, one box a picture; samples are corner-aligned.
+    """tf.image.crop_and_resize, bilinear and corner-aligned, back to the pictures' own size, one box a picture.
 
     Args:
         pictures: [N, H, W, C], float32.

@@ -1,6 +1,5 @@
 """Pixel operations against TensorFlow's recorded outputs, and by hand."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +8,14 @@ import torch
 
 from rsd import images
 
-GOLDEN = Path(os.environ.get("RSD_GOLDEN", Path(__file__).parent / "golden"))
 
-
-def _load(name: str) -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / f"{name}.npz") as file:
+def load(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
         return dict(file)
 
 
-def test_golden_eval_image_ops():
-    arrays = _load("eval_image_ops")
+def test_golden_eval_image_ops(golden_dir):
+    arrays = load(golden_dir / "eval_image_ops.npz")
     numbers = sorted(name.removeprefix("raw_") for name in arrays if name.startswith("raw_"))
     assert numbers
     for number in numbers:
@@ -33,8 +30,8 @@ def test_golden_eval_image_ops():
         np.testing.assert_array_equal(cropped, arrays[f"center_cropped_{number}"])
 
 
-def test_golden_augment_ops():
-    arrays = _load("augment_ops")
+def test_golden_augment_ops(golden_dir):
+    arrays = load(golden_dir / "augment_ops.npz")
     picture = torch.from_numpy(arrays["image_float"])[None]
     np.testing.assert_array_equal(images.to_float(torch.from_numpy(arrays["image"]))[None], picture)
     cropped = images.crop_and_resize(picture, torch.from_numpy(arrays["crop_box"]))

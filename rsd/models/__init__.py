@@ -1,0 +1,1 @@
+"""Networks: base models, draft and target head. Tensors in, tensors out."""

@@ -1,0 +1,181 @@
+"""OpenVLA-OFT behind the Backbone protocol: observations → tensors → hidden states and an L1 chunk.
+
+What surprises first: `prepare` expects pictures as an RLDS set stores them. A live camera picture first goes through
+rsd.images.jpeg_round_trip; doing it here would compress stored pictures twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsd.images import CAMERA_SIZE, CROP_AREA, center_crop, check_picture, resize_lanczos3, stack_pictures
+from rsd.models.openvla.model import OpenVLAOFT
+from rsd.models.openvla.processor import PrismaticImageProcessor
+from rsd.models.openvla.text import BOS, STOP, TextEncoder
+from rsd.normalization import normalize
+from rsd.types import BackboneOutput, Observation
+
+
+class ObservationError(ValueError):
+    """An observation that does not fit the base model."""
+
+
+class OpenVLABackbone:
+    """A frozen OpenVLA-OFT model with its image pipeline, text encoder and statistics.
+
+    Attributes:
+        model: The network; `backbone.model` is what phase=oft trains.
+        views: Names of the pictures, in the order of the model's images.
+        norm_stats: Statistics of unnorm_key.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: OpenVLAOFT,
+        processor: PrismaticImageProcessor,
+        text: TextEncoder,
+        norm_stats: dict[str, Any],
+        unnorm_key: str,
+        views: Sequence[str],
+        chunk_length: int,
+        center_crop: bool,
+        weights_sha256: Callable[[], str],
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.text = text
+        self.norm_stats = norm_stats
+        self.unnorm_key = unnorm_key
+        self.views = tuple(views)
+        self.chunk_length = chunk_length
+        self.center_crop = center_crop
+        self.image_size = processor.sizes[0]
+        self._weights_sha256 = weights_sha256
+
+    @property
+    def action_dim(self) -> int:
+        return self.model.architecture.action_dim
+
+    @property
+    def hidden_dim(self) -> int:
+        return self.model.llm_config.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        return self.model.llm_config.num_hidden_layers
+
+    @property
+    def use_proprio(self) -> bool:
+        return self.model.architecture.proprio_dim is not None
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.projector.fc1.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.projector.fc1.weight.dtype
+
+    def prepare(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
+        """Observations with pictures as stored in RLDS → inputs of `forward`, on the model's device.
+
+        Raises:
+            ImageError: a picture is not [256, 256, 3], uint8.
+            ObservationError: a view is missing, the proprio has another width, or the prompt is too long.
+        """
+        pictures = stack_pictures([self._picture(obs, view) for obs in observations for view in self.views])
+        pictures = resize_lanczos3(pictures, self.image_size)  # [B*M, S, S, 3]
+        pictures = pictures.view(len(observations), len(self.views), *pictures.shape[1:])
+        inputs = {
+            "pixel_values": self.pixel_values(center_crop(pictures.flatten(0, 1)) if self.center_crop else pictures),
+            **self.prompts([obs.instruction for obs in observations]),
+        }
+        if self.use_proprio:
+            inputs["proprio"] = self.normalized_proprio([obs.proprio for obs in observations])
+        return inputs
+
+    def _picture(self, observation: Observation, view: str):
+        if view not in observation.images:
+            raise ObservationError(
+                f"the model needs view {view!r}, the observation has {sorted(observation.images)}; "
+                "set model.backbone.views to what environment and data offer"
+            )
+        check_picture(observation.images[view], view, CAMERA_SIZE)
+        return observation.images[view]
+
+    def pixel_values(self, pictures: Tensor) -> Tensor:
+        """Cropped pictures, [B*M, S, S, 3] or [B, M, S, S, 3], uint8 → [B, 6M, S, S] in the model's dtype."""
+        size = self.image_size
+        pixels = self.processor(pictures.reshape(-1, size, size, 3))  # [B*M, 6, S, S]
+        return pixels.reshape(-1, pixels.shape[1] * len(self.views), size, size).to(self.device, self.dtype)
+
+    def prompts(self, instructions: Sequence[str]) -> dict[str, Tensor]:
+        """Prompt ids, K placeholders and the stop token, padded on the right.
+
+        Returns:
+            input_ids [B, L], int64; attention_mask [B, L], bool; action_start [B], int64.
+        """
+        encoded = [self.text.encode(instruction) for instruction in instructions]
+        num_action_tokens = self.chunk_length * self.action_dim
+        for instruction, ids in zip(instructions, encoded, strict=True):
+            self._check_length(instruction, len(ids), num_action_tokens)
+        rows = [[*ids, *[BOS] * num_action_tokens, STOP] for ids in encoded]
+        longest = max(map(len, rows))
+        padded = [row + [self.text.pad_id] * (longest - len(row)) for row in rows]
+        mask = [[True] * len(row) + [False] * (longest - len(row)) for row in rows]
+        return {
+            "input_ids": torch.tensor(padded, device=self.device),
+            "attention_mask": torch.tensor(mask, device=self.device),
+            "action_start": torch.tensor([len(ids) for ids in encoded], device=self.device),
+        }
+
+    def _check_length(self, instruction: str, prompt_length: int, num_action_tokens: int) -> None:
+        architecture, limit = self.model.architecture, self.model.llm_config.max_position_embeddings
+        others = len(self.views) * architecture.dino.num_patches + self.use_proprio + num_action_tokens + 1
+        if prompt_length + others > limit:
+            raise ObservationError(
+                f"the prompt of {instruction[:60]!r} has {prompt_length} tokens; with {others} tokens of images, "
+                f"proprio and actions the sequence would be longer than the model's {limit}; shorten the instruction"
+            )
+
+    def normalized_proprio(self, proprio: Sequence[Any]) -> Tensor:
+        """Raw proprio vectors → [B, P], with the evaluation formula (constant dims are not zeroed, SPEC §9)."""
+        expected = self.model.architecture.proprio_dim
+        widths = {len(vector) for vector in proprio}
+        if widths != {expected}:
+            raise ObservationError(f"proprio has {sorted(widths)} dims, the model's projector takes {expected}")
+        rows = [normalize(vector, self.norm_stats["proprio"], zero_constant=False) for vector in proprio]
+        return torch.stack([torch.from_numpy(row) for row in rows]).to(self.device, self.dtype)
+
+    @torch.no_grad()
+    def forward(self, inputs: dict[str, Tensor], layers: Sequence[int]) -> BackboneOutput:
+        """Hidden states of the layers (1..num_layers) at the action positions, and the L1 head's chunk in float32."""
+        wrong = [layer for layer in layers if not 1 <= layer <= self.num_layers]
+        if wrong:
+            raise ValueError(f"layers {wrong} do not exist; the model has layers 1..{self.num_layers}")
+        states, actions = self.model(**inputs, chunk_length=self.chunk_length, layers=layers)
+        return BackboneOutput(states, actions.float())
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Weights, architecture, image pipeline, text and statistics; JSON types."""
+        return {
+            "weights_sha256": self._weights_sha256(),
+            "architecture": self.model.architecture.to_json(),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "chunk_length": self.chunk_length,
+            "views": list(self.views),
+            "images": {
+                "jpeg_decoder": "simplejpeg fast IDCT, fancy upsampling",
+                "resize": f"lanczos3 to {self.image_size}",
+                "center_crop_area": CROP_AREA if self.center_crop else None,
+                "processor": self.processor.to_json(),
+            },
+            "text": self.text.to_json(),
+            "unnorm_key": self.unnorm_key,
+            "proprio_stats": self.norm_stats["proprio"] if self.use_proprio else None,
+        }

@@ -1,0 +1,79 @@
+"""The small networks around OpenVLA-OFT's language model: projectors into it, the L1 action head (SPEC §2, §3, §8)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FUSED_HIDDEN_FACTOR = 4  # the projector's first layer is four times as wide as the vision features
+NUM_RESIDUAL_BLOCKS = 2  # of the L1 head
+
+
+class PrismaticProjector(nn.Module):
+    """Fused patch features → the language model's width: three layers, exact GELU."""
+
+    def __init__(self, vision_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(vision_dim, FUSED_HIDDEN_FACTOR * vision_dim)
+        self.fc2 = nn.Linear(FUSED_HIDDEN_FACTOR * vision_dim, hidden_dim)
+        self.fc3 = nn.Linear(hidden_dim, hidden_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.fc3(F.gelu(self.fc2(F.gelu(self.fc1(features)))))
+
+
+class ProprioProjector(nn.Module):
+    """Normalised proprio [B, P] → one token [B, 1, H]."""
+
+    def __init__(self, proprio_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(proprio_dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, hidden_dim)
+
+    def forward(self, proprio: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(proprio)))[:, None]
+
+
+class ResidualBlock(nn.Module):
+    """x + ReLU(Linear(LayerNorm(x)))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ffn = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.ffn(x)
+
+
+class ResidualMLP(nn.Module):
+    """The MLP inside the action head."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(input_dim)
+        self.fc1 = nn.Linear(input_dim, hidden_dim)
+        self.mlp_resnet_blocks = nn.ModuleList(ResidualBlock(hidden_dim) for _ in range(NUM_RESIDUAL_BLOCKS))
+        self.layer_norm2 = nn.LayerNorm(hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, output_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.fc1(self.layer_norm1(x)))
+        for block in self.mlp_resnet_blocks:
+            x = block(x)
+        return self.fc2(self.layer_norm2(x))
+
+
+class L1ActionHead(nn.Module):
+    """States at the K action positions [B, K, H] → normalised chunk [B, T, A], not clipped.
+
+    The A states of one time step are concatenated; every step goes through the same MLP.
+    """
+
+    def __init__(self, hidden_dim: int, action_dim: int) -> None:
+        super().__init__()
+        self.action_dim = action_dim
+        self.model = ResidualMLP(action_dim * hidden_dim, hidden_dim, action_dim)
+
+    def forward(self, states: Tensor) -> Tensor:
+        batch, tokens, width = states.shape
+        return self.model(states.reshape(batch, tokens // self.action_dim, self.action_dim * width))

@@ -1,0 +1,201 @@
+"""A folder → OpenVLABackbone: the published layout, or our own (rsd/checkpoint.py) that phase=oft writes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256, load_checkpoint, load_weights, save_checkpoint
+from rsd.models.openvla import published
+from rsd.models.openvla.backbone import OpenVLABackbone
+from rsd.models.openvla.model import Architecture, OpenVLAOFT
+from rsd.models.openvla.processor import PrismaticImageProcessor
+from rsd.models.openvla.text import LlamaText, TextEncoder, WordText
+from rsd.normalization import resolve_unnorm_key
+
+KIND = "base"
+PRODUCE = "python train.py phase=oft model=oft_tiny"
+REQUIRED_STATISTICS = ("q01", "q99", "min", "max")
+
+
+def load_backbone(
+    *,
+    checkpoint: str | Path,
+    unnorm_key: str | None,
+    views: Sequence[str],
+    use_proprio: bool,
+    chunk_length: int,
+    center_crop: bool = True,
+    device: str = "cpu",
+    dtype: str = "float32",
+    hub_id: str | None = None,
+    trained_chunk_length: int | None = None,
+    text: TextEncoder | None = None,
+) -> OpenVLABackbone:
+    """Load a base model, frozen and in evaluation mode.
+
+    Args:
+        checkpoint: The folder.
+        unnorm_key: Name of the statistics; "<suite>" finds "<suite>_no_noops"; None if there is only one.
+        views: Names of the pictures, in the order of the model's images.
+        use_proprio: Whether the proprio token is part of the sequence.
+        chunk_length: T that the caller works with.
+        center_crop: Evaluation's crop; right for every model that was trained with image augmentation.
+        device, dtype: Where and how the weights live, in torch's names.
+        hub_id: Where the checkpoint is published; asked only when the folder does not exist.
+        trained_chunk_length: T of a published checkpoint, which none of its files holds.
+        text: Replaces the checkpoint's own text encoder.
+
+    Raises:
+        CheckpointError: the folder is missing, damaged, of another architecture, or made for another chunk or input.
+        UnknownKeyError: the statistics do not hold unnorm_key.
+    """
+    directory = Path(checkpoint)
+    if not directory.exists() and hub_id is not None:
+        published.fetch(directory, hub_id)
+    load = _load_own if (directory / JSON_FILE).is_file() or not directory.exists() else _load_published
+    backbone = load(
+        directory,
+        unnorm_key=unnorm_key,
+        views=tuple(views),
+        use_proprio=use_proprio,
+        chunk_length=chunk_length,
+        center_crop=center_crop,
+        device=device,
+        dtype=getattr(torch, dtype),
+        trained_chunk_length=trained_chunk_length,
+        text=text,
+    )
+    backbone.model.requires_grad_(False)
+    return backbone
+
+
+def save_backbone(directory: Path, backbone: OpenVLABackbone, provenance: dict[str, Any]) -> None:
+    """Write a trained backbone with a word vocabulary in our own layout."""
+    if not isinstance(backbone.text, WordText):
+        raise TypeError(f"only a WordText vocabulary can be saved in our layout, got {type(backbone.text).__name__}")
+    config = {
+        "architecture": backbone.model.architecture.to_json(),
+        "processor": backbone.processor.to_json(),
+        "words": list(backbone.text.words),
+        "norm_stats": {backbone.unnorm_key: backbone.norm_stats},
+        "views": list(backbone.views),
+        "chunk_length": backbone.chunk_length,
+        "center_crop": backbone.center_crop,
+    }
+    save_checkpoint(directory, kind=KIND, config=config, weights=backbone.model.state_dict(), provenance=provenance)
+
+
+def _load_own(
+    directory: Path,
+    *,
+    unnorm_key: str | None,
+    views: tuple[str, ...],
+    use_proprio: bool,
+    chunk_length: int,
+    center_crop: bool,
+    device: str,
+    dtype: torch.dtype,
+    trained_chunk_length: int | None,
+    text: TextEncoder | None,
+) -> OpenVLABackbone:
+    checkpoint = load_checkpoint(directory, kind=KIND, produce=PRODUCE)
+    config = checkpoint.config
+    architecture = Architecture.from_json(config["architecture"])
+    _check_contract(
+        directory,
+        {
+            "chunk_length": (config["chunk_length"], chunk_length),
+            "views": (tuple(config["views"]), views),
+            "use_proprio": (architecture.proprio_dim is not None, use_proprio),
+            "center_crop": (config["center_crop"], center_crop),
+        },
+    )
+    key, stats = _statistics(directory, config["norm_stats"], unnorm_key)
+    model = OpenVLAOFT(architecture)
+    load_weights(model, checkpoint, directory)
+    return OpenVLABackbone(
+        model=model.to(device, dtype).eval(),
+        processor=PrismaticImageProcessor(**config["processor"]),
+        text=text or WordText(config["words"]),
+        norm_stats=stats,
+        unnorm_key=key,
+        views=views,
+        chunk_length=chunk_length,
+        center_crop=center_crop,
+        weights_sha256=lambda: checkpoint.sha256,
+    )
+
+
+def _load_published(
+    directory: Path,
+    *,
+    unnorm_key: str | None,
+    views: tuple[str, ...],
+    use_proprio: bool,
+    chunk_length: int,
+    center_crop: bool,
+    device: str,
+    dtype: torch.dtype,
+    trained_chunk_length: int | None,
+    text: TextEncoder | None,
+) -> OpenVLABackbone:
+    if trained_chunk_length is not None:
+        _check_contract(directory, {"chunk_length": (trained_chunk_length, chunk_length)})
+    key, stats = _statistics(directory, published.read_norm_stats(directory), unnorm_key)
+    model = published.build_model(directory, use_proprio=use_proprio, device=device, dtype=dtype)
+    _check_widths(directory, model.architecture, stats)
+    processor = PrismaticImageProcessor.from_file(directory / "preprocessor_config.json")
+    return OpenVLABackbone(
+        model=model,
+        processor=processor,
+        text=text or LlamaText(directory),
+        norm_stats=stats,
+        unnorm_key=key,
+        views=views,
+        chunk_length=chunk_length,
+        center_crop=center_crop,
+        weights_sha256=partial(_published_sha256, directory),
+    )
+
+
+def _check_contract(directory: Path, facts: dict[str, tuple[Any, Any]]) -> None:
+    """Compare what the checkpoint was trained with and what the caller asks for."""
+    wrong = [f"{name} is {have!r}, asked for {want!r}" for name, (have, want) in facts.items() if have != want]
+    if wrong:
+        raise CheckpointError(f"{directory} was trained for something else: {'; '.join(wrong)}; change the settings")
+
+
+def _statistics(directory: Path, norm_stats: dict[str, Any], unnorm_key: str | None) -> tuple[str, dict[str, Any]]:
+    key = resolve_unnorm_key(norm_stats, unnorm_key)
+    stats = norm_stats[key]
+    wanted = [(part, name) for part in ("action", "proprio") for name in REQUIRED_STATISTICS]
+    missing = [f"{part}.{name}" for part, name in wanted if name not in stats.get(part, {})]
+    if missing:
+        raise CheckpointError(
+            f"statistics {key!r} of {directory} lack {missing}; use the file that came with the model"
+        )
+    return key, stats
+
+
+def _check_widths(directory: Path, architecture: Architecture, stats: dict[str, Any]) -> None:
+    pairs = {"action": architecture.action_dim, "proprio": architecture.proprio_dim}
+    wrong = [
+        f"{name} has {width} dims in the weights and {len(stats[name]['q01'])} in the statistics"
+        for name, width in pairs.items()
+        if width is not None and width != len(stats[name]["q01"])
+    ]
+    if wrong:
+        raise CheckpointError(f"{directory} contradicts itself: {'; '.join(wrong)}; files of two models are mixed")
+
+
+def _published_sha256(directory: Path) -> str:
+    """One hash over all weight files; reads every byte (about half a minute for a 7B model)."""
+    names = [*published.weight_files(directory)]
+    names += [path for part in ("action_head", "proprio_projector") if (path := published.side_file(directory, part))]
+    return hashlib.sha256("".join(file_sha256(path) for path in names).encode()).hexdigest()

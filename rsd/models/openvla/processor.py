@@ -1,0 +1,92 @@
+"""Prismatic's image processor: a picture → normalised pixels, once for DINOv2 and once for SigLIP (SPEC §6).
+
+What surprises first: the published preprocessor_config.json carries DINOv2's mean and std *rounded to bfloat16* in
+tvf_normalize_params, and these win over means/stds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # DINOv2
+HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and std
+STRATEGIES = ("resize-naive", "resize-crop", "letterbox")
+
+
+class PrismaticImageProcessor:
+    """Callable: pictures [N, H, W, 3], uint8 → pixels [N, 3 * backbones, S, S], float32, DINOv2's channels first."""
+
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[int],
+        means: Sequence[Sequence[float]] = (IMAGENET_MEAN, HALF),
+        stds: Sequence[Sequence[float]] = (IMAGENET_STD, HALF),
+        strategy: str = "resize-naive",
+    ) -> None:
+        if strategy not in STRATEGIES:
+            raise ValueError(f"image_resize_strategy {strategy!r} is unknown; expected one of {STRATEGIES}")
+        self.sizes = tuple(sizes)
+        self.means = tuple(tuple(mean) for mean in means)
+        self.stds = tuple(tuple(std) for std in stds)
+        self.strategy = strategy
+
+    @classmethod
+    def from_file(cls, path: Path) -> PrismaticImageProcessor:
+        """Read a published preprocessor_config.json."""
+        record = json.loads(Path(path).read_text())
+        if set(record["interpolations"]) != {"bicubic"}:
+            raise ValueError(f"{path}: interpolations {record['interpolations']} are not supported, expected bicubic")
+        means, stds = record["means"], record["stds"]
+        if "tvf_normalize_params" in record:
+            means = [entry["mean"] for entry in record["tvf_normalize_params"]]
+            stds = [entry["std"] for entry in record["tvf_normalize_params"]]
+        sizes = [size[-1] for size in record["input_sizes"]]
+        return cls(sizes=sizes, means=means, stds=stds, strategy=record["image_resize_strategy"])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"sizes": self.sizes, "means": self.means, "stds": self.stds, "strategy": self.strategy}
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        channels = []
+        for size, mean, std in zip(self.sizes, self.means, self.stds, strict=True):
+            pixels = self.resize(pictures, size).permute(0, 3, 1, 2).to(torch.float32) / 255
+            mean, std = (torch.tensor(value, device=pixels.device)[:, None, None] for value in (mean, std))
+            channels.append((pixels - mean) / std)
+        return torch.cat(channels, dim=1)
+
+    def resize(self, pictures: Tensor, size: int) -> Tensor:
+        """[N, H, W, 3], uint8 → [N, size, size, 3], uint8; pictures of that size pass untouched."""
+        if pictures.shape[1:3] == (size, size):
+            return pictures
+        resized = [np.asarray(self._resize_one(Image.fromarray(picture), size)) for picture in pictures.cpu().numpy()]
+        return torch.from_numpy(np.stack(resized)).to(pictures.device)
+
+    def _resize_one(self, picture: Image.Image, size: int) -> Image.Image:
+        if self.strategy == "resize-naive":
+            return picture.resize((size, size), Image.Resampling.BICUBIC)
+        if self.strategy == "letterbox":
+            picture = _pad_to_square(picture, tuple(int(255 * value) for value in self.means[-1]))
+        short, long = min(picture.size), max(picture.size)
+        other = int(size * long / short)  # the shorter side becomes `size`, the other is truncated (torchvision)
+        width, height = (size, other) if picture.width <= picture.height else (other, size)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        return picture.crop((left, top, left + size, top + size))
+
+
+def _pad_to_square(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """Equal borders left and right, or above and below; an odd difference leaves the picture one pixel off square."""
+    longest = max(picture.size)
+    horizontal, vertical = (longest - picture.width) // 2, (longest - picture.height) // 2
+    padded = Image.new("RGB", (picture.width + 2 * horizontal, picture.height + 2 * vertical), colour)
+    padded.paste(picture, (horizontal, vertical))
+    return padded
