@@ -91,8 +91,8 @@ class StageHead(nn.Module):
         rows = (torch.arange(latent_dim, device=known.device)[:, None] + stage_dim) * num_levels + known[..., :count]
         given = self.digit_embedding(rows).sum(dim=2)  # [B, T, n, W]
         unknown = self.unknown[count:].expand(batch, steps, -1, -1)
-        stages = torch.cat([given, unknown], dim=2)  # [B, T, Q, W]
-        return torch.cumsum(stages, dim=2) - stages  # exclusive: stage q sees stages < q
+        stages = torch.cat([torch.zeros_like(self.unknown[:1]).expand(batch, steps, -1, -1), given, unknown], dim=2)
+        return torch.cumsum(stages[:, :, :-1], dim=2)  # stage q sees the sum over stages < q, and nothing else of them
 
     def forward(self, features: Tensor, known: Tensor, start: int, stop: int) -> Tensor:
         """Logits of stages start..stop-1; see `rsd.decoding.StageLogits` for the meaning of `known`.
