@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
+from google.protobuf.json_format import MessageToJson
 
 from rsd.data import DataError
 from rsd.data.libero_features import ACTION_DIM, IMAGE_SHAPE, JOINT_DIM, STATE_DIM, libero_features
@@ -171,7 +172,7 @@ class RLDSWriter:
         os.fsync(self._file)
 
     def _write_features(self) -> None:
-        text = json.dumps(libero_features().to_json(), indent=4, sort_keys=True)
+        text = MessageToJson(libero_features().to_proto(), sort_keys=True)
         path = self.directory / FEATURES_FILE
         if path.exists() and json.loads(path.read_bytes()) != json.loads(text):
             raise DataError(f"{path} describes other features than the LIBERO sets have; choose another directory")
