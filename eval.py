@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from rsd.entry_point import report_errors
 from rsd.evaluation.evaluate import ERRORS_FILE, CrashedEpisodesError, evaluate, plan_episodes, resume_results
 from rsd.evaluation.progress import follow, show_report
 from rsd.evaluation.report import REPORT_HTML, flat_metrics, write_report
@@ -16,6 +17,7 @@ from rsd.runs import open_run, resume_arguments
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
+@report_errors
 def main(cfg: DictConfig) -> None:
     plan = plan_episodes(
         num_tasks=cfg.env.num_tasks,

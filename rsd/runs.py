@@ -63,22 +63,16 @@ def resume_arguments(argv: Sequence[str]) -> list[str]:
         argv: Command-line arguments without the program's name. Without `resume=` they come back as they are.
 
     Raises:
-        RunError: DIR holds no run, or resume is asked for together with a multirun.
+        SystemExit: with a message, when DIR holds no run or resume is asked for together with a multirun.
     """
-    given = [
-        argument for argument in argv if argument.startswith("resume=") and argument not in ("resume=null", "resume=")
-    ]
-    if not given:
+    given = [argument.removeprefix("resume=") for argument in argv if argument.startswith("resume=")]
+    if not given or given[-1] in ("", "null"):
         return list(argv)
-    if any(argument in ("-m", "--multirun") for argument in argv):
-        raise RunError(
-            "resume continues one run and cannot be combined with --multirun; resume the sweep's folders one by one"
-        )
-    run_dir = Path(given[-1].removeprefix("resume="))
+    if "-m" in argv or "--multirun" in argv:
+        raise SystemExit("error: resume continues one run, not a multirun; resume the sweep's folders one by one")
+    run_dir = Path(given[-1])
     if not (run_dir / OVERRIDES_FILE).is_file():
-        raise RunError(
-            f"cannot resume: {run_dir / OVERRIDES_FILE} does not exist; give the folder of a run that was started"
-        )
+        raise SystemExit(f"error: cannot resume: {run_dir / OVERRIDES_FILE} does not exist, so there is no run")
     stored = OmegaConf.to_container(OmegaConf.load(run_dir / OVERRIDES_FILE))
     others = [argument for argument in argv if not argument.startswith("resume=")]
     quoted = "'" + str(run_dir).replace("'", "\\'") + "'"  # Hydra's grammar would stumble over = or a space
@@ -86,7 +80,7 @@ def resume_arguments(argv: Sequence[str]) -> list[str]:
 
 
 def differing_keys(stored: Any, current: Any, ignore: Sequence[str] = (), prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ, as "key: stored → current"; those in `ignore` and all below them are left out."""
+    """Dotted keys whose values differ, as "key: stored → current"; those under `ignore` are left out."""
     if prefix in ignore:
         return []
     if isinstance(stored, dict) and isinstance(current, dict):

@@ -1,7 +1,8 @@
 """The loop over tasks and trials: runs what is missing, and puts every episode on disk before the next one.
 
-A crash inside an episode ends that episode only, with its traceback in errors.log; the environment is then built anew,
-because nobody knows what state the crash left it in. Ctrl-C and a full disk end the run, which can be continued.
+A crash inside an episode ends that episode only, with its traceback in crashed_episodes.log; the environment is then
+built anew, because nobody knows what state the crash left it in. Ctrl-C and a full disk end the run, which can be
+continued.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rsd.evaluation.rollout import Episode
 from rsd.evaluation.video import CONTROL_HZ, check_ffmpeg, write_video
 from rsd.types import Env, EpisodeResult, Policy
 
-ERRORS_FILE = "errors.log"
+ERRORS_FILE = "crashed_episodes.log"
 
 
 class PlanError(ValueError):

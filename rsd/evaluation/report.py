@@ -80,13 +80,13 @@ def planned_episodes(config: dict[str, Any]) -> int:
 def flat_metrics(report: dict[str, Any]) -> dict[str, float]:
     """The figures of a report that a table of runs or a logger wants; what was not measured is left out."""
     success, decoding, latency = report["success"], report["decoding"], report["latency"]
-    metrics = {name: success[name] for name in ("success_rate", "success_low", "success_high")}
-    metrics |= {name: success[name] for name in ("num_episodes", "num_success", "num_errors")}
-    names = ("acceptance_rate", "target_passes_per_chunk", "draft_passes_per_chunk")
-    metrics |= {name: decoding.get(name) for name in names}
+    metrics = {name: success[name] for name in ("success_rate", "num_errors")}
+    metrics |= {name: decoding.get(name) for name in ("acceptance_rate", "target_passes_per_chunk")}
     if latency["total"] is not None:
         metrics |= {f"latency_ms_{name}": latency["total"][name] for name in ("p50", "p90", "p99")}
     metrics["actions_per_s"] = latency["actions_per_s"]
+    metrics["draft_passes_per_chunk"] = decoding.get("draft_passes_per_chunk")
+    metrics |= {name: success[name] for name in ("success_low", "success_high", "num_episodes", "num_success")}
     return {name: value for name, value in metrics.items() if value is not None}
 
 

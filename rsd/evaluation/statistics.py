@@ -66,7 +66,7 @@ def summarize_decoding(totals: dict[str, Any]) -> dict[str, Any]:
     """Acceptance and work per chunk from the summed counters of the decoding.
 
     Args:
-        totals: Sums over all episodes of `EpisodeResult.stats`. Optional there: accepted_tokens and proposed_tokens,
+        totals: Sums over all episodes of `EpisodeResult.stats`. Optional there: accepted_tokens and checked_tokens,
             [Q] each, from which the acceptance per token and the number of drafted stages follow.
 
     Returns:
@@ -96,7 +96,7 @@ def _stage_rates(totals: dict[str, Any]) -> list[dict[str, Any]]:
     """For each drafted stage n: how often all stages before n were accepted (reached), how often n was too (accepted),
     their quotient (rate, None when never reached), and the share of accepted tokens (token_rate, None when unknown)."""
     counts = totals["accept_counts"]  # [Q + 1]
-    tokens = totals.get("proposed_tokens")
+    tokens = totals.get("checked_tokens")
     if tokens is not None:
         num_stages = sum(count > 0 for count in tokens)
     else:  # the deepest acceptance seen; stages that were drafted but never accepted cannot be told from undrafted ones

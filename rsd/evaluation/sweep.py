@@ -94,11 +94,21 @@ def write_sweep(sweep_dir: Path) -> Table:
     shown = [{"cells": [format_cell(cell) for cell in row], "run": run} for row, run in zip(rows, runs, strict=True)]
     page = render_page("sweep.html", header=header, num_text=1 + len(overrides), rows=shown, common=common)
     write_atomically(sweep_dir / HTML_FILE, page)
-    table = Table(title=f"{len(runs)} runs", title_justify="left", box=None, pad_edge=False)
+    return _terminal_table(header, [[format_cell(cell) for cell in row] for row in rows], num_text=len(overrides) + 2)
+
+
+def _terminal_table(header: list[str], rows: list[list[str]], *, num_text: int) -> Table:
+    """As many columns as the terminal is wide; the files have all of them."""
+    table = Table(title=f"{len(rows)} runs", title_justify="left", box=None, pad_edge=False)
+    room = Console().width
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index <= len(overrides) + 1 else "right")
+        room -= 2 + max(len(cell) for cell in [name, *(row[index] for row in rows)])
+        if index >= num_text and room < 0:
+            table.caption = f"{len(header) - index} more columns in {CSV_FILE}"
+            break
+        table.add_column(name, justify="left" if index < num_text else "right", no_wrap=index >= num_text)
     for row in rows:
-        table.add_row(*map(format_cell, row))
+        table.add_row(*row[: len(table.columns)])
     return table
 
 
@@ -110,7 +120,7 @@ def format_cell(value: Any) -> str:
 
 
 class SweepTable(Callback):
-    """Hydra callback that keeps the table up to date; see conf/hydra/callbacks/sweep_table.yaml.
+    """Hydra callback that keeps the table up to date; see conf/hydra/callbacks/sweep.yaml.
 
     Hydra does not call on_multirun_end when a job has failed, so from the first failure on every job prints the table.
     """

@@ -1,0 +1,119 @@
+"""report.json, report.html and metrics.json from a run folder."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from rsd.evaluation import report as report_module
+from rsd.evaluation.evaluate import evaluate, plan_episodes, resume_results
+from rsd.evaluation.report import planned_episodes, write_report
+from rsd.evaluation.results import ResultsError
+from tests.evaluation.policies import RaisingPolicy, SeeingPolicy, StillPolicy
+from tests.fakes import PointMassEnv
+
+CONFIG = "env: {num_tasks: 3}\ntasks: null\nnum_trials: 4\n"
+
+
+def run(run_dir, policy, *, num_trials=4, save_videos=0):
+    episodes = plan_episodes(
+        num_tasks=3, num_init_states=5, tasks=None, num_trials=num_trials, seed=0, save_videos=save_videos
+    )
+    done = resume_results(run_dir, episodes)
+
+    def make_env(task_id):
+        return PointMassEnv(task_id=task_id, image_size=64)
+
+    return list(evaluate(make_env=make_env, policy=policy, plan=episodes, done=done, run_dir=run_dir))
+
+
+def test_report_of_a_complete_run(tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    run(tmp_path, SeeingPolicy(), save_videos=1)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    report = write_report(tmp_path)
+    assert report["complete"] is True and report["success"]["success_rate"] == 1.0 and len(report["tasks"]) == 3
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["success_rate"] == 1.0 and metrics["num_errors"] == 0 and 0 < metrics["acceptance_rate"] < 1
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:video/mp4;base64,") == 3 and page.count("✓") == 12 + 1  # cells and the legend
+    assert "Incomplete" not in page
+
+
+def test_the_page_needs_nothing_from_elsewhere(tmp_path):
+    run(tmp_path, RaisingPolicy())
+    write_report(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert not re.search(r"https?://", page)
+    assert not re.search(r"<(script|link|img|iframe)\b", page)
+
+
+def test_report_from_results_alone(tmp_path, monkeypatch, capsys):
+    run(tmp_path, SeeingPolicy())
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path)])
+    report_module.main()
+    assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["complete"] is None and report["config"] is None and report["success"]["num_success"] == 12
+    assert "not known how many episodes were planned" in (tmp_path / "report.html").read_text()
+
+
+def test_an_incomplete_run_says_so(tmp_path):
+    run(tmp_path, SeeingPolicy(), num_trials=2)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    report = write_report(tmp_path)
+    assert report["complete"] is False
+    assert "Incomplete: 6 of 12 episodes" in (tmp_path / "report.html").read_text()
+
+
+def test_a_torn_last_line_does_not_stop_the_report_and_is_not_touched(tmp_path):
+    run(tmp_path, SeeingPolicy())
+    with open(tmp_path / "results.jsonl", "ab") as file:
+        file.write(b'{"suite"')
+    before = (tmp_path / "results.jsonl").read_bytes()
+    assert write_report(tmp_path)["success"]["num_episodes"] == 12
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+def test_crashed_episodes_are_listed_apart(tmp_path):
+    run(tmp_path, RaisingPolicy())
+    report = write_report(tmp_path)
+    assert report["success"]["num_errors"] == 6 and report["success"]["success_rate"] == 1.0
+    page = (tmp_path / "report.html").read_text()
+    assert "6 of 12 episodes crashed" in page and page.count("illegal memory access") == 6 + 6  # tooltips and list
+
+
+def test_a_decoding_without_tokens_says_so(tmp_path):
+    run(tmp_path, StillPolicy(), num_trials=1)
+    report = write_report(tmp_path)
+    assert "acceptance_rate" not in json.loads((tmp_path / "metrics.json").read_text())
+    assert report["decoding"] == {"has_tokens": False, "num_chunks": 24}
+    assert "This decoding has no tokens" in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_without_an_episode_still_has_a_report(tmp_path):
+    (tmp_path / "results.jsonl").touch()
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    report = write_report(tmp_path)
+    assert report["success"]["success_rate"] is None
+    assert "Incomplete: 0 of 12" in (tmp_path / "report.html").read_text()
+
+
+def test_instructions_and_errors_are_escaped(tmp_path):
+    run(tmp_path, SeeingPolicy(), num_trials=1)
+    path = tmp_path / "results.jsonl"
+    path.write_text(path.read_text().replace("move the point", "<script>alert(1)</script>"))
+    write_report(tmp_path)
+    assert "<script>" not in (tmp_path / "report.html").read_text()
+
+
+def test_no_results_is_an_error(tmp_path):
+    with pytest.raises(ResultsError, match=r"results\.jsonl does not exist"):
+        write_report(tmp_path)
+
+
+def test_planned_episodes():
+    assert planned_episodes({"env": {"num_tasks": 10}, "tasks": None, "num_trials": 50}) == 500
+    assert planned_episodes({"env": {"num_tasks": 10}, "tasks": [3], "num_trials": 50}) == 50

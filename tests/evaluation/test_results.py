@@ -1,0 +1,69 @@
+"""results.jsonl: what is on disk stays, what is torn is kept aside."""
+
+import errno
+import os
+
+import pytest
+
+from rsd.evaluation.results import ResultsError, append_result, read_results, set_torn_line_aside
+from rsd.types import EpisodeResult
+
+
+def episode(task_id: int, init_state_id: int, **values) -> EpisodeResult:
+    fields = {"success": True, "num_steps": 10, "stats": {"counts": [1, 2]}, "latency_ms": {"total": [1.5]}, **values}
+    return EpisodeResult("point_mass", task_id, "move", init_state_id, 0, **fields)
+
+
+def test_append_and_read(tmp_path):
+    results = [episode(0, 0), episode(0, 1, success=False, error="ValueError: ‘x’\nline"), episode(1, 0)]
+    for result in results:
+        append_result(tmp_path / "results.jsonl", result)
+    assert read_results(tmp_path / "results.jsonl") == (results, b"")
+
+
+def test_a_missing_file_is_an_empty_run(tmp_path):
+    assert read_results(tmp_path / "results.jsonl") == ([], b"")
+
+
+@pytest.mark.parametrize("torn", [b'{"suite": "poi', b"\0\0\0\0", b'{"suite": 1}\n', b"not json\n"])
+def test_a_torn_last_line_is_kept_aside(tmp_path, torn):
+    path = tmp_path / "results.jsonl"
+    append_result(path, episode(0, 0))
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn)
+    assert read_results(path) == ([episode(0, 0)], torn)
+    aside = set_torn_line_aside(path)
+    assert aside.name == "results.jsonl.torn-1" and aside.read_bytes() == torn and path.read_bytes() == whole
+    assert set_torn_line_aside(path) is None
+    path.write_bytes(whole + torn)
+    assert set_torn_line_aside(path).name == "results.jsonl.torn-2"
+
+
+def test_damage_before_the_last_line_is_an_error(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(b"garbage\n")
+    append_result(path, episode(0, 0))
+    with pytest.raises(ResultsError, match="line 1 is damaged"):
+        read_results(path)
+
+
+def test_an_episode_twice_is_an_error(tmp_path):
+    path = tmp_path / "results.jsonl"
+    append_result(path, episode(0, 3))
+    append_result(path, episode(0, 3))
+    with pytest.raises(ResultsError, match="lines 1 and 2 are both task 0, init state 3"):
+        read_results(path)
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "results.jsonl"
+    append_result(path, episode(0, 0))
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResultsError, match=r"No space left on device.*resume="):
+        append_result(path, episode(0, 1))
+    assert path.read_bytes() == before

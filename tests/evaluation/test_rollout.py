@@ -1,0 +1,89 @@
+"""One episode: the action queue, what is rendered, and what is held against the policy."""
+
+import numpy as np
+import pytest
+
+from rsd.evaluation.rollout import Episode, add_stats, check_actions
+from rsd.types import ChunkPrediction
+from tests.evaluation.policies import BrokenPolicy, SeeingPolicy, StillPolicy
+from tests.fakes import PointMassEnv
+
+
+class CountingPolicy(StillPolicy):
+    """Actions that say which chunk and step they are: chunk n, step t gives n + t/100 in the first dim of rotation."""
+
+    def predict(self, observations):
+        self.seen.append(observations[0])
+        actions = np.zeros((8, 7))
+        actions[:, 3] = len(self.seen) + np.arange(8) / 100
+        return [ChunkPrediction(actions, {"target_passes": 2, "accept_counts": [0, 1]}, {"total": 5.0})]
+
+
+class RecordingEnv(PointMassEnv):
+    """Keeps the actions that it was given."""
+
+    def reset(self, init_state_id):
+        self.actions = []
+        return super().reset(init_state_id)
+
+    def step(self, action, observe=True):
+        self.actions.append(float(action[3]))
+        return super().step(action, observe)
+
+
+def test_the_seeing_policy_succeeds_everywhere():
+    for init_state_id in range(5):
+        episode = Episode(PointMassEnv(image_size=64), SeeingPolicy())
+        episode.run(init_state_id=init_state_id, seed=0)
+        assert episode.success and episode.num_steps < 25
+
+
+def test_the_first_actions_of_each_chunk_are_executed():
+    env, policy = RecordingEnv(max_steps=7, image_size=16), CountingPolicy(num_open_loop_steps=3)
+    episode = Episode(env, policy)
+    episode.run(init_state_id=0, seed=0)
+    assert env.actions == pytest.approx([1.00, 1.01, 1.02, 2.00, 2.01, 2.02, 3.00])
+    assert episode.num_steps == 7 and not episode.success
+    assert episode.stats == {"num_chunks": 3, "target_passes": 6, "accept_counts": [0, 3]}
+    assert episode.latency_ms == {"total": [5.0, 5.0, 5.0]}
+
+
+@pytest.mark.parametrize(("record", "every_step", "pictures"), [(False, False, 3), (True, False, 4), (True, True, 21)])
+def test_only_what_is_looked_at_is_rendered(record, every_step, pictures):
+    env = PointMassEnv(max_steps=20, image_size=16)
+    episode = Episode(env, CountingPolicy(), record=record, record_every_step=every_step)
+    episode.run(init_state_id=0, seed=0)
+    assert (
+        env.num_renders == 2 * pictures
+    )  # two views: after the reset, before each further chunk, and the last for a video
+    assert len(episode.frames) == (pictures if record else 0)
+    assert all(frame.shape == (16, 32, 3) for frame in episode.frames)
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (np.full((8, 7), np.nan), "returned nan at step 0, dim 0"),
+        (np.zeros((8, 6)), r"shape \(6,\)"),
+        (np.zeros(7), r"shape \(7,\); expected \[T, A\]"),
+        (np.zeros((4, 7)), "fewer than num_open_loop_steps=8"),
+    ],
+)
+def test_a_broken_chunk_raises(actions, message):
+    with pytest.raises(ValueError, match=message):
+        Episode(PointMassEnv(image_size=16), BrokenPolicy(actions)).run(init_state_id=0, seed=0)
+
+
+def test_check_actions_accepts_a_good_chunk():
+    check_actions(np.zeros((8, 7)), 8)
+
+
+def test_add_stats():
+    assert add_stats({}, {"n": 1, "counts": [1, 0]}) == {"n": 1, "counts": [1, 0]}
+    assert add_stats({"n": 1, "counts": [1, 0]}, {"n": 2, "counts": [0, 5], "m": 1}) == {
+        "n": 3,
+        "counts": [1, 5],
+        "m": 1,
+    }
+    with pytest.raises(ValueError, match="'counts' has 3 entries, expected 2"):
+        add_stats({"counts": [1, 0]}, {"counts": [0, 0, 1]})

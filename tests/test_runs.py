@@ -1,0 +1,85 @@
+"""Run folders: first start, resume, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from rsd.runs import CONFIG_FILE, RunError, differing_keys, open_run, resume_arguments, write_atomically
+
+
+def hydra_config(run_dir: Path, overrides: list[str]):
+    run_dir.mkdir(exist_ok=True)
+    return OmegaConf.create(
+        {
+            "runtime": {"output_dir": str(run_dir), "choices": {"model": "tiny", "hydra/launcher": "basic"}},
+            "overrides": {"task": overrides},
+        }
+    )
+
+
+def test_first_start_writes_config_overrides_and_provenance(tmp_path):
+    cfg = OmegaConf.create({"resume": None, "model": {"name": "tiny"}, "title": "${model.name}!"})
+    assert open_run(cfg, hydra_config(tmp_path, ["model=tiny"])) == tmp_path
+    assert OmegaConf.load(tmp_path / CONFIG_FILE).title == "tiny!"
+    provenance = json.loads((tmp_path / "provenance.json").read_text())
+    assert provenance["choices"] == {"model": "tiny"}
+    assert len(provenance["starts"]) == 1 and "torch" in provenance["starts"][0]["packages"]
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
+    cfg = OmegaConf.create({"resume": None, "seed": 1})
+    open_run(cfg, hydra_config(tmp_path, ["seed=1"]))
+    with pytest.raises(RunError, match="already holds a run; continue it with resume="):
+        open_run(cfg, hydra_config(tmp_path, ["seed=2"]))
+    assert OmegaConf.to_container(OmegaConf.load(tmp_path / "overrides.yaml")) == ["seed=1"]
+
+
+def test_resume_with_the_same_config_adds_a_start(tmp_path):
+    open_run(OmegaConf.create({"resume": None, "seed": 1, "logger": {"mode": "a"}}), hydra_config(tmp_path, ["seed=1"]))
+    resumed = OmegaConf.create({"resume": str(tmp_path), "seed": 1, "logger": {"mode": "b"}})
+    open_run(resumed, hydra_config(tmp_path, ["seed=1"]))
+    assert len(json.loads((tmp_path / "provenance.json").read_text())["starts"]) == 2
+
+
+def test_resume_with_another_config_names_the_keys(tmp_path):
+    open_run(OmegaConf.create({"resume": None, "a": {"b": 1, "c": 2}}), hydra_config(tmp_path, []))
+    cfg = OmegaConf.create({"resume": str(tmp_path), "a": {"b": 3, "c": 2}, "d": 4})
+    with pytest.raises(RunError, match=r"a\.b: 1 → 3; d: \(absent\) → 4"):
+        open_run(cfg, hydra_config(tmp_path, []))
+
+
+def test_resume_of_a_folder_that_never_started(tmp_path):
+    with pytest.raises(RunError, match=r"config\.yaml does not exist"):
+        open_run(OmegaConf.create({"resume": str(tmp_path)}), hydra_config(tmp_path, []))
+
+
+def test_resume_arguments_put_the_stored_overrides_first(tmp_path):
+    (tmp_path / "overrides.yaml").write_text("- model=tiny\n- seed=3\n")
+    arguments = resume_arguments(["logger=wandb", f"resume={tmp_path}"])
+    quoted = f"'{tmp_path}'"
+    assert arguments == ["model=tiny", "seed=3", "logger=wandb", f"resume={quoted}", f"hydra.run.dir={quoted}"]
+
+
+def test_resume_arguments_without_resume_are_unchanged():
+    assert resume_arguments(["a=1", "-m"]) == ["a=1", "-m"]
+    assert resume_arguments(["resume=null"]) == ["resume=null"]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [([], "does not exist"), (["-m"], "not a multirun")])
+def test_resume_arguments_that_cannot_be(tmp_path, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        resume_arguments([*arguments, f"resume={tmp_path}"])
+
+
+def test_differing_keys_ignores_whole_branches():
+    assert differing_keys({"a": {"b": 1}, "c": [1]}, {"a": {"b": 2}, "c": [1, 2]}, ignore=("a",)) == ["c: [1] → [1, 2]"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "new \ud800")
+    assert path.read_text() == "old"
