@@ -82,7 +82,7 @@ def choose_backend() -> str:
     explicit = os.environ.get("MUJOCO_GL", "").lower().strip()
     if explicit and explicit not in BACKENDS:
         raise SimulatorError(
-            f"MUJOCO_GL={explicit!r} does not render without a screen; expected one of {list(BACKENDS)}; unset MUJOCO_GL"
+            f"MUJOCO_GL={explicit!r} renders on a screen only; expected one of {list(BACKENDS)}; unset MUJOCO_GL"
         )
     if explicit and os.environ.get(PROBED_VARIABLE) == explicit:
         return _use(explicit)
