@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,7 +83,7 @@ class OpenVLABackbone:
         return self.model.projector.fc1.weight.dtype
 
     def prepare(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
-        """Observations with pictures as stored in RLDS → inputs of `forward`, on the model's device.
+        """Observations with pictures as stored in RLDS → inputs of `forward`, on the CPU (a loader's worker may call it).
 
         Raises:
             ImageError: a picture is not [256, 256, 3], uint8.
@@ -90,16 +91,15 @@ class OpenVLABackbone:
         """
         pictures = stack_pictures([self._picture(obs, view) for obs in observations for view in self.views])
         pictures = resize_lanczos3(pictures, self.image_size)  # [B*M, S, S, 3]
-        pictures = pictures.view(len(observations), len(self.views), *pictures.shape[1:])
         inputs = {
-            "pixel_values": self.pixel_values(center_crop(pictures.flatten(0, 1)) if self.center_crop else pictures),
+            "pixel_values": self.pixel_values(center_crop(pictures) if self.center_crop else pictures),
             **self.prompts([obs.instruction for obs in observations]),
         }
         if self.use_proprio:
             inputs["proprio"] = self.normalized_proprio([obs.proprio for obs in observations])
         return inputs
 
-    def _picture(self, observation: Observation, view: str):
+    def _picture(self, observation: Observation, view: str) -> np.ndarray:
         if view not in observation.images:
             raise ObservationError(
                 f"the model needs view {view!r}, the observation has {sorted(observation.images)}; "
@@ -109,10 +109,9 @@ class OpenVLABackbone:
         return observation.images[view]
 
     def pixel_values(self, pictures: Tensor) -> Tensor:
-        """Cropped pictures, [B*M, S, S, 3] or [B, M, S, S, 3], uint8 → [B, 6M, S, S] in the model's dtype."""
-        size = self.image_size
-        pixels = self.processor(pictures.reshape(-1, size, size, 3))  # [B*M, 6, S, S]
-        return pixels.reshape(-1, pixels.shape[1] * len(self.views), size, size).to(self.device, self.dtype)
+        """Cropped pictures, the M of a sample after each other, [B*M, S, S, 3], uint8 → [B, 6M, S, S], float32."""
+        pixels = self.processor(pictures)  # [B*M, 6, S, S]
+        return pixels.reshape(-1, len(self.views) * pixels.shape[1], *pixels.shape[2:])
 
     def prompts(self, instructions: Sequence[str]) -> dict[str, Tensor]:
         """Prompt ids, K placeholders and the stop token, padded on the right.
@@ -129,9 +128,9 @@ class OpenVLABackbone:
         padded = [row + [self.text.pad_id] * (longest - len(row)) for row in rows]
         mask = [[True] * len(row) + [False] * (longest - len(row)) for row in rows]
         return {
-            "input_ids": torch.tensor(padded, device=self.device),
-            "attention_mask": torch.tensor(mask, device=self.device),
-            "action_start": torch.tensor([len(ids) for ids in encoded], device=self.device),
+            "input_ids": torch.tensor(padded),
+            "attention_mask": torch.tensor(mask),
+            "action_start": torch.tensor([len(ids) for ids in encoded]),
         }
 
     def _check_length(self, instruction: str, prompt_length: int, num_action_tokens: int) -> None:
@@ -150,14 +149,21 @@ class OpenVLABackbone:
         if widths != {expected}:
             raise ObservationError(f"proprio has {sorted(widths)} dims, the model's projector takes {expected}")
         rows = [normalize(vector, self.norm_stats["proprio"], zero_constant=False) for vector in proprio]
-        return torch.stack([torch.from_numpy(row) for row in rows]).to(self.device, self.dtype)
+        return torch.stack([torch.from_numpy(row) for row in rows])
 
     @torch.no_grad()
     def forward(self, inputs: dict[str, Tensor], layers: Sequence[int]) -> BackboneOutput:
-        """Hidden states of the layers (1..num_layers) at the action positions, and the L1 head's chunk in float32."""
+        """Hidden states of the layers (1..num_layers) at the action positions, and the L1 head's chunk in float32.
+
+        Inputs are moved to the model's device, and floating ones to its dtype.
+        """
         wrong = [layer for layer in layers if not 1 <= layer <= self.num_layers]
         if wrong:
             raise ValueError(f"layers {wrong} do not exist; the model has layers 1..{self.num_layers}")
+        inputs = {
+            name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
+            for name, value in inputs.items()
+        }
         states, actions = self.model(**inputs, chunk_length=self.chunk_length, layers=layers)
         return BackboneOutput(states, actions.float())
 
