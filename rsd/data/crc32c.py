@@ -15,6 +15,7 @@ import numpy as np
 POLYNOMIAL = 0x82F63B78  # reflected, RFC 3720
 WORDS_FULL = 5685  # exponents of the sparse multiple of P, in 64-bit words
 WORDS_TARGETS = (5685 - 1362, 5685 - 426, 5685)  # where a dropped word goes
+WORDS_STRIDE = 4 * WORDS_TARGETS[0]  # words that are dropped between two reloads of the window
 LANE_BYTES = 64  # what remains is cut into lanes of this size, which run side by side
 
 
@@ -49,33 +50,40 @@ def _short(data: bytes | memoryview) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-def _fold(words: np.ndarray) -> np.ndarray:
-    """Drop leading words of a message, uint64, until fewer than about WORDS_FULL remain. Changes its argument."""
-    start, end = 0, len(words) - WORDS_FULL
-    while start < end:
-        size = min(WORDS_TARGETS[0], end - start)  # a block must not fold into itself
-        block = words[start : start + size]
-        for target in WORDS_TARGETS:
-            words[start + target : start + target + size] ^= block
-        start += size
-    return words[start:]
+def _fold(data: np.ndarray) -> np.ndarray:
+    """A message [n], uint8, with about the same length as WORDS_FULL words at most, and the same remainder.
+
+    A window slides over the message, small enough to stay in the processor's cache. The CRC's initial value is put in.
+    """
+    padding = -len(data) % 8  # leading zeros do not change a remainder
+    window = np.empty(WORDS_FULL + WORDS_STRIDE, dtype="<u8")
+    window_bytes = window.view(np.uint8)
+    filled = min((len(data) + padding) // 8, len(window))
+    taken = filled * 8 - padding
+    window_bytes[:padding] = 0
+    window_bytes[padding : filled * 8] = data[:taken]
+    window_bytes[padding : padding + 4] ^= 0xFF
+    while True:
+        drop = max(filled - WORDS_FULL, 0)
+        for start in range(0, drop, WORDS_TARGETS[0]):  # a block must not fold into itself
+            block = window[start : min(start + WORDS_TARGETS[0], drop)]
+            for target in WORDS_TARGETS:
+                window[start + target : start + target + len(block)] ^= block
+        if taken == len(data):
+            return window_bytes[drop * 8 : filled * 8]
+        window[:WORDS_FULL] = window[drop:filled]
+        more = min(len(data) - taken, WORDS_STRIDE * 8)
+        window_bytes[WORDS_FULL * 8 : WORDS_FULL * 8 + more] = data[taken : taken + more]
+        filled, taken = WORDS_FULL + more // 8, taken + more
 
 
 def crc32c(data: bytes | bytearray | memoryview) -> int:
     """CRC-32C of a buffer."""
-    size = len(data)
-    if size < 2 * LANE_BYTES:
+    if len(data) < 2 * LANE_BYTES:
         return _short(data)
-    padding = -size % LANE_BYTES  # leading zeros do not change a remainder
-    message = np.empty(size + padding, dtype=np.uint8)
-    message[:padding] = 0
-    message[padding:] = np.frombuffer(data, dtype=np.uint8)
-    message[padding : padding + 4] ^= 0xFF  # the CRC's initial value
-    rest = _fold(message.view("<u8"))
-    rest = rest.view(np.uint8)
+    rest = _fold(np.frombuffer(data, dtype=np.uint8))
     missing = -len(rest) % LANE_BYTES
-    if missing:
-        rest = np.concatenate([np.zeros(missing, dtype=np.uint8), rest])
+    rest = np.concatenate([np.zeros(missing, dtype=np.uint8), rest])
     columns = np.ascontiguousarray(rest.reshape(-1, LANE_BYTES).T).astype(np.uint32)  # [LANE_BYTES, lanes]
     table, lanes = _byte_table(), np.zeros(columns.shape[1], dtype=np.uint32)
     for column in columns:

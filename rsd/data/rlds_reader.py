@@ -28,6 +28,7 @@ from rsd.data.tfrecord import (
     parse_example,
     read_record,
     scan,
+    text_values,
 )
 from rsd.data.trajectories import check_finite, compute_statistics, standardize_actions, standardize_proprio
 
@@ -154,8 +155,7 @@ class RLDSDataset:
     def _decode(self, record: memoryview, features: dict[str, Feature], name: str, index: int) -> Any:
         spec = self.features[name]
         if spec.kind == "text":
-            spans = byte_spans(record, self._feature(features, name, BYTES, index))
-            texts = [bytes(record[start:end]).decode() for start, end in spans]
+            texts = text_values(record, self._feature(features, name, BYTES, index))
             return texts if name.startswith(STEPS) else texts[0]
         if spec.dtype.kind == "f":
             values = float_values(record, self._feature(features, name, FLOAT, index))

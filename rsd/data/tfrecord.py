@@ -7,6 +7,7 @@ carry no shape, and a list of bytes can be hopped over without looking at it: re
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from collections.abc import Mapping, Sequence
@@ -83,7 +84,7 @@ def scan(path: Path, count: int | None = None) -> tuple[list[Span], int]:
 
 
 def read_record(file: int, span: Span, path: Path, check: bool = True) -> memoryview:
-    """Payload of one record.
+    """Payload of one record, mapped into memory until the view is let go.
 
     Args:
         file: Open file descriptor.
@@ -94,16 +95,17 @@ def read_record(file: int, span: Span, path: Path, check: bool = True) -> memory
     Raises:
         DataError: the file ends inside the record, or the checksum differs.
     """
-    wanted = span.length + FOOTER_BYTES
-    data = os.pread(file, wanted, span.offset)
-    if len(data) != wanted:
+    end, size = span.offset + span.length + FOOTER_BYTES, os.fstat(file).st_size
+    if size < end:
         raise DataError(
-            f"{path}: truncated record at byte {span.offset}: expected {wanted} bytes, got {len(data)}; "
+            f"{path}: truncated record at byte {span.offset}: expected {end} bytes in the file, got {size}; "
             "fetch or collect this file again"
         )
-    payload = memoryview(data)[: span.length]
+    page = span.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    view = memoryview(mmap.mmap(file, end - page, offset=page, access=mmap.ACCESS_READ))[span.offset - page :]
+    payload = view[: span.length]
     if check:
-        expected, got = struct.unpack_from("<I", data, span.length)[0], masked_crc32c(payload)
+        expected, got = struct.unpack_from("<I", view, span.length)[0], masked_crc32c(payload)
         if got != expected:
             raise DataError(
                 f"{path}: corrupt record at byte {span.offset}: checksum of {span.length} bytes is {got:#010x}, "
@@ -168,6 +170,18 @@ def byte_spans(data: memoryview, feature: Feature) -> list[tuple[int, int]]:
     return spans
 
 
+def text_values(data: memoryview, feature: Feature) -> list[str]:
+    """Values of a BYTES feature that holds text. The usual case, one text repeated at every step, is read once."""
+    if feature.start == feature.end:
+        return []
+    _, start, end = _field(data, feature.start)
+    entry, whole = bytes(data[feature.start : end]), bytes(data[feature.start : feature.end])
+    count = len(whole) // len(entry)
+    if entry * count == whole:
+        return [bytes(data[start:end]).decode()] * count
+    return [bytes(data[start:end]).decode() for start, end in byte_spans(data, feature)]
+
+
 def float_values(data: memoryview, feature: Feature) -> np.ndarray:
     """Values of a FLOAT feature, [n], float32."""
     if feature.start == feature.end:
@@ -185,6 +199,9 @@ def int_values(data: memoryview, feature: Feature) -> np.ndarray:
         return np.empty(0, dtype=np.int64)
     packed = data[feature.start] == 0x0A
     position, end = _field(data, feature.start)[1:] if packed else (feature.start, feature.end)
+    small = np.frombuffer(data[position:end], dtype=np.uint8)
+    if packed and (small < 0x80).all():  # one byte each, as for flags
+        return small.astype(np.int64)
     values = []
     while position < end:
         value, position = _varint(data, position if packed else position + 1)
