@@ -74,9 +74,15 @@ def resume_arguments(argv: Sequence[str]) -> list[str]:
     if not (run_dir / OVERRIDES_FILE).is_file():
         raise SystemExit(f"error: cannot resume: {run_dir / OVERRIDES_FILE} does not exist, so there is no run")
     stored = OmegaConf.to_container(OmegaConf.load(run_dir / OVERRIDES_FILE))
-    others = [argument for argument in argv if not argument.startswith("resume=")]
     quoted = "'" + str(run_dir).replace("'", "\\'") + "'"  # Hydra's grammar would stumble over = or a space
-    return [*stored, *others, f"resume={quoted}", f"hydra.run.dir={quoted}"]
+    expanded: list[str] = []
+    for argument in argv:
+        if _is_override(argument) and stored:  # the first one; overrides have to stay together for argparse
+            expanded += stored
+            stored = []
+        is_resume = argument.startswith("resume=")
+        expanded += [f"resume={quoted}", f"hydra.run.dir={quoted}"] if is_resume else [argument]
+    return expanded
 
 
 def differing_keys(stored: Any, current: Any, ignore: Sequence[str] = (), prefix: str = "") -> list[str]:
@@ -135,6 +141,10 @@ def open_run(cfg: DictConfig, hydra_cfg: DictConfig, *, may_differ: Sequence[str
     record["starts"].append(provenance())
     write_atomically(run_dir / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
     return run_dir
+
+
+def _is_override(argument: str) -> bool:
+    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 
 
 def provenance() -> dict[str, Any]:

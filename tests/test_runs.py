@@ -57,9 +57,9 @@ def test_resume_of_a_folder_that_never_started(tmp_path):
 
 def test_resume_arguments_put_the_stored_overrides_first(tmp_path):
     (tmp_path / "overrides.yaml").write_text("- model=tiny\n- seed=3\n")
-    arguments = resume_arguments(["logger=wandb", f"resume={tmp_path}"])
-    quoted = f"'{tmp_path}'"
-    assert arguments == ["model=tiny", "seed=3", "logger=wandb", f"resume={quoted}", f"hydra.run.dir={quoted}"]
+    arguments = resume_arguments(["-cn", "eval", "logger=wandb", f"resume={tmp_path}", "~a", "--info"])
+    ours = [f"resume='{tmp_path}'", f"hydra.run.dir='{tmp_path}'"]
+    assert arguments == ["-cn", "eval", "model=tiny", "seed=3", "logger=wandb", *ours, "~a", "--info"]
 
 
 def test_resume_arguments_without_resume_are_unchanged():

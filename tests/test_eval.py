@@ -1,0 +1,106 @@
+"""eval.py as a user runs it, on PointMassEnv."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rsd.runs import resume_arguments
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ["-cp", str(ROOT / "tests" / "evaluation" / "conf"), "-cn", "point_mass"]
+
+
+@pytest.fixture
+def run_eval(monkeypatch, capfd):
+    """Run eval.py's main in this process with the given arguments; returns (exit code, stdout, stderr)."""
+    monkeypatch.syspath_prepend(ROOT)
+    main = importlib.import_module("eval").main
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["eval.py", *CONFIG, *arguments])
+        code = 0
+        try:
+            sys.argv[1:] = resume_arguments(sys.argv[1:])
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def num_results(run_dir: Path) -> int:
+    path = run_dir / "results.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def stop_after_two_episodes(run_dir: Path, stop: signal.Signals, *arguments: str) -> tuple[int, str]:
+    """Start eval.py as a process of its own, send the signal after two new episodes; (exit code, stderr)."""
+    before = num_results(run_dir)
+    command = [sys.executable, "eval.py", *CONFIG, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while num_results(run_dir) < before + 2 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(stop)
+        _, stderr = process.communicate()
+    return process.returncode, stderr
+
+
+def test_ctrl_c_then_kill_then_resume(tmp_path, run_eval):
+    run_dir = tmp_path / "run"
+    code, stderr = stop_after_two_episodes(run_dir, signal.SIGINT, f"hydra.run.dir={run_dir}", "policy.delay_s=0.1")
+    assert code == 130 and f"resume={run_dir}" in stderr and "Traceback" not in stderr
+    assert f"Incomplete: {num_results(run_dir)} of 12 episodes" in (run_dir / "report.html").read_text()
+    assert stop_after_two_episodes(run_dir, signal.SIGKILL, f"resume={run_dir}")[0] == -signal.SIGKILL
+
+    before = num_results(run_dir)
+    assert 4 <= before < 12
+    code, _, stderr = run_eval(f"resume={run_dir}", "seed=8")
+    assert code == 1 and "seed: 7 → 8" in stderr and num_results(run_dir) == before
+    code, _, stderr = run_eval(f"hydra.run.dir={run_dir}")
+    assert code == 1 and "already holds a run" in stderr and num_results(run_dir) == before
+
+    code, stdout, _ = run_eval(f"resume={run_dir}")
+    assert code == 0 and f"[{before + 1}/12]" in stdout and "success 12/12" in stdout
+    lines = [json.loads(line) for line in (run_dir / "results.jsonl").read_text().splitlines()]
+    places = sorted((line["task_id"], line["init_state_id"]) for line in lines)
+    assert places == [(task, trial) for task in range(3) for trial in range(4)]
+    assert json.loads((run_dir / "report.json").read_text())["complete"]
+
+
+def test_a_backbone_that_raises_is_reported_and_the_exit_code_says_so(tmp_path, run_eval):
+    target = "policy._target_=tests.evaluation.policies.RaisingPolicy"
+    code, _, stderr = run_eval(f"hydra.run.dir={tmp_path}/run", target, "~policy.delay_s")
+    assert code == 1 and "6 of 12 episodes crashed; see" in stderr and "crashed_episodes.log" in stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["success"]["num_errors"] == 6 and report["success"]["success_rate"] == 1.0
+
+
+def test_a_multirun_ends_in_a_table_with_failed_runs_in_it(tmp_path, run_eval):
+    code, _, stderr = run_eval("-m", f"hydra.sweep.dir={tmp_path}/sweep", "num_trials=1,9")
+    assert code == 1 and "num_trials is 9, expected 1..5" in stderr
+    header, good, bad = (tmp_path / "sweep" / "sweep.csv").read_text().splitlines()
+    assert header.startswith("run,num_trials,status,success_rate")
+    assert good.startswith("0,1,done,1.0") and bad.startswith("1,9,failed,,")
+    assert (tmp_path / "sweep" / "sweep.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("tasks=[5]", "tasks [5] do not exist; the suite has task ids 0..2"), ("num_trails=5", "num_trails")],
+)
+def test_bad_input(tmp_path, run_eval, argument, message):
+    code, _, stderr = run_eval(f"hydra.run.dir={tmp_path}/run", argument)
+    assert code == 1 and message in stderr
+    assert not (tmp_path / "run" / "results.jsonl").exists()

@@ -1,0 +1,55 @@
+"""Both loggers take the same calls; the csv one overwrites nothing; the offline wandb one really writes a run."""
+
+import csv
+
+import pytest
+from PIL import Image
+
+from rsd.training.loggers import CsvLogger, WandbLogger
+
+
+def log_everything(logger, run_dir):
+    checkpoint = run_dir / "checkpoint"
+    checkpoint.mkdir(exist_ok=True)
+    (checkpoint / "checkpoint.json").write_text("{}")
+    Image.new("RGB", (8, 8)).save(run_dir / "plot.png")
+    (run_dir / "report.html").write_text("<p>report</p>")
+    (run_dir / "video.mp4").write_bytes(b"not really a video, but nobody looks inside")
+    logger.log_hyperparams({"seed": 1, "model": {"name": "tiny"}})
+    logger.log_metrics({"success_rate": 0.5}, step=3)
+    logger.log_files([run_dir / "plot.png", run_dir / "report.html", run_dir / "video.mp4"])
+    logger.log_artifact(checkpoint, kind="tokenizer")
+    logger.finalize("success")
+
+
+def test_csv_keeps_the_metrics_of_every_start(tmp_path):
+    log_everything(CsvLogger(run_dir=tmp_path), tmp_path)
+    log_everything(CsvLogger(run_dir=tmp_path), tmp_path)
+    for start in (0, 1):
+        with open(tmp_path / "csv" / f"version_{start}" / "metrics.csv") as file:
+            assert list(csv.DictReader(file)) == [{"step": "3", "success_rate": "0.5"}]
+
+
+def test_wandb_offline_writes_a_run_without_an_account(tmp_path, monkeypatch):
+    import wandb
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    logger = WandbLogger(run_dir=tmp_path, project="rsd", mode="offline")
+    log_everything(logger, tmp_path)
+    wandb.finish()
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    (record,) = run.glob("run-*.wandb")
+    content = record.read_bytes()
+    for name in (b"success_rate", b"tiny", b"tokenizer-"):
+        assert name in content
+    assert {path.suffix for path in (run / "files" / "media").rglob("*.*")} == {".png", ".html", ".mp4"}
+
+
+def test_a_file_that_cannot_be_shown(tmp_path, monkeypatch):
+    import wandb
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with pytest.raises(ValueError, match=r"cannot be shown; expected \.png, \.mp4 or \.html"):
+        WandbLogger(run_dir=tmp_path, project="rsd", mode="offline").log_files([tmp_path / "weights.bin"])
+    wandb.finish()
