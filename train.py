@@ -8,8 +8,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from rsd.entry_point import finish_run, publish, report_errors
-from rsd.runs import open_run, resume_arguments
+from rsd.entry_point import finish_run, publish, report_errors, run
+from rsd.runs import open_run
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -18,6 +18,8 @@ def main(cfg: DictConfig) -> None:
     from pytorch_lightning import seed_everything
     from pytorch_lightning.callbacks import ModelCheckpoint
 
+    from rsd.training.progress import StepProgress
+
     run_dir = open_run(cfg, HydraConfig.get())
     seed_everything(cfg.seed, verbose=False)
     datamodule = instantiate(cfg.phase.datamodule)
@@ -25,7 +27,7 @@ def main(cfg: DictConfig) -> None:
     logger = instantiate(cfg.logger)(run_dir=run_dir)
     state = run_dir / "resume" / "last.ckpt"
     resume_point = ModelCheckpoint(state.parent, save_last=True, save_top_k=0, every_n_train_steps=cfg.save_every)
-    trainer = instantiate(cfg.trainer, logger=logger, callbacks=[resume_point])
+    trainer = instantiate(cfg.trainer, logger=logger, callbacks=[resume_point, StepProgress()])
     config = OmegaConf.to_container(cfg, resolve=True)
     logger.log_hyperparams(config)
     trainer.fit(module, datamodule, ckpt_path=state if state.exists() else None)
@@ -43,5 +45,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = resume_arguments(sys.argv[1:])
-    main()
+    run(main)

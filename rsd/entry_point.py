@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,11 @@ from hydra.types import RunMode
 from rich.console import Console
 from rich.table import Table
 
-from rsd.runs import write_atomically
+from rsd.runs import RunError, resume_arguments, write_atomically
 
 METRICS_FILE = "metrics.json"
 ERROR_FILE = "error.log"
+NUMBERED_GROUPS = ("chunk",)  # config groups whose choices are numbers
 
 
 def is_expected(error: BaseException) -> bool:
@@ -40,6 +43,8 @@ def report_errors(main: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(main)
     def wrapped(cfg: Any) -> Any:
+        warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on intervals, workers, other products
+        logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
         try:
             return main(cfg)
         except (ValueError, OSError, RuntimeError, LookupError, InstantiationException) as raised:
@@ -57,6 +62,27 @@ def report_errors(main: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(1)
 
     return wrapped
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Call a Hydra main with the command line made ready: resume=DIR expanded, chunk=8,16 taken as names."""
+    try:
+        sys.argv[1:] = name_choices(resume_arguments(sys.argv[1:]))
+    except RunError as error:
+        sys.exit(f"error: {error}")
+    main()
+
+
+def name_choices(arguments: Sequence[str]) -> list[str]:
+    """Quote numbers that choose a file of a config group: Hydra would read chunk=8 as an integer and refuse it."""
+    named = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key in NUMBERED_GROUPS and equals:
+            choices = [f"'{choice}'" if choice.strip().isdigit() else choice for choice in value.split(",")]
+            argument = f"{key}={','.join(choices)}"
+        named.append(argument)
+    return named
 
 
 def flatten(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -93,10 +119,11 @@ def finish_run(run_dir: Path, title: str, metrics: dict[str, Any], shown: list[s
     """Write metrics.json (flat) and print the metrics whose names begin with one of `shown`."""
     flat = dict(flatten(metrics))
     write_atomically(run_dir / METRICS_FILE, json.dumps(flat, indent=1) + "\n")
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in flat.items():
         if any(name == prefix or name.startswith(f"{prefix}/") for prefix in shown):
             table.add_row(name, f"{value:.4g}")
     console = Console(highlight=False)
+    console.print(title, soft_wrap=True, markup=False)
     console.print(table)
     console.print(f"run folder: {run_dir}", soft_wrap=True, markup=False)

@@ -36,7 +36,7 @@ class TokenizerModule(LightningModule):
     def setup(self, stage: str) -> None:
         self.norm_stats = self.trainer.datamodule.norm_stats
         if stage == "fit":
-            self.tokenizer.fit(self._normalized(self.trainer.datamodule.train_actions()))
+            self.tokenizer.fit(self._normalized(self.trainer.datamodule.train.actions))
 
     def _normalized(self, actions: Tensor) -> Tensor:
         """Raw standardised chunks [B, T, A] → normalised, on the module's device."""
@@ -78,16 +78,16 @@ class TokenizerModule(LightningModule):
         """
         datamodule = self.trainer.datamodule
         tokenizer = self.tokenizer.eval().cpu()
-        chunks = self._normalized(datamodule.val_actions()).cpu()
+        chunks = self._normalized(datamodule.val.actions).cpu()
         shape = tokenizer.code_shape
         bins = BinTokenizer(chunk_length=shape.chunk_length, action_dim=shape.action_dim, num_bins=256)
         metrics = {**codec_report(tokenizer, chunks), "bins256": codec_report(bins, chunks)}
         record = {
             **provenance,
-            "unnorm_key": datamodule.name,
-            "norm_stats": {datamodule.name: self.norm_stats},
+            "unnorm_key": datamodule.train.name,
+            "norm_stats": {datamodule.train.name: self.norm_stats},
             "code": {"tokens": shape.tokens_per_stage, "bits": shape.bits_per_stage, "num_levels": shape.num_levels},
-            "data": datamodule.content_id(),
+            "data": datamodule.train.content_id(),
             "metrics": metrics,
         }
         save_tokenizer(tokenizer, directory, record)
