@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from demonstrations import NAME, write_dataset
 
 from rsd.data.rlds import RLDSDataset
 from rsd.images import decode_jpeg
+from tests.data.demonstrations import NAME, write_dataset
 
 pytestmark = pytest.mark.tf
 
@@ -54,9 +54,9 @@ def test_our_files_are_what_tfds_would_write(tmp_path: Path):
     """The same episodes through tfds's own sequential writer: same features.json, same records."""
     pytest.importorskip("tensorflow")
     import tensorflow_datasets as tfds
-    from demonstrations import demonstration
 
     from rsd.data.libero_features import libero_features
+    from tests.data.demonstrations import demonstration
 
     directory = write_dataset(tmp_path, [5, 3])
     theirs = tmp_path / "theirs" / NAME / "1.0.0"

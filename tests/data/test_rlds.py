@@ -1,0 +1,200 @@
+"""The RLDS reader on sets that the writer made, and on sets that are damaged in every way a user meets."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rsd.data import DataError
+from rsd.data.rlds import RLDSDataset, check_dataset
+from rsd.data.tfrecord import encode_example, frame
+from rsd.images import jpeg_round_trip
+from tests.data.demonstrations import NAME, demonstration, write_dataset
+
+LENGTHS = [5, 12, 3]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"), LENGTHS)
+
+
+@pytest.fixture
+def directory(written: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(written, tmp_path / NAME / "1.0.0"))
+
+
+def _shard(directory: Path) -> Path:
+    return next(directory.glob("*.tfrecord*"))
+
+
+def test_reads_what_was_written(written: Path):
+    dataset = RLDSDataset(written)
+    assert (dataset.name, dataset.version, len(dataset)) == (NAME, "1.0.0", 3)
+    assert dataset.file_paths() == [f"toy/demo_{number}" for number in range(3)]
+    for number in (2, 0, 1):  # random access
+        expected, got = demonstration(number, LENGTHS[number]), dataset.episode(number, images=True)
+        steps, n = expected["steps"], LENGTHS[number]
+        np.testing.assert_array_equal(got["action"], steps["action"])
+        for name in ("state", "joint_state"):
+            np.testing.assert_array_equal(got[f"observation/{name}"], steps["observation"][name])
+        assert got["language_instruction"] == [f"put toy {number} away"] * n
+        assert got["is_first"].tolist() == [True] + [False] * (n - 1)
+        assert got["is_last"].tolist() == got["is_terminal"].tolist() == [False] * (n - 1) + [True]
+        assert got["reward"].tolist() == [0.0] * (n - 1) + [1.0]
+        assert got["discount"].tolist() == [1.0] * n
+
+
+def test_pictures_are_stored_as_tensorflow_would(written: Path):
+    dataset = RLDSDataset(written)
+    episode = dataset.episode(0, images=True)
+    for view in ("image", "wrist_image"):
+        spans = dataset.image_spans(0, view)
+        for step, picture in enumerate(demonstration(0, LENGTHS[0])["steps"]["observation"][view]):
+            from rsd.images import decode_jpeg
+
+            data = episode[f"observation/{view}"][step]
+            assert dataset.read_bytes(0, *spans[step].tolist()) == data
+            np.testing.assert_array_equal(decode_jpeg(data), jpeg_round_trip(picture))
+
+
+def test_statistics_are_those_the_writer_left(written: Path):
+    statistics = json.loads((written / "dataset_statistics.json").read_text())
+    assert statistics == {NAME: RLDSDataset(written).statistics()}
+    assert statistics[NAME]["num_transitions"] == sum(LENGTHS)
+
+
+def test_content_id_follows_the_data(written: Path, tmp_path: Path):
+    same, other = write_dataset(tmp_path / "same", LENGTHS), write_dataset(tmp_path / "other", [*LENGTHS[:2], 4])
+    assert RLDSDataset(written).content_id() == RLDSDataset(same).content_id() != RLDSDataset(other).content_id()
+
+
+def test_no_tensorflow_comes_in(written: Path):
+    program = (
+        f"import sys; from rsd.data.rlds import RLDSDataset; RLDSDataset({str(written)!r}).episode(0); "
+        "sys.exit('tensorflow' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_root_missing(tmp_path: Path):
+    with pytest.raises(
+        DataError, match=r"data\.root .*nowhere does not exist; .*scripts/collect_demos\.py.*set data\."
+    ):
+        check_dataset(tmp_path / "nowhere" / NAME / "1.0.0")
+
+
+def test_data_set_missing_lists_the_others(directory: Path):
+    with pytest.raises(DataError, match=rf"no data set at .*holds \['{NAME}/1\.0\.0'\]"):
+        check_dataset(directory.parent.parent / "libero_goal_no_noops" / "1.0.0")
+
+
+def test_empty_directory(tmp_path: Path):
+    directory = tmp_path / NAME / "1.0.0"
+    directory.mkdir(parents=True)
+    with pytest.raises(DataError, match=r"is empty; expected an RLDS data set; collect"):
+        check_dataset(directory)
+
+
+def test_not_rlds(tmp_path: Path):
+    directory = tmp_path / NAME / "1.0.0"
+    directory.mkdir(parents=True)
+    (directory / "holiday.txt").write_text("sun")
+    with pytest.raises(DataError, match=r"is not an RLDS data set: dataset_info\.json and features\.json missing"):
+        RLDSDataset(directory)
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_damaged_json(directory: Path, name: str):
+    (directory / name).write_text("{")
+    with pytest.raises(DataError, match=rf"{name} is not JSON"):
+        RLDSDataset(directory)
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_json_of_something_else(directory: Path, name: str):
+    (directory / name).write_text('{"holiday": 1}')
+    with pytest.raises(DataError, match=r"is not an RLDS data set that tensorflow-datasets reads"):
+        RLDSDataset(directory)
+
+
+def test_missing_file(directory: Path):
+    _shard(directory).unlink()
+    with pytest.raises(DataError, match=r"1 of 1 files missing: \['libero_toy"):
+        RLDSDataset(directory)
+
+
+@pytest.mark.parametrize("lost", [1, 100, 2000])
+def test_truncated_file(directory: Path, lost: int):
+    shard = _shard(directory)
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-lost])
+    with pytest.raises(DataError) as caught:
+        RLDSDataset(directory)
+    for part in (str(shard), "promises 3 records, only 2 are whole", f"ends at byte {len(content) - lost}"):
+        assert part in str(caught.value)
+
+
+def test_corrupt_record(directory: Path):
+    shard = _shard(directory)
+    content = bytearray(shard.read_bytes())
+    content[500] ^= 1
+    shard.write_bytes(content)
+    dataset = RLDSDataset(directory)
+    with pytest.raises(DataError, match=rf"{shard}: corrupt record at byte 12: checksum of \d+ bytes is 0x"):
+        dataset.episode(0)
+    dataset.episode(1)
+
+
+def test_uncounted_records_are_not_there(directory: Path):
+    with open(_shard(directory), "ab") as file:
+        file.write(b"half a header"[:7])
+    assert len(RLDSDataset(directory)) == 3
+
+
+def _replace_record(directory: Path, features: dict) -> None:
+    _shard(directory).write_bytes(frame(encode_example(features)))
+    info = json.loads((directory / "dataset_info.json").read_text())
+    info["splits"][0]["shardLengths"] = ["1"]
+    (directory / "dataset_info.json").write_text(json.dumps(info))
+
+
+def _features(num_steps: int) -> dict:
+    from rsd.data.rlds_writer import _flat_features
+
+    return _flat_features(demonstration(0, num_steps)["steps"], "toy")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("steps/action", np.zeros(4 * 7 + 1, np.float32), r"action: expected shape \['n', 7\], got 29 values"),
+        ("steps/action", np.zeros(4 * 7, np.int64), r"action: expected floats, got integers"),
+        ("steps/observation/state", np.zeros(3 * 8, np.float32), r"state: expected shape \[4, 8\] .*got 3 entries"),
+        ("steps/observation/image", [b"x"] * 3, r"image: expected shape \[4, 256, 256, 3\] .*got 3 entries"),
+        ("steps/reward", None, r"steps/reward: expected floats, got nothing; the record has"),
+    ],
+)
+def test_wrong_feature_shape(directory: Path, name: str, values: object, message: str):
+    features = _features(4)
+    if values is None:
+        del features[name]
+    else:
+        features[name] = values
+    _replace_record(directory, features)
+    with pytest.raises(DataError, match=message):
+        RLDSDataset(directory).episode(0, images=True)
+
+
+def test_not_an_example(directory: Path):
+    _shard(directory).write_bytes(frame(b"hello"))
+    info = json.loads((directory / "dataset_info.json").read_text())
+    info["splits"][0]["shardLengths"] = ["1"]
+    (directory / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match=r"record at byte 12 is not a tf\.train\.Example"):
+        RLDSDataset(directory).episode(0)
