@@ -1,0 +1,194 @@
+"""One demonstration: the scripted expert on a LIBERO task, from a random placement, recorded step by step.
+
+What surprises first: labels are the expert's undisturbed actions, but what is executed may be disturbed, so replaying the
+labels does not reproduce the episode. And an episode ends at the first success, because an `Env` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from rsd.envs.expert import GraspPlan, PickAndPlaceExpert, SceneState
+from rsd.types import IMAGE_VIEWS, Env
+
+NO_OP_NORM = 1e-4  # of the first six dims; smaller with an unchanged gripper is a no-op (as the published sets were filtered)
+NOISE_PROBABILITY = 0.5  # share of the free-space steps that are disturbed
+ROTATION_NOISE = 0.5  # rotation noise relative to position noise
+DISPLACED_M = 0.03  # an object this far outside the region its task describes was thrown there by overlapping placement
+RIM_GRASPS = {"akita_black_bowl": (-0.05, 0.0, 0.025)}  # grip point minus origin, m, for objects too wide for the hand
+CENTRE_GRASP = (0.0, 0.0, 0.0)
+SIDEWAYS = np.pi / 2  # rad: fingers open along x
+ON_PLAN = {"release_height": 0.02, "carry_height": 0.12}  # target: the origin of the object to put it on
+IN_PLAN = {"release_height": 0.05, "carry_height": 0.20}  # target: the centre of the region to put it in
+
+
+class Expert(Protocol):
+    """Someone who knows the simulator's state and solves the task that the environment is in."""
+
+    def begin(self) -> None:
+        """Look at the scene just after a reset."""
+
+    def scene_is_as_described(self) -> bool:
+        """Whether the instruction is true of this placement; to be asked after `begin`."""
+
+    def act(self) -> tuple[np.ndarray, bool]:
+        """The right action now, [A], and whether a disturbance would be harmless."""
+
+    def joint_state(self) -> np.ndarray:
+        """Arm joint angles, [7], rad."""
+
+
+@dataclass
+class Demonstration:
+    """What one attempt gave. Steps that were no-ops are dropped from the lists, which have n entries.
+
+    Attributes:
+        outcome: "success", "failure" (step limit), or "displaced" (the placement contradicts the instruction; not tried).
+        instruction: The task in words.
+        num_steps: Executed steps, no-ops included.
+        actions: Undisturbed actions, each [7], robot units, gripper -1 open, +1 close.
+        states: Observation.proprio before each action, each [8].
+        joint_states: Arm joint angles before each action, each [7], rad.
+        images: View name to the pictures before each action, each [H, W, 3] uint8; empty without rendering.
+    """
+
+    outcome: str
+    instruction: str
+    num_steps: int = 0
+    actions: list[np.ndarray] = field(default_factory=list)
+    states: list[np.ndarray] = field(default_factory=list)
+    joint_states: list[np.ndarray] = field(default_factory=list)
+    images: dict[str, list[np.ndarray]] = field(default_factory=lambda: {view: [] for view in IMAGE_VIEWS})
+
+
+class LiberoExpert:
+    """Scripted expert for LIBERO tasks whose goal is to put one object on, or in, another.
+
+    Args:
+        env: A rsd.envs.libero.LiberoEnv.
+
+    Raises:
+        ValueError: the task's goal is of another kind.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self._domain = env.simulator.env
+        self._object, self._target, self._relation = pick_and_place_goal(self._domain.parsed_problem["goal_state"])
+        self._expert: PickAndPlaceExpert | None = None
+
+    def begin(self) -> None:
+        category = self._domain.get_object(self._object).category_name
+        heights = ON_PLAN if self._relation == "on" else IN_PLAN
+        offset = RIM_GRASPS.get(category, CENTRE_GRASP)
+        self._expert = PickAndPlaceExpert(GraspPlan(offset=offset, yaw=SIDEWAYS, **heights))
+
+    def scene_is_as_described(self) -> bool:
+        """LIBERO samples objects one by one; sometimes two overlap and physics throws them apart before the first step."""
+        problem = self._domain.parsed_problem
+        for relation, name, *place in problem["initial_state"]:
+            if relation != "on" or name not in (self._object, self._target) or place[0] not in problem["regions"]:
+                continue
+            region = problem["regions"][place[0]]
+            if region["target"] not in self._domain.fixtures_dict or not region["ranges"]:
+                continue
+            xy = self._domain.sim.data.body_xpos[self._domain.obj_body_id[name]][:2]
+            if not any(inside(xy, box, DISPLACED_M) for box in region["ranges"]):
+                return False
+        return True
+
+    def act(self) -> tuple[np.ndarray, bool]:
+        action = self._expert.act(self._scene())
+        return action, self._expert.phase.in_free_space
+
+    def joint_state(self) -> np.ndarray:
+        robot = self._domain.robots[0]
+        return np.array(self._domain.sim.data.qpos[robot._ref_joint_pos_indexes])
+
+    def _scene(self) -> SceneState:
+        data, robot = self._domain.sim.data, self._domain.robots[0]
+        states = self._domain.object_states_dict
+        hand_wxyz = data.get_body_xquat(robot.robot_model.eef_name)
+        return SceneState(
+            eef_pos=np.array(data.site_xpos[robot.eef_site_id]),
+            eef_quat=np.roll(hand_wxyz, -1),
+            object_pos=np.array(states[self._object].get_geom_state()["pos"]),
+            target_pos=np.array(states[self._target].get_geom_state()["pos"]),
+        )
+
+
+def pick_and_place_goal(goal_state: Sequence[Sequence[str]]) -> tuple[str, str, str]:
+    """(object, target, "on" or "in") of a parsed goal such as [["on", "akita_black_bowl_1", "plate_1"]].
+
+    Raises:
+        ValueError: the goal is not a single "on" or "in".
+    """
+    if len(goal_state) != 1 or len(goal_state[0]) != 3 or goal_state[0][0] not in ("on", "in"):
+        raise ValueError(
+            f"the scripted expert puts one object on or in another; the task's goal is {list(goal_state)}; "
+            "choose libero_spatial or libero_object"
+        )
+    relation, name, target = goal_state[0]
+    return name, target, relation
+
+
+def inside(xy: np.ndarray, box: Sequence[float], margin: float) -> bool:
+    """Whether a point [2] lies in a box (x_min, y_min, x_max, y_max) widened by `margin` on all sides."""
+    return bool(box[0] - margin <= xy[0] <= box[2] + margin and box[1] - margin <= xy[1] <= box[3] + margin)
+
+
+def is_no_op(action: np.ndarray, last_gripper: float | None) -> bool:
+    """Whether an action [7] moves nothing: no motion, and the gripper command of the last kept action (None: no one yet)."""
+    still = float(np.linalg.norm(action[:6])) < NO_OP_NORM
+    return still and (last_gripper is None or action[6] == last_gripper)
+
+
+def disturb(action: np.ndarray, scale: float, random: np.random.Generator) -> np.ndarray:
+    """The action with Gaussian noise of standard deviation `scale` on its motion in half of the calls, clipped to ±1."""
+    if scale == 0.0 or random.random() >= NOISE_PROBABILITY:
+        return action
+    noise = scale * random.standard_normal(6) * np.array([1, 1, 1, ROTATION_NOISE, ROTATION_NOISE, ROTATION_NOISE])
+    disturbed = action.copy()
+    disturbed[:6] = np.clip(action[:6] + noise, -1.0, 1.0)
+    return disturbed
+
+
+def record_demonstration(
+    env: Env, expert: Expert, *, seed: int, noise_scales: Sequence[float], render: bool = True
+) -> Demonstration:
+    """Let the expert try the placement `seed`, at most env.max_steps steps.
+
+    Args:
+        env: Must have `reset_random(seed)`.
+        seed: Decides the placement, the noise scale of the episode and its noise.
+        noise_scales: One of them is drawn for the episode; standard deviation of the action noise in free space.
+        render: False to look at success only: the same physics, nothing kept.
+    """
+    observation = env.reset_random(seed)
+    expert.begin()
+    if not expert.scene_is_as_described():
+        return Demonstration("displaced", env.instruction)
+    random = np.random.default_rng(seed)
+    scale = float(random.choice(np.asarray(noise_scales, dtype=np.float64)))
+    demonstration = Demonstration("failure", env.instruction)
+    last_gripper = None
+    for _ in range(env.max_steps):
+        joint_state = expert.joint_state()
+        action, harmless = expert.act()
+        if render and not is_no_op(action, last_gripper):
+            last_gripper = float(action[6])
+            demonstration.actions.append(action)
+            demonstration.states.append(observation.proprio)
+            demonstration.joint_states.append(joint_state)
+            for view in IMAGE_VIEWS:
+                demonstration.images[view].append(observation.images[view])
+        executed = disturb(action, scale, random) if harmless else action
+        observation, success = env.step(executed, observe=render)
+        demonstration.num_steps += 1
+        if success:
+            demonstration.outcome = "success"
+            break
+    return demonstration
