@@ -158,6 +158,7 @@ class CacheReader:
         content: What the cache was made from; the content key is a hash of it.
         layers: Cached layers, ascending.
         norm_stats: Statistics {"action", "proprio"} that the base model un-normalises with.
+        num_episodes: Episodes of the data set, also those too short to give a row.
         episodes, steps: [N], int64, of every row.
     """
 
@@ -177,6 +178,7 @@ class CacheReader:
         self.content: dict[str, Any] = record["content"]
         self.norm_stats: dict[str, Any] = record["norm_stats"]
         self.layers: list[int] = record["content"]["layers"]
+        self.num_episodes: int = record["content"]["data"]["num_episodes"]
         if expected is not None:
             check_content(self.directory, self.content, expected)
         entries, _ = read_index(self.directory)
@@ -198,6 +200,11 @@ class CacheReader:
 
     def __len__(self) -> int:
         return len(self.episodes)
+
+    @property
+    def hidden_dim(self) -> int:
+        """H."""
+        return self._shards[0][hidden_name(self.layers[0])].shape[-1]
 
     @property
     def num_bytes(self) -> int:

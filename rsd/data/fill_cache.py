@@ -42,9 +42,15 @@ MEGABYTE = 10**6
 
 
 class Frames(Protocol):
-    """A data set by frame: items {"observation", "actions" [T, A] float32 raw, "episode": int, "step": int}."""
+    """A data set by frame: items {"observation", "actions" [T, A] float32 raw, "episode": int, "step": int}.
+
+    Attributes:
+        name: Of the data set.
+        episodes: Numbers of all its episodes, also of those too short to give a frame.
+    """
 
     name: str
+    episodes: Sequence[int]
 
     def __len__(self) -> int: ...
 
@@ -67,7 +73,11 @@ def cache_content(
     """
     return as_json({
         "backbone": fingerprint,
-        "data": {"name": frames.name, "content_id": frames.content_id()},
+        "data": {
+            "name": frames.name,
+            "content_id": frames.content_id(),
+            "num_episodes": len(frames.episodes),
+        },
         "unnorm_key": unnorm_key,
         "layers": sorted(set(layers)),
         "chunk_length": chunk_length,
@@ -148,7 +158,7 @@ def ensure_cache(
     root: Path,
     name: str,
     backbone: Callable[[], Backbone],
-    dataset: Callable[..., Frames],
+    dataset: Callable[[], Frames],
     layers: Sequence[int],
     chunk_length: int,
     unnorm_key: str,
@@ -167,8 +177,8 @@ def ensure_cache(
         root: Folder of all caches.
         name: Readable beginning of the cache's folder: <name>-<key>.
         backbone: Loads the base model. Called when something must be computed, and to ask for its fingerprint when
-            `fingerprint` is None.
-        dataset: Makes the data set; called with `views`, and without for its identity.
+            `fingerprint` is None; then even an opened cache costs one loading.
+        dataset: Makes the data set: all frames, with the views that the base model needs.
         layers: Layers to cache.
         chunk_length: T.
         unnorm_key: Statistics that the base model must use.
@@ -184,8 +194,9 @@ def ensure_cache(
     """
     loaded = backbone() if fingerprint is None else None
     identity = loaded.fingerprint() if loaded is not None else fingerprint()
+    frames = dataset()
     content = cache_content(
-        fingerprint=identity, frames=dataset(), layers=layers, chunk_length=chunk_length, unnorm_key=unnorm_key
+        fingerprint=identity, frames=frames, layers=layers, chunk_length=chunk_length, unnorm_key=unnorm_key
     )
     directory = Path(directory) if directory is not None else Path(root) / f"{name}-{content_key(content)}"
     if (directory / CACHE_FILE).is_file():
@@ -195,7 +206,7 @@ def ensure_cache(
         report(f"hidden-state cache {directory}")
         write_cache(
             backbone=loaded,
-            frames=dataset(views=loaded.views),
+            frames=frames,
             directory=directory,
             content=content,
             batch_size=batch_size,

@@ -66,7 +66,7 @@ class ToyFrames:
     def __init__(self, lengths: Sequence[int] = (13, 9, 14, 11), views: Sequence[str] = LinearBackbone.views) -> None:
         self.rows = [(episode, step) for episode, length in enumerate(lengths) for step in range(length)]
         self.views = tuple(views)
-        self.norm_stats = LinearBackbone().norm_stats
+        self.episodes = list(range(len(lengths)))
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,0 +1,35 @@
+"""Run the frozen base model over a data set once: python scripts/cache_hidden_states.py model=oft_tiny
+
+Training of heads and drafts does the same on demand. An interrupted run is completed by the same command.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import hydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from rsd.data.cache import GIGABYTE
+from rsd.entry_point import report_errors, run
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="cache")
+@report_errors
+def main(cfg: DictConfig) -> None:
+    started = time.monotonic()
+    try:
+        cache = instantiate(cfg.cache)()
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished shards are kept: the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+    print(
+        f"{len(cache)} frames of {cache.num_episodes} episodes, layers {cache.layers}, "
+        f"{cache.num_bytes / GIGABYTE:.3f} GB, {time.monotonic() - started:.1f} s in all: {cache.directory}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
