@@ -1,9 +1,9 @@
-"""Every promise of the Env protocol as a test. A subclass gives a fixture `env` and a method `succeed`, and inherits all.
+"""Every promise of the Env protocol as a test. A subclass gives a fixture `env` and `succeed`, and inherits all.
 
-    class TestMyEnv(EnvContract):
-        @pytest.fixture
-        def env(self): ...
-        def succeed(self, env): ...
+class TestMyEnv(EnvContract):
+    @pytest.fixture
+    def env(self): ...
+    def succeed(self, env): ...
 """
 
 from __future__ import annotations
