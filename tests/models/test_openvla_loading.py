@@ -1,0 +1,281 @@
+"""Loading base models: both layouts, and one clear error for each way a checkpoint can be wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, normalizers, processors
+
+from rsd.checkpoint import CheckpointError
+from rsd.models.openvla import load_backbone, save_backbone
+from rsd.models.openvla.published import TIMM_SHAPES, read_architecture
+from rsd.models.openvla.text import LlamaText, WordText
+from rsd.normalization import UnknownKeyError
+from tests.models.openvla_tiny import SHORT, UNNORM_KEY, build_backbone, observation, plain_observation
+
+VIEWS = ("image", "wrist_image")
+WORDS = WordText.from_instructions([SHORT])
+
+
+@pytest.fixture
+def published(golden_dir, tmp_path) -> Path:
+    """A copy of the golden checkpoint, free to be damaged."""
+    return Path(shutil.copytree(golden_dir / "ckpt_tiny", tmp_path / "ckpt"))
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    save_backbone(tmp_path / "own", build_backbone(), {"steps": 0})
+    return tmp_path / "own"
+
+
+def load(directory: Path, **changes):
+    """Load with arguments that fit both layouts; the statistics of a golden set may hold several data sets."""
+    statistics = directory / "dataset_statistics.json"
+    key = next(iter(json.loads(statistics.read_text()))) if statistics.exists() else None
+    arguments = {"unnorm_key": key, "views": VIEWS, "use_proprio": True, "chunk_length": 8, "text": WORDS}
+    return load_backbone(checkpoint=directory, **{**arguments, **changes})
+
+
+def edit_json(path: Path, change) -> None:
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+# --- what works
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_black_and_white_pictures_give_different_actions(golden_dir, view):
+    backbone = load(golden_dir / "ckpt_tiny")
+    white = plain_observation(0)
+    white.images[view] = np.full_like(white.images[view], 255)
+    actions = backbone.forward(backbone.prepare([plain_observation(0), white]), layers=[]).actions
+    assert (actions[0] - actions[1]).abs().max() > 1e-3
+
+
+def test_published_layout_on_one_image_without_proprio(golden_dir):
+    backbone = load(golden_dir / "ckpt_tiny", views=["image"], use_proprio=False)
+    inputs = backbone.prepare([observation()])
+    assert "proprio" not in inputs
+    assert inputs["pixel_values"].shape[1] == 6
+    assert len(backbone.fingerprint()["weights_sha256"]) == 64
+    assert not any(weight.requires_grad for weight in backbone.model.parameters())
+
+
+def test_dataset_statistics_replace_those_of_the_config(published):
+    key = load(published).unnorm_key
+    assert key not in json.loads((published / "config.json").read_text())["norm_stats"]
+    suite = key.removesuffix("_no_noops")
+    assert load(published, unnorm_key=suite).unnorm_key == key
+
+
+def test_sharded_weights_are_the_same_model(published):
+    inputs = load(published).prepare([observation()])
+    expected = load(published).forward(inputs, layers=[]).actions
+    weights = load_file(published / "model.safetensors")
+    names, weight_map = sorted(weights), {}
+    for number, part in enumerate((names[::2], names[1::2])):
+        save_file({name: weights[name] for name in part}, published / f"model-{number}.safetensors")
+        weight_map |= dict.fromkeys(part, f"model-{number}.safetensors")
+    (published / "model.safetensors").unlink()
+    (published / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert torch.equal(load(published).forward(inputs, layers=[]).actions, expected)
+    (published / "model-1.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no model-1\.safetensors; copy the missing"):
+        load(published)
+
+
+def test_own_layout_round_trip(own):
+    before = build_backbone()
+    after = load(own, text=None, unnorm_key=UNNORM_KEY.removesuffix("_no_noops"))
+    inputs = before.prepare([observation()])
+    for name, value in after.prepare([observation()]).items():
+        assert torch.equal(value, inputs[name]), name
+    expected, got = before.forward(inputs, layers=[2]), after.forward(inputs, layers=[2])
+    assert torch.equal(got.actions, expected.actions)
+    assert torch.equal(got.hidden_states[2], expected.hidden_states[2])
+    assert after.norm_stats == before.norm_stats
+
+
+def test_published_shapes_are_those_of_the_7b_model(golden_dir, tmp_path):
+    """Without the golden sets' extension, the ViTs and the language model have OpenVLA-7B's sizes."""
+    shutil.copy(golden_dir / "ckpt_tiny" / "config.json", tmp_path)
+    edit_json(tmp_path / "config.json", lambda record: record.pop("timm_model_kwargs"))
+    edit_json(tmp_path / "config.json", lambda record: record.update(text_config={"vocab_size": 32064}))
+    side = {"model.fc2.weight": torch.zeros(7, 1)}, {"fc1.weight": torch.zeros(1, 8)}
+    architecture = read_architecture(tmp_path, *side)
+    assert (architecture.dino.embed_dim, architecture.dino.depth) == (1024, 24)
+    assert (architecture.siglip.embed_dim, architecture.siglip.depth, architecture.siglip.mlp_dim) == (1152, 27, 4304)
+    assert (architecture.action_dim, architecture.proprio_dim) == (7, 8)
+    assert len(TIMM_SHAPES) == 2
+
+
+# --- the Llama prompt
+
+
+def llama_tokenizer(path: Path) -> None:
+    """A tokenizer of Llama's kind that knows the pieces of one prompt under Llama's own ids (SPEC §5)."""
+    pieces = {
+        512: "▁In", 29901: ":", 1724: "▁What", 3158: "▁action", 881: "▁should", 278: "▁the", 19964: "▁robot",
+        2125: "▁take", 304: "▁to", 5839: "▁pick", 701: "▁up", 4628: "▁black", 12580: "▁bow", 29880: "l",
+        15284: "▁plate", 29973: "?", 3744: "Out", 29871: "▁", 0: "<unk>", 1: "<s>", 2: "</s>",
+    }  # fmt: skip
+    pieces |= {3 + byte: f"<0x{byte:02X}>" for byte in range(256)}
+    vocabulary = [(pieces.get(index, f"<unused{index}>"), 0.0 if index in pieces else -100.0) for index in range(32000)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save(str(path / "tokenizer.json"))
+
+
+def test_llama_prompt_ids(tmp_path):
+    llama_tokenizer(tmp_path)
+    head = [1, 512, 29901, 1724, 3158, 881, 278, 19964, 2125, 304]
+    expected = [*head, 5839, 701, 278, 4628, 12580, 29880, 29973, 13, 3744, 29901, 29871]
+    assert LlamaText(tmp_path).encode("Pick up the BLACK bowl") == expected
+
+
+def test_missing_tokenizer_is_named(published):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json does not exist; copy the tokenizer files"):
+        load(published, text=None)
+
+
+# --- what must be refused
+
+
+def test_missing_folder_names_the_command(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no base checkpoint: .*nothing.* train.py phase=oft model=oft_tiny"):
+        load(tmp_path / "nothing")
+
+
+def test_missing_published_folder_names_what_to_download_and_where(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no network in fast tests
+    hub_id = "moojink/openvla-7b-oft-finetuned-libero-spatial"
+    with pytest.raises(CheckpointError) as caught:
+        load(tmp_path / "spatial", hub_id=hub_id)
+    message = str(caught.value)
+    assert hub_id in message
+    assert f"put them into {tmp_path / 'spatial'}" in message
+    assert "hub could not be reached" in message
+    assert not (tmp_path / "spatial").exists()
+
+
+def test_folder_without_config(published):
+    (published / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json does not exist; .* not a complete OpenVLA-OFT checkpoint"):
+        load(published)
+
+
+def test_truncated_weights(published):
+    path = published / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged .* copy it again"):
+        load(published)
+
+
+def test_truncated_own_weights(own):
+    path = own / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors is damaged"):
+        load(own)
+
+
+def test_truncated_side_file(published):
+    path = next(published.glob("action_head--*"))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"action_head--.* cannot be read .* copy it again"):
+        load(published)
+
+
+def test_missing_and_unexpected_weights_are_listed(published):
+    weights = load_file(published / "model.safetensors")
+    weights["extra.weight"] = weights.pop("projector.fc3.bias")
+    save_file(weights, published / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"architecture: missing projector.fc3.bias; unexpected extra.weight"):
+        load(published)
+
+
+def test_head_of_another_width(published):
+    path = next(published.glob("action_head--*"))
+    head = torch.load(path, weights_only=True)
+    head["module.model.fc1.weight"] = head["module.model.fc1.weight"][:, :-4]
+    torch.save(head, path)
+    with pytest.raises(CheckpointError, match=r"action_head\.model\.fc1\.weight has shape .* expected"):
+        load(published)
+
+
+def test_own_checkpoint_of_another_architecture(own):
+    edit_json(own / "checkpoint.json", lambda record: record["config"]["architecture"]["llm"].update(hidden_size=64))
+    with pytest.raises(CheckpointError, match=r"another architecture: .* has shape"):
+        load(own)
+
+
+def test_two_heads_in_one_folder(published):
+    path = next(published.glob("action_head--*"))
+    shutil.copy(path, published / "action_head--5_checkpoint.pt")
+    with pytest.raises(CheckpointError, match=r"several action_head files: .* leave only one"):
+        load(published)
+
+
+def test_missing_proprio_projector(published):
+    next(published.glob("proprio_projector--*")).unlink()
+    with pytest.raises(CheckpointError, match=r"has no proprio_projector--.*use_proprio=false"):
+        load(published)
+    assert not load(published, use_proprio=False).use_proprio
+
+
+def test_missing_head(published):
+    next(published.glob("action_head--*")).unlink()
+    with pytest.raises(CheckpointError, match=r"has no action_head--"):
+        load(published)
+
+
+def test_unknown_unnorm_key_lists_the_known_ones(published, own):
+    for directory, known in ((published, load(published).unnorm_key), (own, UNNORM_KEY)):
+        with pytest.raises(UnknownKeyError, match=rf"'libero_space' not in norm_stats; available: \['.*{known}"):
+            load(directory, unnorm_key="libero_space")
+
+
+def test_statistics_without_q01(published):
+    def drop(record):
+        for entry in record.values():
+            del entry["action"]["q01"]
+
+    edit_json(published / "dataset_statistics.json", drop)
+    with pytest.raises(CheckpointError, match=r"lack \['action\.q01'\]"):
+        load(published)
+
+
+def test_statistics_of_another_robot(published):
+    def shorten(record):
+        for entry in record.values():
+            entry["proprio"] = {name: values[:-1] for name, values in entry["proprio"].items()}
+
+    edit_json(published / "dataset_statistics.json", shorten)
+    with pytest.raises(CheckpointError, match=r"proprio has \d+ dims in the weights and \d+ in the statistics"):
+        load(published)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"chunk_length": 16}, "chunk_length is 8, asked for 16"),
+        ({"views": ("image",)}, r"views is \('image', 'wrist_image'\), asked for \('image',\)"),
+        ({"use_proprio": False}, "use_proprio is True, asked for False"),
+        ({"center_crop": False}, "center_crop is True, asked for False"),
+    ],
+)
+def test_own_checkpoint_trained_for_something_else(own, changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        load(own, **changes)
+
+
+def test_published_checkpoint_trained_for_another_chunk(published):
+    with pytest.raises(CheckpointError, match="chunk_length is 8, asked for 16"):
+        load(published, trained_chunk_length=8, chunk_length=16)
