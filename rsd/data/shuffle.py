@@ -41,10 +41,14 @@ class _Batches(Dataset):
         return self.fetch(self.batches[index])
 
 
+def _as_is(batch: Any) -> Any:
+    return batch  # torch's default would turn arrays into tensors and tuples into lists
+
+
 def batch_loader(rows: list[int], fetch: Fetch, batch_size: int, num_workers: int = 0) -> DataLoader:
     """A loader of `fetch(rows of the batch)` in the given order; the last batch may be smaller."""
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    return DataLoader(_Batches(batches, fetch), batch_size=None, shuffle=False, num_workers=num_workers)
+    return DataLoader(_Batches(batches, fetch), batch_size=None, num_workers=num_workers, collate_fn=_as_is)
 
 
 class ShuffledLoader:

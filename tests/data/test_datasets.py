@@ -1,0 +1,174 @@
+"""Chunk and frame data sets and their datamodules, against the demonstrations they were written from."""
+
+import pickle
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from rsd.data import DataError
+from rsd.data.datamodules import ChunkDataModule, FrameDataModule
+from rsd.data.datasets import ChunkDataset, FrameDataset, split_episodes
+from rsd.data.rlds import RLDSWriter
+from rsd.data.tfrecord import encode_example, frame
+from rsd.data.trajectories import standardize_actions
+from rsd.images import jpeg_round_trip
+from rsd.types import IMAGE_VIEWS, Observation
+from tests.data.demonstrations import NAME, demonstration, write_dataset
+
+LENGTHS = [9, 3, 8, 10]  # chunks of 8: 2, 0, 1, 3
+T = 8
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"), LENGTHS)
+
+
+def _paths(directory: Path) -> dict[str, str]:
+    return {"root": str(directory.parents[1]), "name": NAME, "version": "1.0.0"}
+
+
+@pytest.mark.parametrize(
+    ("count", "val"), [(2, [1]), (9, [8]), (10, [9]), (11, [9]), (19, [9]), (20, [9, 19]), (21, [9, 19])]
+)
+def test_split(count: int, val: list[int]):
+    assert split_episodes(count, "val") == val
+    assert split_episodes(count, "train") == [index for index in range(count) if index not in val]
+    assert split_episodes(count, "all") == list(range(count))
+
+
+def test_split_errors():
+    with pytest.raises(DataError, match=r"split 'test' does not exist; expected one of \['train', 'val', 'all'\]"):
+        split_episodes(5, "test")
+    with pytest.raises(DataError, match="1 episode cannot be split into train and val"):
+        split_episodes(1, "train")
+    assert split_episodes(1, "all") == [0]
+
+
+def test_chunks_of_all_episodes(directory: Path):
+    dataset = ChunkDataset(directory, T, "all")
+    assert list(zip(dataset.episode.tolist(), dataset.step.tolist(), strict=True)) == [
+        (0, 0), (0, 1), (2, 0), (3, 0), (3, 1), (3, 2)
+    ]  # fmt: skip
+    assert (len(dataset), dataset.num_short, dataset.name) == (6, 1, NAME)
+    for item in (dataset[row] for row in range(len(dataset))):
+        actions = standardize_actions(demonstration(item["episode"], LENGTHS[item["episode"]])["steps"]["action"])
+        assert item["actions"].dtype == torch.float32
+        np.testing.assert_array_equal(item["actions"], actions[item["step"] : item["step"] + T])
+
+
+def test_train_and_val_share_the_statistics(directory: Path):
+    train, val = ChunkDataset(directory, T, "train"), ChunkDataset(directory, T, "val")
+    assert (set(train.episode.tolist()), set(val.episode.tolist())) == ({0, 2}, {3})
+    assert train.norm_stats == val.norm_stats
+    assert train.norm_stats["num_trajectories"] == 4
+    assert train.content_id() != val.content_id()
+
+
+def test_frames(directory: Path):
+    dataset = FrameDataset(directory, T, "all")
+    assert len(dataset) == 6
+    for row in (5, 0):  # any order
+        item = dataset[row]
+        steps = demonstration(item["episode"], LENGTHS[item["episode"]])["steps"]
+        observation, step = item["observation"], item["step"]
+        assert isinstance(observation, Observation)
+        assert observation.instruction == steps["language_instruction"]
+        np.testing.assert_array_equal(observation.proprio, steps["observation"]["state"][step])
+        assert tuple(observation.images) == IMAGE_VIEWS
+        for view in IMAGE_VIEWS:
+            np.testing.assert_array_equal(observation.images[view], jpeg_round_trip(steps["observation"][view][step]))
+        np.testing.assert_array_equal(item["actions"], standardize_actions(steps["action"])[step : step + T])
+
+
+def test_frames_travel_to_workers(directory: Path):
+    dataset = FrameDataset(directory, T, "all", views=["wrist_image"])
+    expected = dataset[3]["observation"].images["wrist_image"]
+    copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301  our own object
+    np.testing.assert_array_equal(copy[3]["observation"].images["wrist_image"], expected)
+    loader = DataLoader(dataset, batch_size=None, num_workers=1)
+    np.testing.assert_array_equal(list(loader)[3]["observation"].images["wrist_image"], expected)
+
+
+def test_unknown_view_lists_the_features(directory: Path):
+    with pytest.raises(DataError, match=r"no feature observation/third_eye; .*steps/observation/wrist_image"):
+        FrameDataset(directory, T, "all", views=["third_eye"])
+
+
+def test_all_episodes_too_short(directory: Path):
+    with pytest.raises(
+        DataError, match=r"split 'train': all 3 episodes are shorter than the chunk of 16 .*longest has 9"
+    ):
+        ChunkDataset(directory, 16, "train")
+
+
+def _with_actions(directory: Path, actions: np.ndarray) -> Path:
+    """A data set whose second episode holds these actions, past the writer's checks."""
+    from rsd.data.rlds_writer import _flat_features
+
+    with RLDSWriter(directory, NAME) as writer:
+        writer.write_episode(demonstration(0, len(actions)))
+        writer.write_episode(demonstration(1, len(actions)))
+    shard = next(directory.glob("*.tfrecord*"))
+    first = frame(encode_example(_flat_features(demonstration(0, len(actions))["steps"], "toy/demo_0")))
+    features = _flat_features(demonstration(1, len(actions))["steps"], "toy/demo_1") | {"steps/action": actions}
+    shard.write_bytes(first + frame(encode_example(features)))
+    return directory
+
+
+def test_nan_in_actions_names_episode_and_step(tmp_path: Path):
+    actions = np.zeros((9, 7), np.float32)
+    actions[5, 2] = np.nan
+    directory = _with_actions(tmp_path, actions)
+    with pytest.raises(DataError, match=rf"{NAME}: episode 1 \(.*tfrecord.*\): action is nan at step 5, dim 2"):
+        ChunkDataset(directory, T, "all")
+
+
+def test_data_set_of_another_robot(tmp_path: Path, directory: Path):
+    target = tmp_path / NAME / "1.0.0"
+    target.mkdir(parents=True)
+    for path in directory.iterdir():
+        content = path.read_bytes()
+        if path.name == "features.json":
+            content = content.replace(b'"7"', b'"14"')
+        (target / path.name).write_bytes(content)
+    with pytest.raises(DataError, match=r"feature action: expected tensor \[7\], got tensor \[14\]; this is not"):
+        ChunkDataset(target, T, "all")
+
+
+def test_chunk_datamodule(directory: Path):
+    data = ChunkDataModule(**_paths(directory), chunk_length=T, batch_size=2, seed=0)
+    data.setup()
+    batches = list(data.train_dataloader())
+    assert [tuple(batch["actions"].shape) for batch in batches] == [(2, T, 7), (1, T, 7)]
+    assert len(data.train_dataloader()) == 2
+    rows = torch.cat([batch["actions"] for batch in batches])
+    assert sorted(rows.flatten(1).tolist()) == sorted(data.train.actions.flatten(1).tolist())
+    val = torch.cat([batch["actions"] for batch in data.val_dataloader()])
+    torch.testing.assert_close(val, data.val.actions, rtol=0, atol=0)
+    assert data.norm_stats["num_trajectories"] == 4
+
+
+def _episodes_and_steps(items: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    return [(item["episode"], item["step"]) for item in items]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_frame_datamodule(directory: Path, num_workers: int):
+    data = FrameDataModule(
+        **_paths(directory),
+        chunk_length=T,
+        views=["image"],
+        batch_size=2,
+        num_workers=num_workers,
+        seed=0,
+        collate=_episodes_and_steps,
+    )
+    data.setup()
+    assert sorted(chain(*data.train_dataloader())) == [(0, 0), (0, 1), (2, 0)]
+    assert list(data.val_dataloader()) == [[(3, 0), (3, 1)], [(3, 2)]]
