@@ -27,10 +27,9 @@ def main(cfg: DictConfig) -> None:
         seed=cfg.seed,
         save_videos=cfg.save_videos,
     )
-    run_dir = open_run(cfg, HydraConfig.get())
+    simulator = instantiate(cfg.check)
+    run_dir = open_run(cfg, HydraConfig.get(), found={"simulator": simulator})
     done = resume_results(run_dir, plan)
-    if "check" in cfg.env:
-        instantiate(cfg.env.check)
     policy = instantiate(cfg.policy)
     logger = instantiate(cfg.logger)(run_dir=run_dir)
     make_env = instantiate(cfg.env.make)

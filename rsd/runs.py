@@ -98,12 +98,19 @@ def differing_keys(stored: Any, current: Any, ignore: Sequence[str] = (), prefix
     return [] if stored == current else [f"{prefix}: {stored} → {current}"]
 
 
-def open_run(cfg: DictConfig, hydra_cfg: DictConfig, *, may_differ: Sequence[str] = MAY_DIFFER) -> Path:
+def open_run(
+    cfg: DictConfig,
+    hydra_cfg: DictConfig,
+    *,
+    found: dict[str, Any] | None = None,
+    may_differ: Sequence[str] = MAY_DIFFER,
+) -> Path:
     """Begin the run in Hydra's output folder, or check that it may be continued there.
 
     Args:
         cfg: The job's config; `cfg.resume` is null at a first start and the run folder at a resume.
         hydra_cfg: `HydraConfig.get()`.
+        found: More to put into this start's provenance, for example the simulator's version and GL backend.
         may_differ: Dotted config keys that a resume may change.
 
     Returns:
@@ -114,6 +121,7 @@ def open_run(cfg: DictConfig, hydra_cfg: DictConfig, *, may_differ: Sequence[str
     """
     run_dir = Path(hydra_cfg.runtime.output_dir)
     config = OmegaConf.to_container(cfg, resolve=True)
+    start = {**provenance(), **(found or {})}
     if cfg.resume is None:
         if (run_dir / CONFIG_FILE).exists():
             raise RunError(
@@ -124,7 +132,7 @@ def open_run(cfg: DictConfig, hydra_cfg: DictConfig, *, may_differ: Sequence[str
         groups = {
             group: choice for group, choice in hydra_cfg.runtime.choices.items() if not group.startswith("hydra/")
         }
-        record = {"choices": groups, "starts": [provenance()]}
+        record = {"choices": groups, "starts": [start]}
         write_atomically(run_dir / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
         write_atomically(run_dir / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(config)))  # last: now it is a run
         return run_dir
@@ -138,7 +146,7 @@ def open_run(cfg: DictConfig, hydra_cfg: DictConfig, *, may_differ: Sequence[str
             "Leave these out to continue that run, or start a new one without resume"
         )
     record = json.loads((run_dir / PROVENANCE_FILE).read_text())
-    record["starts"].append(provenance())
+    record["starts"].append(start)
     write_atomically(run_dir / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
     return run_dir
 
