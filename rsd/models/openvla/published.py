@@ -11,10 +11,11 @@ import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -45,19 +46,25 @@ TEXT_CONFIG_IGNORED = ("model_type", "torch_dtype", "dtype")  # the caller decid
 def fetch(directory: Path, hub_id: str) -> None:
     """Download a checkpoint into `directory`, after one quick question whether the hub can be reached at all.
 
+    The files arrive in `<directory>.part`, where an interrupted download goes on, and get their name when complete.
+
     Raises:
         CheckpointError: the hub cannot be reached; names what to download and where to put it.
     """
+    partial = directory.with_name(directory.name + ".part")
     try:
-        HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_S)
-        snapshot_download(hub_id, local_dir=directory, etag_timeout=HUB_TIMEOUT_S, ignore_patterns=["*.py"])
-    except (OSError, HfHubHTTPError, OfflineModeIsEnabled) as error:
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        with urlopen(f"{constants.ENDPOINT}/api/models/{hub_id}", timeout=HUB_TIMEOUT_S):  # raises OSError
+            pass
+        snapshot_download(hub_id, local_dir=partial, ignore_patterns=["*.py"])
+    except (OSError, HfHubHTTPError) as error:
         raise CheckpointError(
-            f"no checkpoint in {directory}, and the hub could not be reached for {hub_id} "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}); "
-            f"download all files of https://huggingface.co/{hub_id} and put them into {directory}, "
+            f"no checkpoint in {directory}, and the hub could not be reached for {hub_id} ({error}); "
+            f"download all files of {constants.ENDPOINT}/{hub_id} and put them into {directory}, "
             f"or set model.backbone.checkpoint to where they are"
         ) from error
+    partial.rename(directory)
 
 
 def read_json(directory: Path, name: str) -> dict[str, Any]:
