@@ -16,20 +16,18 @@ import numpy as np
 
 from rsd.data import DataError
 from rsd.data.rlds_metadata import INFO_FILE, read_metadata
-from rsd.data.tfrecord import (
+from rsd.data.tf_example import (
     BYTES,
     FLOAT,
     INT64,
     Feature,
-    Span,
     byte_spans,
     float_values,
     int_values,
     parse_example,
-    read_record,
-    scan,
     text_values,
 )
+from rsd.data.tfrecord import Span, read_record, scan
 from rsd.data.trajectories import check_finite, compute_statistics, standardize_actions, standardize_proprio
 
 STEPS = "steps/"

@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader
 from rsd.data import DataError
 from rsd.data.datamodules import ChunkDataModule, FrameDataModule
 from rsd.data.datasets import ChunkDataset, FrameDataset, split_episodes
+from rsd.data.libero_records import episode_features
 from rsd.data.rlds import RLDSWriter
-from rsd.data.tfrecord import encode_example, frame
+from rsd.data.tf_example import encode_example
+from rsd.data.tfrecord import frame
 from rsd.data.trajectories import standardize_actions
 from rsd.images import jpeg_round_trip
 from rsd.types import IMAGE_VIEWS, Observation
@@ -109,14 +111,12 @@ def test_all_episodes_too_short(directory: Path):
 
 def _with_actions(directory: Path, actions: np.ndarray) -> Path:
     """A data set whose second episode holds these actions, past the writer's checks."""
-    from rsd.data.rlds_writer import _flat_features
-
     with RLDSWriter(directory, NAME) as writer:
         writer.write_episode(demonstration(0, len(actions)))
         writer.write_episode(demonstration(1, len(actions)))
     shard = next(directory.glob("*.tfrecord*"))
-    first = frame(encode_example(_flat_features(demonstration(0, len(actions))["steps"], "toy/demo_0")))
-    features = _flat_features(demonstration(1, len(actions))["steps"], "toy/demo_1") | {"steps/action": actions}
+    first = frame(encode_example(episode_features(demonstration(0, len(actions))["steps"], "toy/demo_0")))
+    features = episode_features(demonstration(1, len(actions))["steps"], "toy/demo_1") | {"steps/action": actions}
     shard.write_bytes(first + frame(encode_example(features)))
     return directory
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from rsd.data import DataError
+from rsd.data.libero_records import episode_features
 from rsd.data.rlds import RLDSDataset, check_dataset
-from rsd.data.tfrecord import encode_example, frame
-from rsd.images import jpeg_round_trip
+from rsd.data.tf_example import encode_example
+from rsd.data.tfrecord import frame, scan
+from rsd.images import decode_jpeg, jpeg_round_trip
 from tests.data.demonstrations import NAME, demonstration, write_dataset
 
 LENGTHS = [5, 12, 3]
@@ -56,8 +58,6 @@ def test_pictures_are_stored_as_tensorflow_would(written: Path):
     for view in ("image", "wrist_image"):
         spans = dataset.image_spans(0, view)
         for step, picture in enumerate(demonstration(0, LENGTHS[0])["steps"]["observation"][view]):
-            from rsd.images import decode_jpeg
-
             data = episode[f"observation/{view}"][step]
             assert dataset.read_bytes(0, *spans[step].tolist()) == data
             np.testing.assert_array_equal(decode_jpeg(data), jpeg_round_trip(picture))
@@ -80,6 +80,23 @@ def test_no_tensorflow_comes_in(written: Path):
         "sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_several_files_as_published(directory: Path):
+    """The published sets come in 16 or 32 files."""
+    shard = _shard(directory)
+    content, (spans, _) = shard.read_bytes(), scan(shard)
+    cut = spans[1].offset - 12
+    shard.unlink()
+    for number, piece in enumerate((content[:cut], content[cut:])):
+        (directory / f"{NAME}-train.tfrecord-0000{number}-of-00002").write_bytes(piece)
+    info = json.loads((directory / "dataset_info.json").read_text())
+    info["splits"][0]["shardLengths"] = ["1", "2"]
+    (directory / "dataset_info.json").write_text(json.dumps(info))
+    dataset = RLDSDataset(directory)
+    assert dataset.file_paths() == [f"toy/demo_{number}" for number in range(3)]
+    start, length = dataset.image_spans(2, "image")[1].tolist()
+    assert dataset.read_bytes(2, start, length) == dataset.episode(2, images=True)["observation/image"][1]
 
 
 def test_root_missing(tmp_path: Path):
@@ -165,9 +182,7 @@ def _replace_record(directory: Path, features: dict) -> None:
 
 
 def _features(num_steps: int) -> dict:
-    from rsd.data.rlds_writer import _flat_features
-
-    return _flat_features(demonstration(0, num_steps)["steps"], "toy")
+    return episode_features(demonstration(0, num_steps)["steps"], "toy")
 
 
 @pytest.mark.parametrize(

@@ -94,25 +94,24 @@ def test_kill_9_while_writing(tmp_path: Path):
                 writer.write_episode(demonstration(number, 3))
                 print(number, flush=True)
     """
-    finished = 0
-    for stop_after in (1, 4):
-        child = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
-            text=True,
-        )
-        assert child.stdout is not None
-        for _ in range(stop_after):
-            finished = int(child.stdout.readline()) + 1
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        got = RLDSDataset(tmp_path).file_paths()
-        assert got == _paths(len(got))
-        assert len(got) >= finished
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+        text=True,
+    )
+    assert child.stdout is not None
+    finished = [int(child.stdout.readline()) for _ in range(4)]
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    read = RLDSDataset(tmp_path).file_paths()
+    assert read == _paths(len(read))
+    assert len(read) >= len(finished)
     with RLDSWriter(tmp_path, NAME) as writer:
-        assert len(writer) >= finished
+        assert writer.file_paths()[: len(read)] == read
+        writer.write_episode(demonstration(len(writer), 3))
         writer.finish()
+        assert RLDSDataset(tmp_path).file_paths() == _paths(len(writer))
 
 
 def test_full_disk_loses_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,7 +19,7 @@ from rsd.data.trajectories import (
 )
 from rsd.normalization import EXTREMES, QUANTILES, normalize, normalize_gaussian
 
-FLOAT32_NOISE = 1e-6  # the reference computes in float32, this project in float64
+FLOAT32_NOISE = 1e-5  # the reference computes in float32, this project in float64
 
 
 def test_chunks_of_a_five_step_trajectory():
@@ -114,7 +114,7 @@ def test_golden_rlds_libero(golden_dir: Path):
     for kind in ("action", "proprio"):
         assert got[kind].keys() == expected[kind].keys()
         for name, values in expected[kind].items():
-            np.testing.assert_allclose(got[kind][name], values, atol=1e-7, rtol=0, err_msg=f"{kind} {name}")
+            np.testing.assert_allclose(got[kind][name], values, atol=1e-6, rtol=1e-6, err_msg=f"{kind} {name}")
     assert [got[name] for name in ("num_transitions", "num_trajectories")] == [
         expected[name] for name in ("num_transitions", "num_trajectories")
     ]
