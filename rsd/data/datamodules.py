@@ -39,6 +39,15 @@ class _RLDSDataModule(LightningDataModule):
         """Statistics of the whole data set; after `setup`."""
         return self.train.norm_stats
 
+    @property
+    def name(self) -> str:
+        """The data set's name, which is its unnorm_key; after `setup`."""
+        return self.train.name
+
+    def content_id(self) -> str:
+        """What identifies the training split's items; after `setup`."""
+        return self.train.content_id()
+
     def train_dataloader(self) -> ShuffledLoader:
         return ShuffledLoader(
             len(self.train),

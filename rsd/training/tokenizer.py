@@ -84,10 +84,10 @@ class TokenizerModule(LightningModule):
         metrics = {**codec_report(tokenizer, chunks), "bins256": codec_report(bins, chunks)}
         record = {
             **provenance,
-            "unnorm_key": datamodule.train.name,
-            "norm_stats": {datamodule.train.name: self.norm_stats},
+            "unnorm_key": datamodule.name,
+            "norm_stats": {datamodule.name: self.norm_stats},
             "code": {"tokens": shape.tokens_per_stage, "bits": shape.bits_per_stage, "num_levels": shape.num_levels},
-            "data": datamodule.train.content_id(),
+            "data": datamodule.content_id(),
             "metrics": metrics,
         }
         save_tokenizer(tokenizer, directory, record)
