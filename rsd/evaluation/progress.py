@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from rsd.evaluation.statistics import summarize_success, summarize_tasks
 from rsd.types import EpisodeResult
@@ -65,9 +66,9 @@ class EvaluationProgress:
             return "after the first episode"
         return format_duration(remaining * sum(self._new_wall_s) / len(self._new_wall_s))
 
-    def _table(self) -> Table:
+    def _table(self) -> Group:
         title = f"{len(self._results)} of {self._num_planned} episodes · {self._summary()}"
-        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False)
         for name in ("task", "done", "success", "errors", "instruction"):
             table.add_column(name, justify="left" if name in ("success", "instruction") else "right")
         for task in summarize_tasks(self._results):
@@ -79,7 +80,7 @@ class EvaluationProgress:
                 task["instruction"],
             )
             table.add_row(*map(str, cells))
-        return table
+        return Group(Text(title, style="bold"), table)
 
 
 def follow(episodes: Iterable[EpisodeResult], *, num_planned: int, done: list[EpisodeResult]) -> bool:
@@ -97,7 +98,9 @@ def show_report(report: dict, run_dir: Path) -> None:
     """Print the outcome and where the report is."""
     console = Console(highlight=False, soft_wrap=True)
     success = report["success"]
-    state = "" if report["complete"] else f"incomplete: {success['num_episodes']} of {report['num_planned']} episodes, "
+    state = ""
+    if report["complete"] is False:
+        state = f"incomplete: {success['num_episodes']} of {report['num_planned']} episodes, "
     console.print(f"{state}success {format_success(success)}, errors {success['num_errors']}", markup=False)
     console.print(f"report: {run_dir / 'report.html'}", markup=False)
 
