@@ -108,6 +108,8 @@ def _use(backend: str) -> str:
             "call rsd.envs.gl.check_simulator() before importing it"
         )
     os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = os.environ[PROBED_VARIABLE] = backend
+    if backend == "egl" and os.environ.get("CUDA_VISIBLE_DEVICES") == "":  # robosuite parses it as a device number
+        os.environ.setdefault("MUJOCO_EGL_DEVICE_ID", "0")
     return backend
 
 

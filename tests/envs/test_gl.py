@@ -14,7 +14,7 @@ from rsd.envs import gl
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     """No GL variables, no GPU, and robosuite not imported, whatever the machine."""
-    for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", gl.PROBED_VARIABLE):
+    for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", gl.PROBED_VARIABLE, "MUJOCO_EGL_DEVICE_ID"):
         monkeypatch.setenv(name, "")  # so that what the test sets is undone
         monkeypatch.delenv(name)
     monkeypatch.setattr(gl, "has_gpu", lambda: False)
@@ -62,6 +62,13 @@ def test_a_backend_that_needs_a_screen_is_refused(broken, monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "glfw")
     with pytest.raises(gl.SimulatorError, match=r"'glfw'.*expected one of \['osmesa', 'egl'\]; unset MUJOCO_GL"):
         gl.choose_backend()
+
+
+def test_a_process_without_cuda_devices_still_has_a_device_to_render_on(broken, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    gl.choose_backend()
+    assert gl.os.environ["MUJOCO_EGL_DEVICE_ID"] == "0"
 
 
 def test_a_backend_is_probed_once(broken):
