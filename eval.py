@@ -9,11 +9,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from rsd.entry_point import report_errors
+from rsd.entry_point import report_errors, run
 from rsd.evaluation.evaluate import ERRORS_FILE, CrashedEpisodesError, evaluate, plan_episodes, resume_results
 from rsd.evaluation.progress import follow, show_report
 from rsd.evaluation.report import REPORT_HTML, flat_metrics, write_report
-from rsd.runs import open_run, resume_arguments
+from rsd.runs import open_run
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
@@ -52,5 +52,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = resume_arguments(sys.argv[1:])
-    main()
+    run(main)

@@ -4,11 +4,8 @@ A run folder holds config.yaml (resolved), overrides.yaml (what the user typed) 
 choice in each config group, and one record a start).
 Hydra keeps copies of its own in .hydra, but writes them anew at every start; these here are what a resume is held to.
 
-    if __name__ == "__main__":
-        sys.argv[1:] = resume_arguments(sys.argv[1:])
-        main()
-
-and inside `main`: `run_dir = open_run(cfg, HydraConfig.get())`.
+An entry point puts `resume_arguments(sys.argv[1:])` in place of its arguments before Hydra sees them, and begins with
+`run_dir = open_run(cfg, HydraConfig.get())`.
 """
 
 from __future__ import annotations
@@ -63,16 +60,16 @@ def resume_arguments(argv: Sequence[str]) -> list[str]:
         argv: Command-line arguments without the program's name. Without `resume=` they come back as they are.
 
     Raises:
-        SystemExit: with a message, when DIR holds no run or resume is asked for together with a multirun.
+        RunError: DIR holds no run or resume is asked for together with a multirun.
     """
     given = [argument.removeprefix("resume=") for argument in argv if argument.startswith("resume=")]
     if not given or given[-1] in ("", "null"):
         return list(argv)
     if "-m" in argv or "--multirun" in argv:
-        raise SystemExit("error: resume continues one run, not a multirun; resume the sweep's folders one by one")
+        raise RunError("resume continues one run, not a multirun; resume the sweep's folders one by one")
     run_dir = Path(given[-1])
     if not (run_dir / OVERRIDES_FILE).is_file():
-        raise SystemExit(f"error: cannot resume: {run_dir / OVERRIDES_FILE} does not exist, so there is no run")
+        raise RunError(f"cannot resume: {run_dir / OVERRIDES_FILE} does not exist, so there is no run")
     stored = OmegaConf.to_container(OmegaConf.load(run_dir / OVERRIDES_FILE))
     quoted = "'" + str(run_dir).replace("'", "\\'") + "'"  # Hydra's grammar would stumble over = or a space
     expanded: list[str] = []

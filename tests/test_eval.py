@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rsd.runs import resume_arguments
+from rsd import entry_point
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ["-cp", str(ROOT / "tests" / "evaluation" / "conf"), "-cn", "point_mass"]
@@ -27,11 +27,11 @@ def run_eval(monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", ["eval.py", *CONFIG, *arguments])
         code = 0
         try:
-            sys.argv[1:] = resume_arguments(sys.argv[1:])
-            main()
+            entry_point.run(main)
         except SystemExit as stop:
             code = stop.code
-        return code, *capfd.readouterr()
+        out, err = capfd.readouterr()
+        return (1, out, err + code) if isinstance(code, str) else (code, out, err)  # sys.exit(message) is code 1
 
     return run
 
@@ -98,7 +98,11 @@ def test_a_multirun_ends_in_a_table_with_failed_runs_in_it(tmp_path, run_eval):
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("tasks=[5]", "tasks [5] do not exist; the suite has task ids 0..2"), ("num_trails=5", "num_trails")],
+    [
+        ("tasks=[5]", "tasks [5] do not exist; the suite has task ids 0..2"),
+        ("num_trails=5", "num_trails"),
+        ("resume=/nowhere", "cannot resume"),
+    ],
 )
 def test_bad_input(tmp_path, run_eval, argument, message):
     code, _, stderr = run_eval(f"hydra.run.dir={tmp_path}/run", argument)

@@ -69,7 +69,7 @@ def test_resume_arguments_without_resume_are_unchanged():
 
 @pytest.mark.parametrize(("arguments", "message"), [([], "does not exist"), (["-m"], "not a multirun")])
 def test_resume_arguments_that_cannot_be(tmp_path, arguments, message):
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(RunError, match=message):
         resume_arguments([*arguments, f"resume={tmp_path}"])
 
 

@@ -54,7 +54,8 @@ def read_sweep(sweep_dir: Path) -> list[SweepRun]:
     runs = []
     for folder in folders:
         overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
-        pairs = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
+        parts = (override.lstrip("+~").partition("=") for override in overrides)
+        pairs = {key: value.strip("'") for key, _, value in parts}
         job = _read_json(folder / JOB_FILE) or {"status": UNFINISHED, "error": None}
         metrics = _read_json(folder / METRICS_FILE) or {}
         runs.append(SweepRun(folder.name, pairs, job["status"], job["error"], metrics))

@@ -18,7 +18,7 @@ def make_job(sweep_dir, number, overrides, *, metrics=None, status=None, error=N
 
 
 def make_sweep(tmp_path):
-    make_job(tmp_path, 0, ["phase=rfsq", "quantizer=d2", "chunk=8"], metrics={"mse": 0.25, "bits": 10}, status="done")
+    make_job(tmp_path, 0, ["phase=rfsq", "quantizer=d2", "chunk='8'"], metrics={"mse": 0.25, "bits": 10}, status="done")
     make_job(tmp_path, 1, ["phase=rfsq", "quantizer=d4", "chunk=8"], status="failed", error="OSError: <disk> full")
     make_job(tmp_path, 2, ["phase=rfsq", "quantizer=d4", "+seed=1"], metrics={"mse": 0.125, "gap": 1e-7}, status="done")
     make_job(tmp_path, 10, ["phase=rfsq", "quantizer=d8", "chunk=8"])
