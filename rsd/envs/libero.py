@@ -1,8 +1,8 @@
 """One LIBERO task behind the Env protocol, in OpenVLA-OFT's evaluation protocol, rendering only what is looked at.
 
 What surprises:
-* robosuite samples each observable *inside* the control step, two physics steps before its end for an episode that
-  began in an init state. A picture rendered after the step is another picture. So the cameras stay robosuite's own
+* robosuite samples each observable *inside* the control step: one physics step (2 ms) before its end in an episode that
+  began by setting a state. A picture rendered after the step is another picture. So the cameras stay robosuite's own
   observables and are told, before each step, whether anybody will look.
 * The positions of LIBERO's fixtures (cabinet, stove) are not part of the init states: every reset draws them anew, and
   upstream's depend on how many episodes came before. Here every reset starts from `seed`, so an episode depends on its
