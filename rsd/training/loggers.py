@@ -39,6 +39,9 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
     """
 
     def __init__(self, *, run_dir: Path, project: str, mode: str) -> None:
+        import wandb
+
+        wandb.finish()  # a multirun's last job: Lightning would go on writing into its run
         super().__init__(save_dir=str(run_dir), name=Path(run_dir).name, project=project, mode=mode)
 
     def log_files(self, files: Sequence[Path]) -> None:

@@ -37,6 +37,8 @@ def test_wandb_offline_writes_a_run_without_an_account(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     logger = WandbLogger(run_dir=tmp_path, project="rsd", mode="offline")
     log_everything(logger, tmp_path)
+    second = WandbLogger(run_dir=tmp_path / "second", project="rsd", mode="offline")
+    assert second.experiment.id != logger.experiment.id  # jobs of a multirun do not share a run
     wandb.finish()
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     (record,) = run.glob("run-*.wandb")
