@@ -1,7 +1,7 @@
 """One demonstration: the scripted expert on a LIBERO task, from a random placement, recorded step by step.
 
-What surprises first: labels are the expert's undisturbed actions, but what is executed may be disturbed, so replaying the
-labels does not reproduce the episode. And an episode ends at the first success, because an `Env` does.
+What surprises first: labels are the expert's undisturbed actions, but what is executed may be disturbed, so replaying
+the labels does not reproduce the episode. And an episode ends at the first success, because an `Env` does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from rsd.envs.expert import GraspPlan, PickAndPlaceExpert, SceneState
 from rsd.types import IMAGE_VIEWS, Env
 
-NO_OP_NORM = 1e-4  # of the first six dims; smaller with an unchanged gripper is a no-op (as the published sets were filtered)
+NO_OP_NORM = 1e-4  # of the first six dims; less, with an unchanged gripper, is a no-op: the published sets' filter
 NOISE_PROBABILITY = 0.5  # share of the free-space steps that are disturbed
 ROTATION_NOISE = 0.5  # rotation noise relative to position noise
 DISPLACED_M = 0.03  # an object this far outside the region its task describes was thrown there by overlapping placement
@@ -47,7 +47,8 @@ class Demonstration:
     """What one attempt gave. Steps that were no-ops are dropped from the lists, which have n entries.
 
     Attributes:
-        outcome: "success", "failure" (step limit), or "displaced" (the placement contradicts the instruction; not tried).
+        outcome: "success", "failure" (step limit), or "displaced" (the instruction is not true of the placement, and
+            it was not tried).
         instruction: The task in words.
         num_steps: Executed steps, no-ops included.
         actions: Undisturbed actions, each [7], robot units, gripper -1 open, +1 close.
@@ -81,13 +82,17 @@ class LiberoExpert:
         self._expert: PickAndPlaceExpert | None = None
 
     def begin(self) -> None:
-        category = self._domain.get_object(self._object).category_name
+        body = self._domain.get_object(self._object)
         heights = ON_PLAN if self._relation == "on" else IN_PLAN
-        offset = RIM_GRASPS.get(category, CENTRE_GRASP)
-        self._expert = PickAndPlaceExpert(GraspPlan(offset=offset, yaw=SIDEWAYS, **heights))
+        if body.category_name in RIM_GRASPS:
+            offset, yaw = RIM_GRASPS[body.category_name], SIDEWAYS
+        else:
+            x, y = self._half_widths(body.contact_geoms)
+            offset, yaw = CENTRE_GRASP, SIDEWAYS if x < y else 0.0
+        self._expert = PickAndPlaceExpert(GraspPlan(offset=offset, yaw=yaw, **heights))
 
     def scene_is_as_described(self) -> bool:
-        """LIBERO samples objects one by one; sometimes two overlap and physics throws them apart before the first step."""
+        """False when overlapping objects were thrown apart in the waiting steps; LIBERO's sampler permits that."""
         problem = self._domain.parsed_problem
         for relation, name, *place in problem["initial_state"]:
             if relation != "on" or name not in (self._object, self._target) or place[0] not in problem["regions"]:
@@ -107,6 +112,14 @@ class LiberoExpert:
     def joint_state(self) -> np.ndarray:
         robot = self._domain.robots[0]
         return np.array(self._domain.sim.data.qpos[robot._ref_joint_pos_indexes])
+
+    def _half_widths(self, geoms: Sequence[str]) -> tuple[float, float]:
+        """Largest half extents of these box geoms along the world's x and y, m."""
+        model, data = self._domain.sim.model, self._domain.sim.data
+        numbers = [model.geom_name2id(name) for name in geoms]
+        extents = [np.abs(data.geom_xmat[i].reshape(3, 3)) @ model.geom_size[i] for i in numbers]  # each [3]
+        x, y, _ = np.max(extents, axis=0)
+        return float(x), float(y)
 
     def _scene(self) -> SceneState:
         data, robot = self._domain.sim.data, self._domain.robots[0]
@@ -141,13 +154,13 @@ def inside(xy: np.ndarray, box: Sequence[float], margin: float) -> bool:
 
 
 def is_no_op(action: np.ndarray, last_gripper: float | None) -> bool:
-    """Whether an action [7] moves nothing: no motion, and the gripper command of the last kept action (None: no one yet)."""
+    """Whether an action [7] moves nothing: no motion, with the gripper command of the last kept action (None: none)."""
     still = float(np.linalg.norm(action[:6])) < NO_OP_NORM
-    return still and (last_gripper is None or action[6] == last_gripper)
+    return bool(still and (last_gripper is None or action[6] == last_gripper))
 
 
 def disturb(action: np.ndarray, scale: float, random: np.random.Generator) -> np.ndarray:
-    """The action with Gaussian noise of standard deviation `scale` on its motion in half of the calls, clipped to ±1."""
+    """The action with Gaussian noise of standard deviation `scale` on its motion, in half of the calls; within ±1."""
     if scale == 0.0 or random.random() >= NOISE_PROBABILITY:
         return action
     noise = scale * random.standard_normal(6) * np.array([1, 1, 1, ROTATION_NOISE, ROTATION_NOISE, ROTATION_NOISE])

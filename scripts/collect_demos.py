@@ -1,0 +1,184 @@
+"""Scripted expert → an RLDS data set: python scripts/collect_demos.py env=libero_spatial num_episodes=50
+
+The same command again completes an interrupted collection, and a larger num_episodes extends a finished one. Placements
+are random; the evaluation init states are never used. Failures are counted and dropped.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rsd.data.rlds import RLDSWriter
+from rsd.entry_point import report_errors, run
+from rsd.envs.collection import Recipe, collect
+from rsd.envs.demonstrations import Demonstration
+from rsd.envs.schedule import Attempt, CollectionError, Schedule
+
+EPISODE_BYTES = 6 * 2**20  # forecast for an empty data set: about 100 steps, two JPEG pictures of 20 to 30 kB each
+RESERVE_BYTES = 64 * 2**20  # left free beside the forecast
+
+
+def as_rlds(attempt: Attempt, demonstration: Demonstration) -> dict[str, Any]:
+    """The episode as RLDSWriter takes it."""
+    observation = {
+        "image": demonstration.images["image"],
+        "wrist_image": demonstration.images["wrist_image"],
+        "state": demonstration.states,
+        "joint_state": demonstration.joint_states,
+    }
+    return {
+        "steps": {
+            "observation": observation,
+            "action": demonstration.actions,
+            "language_instruction": demonstration.instruction,
+        },
+        "episode_metadata": {"file_path": attempt.name},
+    }
+
+
+def check_space(directory: Path, num_stored: int, num_missing: int, report: Callable[[str], None]) -> None:
+    """Say how large the data set will be, and refuse to start when the rest of it does not fit.
+
+    Raises:
+        CollectionError: too little room; the message names both numbers.
+    """
+    stored_bytes = sum(path.stat().st_size for path in directory.iterdir())
+    each = stored_bytes / num_stored if num_stored else EPISODE_BYTES
+    needed, free = num_missing * each, shutil.disk_usage(directory).free
+    report(
+        f"{directory}: {num_stored} episodes there ({stored_bytes / 1e6:.1f} MB), {num_missing} to collect "
+        f"(about {needed / 1e6:.1f} MB), {free / 1e6:.0f} MB free"
+    )
+    if needed + RESERVE_BYTES > free:
+        raise CollectionError(
+            f"the demonstrations do not fit: about {needed / 1e6:.1f} MB to write and {RESERVE_BYTES / 1e6:.1f} MB in "
+            f"reserve, {free / 1e6:.1f} MB free in {directory}; make room, lower num_episodes, or set paths.data"
+        )
+
+
+@contextmanager
+def progress(total: int, console: Console) -> Iterator[Callable[[Attempt, Demonstration, Schedule], None]]:
+    """Yields a function to call after every attempt: a live bar on a terminal, a line per attempt elsewhere."""
+    columns = (TextColumn("episodes"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    started = time.monotonic()
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        row = bar.add_task("", total=total)
+
+        def advance(attempt: Attempt, demonstration: Demonstration, schedule: Schedule) -> None:
+            made = total - schedule.num_missing
+            text = f"task {attempt.task_id} placement {attempt.placement}: {demonstration.outcome}"
+            bar.update(row, completed=made, description=text)
+            if not console.is_terminal:
+                seconds = time.monotonic() - started
+                left = f", {seconds / made * (total - made):.0f} s left" if made else ""
+                steps = f"{demonstration.num_steps} steps"
+                console.print(f"{made} of {total} · {text} ({steps}) · {seconds:.0f} s{left}", soft_wrap=True)
+
+        yield advance
+
+
+def summary(schedule: Schedule, wall_s: float) -> Table:
+    """Per task: successes out of tried placements, and steps. Displaced placements were not tried."""
+    table = Table(box=None, pad_edge=False, title_justify="left", title=f"{schedule.suite}, {wall_s:.0f} s")
+    for name in ("task", "successes", "tried", "rate", "displaced", "mean steps", "max"):
+        table.add_column(name, justify="right")
+    for task, outcomes in schedule.outcomes.items():
+        table.add_row(str(task), *row(outcomes, schedule.steps[task]))
+    total = sum(schedule.outcomes.values(), start=type(next(iter(schedule.outcomes.values())))())
+    table.add_row("all", *row(total, [count for steps in schedule.steps.values() for count in steps]), style="bold")
+    return table
+
+
+def row(outcomes: dict[str, int], steps: list[int]) -> list[str]:
+    tried = outcomes["success"] + outcomes["failure"]
+    rate = f"{100 * outcomes['success'] / tried:.1f} %" if tried else "–"
+    lengths = [f"{sum(steps) / len(steps):.0f}", str(max(steps))] if steps else ["–", "–"]
+    return [str(outcomes["success"]), str(tried), rate, str(outcomes["displaced"]), *lengths]
+
+
+def collect_into(writer: RLDSWriter, schedule: Schedule, recipe: Recipe, num_workers: int, console: Console) -> None:
+    """Append the schedule's episodes to a data set, and finish it.
+
+    Raises:
+        CollectionError: the disk is full, or the collection cannot go on. Everything appended before stays readable.
+    """
+    attempts = collect(schedule, recipe, num_workers=num_workers, report=console.print)
+    with closing(attempts), progress(schedule.num_missing, console) as advance:
+        for attempt, demonstration in attempts:
+            if demonstration.outcome == "success":
+                try:
+                    writer.write_episode(as_rlds(attempt, demonstration))
+                except OSError as error:
+                    raise CollectionError(
+                        f"{attempt.name} could not be written to {writer.directory}: {error.strerror}; the "
+                        f"{len(writer)} episodes before it are kept; make room, then repeat the command to go on"
+                    ) from error
+            advance(attempt, demonstration, schedule)
+    writer.finish()
+
+
+def measure(schedule: Schedule, recipe: Recipe, num_workers: int, console: Console) -> None:
+    """Try the schedule's placements and keep nothing."""
+    attempts = collect(schedule, recipe, num_workers=num_workers, report=console.print)
+    with closing(attempts), progress(schedule.num_missing, console) as advance:
+        for attempt, demonstration in attempts:
+            advance(attempt, demonstration, schedule)
+
+
+def plan_of(cfg: DictConfig) -> dict[str, Any]:
+    """What Schedule needs to know, checked.
+
+    Raises:
+        ValueError: numbers below 1, tasks that the suite does not have, or a data set of another suite.
+    """
+    if cfg.num_episodes < 1 or cfg.num_workers < 1:
+        raise ValueError(f"num_episodes={cfg.num_episodes}, num_workers={cfg.num_workers}; expected at least 1 of each")
+    available = range(cfg.env.num_tasks)
+    tasks = list(available) if cfg.tasks is None else list(cfg.tasks)
+    if not tasks or len(set(tasks)) < len(tasks) or not set(tasks) <= set(available):
+        raise ValueError(f"tasks is {tasks}; expected different task ids out of 0..{cfg.env.num_tasks - 1}")
+    if cfg.data.suite != cfg.env.suite:
+        raise ValueError(f"data.suite is {cfg.data.suite}, env.suite is {cfg.env.suite}; expected them equal")
+    return {"suite": cfg.env.suite, "tasks": tasks, "num_episodes": cfg.num_episodes, "seed": cfg.seed}
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="collect")
+@report_errors
+def main(cfg: DictConfig) -> None:
+    started, console = time.monotonic(), Console(highlight=False)
+    plan = plan_of(cfg)
+    instantiate(cfg.check)
+    recipe = instantiate(cfg.recipe, _convert_="all", render=not cfg.dry_run)
+    if cfg.dry_run:
+        schedule = Schedule(**plan, counted=("success", "failure"))
+        measure(schedule, recipe, cfg.num_workers, console)
+        console.print(summary(schedule, time.monotonic() - started))
+        return
+    directory = Path(cfg.data.root) / cfg.data.name / cfg.data.version
+    try:
+        with RLDSWriter(directory, cfg.data.name, cfg.data.version) as writer:
+            schedule = Schedule(**plan, stored=writer.file_paths())
+            check_space(directory, len(writer), schedule.num_missing, console.print)
+            collect_into(writer, schedule, recipe, cfg.num_workers, console)
+            console.print(summary(schedule, time.monotonic() - started))
+            console.print(f"{len(writer)} episodes: {directory}", soft_wrap=True)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; finished episodes are kept in {directory}: repeat the command to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run(main)
