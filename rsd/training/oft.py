@@ -137,14 +137,17 @@ class OFTModule(LightningModule):
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
         return self.model(**inputs, chunk_length=self.chunk_length, layers=[])[1]
 
+    def training_pictures(self, batch: dict[str, Any]) -> Tensor:
+        """Augmented pictures of a training batch, [B*M, S, S, 3], uint8; a function of (seed, step)."""
+        pictures = batch["pictures"].flatten(0, 1)
+        if not self.image_augmentation:
+            return center_crop(pictures)
+        return augment(pictures, torch.Generator().manual_seed(self.seed * SEED_STRIDE + self.global_step))
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        pictures = batch["pictures"].flatten(0, 1)  # [B*M, S, S, 3]
-        if self.image_augmentation:
-            pictures = augment(pictures, torch.Generator().manual_seed(self.seed * SEED_STRIDE + self.global_step))
-        else:
-            pictures = center_crop(pictures)
-        loss = (self(batch, pictures) - self._normalized(batch["actions"])).abs().mean()
-        self.log("train/l1", loss, prog_bar=True, batch_size=len(batch["actions"]))
+        predicted = self(batch, self.training_pictures(batch))  # [B, T, A]
+        loss = (predicted - self._normalized(batch["actions"])).abs().mean()
+        self.log("train/l1", loss, prog_bar=True, batch_size=len(predicted))
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:

@@ -157,6 +157,7 @@ def test_missing_folder_names_the_command(tmp_path):
 @pytest.mark.parametrize("offline", [True, False])
 def test_missing_published_folder_names_what_to_download_and_where(tmp_path, monkeypatch, offline):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # refuses connections
     hub_id = "moojink/openvla-7b-oft-finetuned-libero-spatial"
     with pytest.raises(CheckpointError) as caught:

@@ -83,7 +83,7 @@ class OpenVLABackbone:
         return self.model.projector.fc1.weight.dtype
 
     def prepare(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
-        """Observations with pictures as stored in RLDS → inputs of `forward`, on the CPU (a loader's worker may call it).
+        """Observations, pictures as stored in RLDS → inputs of `forward`, on the CPU: a loader's worker may call it.
 
         Raises:
             ImageError: a picture is not [256, 256, 3], uint8.

@@ -1,0 +1,152 @@
+"""phase=oft on a small data set: learning, resuming bit for bit, exporting what was trained."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from rsd.data.datamodules import FrameDataModule
+from rsd.data.rlds import RLDSWriter
+from rsd.images import center_crop
+from rsd.models.openvla import load_backbone
+from rsd.training.oft import FrameCollate, OFTModule
+from tests.data.demonstrations import NAME, demonstration, write_dataset
+
+SIZE, VIEWS, T = 28, ("image", "wrist_image"), 8
+VIT = {"patch_size": 14, "embed_dim": 24, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0, "attention_pool": False}
+ARCHITECTURE = {
+    "dino": {**VIT, "reg_tokens": 4, "layer_scale": True},
+    "siglip": {**VIT, "reg_tokens": 0, "layer_scale": False},
+    "llm": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A model this small is faster on one thread, by far when other processes use the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("data")
+    write_dataset(directory, [13, 11, 12])
+    return directory
+
+
+def build(root: Path, **changes) -> tuple[OFTModule, FrameDataModule]:
+    arguments = {
+        "architecture": ARCHITECTURE,
+        "image_size": SIZE,
+        "views": VIEWS,
+        "use_proprio": True,
+        "chunk_length": T,
+        "learning_rate": 1e-3,
+        "warmup_steps": 2,
+        "decay_step": 100,
+        "weight_decay": 0.01,
+        "image_augmentation": True,
+        "seed": 0,
+    }
+    datamodule = FrameDataModule(
+        root=str(root),
+        name=NAME,
+        version="1.0.0",
+        chunk_length=T,
+        views=VIEWS,
+        batch_size=4,
+        num_workers=0,
+        seed=0,
+        collate=FrameCollate(image_size=SIZE, views=VIEWS),
+    )
+    return OFTModule(**{**arguments, **changes}), datamodule
+
+
+def fit(root: Path, folder: Path, steps: int, resume: Path | None = None, **changes) -> tuple[OFTModule, Trainer]:
+    module, datamodule = build(root, **changes)
+    trainer = Trainer(
+        default_root_dir=folder,
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=2)],
+    )
+    trainer.fit(module, datamodule, ckpt_path=resume)
+    return module, trainer
+
+
+def test_resumed_training_equals_uninterrupted_training(root, tmp_path):
+    """Three batches an epoch: the stop lies inside the first epoch, the end inside the second."""
+    whole, _ = fit(root, tmp_path / "whole", 4)
+    fit(root, tmp_path / "parts", 2)
+    torch.rand(7)  # the global random state must not matter
+    parts, _ = fit(root, tmp_path / "parts", 4, resume=tmp_path / "parts" / "last.ckpt")
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, parts.model.state_dict()[name]), name
+
+
+def test_training_learns_which_task_it_is(tmp_path):
+    """Episode 0 moves one way and episode 1 the other: the instruction and the pictures tell which."""
+    directory = tmp_path / NAME / "1.0.0"
+    with RLDSWriter(directory, NAME) as writer:
+        for number in range(3):
+            episode = demonstration(number, 12)
+            episode["steps"]["action"][:] = np.linspace(-1, 1, 7) * (-1) ** number
+            writer.write_episode(episode)
+        writer.finish()
+    module, trainer = fit(tmp_path, tmp_path, 40, learning_rate=3e-3)
+    batch = next(iter(trainer.datamodule.train_dataloader()))
+    target = module._normalized(batch["actions"])
+    with torch.no_grad():
+        error = (module.eval()(batch, module.training_pictures(batch)) - target).abs().mean()
+    assert error < 0.5 * (module.median_action - target).abs().mean()
+
+
+def test_export_is_what_was_trained(root, tmp_path):
+    module, trainer = fit(root, tmp_path, 3)
+    trainer.validate(module, trainer.datamodule, verbose=False)
+    metrics = module.export(tmp_path / "base", {"command": ["python", "train.py"]})
+    assert set(metrics) == {"l1", "l1_median_action", "gripper_accuracy"}
+    backbone = load_backbone(
+        checkpoint=tmp_path / "base", unnorm_key="libero_toy", views=VIEWS, use_proprio=True, chunk_length=T
+    )
+    dataset = trainer.datamodule.val
+    items = [dataset[row] for row in range(len(dataset))]
+    with torch.no_grad():  # validation's own image path against prepare's
+        batch = FrameCollate(image_size=SIZE, views=VIEWS)(items)
+        expected = module.eval()(batch, center_crop(batch["pictures"].flatten(0, 1)))
+    inputs = backbone.prepare([item["observation"] for item in items])
+    assert torch.equal(backbone.forward(inputs, layers=[]).actions, expected)
+    targets = module._normalized(batch["actions"])
+    assert (expected - targets).abs().mean().item() == pytest.approx(metrics["l1"], abs=1e-6)
+
+
+def test_augmentation_differs_from_step_to_step_and_from_camera_to_camera(root, tmp_path):
+    module, trainer = fit(root, tmp_path, 1)
+    batch = next(iter(trainer.datamodule.train_dataloader()))
+    batch["pictures"][:, 1] = batch["pictures"][:, 0]
+    first, again = module.training_pictures(batch), module.training_pictures(batch)
+    assert torch.equal(first, again)
+    assert not torch.equal(first[0], first[1])
+    module.seed = 1
+    assert not torch.equal(first, module.training_pictures(batch))
+
+
+def test_learning_rate_schedule(root):
+    module, _ = build(root, warmup_steps=4, decay_step=10)
+    assert [module._rate_factor(step) for step in (0, 1, 3, 9)] == [0.25, 0.5, 1.0, 1.0]
+    assert module._rate_factor(10) == pytest.approx(0.1)
+
+
+def test_a_published_model_is_refused(root):
+    with pytest.raises(ValueError, match=r"model\.architecture is null.*choose model=oft_tiny"):
+        build(root, architecture=None)
