@@ -40,6 +40,8 @@ from rsd.types import Backbone, Observation
 
 MEGABYTE = 10**6
 
+print_line = partial(print, flush=True)  # progress has to reach a log while it is made
+
 
 class Frames(Protocol):
     """A data set by frame: items {"observation", "actions" [T, A] float32 raw, "episode": int, "step": int}.
@@ -96,7 +98,7 @@ def write_cache(
     command: str,
     num_workers: int = 0,
     provenance: Mapping[str, Any] | None = None,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = print_line,
 ) -> None:
     """Write a cache, or the rest of it.
 
@@ -169,7 +171,7 @@ def ensure_cache(
     fingerprint: Callable[[], Mapping[str, Any]] | None = None,
     directory: Path | None = None,
     provenance: Mapping[str, Any] | None = None,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = print_line,
 ) -> CacheReader:
     """Open the cache of a configuration; make or complete it first where needed.
 

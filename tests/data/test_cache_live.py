@@ -69,7 +69,8 @@ def test_alone_from_the_camera_up_to_rounding(backbone, frames, reader):
         observation = Observation(images, raw["state"][step], f"put toy {episode} away")
         live = backbone.forward(backbone.prepare([observation]), LAYERS)
         for layer in LAYERS:
-            torch.testing.assert_close(cached["hidden"][layer].float(), live.hidden_states[layer][0], rtol=2**-8, atol=1e-4)
+            states = live.hidden_states[layer][0]
+            torch.testing.assert_close(cached["hidden"][layer].float(), states, rtol=2**-8, atol=1e-4)
         torch.testing.assert_close(cached["base_actions"], live.actions[0], rtol=1e-4, atol=1e-5)
 
 

@@ -1,0 +1,98 @@
+"""scripts/cache_hidden_states.py as a user runs it, with a real small checkpoint and a real RLDS directory."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rsd.data.cache import CacheReader
+from tests.data.demonstrations import NAME, write_dataset
+from tests.data.tiny_base import save_tiny_base
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = REPOSITORY / "scripts" / "cache_hidden_states.py"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("outputs")
+    dataset_dir = write_dataset(root / "data", [20, 18])
+    save_tiny_base(root / "checkpoints" / "base" / f"oft_tiny-{NAME}-t8", dataset_dir)
+    return root
+
+
+def arguments(root, *overrides):
+    return [
+        str(SCRIPT), "model=oft_tiny", f"data.name={NAME}", f"data.unnorm_key={NAME}", f"paths.root={root}",
+        "cache.batch_size=4", "cache.num_workers=0", "hydra/job_logging=none", "hydra/hydra_logging=none", *overrides,
+    ]
+
+
+@pytest.fixture
+def run(root, monkeypatch, capsys):
+    """Runs the script in this process, which spares the imports; returns (exit code, stdout, stderr)."""
+
+    def run(*overrides):
+        monkeypatch.setattr(sys, "argv", arguments(root, *overrides))
+        code = 0
+        try:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        except SystemExit as stopped:
+            code = stopped.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def only_cache(root):
+    (directory,) = (root / "cache").iterdir()
+    return directory
+
+
+def test_it_fills_the_cache_and_says_where(root, run):
+    code, out, _ = run()
+    assert code == 0
+    assert "24 frames × 2 layers × 56 positions × 128 × 2 bytes = 0.001 GB" in out
+    assert out.splitlines()[-1].startswith("24 frames of 2 episodes, layers [2, 4], 0.001 GB")
+    assert out.rstrip().endswith(str(only_cache(root)))
+    reader = CacheReader(only_cache(root), verify=True)
+    assert (len(reader), reader.layers, reader.hidden_dim) == (24, [2, 4], 128)
+
+
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(root, run, tmp_path):
+    overrides = [f"paths.cache={tmp_path}/cache", "cache.shard_mb=0", "cache.batch_size=1"]
+    process = subprocess.Popen(
+        [sys.executable, *arguments(root, *overrides)], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    while process.poll() is None and not list(Path(tmp_path, "cache").glob("*/index.jsonl")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "finished shards are kept" in errors and "Traceback" not in errors
+    code, out, _ = run(*overrides)
+    assert code == 0
+    assert " 0 frames are done" not in out
+    assert len(CacheReader(only_cache(tmp_path), verify=True)) == 24
+
+
+def test_a_named_cache_of_other_layers_is_one_clear_error(run, tmp_path):
+    assert run(f"paths.cache={tmp_path}/cache", "layers=[3]")[0] == 0
+    directory = only_cache(tmp_path)
+    code, _, errors = run(f"cache.directory={directory}")
+    assert code == 1
+    assert "layers: cache [3], configuration [2, 4]" in errors
+    assert "Traceback" not in errors
+    assert CacheReader(directory).layers == [3]
+
+
+def test_without_a_checkpoint_the_error_says_how_to_make_one(run):
+    code, _, errors = run("paths.base=nowhere")
+    assert code == 1
+    assert "error: no base checkpoint: nowhere/" in errors and "phase=oft" in errors
