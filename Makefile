@@ -1,0 +1,41 @@
+# make demo: the whole pipeline at small size on the real simulator; make test: the fast tests. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+APT := $(shell if [ "$$(id -u)" = 0 ]; then echo apt-get; elif sudo -n true 2>/dev/null; then echo sudo -n apt-get; fi)
+
+.PHONY: demo smoke test sim lint setup gl clean
+
+demo: gl
+	$(BIN)/python scripts/demo.py --size demo
+
+smoke: gl  ## the demo at a tenth of its size
+	$(BIN)/python scripts/demo.py --size smoke
+
+test: setup
+	$(BIN)/python -m pytest -m "not sim and not gpu and not tf"
+
+sim: gl  ## tests that need the simulator; about ten minutes
+	$(BIN)/python -m pytest -m sim
+
+lint: setup
+	$(BIN)/ruff check .
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rsd needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -e '.[libero,dev]'
+	touch $@
+
+gl: setup  ## libraries that render without a screen, where they are missing
+	@packages="$$($(BIN)/python -m rsd.envs.gl --packages)" || exit 1; \
+	if [ -n "$$packages" ] && [ -n "$(APT)" ]; then \
+		$(APT) update -q && $(APT) install -y -q --no-install-recommends $$packages || exit 1; \
+	fi
+	@$(BIN)/python -m rsd.envs.gl >/dev/null
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache
