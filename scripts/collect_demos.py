@@ -85,7 +85,7 @@ def progress(total: int, console: Console) -> Iterator[Callable[[Attempt, Demons
                 seconds = time.monotonic() - started
                 left = f", {seconds / made * (total - made):.0f} s left" if made else ""
                 steps = f"{demonstration.num_steps} steps"
-                console.print(f"{made} of {total} · {text} ({steps}) · {seconds:.0f} s{left}", soft_wrap=True)
+                console.print(f"{made} of {total} · {text} ({steps}) · {seconds:.0f} s{left}")
 
         yield advance
 
@@ -158,7 +158,7 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="collect")
 @report_errors
 def main(cfg: DictConfig) -> None:
-    started, console = time.monotonic(), Console(highlight=False)
+    started, console = time.monotonic(), Console(highlight=False, soft_wrap=True)
     plan = plan_of(cfg)
     instantiate(cfg.check)
     recipe = instantiate(cfg.recipe, _convert_="all", render=not cfg.dry_run)
@@ -174,7 +174,7 @@ def main(cfg: DictConfig) -> None:
             check_space(directory, len(writer), schedule.num_missing, console.print)
             collect_into(writer, schedule, recipe, cfg.num_workers, console)
             console.print(summary(schedule, time.monotonic() - started))
-            console.print(f"{len(writer)} episodes: {directory}", soft_wrap=True)
+            console.print(f"{len(writer)} episodes: {directory}")
     except KeyboardInterrupt:
         print(f"\ninterrupted; finished episodes are kept in {directory}: repeat the command to go on", file=sys.stderr)
         sys.exit(130)

@@ -2,13 +2,15 @@
 
 What surprises first: a worker that dies (killed for memory, crashed in the simulator) is reported and replaced, and its
 attempt is repeated. Only an attempt that kills worker after worker, or a task that cannot even be set up, ends the
-collection. Workers see the end of their pipe when the main process is killed, and leave.
+collection. When the main process is killed, the workers leave at once.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -149,9 +151,16 @@ def stop(workers: Sequence[Worker]) -> None:
             worker.process.join()
 
 
+def leave_with_parent() -> None:
+    """End this process as soon as the one that started it is gone, even in the middle of an episode."""
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
 def work(connection: Connection, recipe: Recipe) -> None:
     """Main function of a worker: attempts in, demonstrations out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
+    threading.Thread(target=leave_with_parent, daemon=True).start()
     env = expert = None
     try:
         while True:

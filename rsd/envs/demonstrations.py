@@ -97,11 +97,9 @@ class LiberoExpert:
         for relation, name, *place in problem["initial_state"]:
             if relation != "on" or name not in (self._object, self._target) or place[0] not in problem["regions"]:
                 continue
-            region = problem["regions"][place[0]]
-            if region["target"] not in self._domain.fixtures_dict or not region["ranges"]:
-                continue
+            boxes = problem["regions"][place[0]]["ranges"]  # none for a region on a fixture
             xy = self._domain.sim.data.body_xpos[self._domain.obj_body_id[name]][:2]
-            if not any(inside(xy, box, DISPLACED_M) for box in region["ranges"]):
+            if boxes and not any(inside(xy, box, DISPLACED_M) for box in boxes):
                 return False
         return True
 

@@ -83,7 +83,7 @@ class Schedule:
 
     Attributes:
         outcomes: Task id to a Counter of the outcomes in this call.
-        steps: Task id to a list of the steps of each counted episode.
+        steps: Task id to a list of the steps of each successful episode in this call.
     """
 
     def __init__(
@@ -144,10 +144,11 @@ class Schedule:
         task = attempt.task_id
         self._running[task] -= 1
         self.outcomes[task][outcome] += 1
+        if outcome == "success":
+            self.steps[task].append(num_steps)
         if outcome in self.counted:
             self._missing[task] -= 1
             self._misses[task] = 0
-            self.steps[task].append(num_steps)
             return
         self._misses[task] += 1
         if self._misses[task] >= MAX_MISSES:
