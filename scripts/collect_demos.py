@@ -6,6 +6,7 @@ are random; the evaluation init states are never used. Failures are counted and 
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import time
@@ -27,7 +28,7 @@ from rsd.envs.collection import Recipe, collect
 from rsd.envs.demonstrations import Demonstration
 from rsd.envs.schedule import Attempt, CollectionError, Schedule
 
-EPISODE_BYTES = 6 * 2**20  # forecast for an empty data set: about 100 steps, two JPEG pictures of 20 to 30 kB each
+EPISODE_BYTES = 4_000_000  # forecast for an empty data set: 100 steps, two JPEG pictures of 18 kB each and some numbers
 RESERVE_BYTES = 64 * 2**20  # left free beside the forecast
 
 
@@ -159,6 +160,7 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
 @report_errors
 def main(cfg: DictConfig) -> None:
     started, console = time.monotonic(), Console(highlight=False, soft_wrap=True)
+    logging.getLogger("absl").setLevel(logging.WARNING)  # tensorflow-datasets tells what it loads
     plan = plan_of(cfg)
     instantiate(cfg.check)
     recipe = instantiate(cfg.recipe, _convert_="all", render=not cfg.dry_run)

@@ -221,7 +221,7 @@ def test_larger_number_appends(tmp_path: Path):
 def test_too_little_room_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     usage = SimpleNamespace(free=10**8)
     monkeypatch.setattr(collect_demos.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(CollectionError, match=r"about 314.6 MB to write and 67.1 MB in reserve, 100.0 MB free"):
+    with pytest.raises(CollectionError, match=r"about 200.0 MB to write and 67.1 MB in reserve, 100.0 MB free"):
         collect_demos.check_space(tmp_path, 0, 50, lambda _: None)
 
 

@@ -1,0 +1,85 @@
+"""The scripted expert on the real simulator: it solves tasks, sees no evaluation state, and stores what was there."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from rsd.envs.demonstrations import LiberoExpert, record_demonstration
+from rsd.envs.libero import LiberoEnv
+from rsd.envs.schedule import Attempt
+from rsd.envs.suites import load_task
+
+pytestmark = pytest.mark.sim
+
+NEAR_M = 1e-3  # a placement within this of an evaluation state, in every object, would be the same one
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[LiberoEnv]:
+    env = LiberoEnv(suite="libero_spatial", task_id=8, max_steps=220)
+    yield env
+    env.close()
+
+
+def test_solves_libero_spatial(env: LiberoEnv):
+    demonstration = record_demonstration(env, LiberoExpert(env), seed=3, noise_scales=(0.15,), render=False)
+    assert demonstration.outcome == "success"
+    assert demonstration.num_steps < 150
+
+
+def test_solves_libero_object():
+    env = LiberoEnv(suite="libero_object", task_id=0, max_steps=280)
+    try:
+        demonstration = record_demonstration(env, LiberoExpert(env), seed=3, noise_scales=(0.15,), render=False)
+        assert demonstration.outcome == "success"
+    finally:
+        env.close()
+
+
+def test_refuses_a_suite_with_other_goals():
+    env = LiberoEnv(suite="libero_goal", task_id=0, max_steps=300)
+    try:
+        with pytest.raises(ValueError, match="choose libero_spatial or libero_object"):
+            LiberoExpert(env)
+    finally:
+        env.close()
+
+
+def test_stored_step_is_what_a_policy_would_see(env: LiberoEnv):
+    env.max_steps, limit = 10, env.max_steps
+    try:
+        demonstration = record_demonstration(env, LiberoExpert(env), seed=5, noise_scales=(0.0,))
+    finally:
+        env.max_steps = limit
+    assert len(demonstration.actions) == demonstration.num_steps == 10
+    observation = env.reset_random(5)
+    for step, action in enumerate(demonstration.actions):
+        looked_at = step in (0, 4, 9)
+        if looked_at:
+            for view, pictures in demonstration.images.items():
+                np.testing.assert_array_equal(pictures[step], observation.images[view])
+            np.testing.assert_array_equal(demonstration.states[step], observation.proprio)
+        observation, _ = env.step(action, observe=step + 1 in (4, 9))
+
+
+@pytest.mark.parametrize("task_id", [8])
+def test_random_placements_are_no_evaluation_states(env: LiberoEnv, task_id: int):
+    init_states = load_task(env.suite, task_id).init_states  # [N, 1 + positions + velocities]
+    sim = env.simulator.sim
+    columns = [1 + start for start in object_columns(sim)]
+    evaluation = np.stack([init_states[:, column : column + 3] for column in columns], axis=1)  # [N, objects, 3]
+    env.reset(0)
+    of_reset = np.stack([sim.data.qpos[column - 1 : column + 2] for column in columns])
+    assert np.abs(evaluation[0] - of_reset)[..., :2].max() < 0.01  # the columns are the right ones: only settled since
+    for placement in range(10):
+        env.reset_random(Attempt(env.suite, task_id, 0, placement).placement_seed)
+        objects = np.stack([sim.data.qpos[column - 1 : column + 2] for column in columns])  # [objects, 3]
+        distance = np.abs(evaluation - objects)[..., :2].max(axis=(1, 2))  # [N] horizontal: heights settle
+        assert distance.min() > NEAR_M
+
+
+def object_columns(sim) -> list[int]:
+    """Where the position of each free body begins in qpos."""
+    free_joint = 0
+    return [int(sim.model.jnt_qposadr[i]) for i in range(sim.model.njnt) if sim.model.jnt_type[i] == free_joint]
