@@ -7,6 +7,7 @@ weights at step 0 included, comes from (seed, n), so a resumed run equals an uni
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class OFTModule(LightningModule):
         architecture: {"dino", "siglip", "llm"} as in conf/model/oft_tiny.yaml; null for a published model.
         image_size: Pixels of the model's pictures.
         views, use_proprio, chunk_length: The model's inputs and T.
-        learning_rate: Of AdamW, after a linear warm-up of `warmup_steps`; a tenth of it from `decay_step` on.
+        learning_rate: Of AdamW: linear warm-up over `warmup_steps`, then a cosine to 0 at the trainer's max_steps.
         image_augmentation: Random crop and colours (SPEC §12); validation always sees the centre crop.
         seed: Of weights and augmentation.
     """
@@ -73,7 +74,6 @@ class OFTModule(LightningModule):
         chunk_length: int,
         learning_rate: float,
         warmup_steps: int,
-        decay_step: int,
         weight_decay: float,
         image_augmentation: bool,
         seed: int,
@@ -87,7 +87,7 @@ class OFTModule(LightningModule):
         self.architecture, self.image_size = architecture, image_size
         self.views, self.use_proprio, self.chunk_length = tuple(views), use_proprio, chunk_length
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.warmup_steps, self.decay_step = warmup_steps, decay_step
+        self.warmup_steps = warmup_steps
         self.image_augmentation, self.seed = image_augmentation, seed
 
     def setup(self, stage: str) -> None:
@@ -166,9 +166,9 @@ class OFTModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _rate_factor(self, step: int) -> float:
-        """Learning rate of a step in parts of the full one; independent of where the run will stop."""
+        """Learning rate of a step in parts of the full one."""
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        return warm * (1.0 if step < self.decay_step else 0.1)
+        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, self.trainer.max_steps))))
 
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, float]:
         """Write the checkpoint folder; return the metrics of the last validation.
