@@ -44,7 +44,8 @@ def report_errors(main: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(main)
     def wrapped(cfg: Any) -> Any:
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on intervals, workers, other products
-        logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+        for chatter in ("absl", "OpenGL", "pytorch_lightning.utilities.rank_zero"):
+            logging.getLogger(chatter).setLevel(logging.WARNING)
         try:
             return main(cfg)
         except (ValueError, OSError, RuntimeError, LookupError, InstantiationException) as raised:
@@ -116,13 +117,13 @@ def publish(folder: Path, name: Path) -> None:
 
 
 def finish_run(run_dir: Path, title: str, metrics: dict[str, Any], shown: list[str]) -> None:
-    """Write metrics.json (flat) and print the metrics whose names begin with one of `shown`."""
+    """Write metrics.json (flat) and print those named in `shown`, a row each: one value, or one a stage."""
     flat = dict(flatten(metrics))
     write_atomically(run_dir / METRICS_FILE, json.dumps(flat, indent=1) + "\n")
     table = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in flat.items():
-        if any(name == prefix or name.startswith(f"{prefix}/") for prefix in shown):
-            table.add_row(name, f"{value:.4g}")
+    for prefix in shown:
+        values = [value for name, value in flat.items() if name == prefix or name.rpartition("/")[0] == prefix]
+        table.add_row(prefix, *(f"{value:.3g}" for value in values))
     console = Console(highlight=False)
     console.print(title, soft_wrap=True, markup=False)
     console.print(table)

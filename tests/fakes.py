@@ -27,6 +27,7 @@ class PointMassEnv:
         max_steps: int = 60,
         image_size: int = 256,
         num_init_states: int = 5,
+        end_at_success: bool = True,
     ) -> None:
         self.suite = suite
         self.task_id = task_id
@@ -35,6 +36,7 @@ class PointMassEnv:
         self.max_steps = max_steps
         self.num_renders = 0  # pictures drawn so far, so that tests can hold "observe=False renders nothing"
         self._image_size = image_size
+        self._end_at_success = end_at_success
         self._position: np.ndarray | None = None
         self._goal = np.zeros(3)
         self._gripper = -1.0
@@ -70,8 +72,9 @@ class PointMassEnv:
             raise RuntimeError("call reset() first: there is no episode, or it has ended in success")
         self._position = np.clip(self._position + STEP_M * np.clip(action[:3], -1, 1), 0, 1)
         self._gripper = float(np.clip(action[6], -1, 1))
-        self._finished = bool(np.linalg.norm(self._goal - self._position) <= GOAL_RADIUS_M and self._gripper > 0)
-        return (self._observe() if observe else None), self._finished
+        success = bool(np.linalg.norm(self._goal - self._position) <= GOAL_RADIUS_M and self._gripper > 0)
+        self._finished = success and self._end_at_success
+        return (self._observe() if observe else None), success
 
     def close(self) -> None:
         self._position = None

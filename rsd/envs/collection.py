@@ -32,13 +32,14 @@ class Recipe:
     Attributes:
         make_env: Called with task_id=, gives an Env with reset_random.
         make_expert: Called with env=, gives an Expert.
-        noise_scales: See record_demonstration.
+        noise_scales, num_tail_steps: See record_demonstration.
         render: See record_demonstration.
     """
 
     make_env: Callable[..., Any]
     make_expert: Callable[..., Any]
     noise_scales: tuple[float, ...]
+    num_tail_steps: int = 0
     render: bool = True
 
 
@@ -172,7 +173,12 @@ def work(connection: Connection, recipe: Recipe) -> None:
                 env = recipe.make_env(task_id=attempt.task_id)
                 expert = recipe.make_expert(env=env)
             demonstration = record_demonstration(
-                env, expert, seed=attempt.placement_seed, noise_scales=recipe.noise_scales, render=recipe.render
+                env,
+                expert,
+                seed=attempt.placement_seed,
+                noise_scales=recipe.noise_scales,
+                num_tail_steps=recipe.num_tail_steps,
+                render=recipe.render,
             )
             connection.send(demonstration)
     except (EOFError, BrokenPipeError, ConnectionResetError):

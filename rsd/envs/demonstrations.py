@@ -168,13 +168,24 @@ def disturb(action: np.ndarray, scale: float, random: np.random.Generator) -> np
 
 
 def record_demonstration(
-    env: Env, expert: Expert, *, seed: int, noise_scales: Sequence[float], render: bool = True
+    env: Env,
+    expert: Expert,
+    *,
+    seed: int,
+    noise_scales: Sequence[float],
+    num_tail_steps: int = 0,
+    render: bool = True,
 ) -> Demonstration:
     """Let the expert try the placement `seed`, at most env.max_steps steps.
+
+    Success comes one to three steps after the gripper begins to open. A policy that predicts chunks would hardly ever
+    see the opening at the start of one, therefore the expert goes on for a while.
 
     Args:
         env: Must have `reset_random(seed)`.
         seed: Decides the placement, the noise scale of the episode and its noise.
+        num_tail_steps: Steps recorded after the first success, which must hold to the end; above 0 the environment must
+            not end at success.
         noise_scales: One of them is drawn for the episode; standard deviation of the action noise in free space.
         render: False to look at success only: the same physics, nothing kept.
     """
@@ -186,7 +197,9 @@ def record_demonstration(
     scale = float(random.choice(np.asarray(noise_scales, dtype=np.float64)))
     demonstration = Demonstration("failure", env.instruction)
     last_gripper = None
-    for _ in range(env.max_steps):
+    steps_left = env.max_steps
+    solved = False
+    while steps_left > 0:
         joint_state = expert.joint_state()
         action, harmless = expert.act()
         if render and not is_no_op(action, last_gripper):
@@ -199,7 +212,9 @@ def record_demonstration(
         executed = disturb(action, scale, random) if harmless else action
         observation, success = env.step(executed, observe=render)
         demonstration.num_steps += 1
-        if success:
-            demonstration.outcome = "success"
-            break
+        steps_left -= 1
+        if success and not solved:
+            solved, steps_left = True, num_tail_steps
+    if solved and success:
+        demonstration.outcome = "success"
     return demonstration

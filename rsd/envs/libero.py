@@ -45,6 +45,7 @@ class LiberoEnv:
         seed: Seeds the placement of fixtures at every reset; the protocol's is 0.
         views: Which pictures observations hold; each costs rendering time.
         protocol: Name of the evaluation protocol, to be stored with results.
+        end_at_success: False lets steps go on after success, for recording what follows it.
         allow_mujoco_version: Accept this version of MuJoCo although scores are not comparable.
 
     Attributes:
@@ -64,6 +65,7 @@ class LiberoEnv:
         seed: int = 0,
         views: tuple[str, ...] = ("image", "wrist_image"),
         protocol: str = "openvla_oft",
+        end_at_success: bool = True,
         allow_mujoco_version: str | None = None,
     ) -> None:
         if protocol not in PROTOCOLS:
@@ -79,6 +81,7 @@ class LiberoEnv:
         self.num_init_states = len(task.init_states)
         self.max_steps = max_steps
         self.protocol = protocol
+        self._end_at_success = end_at_success
         self._views = tuple(views)
         self._num_wait_steps = num_wait_steps
         self._seed = seed
@@ -124,7 +127,7 @@ class LiberoEnv:
         if not self._ready:
             raise RuntimeError("no episode is running: it has ended in success, or not begun; call reset() first")
         observables, success = self._advance(action, observe)
-        self._ready = not success
+        self._ready = not (success and self._end_at_success)
         return (self._observation(observables) if observe else None), success
 
     def close(self) -> None:

@@ -31,7 +31,8 @@ class StepProgress(Callback):
         if now - self.last_shown < interval and step < trainer.max_steps:
             return
         self.last_shown = now
-        values = " ".join(f"{name} {value:.4g}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num")
+        shown = {name: value for name, value in trainer.progress_bar_metrics.items() if name != "v_num"}
+        values = " ".join(f"{name} {value:.4g}" for name, value in shown.items())
         self.bar.update(self.task, completed=step, values=values)
         if self.bar.disable:
             rate = (step - self.start_step) / max(now - self.start_time, 1e-9)

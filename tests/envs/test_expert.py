@@ -204,3 +204,25 @@ def test_step_limit_is_a_failure():
     env = RandomPointMassEnv(max_steps=3)
     demonstration = record_demonstration(env, PointMassExpert(env), seed=1, noise_scales=(0.0,))
     assert (demonstration.outcome, demonstration.num_steps) == ("failure", 3)
+
+
+class LastingExpert(PointMassExpert):
+    """Goes straight for the goal and stays there, or leaves it after some calls."""
+
+    leaves_after = 10**6
+
+    def act(self) -> tuple[np.ndarray, bool]:
+        self.calls += 1
+        return (self.env.direction if self.calls <= self.leaves_after else np.full(7, -1.0)), True
+
+
+def test_the_tail_after_success_is_recorded_and_must_hold():
+    env = RandomPointMassEnv(end_at_success=False)
+    arguments = {"seed": 2, "noise_scales": (0.0,)}
+    short = record_demonstration(env, LastingExpert(env), **arguments)
+    long = record_demonstration(env, LastingExpert(env), num_tail_steps=5, **arguments)
+    assert short.outcome == long.outcome == "success"
+    assert long.num_steps == short.num_steps + 5
+    leaver = LastingExpert(env)
+    leaver.leaves_after = short.num_steps
+    assert record_demonstration(env, leaver, num_tail_steps=5, **arguments).outcome == "failure"

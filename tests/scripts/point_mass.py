@@ -22,9 +22,17 @@ class RandomPointMassEnv(PointMassEnv):
     """
 
     def __init__(
-        self, *, task_id: int, marks: str, seconds: float = 0.0, deadly: str = "", broken: int = -1, **others: object
+        self,
+        *,
+        task_id: int,
+        marks: str,
+        seconds: float = 0.0,
+        deadly: str = "",
+        broken: int = -1,
+        end_at_success: bool = True,
+        **others: object,
     ) -> None:
-        super().__init__(task_id=task_id)
+        super().__init__(task_id=task_id, end_at_success=end_at_success)
         if task_id == broken:
             raise ValueError(f"task {task_id} has another goal")
         self._marks, self._seconds, self._deadly = Path(marks), seconds, deadly

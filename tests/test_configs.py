@@ -1,0 +1,85 @@
+"""Law 8: every choice of every group composes, resolves, and names things that exist."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+CONF = Path(__file__).parents[1] / "conf"
+TRAIN_GROUPS = ("data", "chunk", "model", "quantizer", "draft", "trainer", "logger", "experiment")
+EVAL_GROUPS = ("env", "chunk", "model", "quantizer", "draft", "decoding", "logger")
+PHASES = ("rfsq", "oft", "head", "draft")
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(name: str, overrides: list[str]) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(name, overrides)
+    if name in ("train", "eval"):
+        OmegaConf.resolve(cfg)  # the scripts have no quantizer, and so no paths of tokenizers
+        missing = OmegaConf.missing_keys(cfg)
+        assert not missing, missing
+    return cfg
+
+
+def to_dict(node: DictConfig) -> dict:
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def targets(node):
+    """All _target_ names in a config."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield node["_target_"]
+        for value in node.values():
+            yield from targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from targets(value)
+
+
+def check(node: DictConfig) -> None:
+    names = set(targets(to_dict(node)))
+    assert names
+    for name in names:
+        assert callable(get_object(name)), name
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(("group", "choice"), [(group, name) for group in TRAIN_GROUPS for name in choices(group)])
+def test_train(phase, group, choice):
+    if phase == "oft" and group == "model" and choice != "oft_tiny":
+        pytest.skip("published models are not trained from scratch")
+    check(composed("train", [f"phase={phase}", f"{group}='{choice}'"]))
+
+
+@pytest.mark.parametrize(("group", "choice"), [(group, name) for group in EVAL_GROUPS for name in choices(group)])
+def test_eval(group, choice):
+    check(composed("eval", [f"{group}='{choice}'"]))
+
+
+@pytest.mark.parametrize(("name", "node"), [("collect", "recipe"), ("cache", "cache")])
+def test_scripts(name, node):
+    check(composed(name, [])[node])
+
+
+def test_data_choices_carry_suite_and_unnorm_key_together():
+    for choice in choices("data"):
+        data = composed("train", ["phase=rfsq", f"data={choice}"]).data
+        assert data.suite == choice and data.name == data.unnorm_key == f"{choice}_no_noops"
+
+
+def test_quantizers_instantiate_at_both_chunk_lengths():
+    from hydra.utils import instantiate
+
+    for quantizer in choices("quantizer"):
+        for length in (8, 16):
+            cfg = composed("train", ["phase=rfsq", f"quantizer={quantizer}", f"chunk='{length}'"])
+            tokenizer = instantiate(cfg.quantizer.tokenizer)
+            assert tokenizer.code_shape.chunk_length == length
+            assert tokenizer.code_shape.num_stages == cfg.quantizer.num_stages
