@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 CONF = Path(__file__).parents[1] / "conf"
 TRAIN_GROUPS = ("data", "chunk", "model", "quantizer", "draft", "trainer", "logger", "experiment")
 EVAL_GROUPS = ("env", "chunk", "model", "quantizer", "draft", "decoding", "logger")
-PHASES = ("rfsq", "oft", "head", "draft")
+PHASES = ("rfsq", "oft", "oft_gpu", "head", "draft")
 
 
 def choices(group: str) -> list[str]:
@@ -53,7 +53,7 @@ def check(node: DictConfig) -> None:
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize(("group", "choice"), [(group, name) for group in TRAIN_GROUPS for name in choices(group)])
 def test_train(phase, group, choice):
-    if phase == "oft" and group == "model" and choice != "oft_tiny":
+    if phase.startswith("oft") and group == "model" and choice not in ("oft_tiny", "oft_small"):
         pytest.skip("published models are not trained from scratch")
     check(composed("train", [f"phase={phase}", f"{group}='{choice}'"]))
 

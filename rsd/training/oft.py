@@ -2,11 +2,13 @@
 
 What surprises first: proprio is normalised with the evaluation's formula here too (the reference zeroes constant dims
 in training only, SPEC §9), so that training, caching and evaluation see the same numbers. All randomness of step n,
-weights at step 0 included, comes from (seed, n), so a resumed run equals an uninterrupted one.
+weights at step 0 included, comes from (seed, n), so a resumed run equals an uninterrupted one. With ema_decay set, what
+is validated and exported is the moving average of the weights, not the weights of the last step.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +21,17 @@ from torch import Tensor
 
 from rsd.images import augment, center_crop, resize_lanczos3, stack_pictures
 from rsd.models.openvla.backbone import OpenVLABackbone
+from rsd.models.openvla.conv import ConvShape
 from rsd.models.openvla.loading import save_backbone
 from rsd.models.openvla.model import Architecture, OpenVLAOFT
-from rsd.models.openvla.processor import PrismaticImageProcessor
+from rsd.models.openvla.processor import HALF, PrismaticImageProcessor
 from rsd.models.openvla.text import WordText
 from rsd.models.openvla.vit import ViTShape
 from rsd.normalization import normalize
 
 SEED_STRIDE = 1_000_003  # steps of one seed never meet those of the next
+STREAM_STRIDE = 2**48  # nor those of another use of randomness
+EMA_WARMUP = 10  # the average's decay is at most (1 + n) / (EMA_WARMUP + n) at step n
 
 
 class FrameCollate:
@@ -56,12 +61,18 @@ class OFTModule(LightningModule):
     """Trains every weight from scratch.
 
     Args:
-        architecture: {"dino", "siglip", "llm"} as in conf/model/oft_tiny.yaml; null for a published model.
+        architecture: {"llm"} with {"dino", "siglip"} as in conf/model/oft_tiny.yaml or with {"conv"} as in
+            conf/model/oft_small.yaml, and optionally {"learned_slots"}; null for a published model.
         image_size: Pixels of the model's pictures.
         views, use_proprio, chunk_length: The model's inputs and T.
         learning_rate: Of AdamW: linear warm-up over `warmup_steps`, then a cosine to 0 at the trainer's max_steps.
         image_augmentation: Random crop and colours (SPEC §12); validation always sees the centre crop.
-        seed: Of weights and augmentation.
+        seed: Of weights, augmentation and dropout.
+        ema_decay: Of the moving average of the weights; null for none.
+        proprio_dropout: Share of training samples whose proprio is replaced by zeros, the middle of its range: it
+            tells the model where in an episode it is, and would otherwise be learned instead of the pictures.
+        compiled: Run the network through torch.compile while training: a minute at first, then faster.
+        weights_dtype: What the exported weights are rounded to, "float32" or "bfloat16".
     """
 
     def __init__(
@@ -77,6 +88,10 @@ class OFTModule(LightningModule):
         weight_decay: float,
         image_augmentation: bool,
         seed: int,
+        ema_decay: float | None = None,
+        proprio_dropout: float = 0.0,
+        compiled: bool = False,
+        weights_dtype: str = "float32",
     ) -> None:
         super().__init__()
         if architecture is None:
@@ -89,6 +104,8 @@ class OFTModule(LightningModule):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps = warmup_steps
         self.image_augmentation, self.seed = image_augmentation, seed
+        self.ema_decay, self.proprio_dropout = ema_decay, proprio_dropout
+        self.compiled, self.weights_dtype = compiled, getattr(torch, weights_dtype)
 
     def setup(self, stage: str) -> None:
         """Build the model for the data set: its vocabulary, statistics and widths."""
@@ -98,19 +115,15 @@ class OFTModule(LightningModule):
         norm_stats = datamodule.norm_stats
         trajectories = datamodule.train.trajectories  # of all splits, so that every task's words are known
         text = WordText.from_instructions(trajectory.instruction for trajectory in trajectories)
-        architecture = Architecture(
-            dino=ViTShape(image_size=self.image_size, **self.architecture["dino"]),
-            siglip=ViTShape(image_size=self.image_size, **self.architecture["siglip"]),
-            llm={**self.architecture["llm"], "vocab_size": text.vocab_size, "pad_token_id": text.pad_id},
-            action_dim=len(norm_stats["action"]["q01"]),
-            proprio_dim=len(norm_stats["proprio"]["q01"]) if self.use_proprio else None,
-        )
+        architecture = self._architecture(text, norm_stats)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             self.model = OpenVLAOFT(architecture)
+        self.average = None if self.ema_decay is None else copy.deepcopy(self.model).requires_grad_(False)
+        self._run = torch.compile(self.model.forward) if self.compiled else self.model.forward
         self.backbone = OpenVLABackbone(
-            model=self.model,
-            processor=PrismaticImageProcessor(sizes=[self.image_size] * 2),
+            model=self.model if self.average is None else self.average,
+            processor=self._processor(),
             text=text,
             norm_stats=norm_stats,
             unnorm_key=datamodule.name,
@@ -119,36 +132,88 @@ class OFTModule(LightningModule):
             center_crop=True,
             weights_sha256=lambda: "in training",
         )
+        self.instructions = sorted({trajectory.instruction for trajectory in trajectories})
+        self.prompts = self.backbone.prompts(self.instructions)  # a row an instruction
         actions = np.concatenate([trajectories[index].actions for index in datamodule.train.episodes])
         self.median_action = self._normalized(torch.from_numpy(np.median(actions, axis=0)))  # [A]
+
+    def _architecture(self, text: WordText, norm_stats: dict[str, Any]) -> Architecture:
+        """The configured sizes, completed with what the data set decides."""
+        sizes, action_dim = self.architecture, len(norm_stats["action"]["q01"])
+        shapes: dict[str, Any] = {
+            name: ViTShape(image_size=self.image_size, **sizes[name]) for name in ("dino", "siglip") if name in sizes
+        }
+        if "conv" in sizes:
+            shapes["conv"] = ConvShape(image_size=self.image_size, num_views=len(self.views), **sizes["conv"])
+        return Architecture(
+            llm={**sizes["llm"], "vocab_size": text.vocab_size, "pad_token_id": text.pad_id},
+            action_dim=action_dim,
+            proprio_dim=len(norm_stats["proprio"]["q01"]) if self.use_proprio else None,
+            num_slots=self.chunk_length * action_dim if sizes.get("learned_slots") else 0,
+            **shapes,
+        )
+
+    def _processor(self) -> PrismaticImageProcessor:
+        if "conv" in self.architecture:
+            return PrismaticImageProcessor(sizes=[self.image_size], means=[HALF], stds=[HALF])
+        return PrismaticImageProcessor(sizes=[self.image_size] * 2)
+
+    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:
+        """Move the pictures; the rest is small, and is normalised on the CPU without waiting for the device."""
+        return {**batch, "pictures": batch["pictures"].to(device, non_blocking=True)}
 
     def _normalized(self, actions: Tensor) -> Tensor:
         """Standardised actions [..., A] → normalised, on the module's device."""
         return torch.from_numpy(normalize(actions.cpu().numpy(), self.backbone.norm_stats["action"])).to(self.device)
 
-    def forward(self, batch: dict[str, Any], pictures: Tensor) -> Tensor:
-        """The L1 head's chunk for cropped pictures [B*M, S, S, 3], uint8. [B, T, A]."""
-        inputs = {
-            "pixel_values": self.backbone.pixel_values(pictures),
-            **self.backbone.prompts(batch["instructions"]),
-        }
+    def _prompts(self, instructions: Sequence[str]) -> dict[str, Tensor]:
+        """`backbone.prompts` of these instructions, from the rows made once."""
+        rows = {instruction: row for row, instruction in enumerate(self.instructions)}
+        picked = {name: value[[rows[text] for text in instructions]] for name, value in self.prompts.items()}
+        longest = int(picked["attention_mask"].sum(dim=1).max())
+        return {name: value[:, :longest] if value.ndim == 2 else value for name, value in picked.items()}
+
+    def forward(self, batch: dict[str, Any], pictures: Tensor, keep_proprio: Tensor | None = None) -> Tensor:
+        """The L1 head's chunk for cropped pictures [B*M, S, S, 3], uint8; with dropout on proprio, [B]. [B, T, A]."""
+        inputs = {"pixel_values": self.backbone.pixel_values(pictures), **self._prompts(batch["instructions"])}
         if self.use_proprio:
-            inputs["proprio"] = self.backbone.normalized_proprio(batch["proprio"].cpu().numpy())
-        inputs = {name: value.to(self.device) for name, value in inputs.items()}
-        return self.model(**inputs, chunk_length=self.chunk_length, layers=[])[1]
+            proprio = self.backbone.normalized_proprio(batch["proprio"].cpu().numpy())  # [B, P]
+            inputs["proprio"] = proprio if keep_proprio is None else proprio * keep_proprio[:, None]
+        inputs = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
+        run = self._run if self.training else self.backbone.model.forward
+        return run(**inputs, chunk_length=self.chunk_length, layers=[])[1]
+
+    def _generator(self, stream: int) -> torch.Generator:
+        """Randomness of this step; streams are independent of each other."""
+        return torch.Generator().manual_seed(stream * STREAM_STRIDE + self.seed * SEED_STRIDE + self.global_step)
 
     def training_pictures(self, batch: dict[str, Any]) -> Tensor:
         """Augmented pictures of a training batch, [B*M, S, S, 3], uint8; a function of (seed, step)."""
         pictures = batch["pictures"].flatten(0, 1)
         if not self.image_augmentation:
             return center_crop(pictures)
-        return augment(pictures, torch.Generator().manual_seed(self.seed * SEED_STRIDE + self.global_step))
+        return augment(pictures, self._generator(0))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        predicted = self(batch, self.training_pictures(batch))  # [B, T, A]
+        keep = None
+        if self.proprio_dropout:
+            keep = torch.rand(len(batch["proprio"]), generator=self._generator(1)) >= self.proprio_dropout  # [B]
+        predicted = self(batch, self.training_pictures(batch), keep)  # [B, T, A]
         loss = (predicted - self._normalized(batch["actions"])).abs().mean()
         self.log("train/l1", loss, prog_bar=True, batch_size=len(predicted))
         return loss
+
+    @torch.no_grad()
+    def on_train_batch_end(self, *args: Any) -> None:
+        if self.average is not None:
+            step = self.global_step
+            decay = min(self.ema_decay, (1 + step) / (EMA_WARMUP + step))
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+
+    def on_train_end(self) -> None:
+        """Round what will be exported, so that the validation that follows measures just that."""
+        if not self.trainer.interrupted:
+            self.backbone.model.to(self.weights_dtype).to(torch.float32)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         predicted = self(batch, center_crop(batch["pictures"].flatten(0, 1)))  # [B, T, A]
@@ -161,7 +226,7 @@ class OFTModule(LightningModule):
         self.log_dict(metrics, batch_size=len(target))
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -188,5 +253,5 @@ class OFTModule(LightningModule):
             "steps": self.trainer.global_step,
             "metrics": metrics,
         }
-        save_backbone(Path(directory), self.backbone, record)
+        save_backbone(Path(directory), self.backbone, record, dtype=self.weights_dtype)
         return metrics

@@ -109,8 +109,11 @@ class OpenVLABackbone:
         return observation.images[view]
 
     def pixel_values(self, pictures: Tensor) -> Tensor:
-        """Cropped pictures, the M of a sample after each other, [B*M, S, S, 3], uint8 → [B, 6M, S, S], float32."""
-        pixels = self.processor(pictures)  # [B*M, 6, S, S]
+        """Cropped pictures, the M of a sample after each other, [B*M, S, S, 3], uint8 → [B, 6M, S, S], float32.
+
+        Convolutional towers see every picture once: 3M channels.
+        """
+        pixels = self.processor(pictures)  # [B*M, 6 or 3, S, S]
         return pixels.reshape(-1, len(self.views) * pixels.shape[1], *pixels.shape[2:])
 
     def prompts(self, instructions: Sequence[str]) -> dict[str, Tensor]:
@@ -135,7 +138,7 @@ class OpenVLABackbone:
 
     def _check_length(self, instruction: str, prompt_length: int, num_action_tokens: int) -> None:
         architecture, limit = self.model.architecture, self.model.llm_config.max_position_embeddings
-        others = len(self.views) * architecture.dino.num_patches + self.use_proprio + num_action_tokens + 1
+        others = len(self.views) * architecture.num_patches + self.use_proprio + num_action_tokens + 1
         if prompt_length + others > limit:
             raise ObservationError(
                 f"the prompt of {instruction[:60]!r} has {prompt_length} tokens; with {others} tokens of images, "
@@ -148,8 +151,7 @@ class OpenVLABackbone:
         widths = {len(vector) for vector in proprio}
         if widths != {expected}:
             raise ObservationError(f"proprio has {sorted(widths)} dims, the model's projector takes {expected}")
-        rows = [normalize(vector, self.norm_stats["proprio"], zero_constant=False) for vector in proprio]
-        return torch.stack([torch.from_numpy(row) for row in rows])
+        return torch.from_numpy(normalize(np.stack(proprio), self.norm_stats["proprio"], zero_constant=False))
 
     @torch.no_grad()
     def forward(self, inputs: dict[str, Tensor], layers: Sequence[int]) -> BackboneOutput:

@@ -75,8 +75,10 @@ def load_backbone(
     return backbone
 
 
-def save_backbone(directory: Path, backbone: OpenVLABackbone, provenance: dict[str, Any]) -> None:
-    """Write a trained backbone with a word vocabulary in our own layout."""
+def save_backbone(
+    directory: Path, backbone: OpenVLABackbone, provenance: dict[str, Any], dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a trained backbone with a word vocabulary in our own layout, its weights rounded to `dtype`."""
     if not isinstance(backbone.text, WordText):
         raise TypeError(f"only a WordText vocabulary can be saved in our layout, got {type(backbone.text).__name__}")
     config = {
@@ -88,7 +90,8 @@ def save_backbone(directory: Path, backbone: OpenVLABackbone, provenance: dict[s
         "chunk_length": backbone.chunk_length,
         "center_crop": backbone.center_crop,
     }
-    save_checkpoint(directory, kind=KIND, config=config, weights=backbone.model.state_dict(), provenance=provenance)
+    weights = {name: value.to(dtype) for name, value in backbone.model.state_dict().items()}
+    save_checkpoint(directory, kind=KIND, config=config, weights=weights, provenance=provenance)
 
 
 def _load_own(

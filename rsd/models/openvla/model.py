@@ -4,6 +4,9 @@ Sequence handed to Llama (SPEC §4, §8):
     BOS · patches of image 1 · patches of image 2 · … · proprio · prompt after BOS · K zero vectors · stop · pads
 What surprises first: attention is bidirectional over the *whole* sequence, and the states that belong to the K action
 slots are read one position early, from the last prompt token on.
+
+Two liberties for models trained from scratch, both off in published ones: convolutional towers instead of the two
+vision transformers, and learned vectors instead of the K zeros, which a narrow model can hardly tell apart.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rsd.models.openvla.conv import ConvShape, ConvVision
 from rsd.models.openvla.heads import L1ActionHead, PrismaticProjector, ProprioProjector
 from rsd.models.openvla.vit import VisionTransformer, ViTShape
 
@@ -27,25 +31,40 @@ class Architecture:
     """Everything that decides the names and shapes of the weights.
 
     Attributes:
-        dino, siglip: The two vision transformers.
         llm: Arguments of LlamaConfig; whatever is absent takes LlamaConfig's default (rms_norm_eps 1e-6!).
         action_dim: A.
         proprio_dim: P, or None for a model without a proprio token.
+        dino, siglip: The two vision transformers; None for a model with convolutional towers.
+        conv: The convolutional towers, or None.
+        num_slots: K for a model with learned vectors at the action positions; 0 for zeros there.
     """
 
-    dino: ViTShape
-    siglip: ViTShape
     llm: dict[str, Any]
     action_dim: int
     proprio_dim: int | None
+    dino: ViTShape | None = None
+    siglip: ViTShape | None = None
+    conv: ConvShape | None = None
+    num_slots: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Architecture:
-        shapes = {name: ViTShape(**record[name]) for name in ("dino", "siglip")}
+        kinds = {"dino": ViTShape, "siglip": ViTShape, "conv": ConvShape}
+        shapes = {name: kind(**record[name]) for name, kind in kinds.items() if record.get(name) is not None}
         return cls(**{**record, **shapes})
+
+    @property
+    def vision_dim(self) -> int:
+        """Width of a patch feature."""
+        return self.conv.feature_dim if self.conv is not None else self.dino.embed_dim + self.siglip.embed_dim
+
+    @property
+    def num_patches(self) -> int:
+        """Patch features a picture."""
+        return self.conv.num_keypoints if self.conv is not None else self.dino.num_patches
 
 
 class LanguageInput(NamedTuple):
@@ -85,13 +104,18 @@ class OpenVLAOFT(nn.Module):
         super().__init__()
         self.architecture = architecture
         config = LlamaConfig(**architecture.llm, attn_implementation="sdpa")
-        vision_dim = architecture.dino.embed_dim + architecture.siglip.embed_dim
-        self.vision_backbone = VisionBackbone(architecture.dino, architecture.siglip)
-        self.projector = PrismaticProjector(vision_dim, config.hidden_size)
+        if architecture.conv is not None:
+            self.vision_backbone = ConvVision(architecture.conv, config.hidden_size)
+        else:
+            self.vision_backbone = VisionBackbone(architecture.dino, architecture.siglip)
+        self.projector = PrismaticProjector(architecture.vision_dim, config.hidden_size)
         self.language_model = LlamaForCausalLM(config)
         self.action_head = L1ActionHead(config.hidden_size, architecture.action_dim)
         if architecture.proprio_dim is not None:
             self.proprio_projector = ProprioProjector(architecture.proprio_dim, config.hidden_size)
+        if architecture.num_slots:
+            self.slots = nn.Embedding(architecture.num_slots, config.hidden_size)
+            nn.init.normal_(self.slots.weight, std=config.initializer_range)
 
     @property
     def llm_config(self) -> LlamaConfig:
@@ -111,7 +135,7 @@ class OpenVLAOFT(nn.Module):
         """Run the whole model.
 
         Args:
-            pixel_values: [B, 6M, S, S].
+            pixel_values: [B, 6M, S, S]; 3M channels for convolutional towers.
             input_ids: Prompt, K tokens that will be zeroed, stop token, padding on the right; [B, L], int64.
             attention_mask: [B, L]; true or 1 for real tokens.
             action_start: Index in input_ids of the first action token, [B], int64.
@@ -122,12 +146,20 @@ class OpenVLAOFT(nn.Module):
         Returns:
             States at the action slots of each layer, [B, K, H], and the L1 head's chunk, [B, T, A].
         """
-        patches = self.projector(self.vision_backbone(pixel_values))  # [B, M*N, H]
+        patches = self.projector(self.vision_features(pixel_values, input_ids, action_start))  # [B, M*N, H]
         sequence = self.assemble(patches, input_ids, attention_mask, action_start, chunk_length, proprio)
         last = self.llm_config.num_hidden_layers
         states = self.decoder_states(sequence.embeds, sequence.mask, {*layers, last})
         states = {layer: select(value, sequence.slots) for layer, value in states.items()}
         return {layer: states[layer] for layer in layers}, self.action_head(states[last])
+
+    def vision_features(self, pixel_values: Tensor, input_ids: Tensor, action_start: Tensor) -> Tensor:
+        """Patch features of all pictures, [B, M*N, C]; convolutional towers are told the mean of the prompt's words."""
+        if self.architecture.conv is None:
+            return self.vision_backbone(pixel_values)
+        is_prompt = torch.arange(input_ids.shape[1], device=input_ids.device) < action_start[:, None]  # [B, L]
+        words = self.language_model.model.embed_tokens(input_ids) * is_prompt[..., None]  # [B, L, H]
+        return self.vision_backbone(pixel_values, words.sum(dim=1) / action_start[:, None])
 
     def assemble(
         self,
@@ -143,6 +175,8 @@ class OpenVLAOFT(nn.Module):
         offset = torch.arange(input_ids.shape[1], device=input_ids.device) - action_start[:, None]  # [B, L]
         is_action = (offset >= 0) & (offset < num_action_tokens)
         text = self.language_model.model.embed_tokens(input_ids).masked_fill(is_action[..., None], 0.0)  # [B, L, H]
+        if self.architecture.num_slots:
+            text = torch.where(is_action[..., None], self.slots(offset.clamp(0, num_action_tokens - 1)), text)
         inserted = patches
         if proprio is not None:
             inserted = torch.cat([patches, self.proprio_projector(proprio).to(patches.dtype)], dim=1)
