@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import numpy as np
+
 from rsd.envs.demonstrations import Demonstration, record_demonstration
 from rsd.envs.schedule import Attempt, CollectionError, Schedule
 
@@ -34,6 +36,8 @@ class Recipe:
         make_expert: Called with env=, gives an Expert.
         noise_scales, num_tail_steps: See record_demonstration.
         render: See record_demonstration.
+        store_picture: See record_demonstration; compressing in the workers keeps the main process from being the
+            bottleneck.
     """
 
     make_env: Callable[..., Any]
@@ -41,6 +45,7 @@ class Recipe:
     noise_scales: tuple[float, ...]
     num_tail_steps: int = 0
     render: bool = True
+    store_picture: Callable[[np.ndarray], Any] = np.asarray
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,7 @@ def work(connection: Connection, recipe: Recipe) -> None:
                 noise_scales=recipe.noise_scales,
                 num_tail_steps=recipe.num_tail_steps,
                 render=recipe.render,
+                store_picture=recipe.store_picture,
             )
             connection.send(demonstration)
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -6,7 +6,7 @@ the labels does not reproduce the episode. And an episode ends at the first succ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -54,7 +54,8 @@ class Demonstration:
         actions: Undisturbed actions, each [7], robot units, gripper -1 open, +1 close.
         states: Observation.proprio before each action, each [8].
         joint_states: Arm joint angles before each action, each [7], rad.
-        images: View name to the pictures before each action, each [H, W, 3] uint8; empty without rendering.
+        images: View name to the pictures before each action, each [H, W, 3] uint8 or what it was stored as; empty
+            without rendering.
     """
 
     outcome: str
@@ -63,7 +64,7 @@ class Demonstration:
     actions: list[np.ndarray] = field(default_factory=list)
     states: list[np.ndarray] = field(default_factory=list)
     joint_states: list[np.ndarray] = field(default_factory=list)
-    images: dict[str, list[np.ndarray]] = field(default_factory=lambda: {view: [] for view in IMAGE_VIEWS})
+    images: dict[str, list[Any]] = field(default_factory=lambda: {view: [] for view in IMAGE_VIEWS})
 
 
 class LiberoExpert:
@@ -175,6 +176,7 @@ def record_demonstration(
     noise_scales: Sequence[float],
     num_tail_steps: int = 0,
     render: bool = True,
+    store_picture: Callable[[np.ndarray], Any] = np.asarray,
 ) -> Demonstration:
     """Let the expert try the placement `seed`, at most env.max_steps steps.
 
@@ -188,6 +190,7 @@ def record_demonstration(
             not end at success.
         noise_scales: One of them is drawn for the episode; standard deviation of the action noise in free space.
         render: False to look at success only: the same physics, nothing kept.
+        store_picture: What to keep of a picture [H, W, 3], uint8; rsd.images.encode_jpeg, for example.
     """
     observation = env.reset_random(seed)
     expert.begin()
@@ -208,7 +211,7 @@ def record_demonstration(
             demonstration.states.append(observation.proprio)
             demonstration.joint_states.append(joint_state)
             for view in IMAGE_VIEWS:
-                demonstration.images[view].append(observation.images[view])
+                demonstration.images[view].append(store_picture(observation.images[view]))
         executed = disturb(action, scale, random) if harmless else action
         observation, success = env.step(executed, observe=render)
         demonstration.num_steps += 1
