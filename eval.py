@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rsd.entry_point import report_errors, run
 from rsd.evaluation.evaluate import ERRORS_FILE, CrashedEpisodesError, evaluate, plan_episodes, resume_results
+from rsd.evaluation.parallel import evaluate_parallel
 from rsd.evaluation.progress import follow, show_report
 from rsd.evaluation.report import REPORT_HTML, flat_metrics, write_report
 from rsd.runs import open_run
@@ -27,16 +29,18 @@ def main(cfg: DictConfig) -> None:
         seed=cfg.seed,
         save_videos=cfg.save_videos,
     )
-    simulator = instantiate(cfg.check)
-    run_dir = open_run(cfg, HydraConfig.get(), found={"simulator": simulator})
+    run_dir = open_run(cfg, HydraConfig.get(), found={"simulator": instantiate(cfg.check)})
     done = resume_results(run_dir, plan)
-    policy = instantiate(cfg.policy)
     logger = instantiate(cfg.logger)(run_dir=run_dir)
     make_env = instantiate(cfg.env.make)
-    every_step = cfg.video_every_step
-    episodes = evaluate(
-        make_env=make_env, policy=policy, plan=plan, done=done, run_dir=run_dir, video_every_step=every_step
-    )
+    if "ablation" in cfg:
+        make_env = partial(instantiate(cfg.ablation), make=make_env)
+    common = dict(make_env=make_env, plan=plan, done=done, run_dir=run_dir, video_every_step=cfg.video_every_step)
+    if cfg.num_workers > 1:
+        make_policy = partial(instantiate, OmegaConf.create(OmegaConf.to_container(cfg.policy, resolve=True)))
+        episodes = evaluate_parallel(make_policy=make_policy, num_workers=cfg.num_workers, **common)
+    else:
+        episodes = evaluate(policy=instantiate(cfg.policy), **common)
     finished = follow(episodes, num_planned=len(plan), done=done)
     report = write_report(run_dir)
     show_report(report, run_dir)

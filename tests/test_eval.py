@@ -79,6 +79,25 @@ def test_ctrl_c_then_kill_then_resume(tmp_path, run_eval):
     assert json.loads((run_dir / "report.json").read_text())["complete"]
 
 
+def test_workers_do_the_same_episodes(tmp_path, run_eval):
+    for name, workers in (("alone", 1), ("together", 2)):
+        code, _, stderr = run_eval(f"hydra.run.dir={tmp_path}/{name}", f"num_workers={workers}", "num_trials=2")
+        assert code == 0, stderr
+    outcomes = []
+    for name in ("alone", "together"):
+        lines = [json.loads(line) for line in (tmp_path / name / "results.jsonl").read_text().splitlines()]
+        fields = ("task_id", "init_state_id", "seed", "success", "num_steps", "stats")
+        outcomes.append(sorted(([line[field] for field in fields] for line in lines), key=str))
+    assert outcomes[0] == outcomes[1] and len(outcomes[0]) == 6
+
+
+def test_a_dead_worker_is_named_and_the_run_can_be_continued(tmp_path, run_eval):
+    run_dir = tmp_path / "run"
+    deadly = ["policy._target_=tests.evaluation.policies.DeadlyPolicy", "num_workers=2"]
+    code, _, stderr = run_eval(f"hydra.run.dir={run_dir}", *deadly, "~policy.delay_s")
+    assert code == 1 and "a worker died (exit code 9) in task" in stderr
+
+
 def test_a_backbone_that_raises_is_reported_and_the_exit_code_says_so(tmp_path, run_eval):
     target = "policy._target_=tests.evaluation.policies.RaisingPolicy"
     code, _, stderr = run_eval(f"hydra.run.dir={tmp_path}/run", target, "~policy.delay_s")

@@ -107,18 +107,14 @@ def evaluate(
         make_env: Called with task_id=…; one environment lives at a time, and is kept for the trials of a task.
         video_every_step: Render every control step of recorded episodes, and not only those that the policy sees.
     """
-    have = {episode_id(result) for result in done}
-    missing = [episode for episode in plan if (episode.task_id, episode.init_state_id) not in have]
-    if any(episode.record for episode in missing):
-        check_ffmpeg()
     env: Env | None = None
     try:
-        for planned in missing:
+        for planned in missing_episodes(plan, done):
             if env is None or env.task_id != planned.task_id:
                 if env is not None:
                     env.close()
                 env = make_env(task_id=planned.task_id)
-            result = _run_episode(env, policy, planned, run_dir, video_every_step)
+            result = run_episode(env, policy, planned, run_dir, video_every_step)
             append_result(run_dir / RESULTS_FILE, result)
             if result.error is not None:
                 env.close()
@@ -129,7 +125,17 @@ def evaluate(
             env.close()
 
 
-def _run_episode(env: Env, policy: Policy, planned: PlannedEpisode, run_dir: Path, every_step: bool) -> EpisodeResult:
+def missing_episodes(plan: Sequence[PlannedEpisode], done: Sequence[EpisodeResult]) -> list[PlannedEpisode]:
+    """The planned episodes that are not done; asks for ffmpeg before anything starts, if one of them is recorded."""
+    have = {episode_id(result) for result in done}
+    missing = [episode for episode in plan if (episode.task_id, episode.init_state_id) not in have]
+    if any(episode.record for episode in missing):
+        check_ffmpeg()
+    return missing
+
+
+def run_episode(env: Env, policy: Policy, planned: PlannedEpisode, run_dir: Path, every_step: bool) -> EpisodeResult:
+    """Run one episode; a crash becomes the result's error, with its traceback in crashed_episodes.log."""
     start = time.perf_counter()
     episode = Episode(env, policy, record=planned.record, record_every_step=every_step)
     error: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 
@@ -59,6 +60,13 @@ class SeeingPolicy:
         }
         vision, llm = self._random.gamma(20, 0.2), self._random.gamma(20, 0.5)
         return ChunkPrediction(actions, stats, {"vision": vision, "llm": llm, "total": 1.01 * (vision + llm)})
+
+
+class DeadlyPolicy(SeeingPolicy):
+    """Takes its process with it."""
+
+    def _predict_one(self, observation: Observation) -> ChunkPrediction:
+        os._exit(9)
 
 
 class RaisingPolicy(SeeingPolicy):

@@ -1,0 +1,75 @@
+"""Environments that withhold something from the policy: does it use its pictures, its instruction, its proprioception?
+
+The simulation, and what counts as success, are those of the environment inside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from rsd.envs.suites import load_task
+from rsd.types import Env, Observation
+
+
+class Ablated:
+    """An Env whose observations are changed; subclasses say how.
+
+    Args:
+        make: Makes the environment inside, from task_id=.
+        task_id: Which task.
+    """
+
+    def __init__(self, *, make: Callable[..., Env], task_id: int) -> None:
+        self.env = make(task_id=task_id)
+        self.suite, self.task_id, self.instruction = self.env.suite, self.env.task_id, self.env.instruction
+        self.num_init_states, self.max_steps = self.env.num_init_states, self.env.max_steps
+
+    def reset(self, init_state_id: int) -> Observation:
+        """See `Env.reset`."""
+        return self.change(self.env.reset(init_state_id))
+
+    def step(self, action: np.ndarray, observe: bool = True) -> tuple[Observation | None, bool]:
+        """See `Env.step`."""
+        observation, success = self.env.step(action, observe)
+        return (None if observation is None else self.change(observation)), success
+
+    def close(self) -> None:
+        """See `Env.close`."""
+        self.env.close()
+
+    def change(self, observation: Observation) -> Observation:
+        """What the policy is shown instead."""
+        raise NotImplementedError
+
+
+class BlackPictures(Ablated):
+    """Nothing can be seen."""
+
+    def change(self, observation: Observation) -> Observation:
+        images = {view: np.zeros_like(picture) for view, picture in observation.images.items()}
+        return dataclasses.replace(observation, images=images)
+
+
+class ZeroProprio(Ablated):
+    """All of proprio is zero: a hand at the world's origin with a closed gripper."""
+
+    def change(self, observation: Observation) -> Observation:
+        return dataclasses.replace(observation, proprio=np.zeros_like(observation.proprio))
+
+
+class OtherInstruction(Ablated):
+    """The words are those of the suite's next task (after the last comes the first).
+
+    Args:
+        num_tasks: Tasks of the suite.
+    """
+
+    def __init__(self, *, make: Callable[..., Env], task_id: int, num_tasks: int) -> None:
+        super().__init__(make=make, task_id=task_id)
+        self._shown = load_task(self.suite, (task_id + 1) % num_tasks).instruction
+
+    def change(self, observation: Observation) -> Observation:
+        return dataclasses.replace(observation, instruction=self._shown)
