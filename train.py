@@ -20,6 +20,8 @@ def main(cfg: DictConfig) -> None:
 
     from rsd.training.progress import StepProgress
 
+    if "check" in cfg.phase:
+        instantiate(cfg.phase.check)
     run_dir = open_run(cfg, HydraConfig.get())
     seed_everything(cfg.seed, verbose=False)
     datamodule = instantiate(cfg.phase.datamodule)
@@ -30,9 +32,11 @@ def main(cfg: DictConfig) -> None:
     trainer = instantiate(cfg.trainer, logger=logger, callbacks=[resume_point, StepProgress()])
     config = OmegaConf.to_container(cfg, resolve=True)
     logger.log_hyperparams(config)
-    trainer.fit(module, datamodule, ckpt_path=state if state.exists() else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(module, datamodule, ckpt_path=state if state.exists() else None)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        print(f"interrupted; continue with: python train.py resume={run_dir}", file=sys.stderr)
+        sys.exit(130)
     trainer.validate(module, datamodule, verbose=False)
 
     checkpoint = run_dir / "checkpoint"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def load_stage_head(
             f"{_describe(code_shape)} in the tokenizer; {remedy}"
         )
     made_for = {"tokenizer": tokenizer_sha256, "unnorm_key": unnorm_key, "base": base}
-    for name, value in made_for.items():
+    for name, value in json.loads(json.dumps(made_for)).items():  # as it looks once stored
         if loaded.provenance[name] != value:
             raise CheckpointError(
                 f"{kind} {directory} was made for another {name}: {_short(loaded.provenance[name], value)} in the "

@@ -1,6 +1,8 @@
 """Learned RFSQ autoencoder: a per-step MLP around residual scalar quantisation, trained end to end.
 
 The classic of the field (RFSQ, arXiv 2508.15860). Each of the T steps is encoded alone, so a token speaks of one step.
+Latents are bounded by tanh (FSQ, arXiv 2309.15505) and stage 1 spans exactly that range: no latent is ever outside the
+grid. Without the bound the straight-through gradient pushes latents away by the hundreds, and training collapses.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ class RFSQTokenizer(ActionTokenizer):
         hidden_dim: Width of the two MLPs.
         num_stages: Q.
         num_levels: L of every entry.
-        scale: "learned" trains one step per stage; "nested" keeps step q at 1/L of step q-1.
+        scale: "nested" keeps the step of a stage at 1/L of the one before, so every latent is within half the last step
+            of its code; "learned" starts there and trains one step per stage.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class RFSQTokenizer(ActionTokenizer):
         hidden_dim: int,
         num_stages: int,
         num_levels: int,
-        scale: str = "learned",
+        scale: str = "nested",
     ):
         super().__init__()
         if scale not in ("learned", "nested"):
@@ -54,11 +57,11 @@ class RFSQTokenizer(ActionTokenizer):
         self.code_shape = CodeShape.full(chunk_length, action_dim, latent_dim, num_stages, num_levels)
         self.encoder = nn.Sequential(nn.Linear(action_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, latent_dim))
         self.decoder = nn.Sequential(nn.Linear(latent_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, action_dim))
-        steps = 2.0 / num_levels * float(num_levels) ** -torch.arange(num_stages)  # stage 1 spans [-1, 1]
+        steps = 2.0 / num_levels * float(num_levels) ** -torch.arange(num_stages)  # stage 1 spans tanh's range
         self.quantizer = ResidualQuantizer(torch.tensor(self.code_shape.levels), steps, learned=scale == "learned")
 
     def to_latents(self, actions: Tensor) -> Tensor:
-        return self.encoder(actions)
+        return torch.tanh(self.encoder(actions))
 
     def to_actions(self, latents: Tensor) -> Tensor:
         return self.decoder(latents)

@@ -11,7 +11,7 @@ from rsd.tokenizer.transform import dct_matrix
 from tests.tokenizer.contract import TokenizerContract, random_chunks
 
 
-def rfsq(num_stages: int = 4, chunk_length: int = 8, scale: str = "learned") -> RFSQTokenizer:
+def rfsq(num_stages: int = 4, chunk_length: int = 8, scale: str = "nested") -> RFSQTokenizer:
     torch.manual_seed(0)
     return RFSQTokenizer(
         chunk_length=chunk_length, action_dim=7, latent_dim=16, hidden_dim=64, num_stages=num_stages, num_levels=7,
@@ -37,8 +37,13 @@ class TestLearned(TokenizerContract):
         report = codec_report(tokenizer, random_chunks(256, 8))
         assert report["residual_std"] == sorted(report["residual_std"], reverse=True)
 
+    def test_nested_stages_leave_at_most_half_the_last_step(self):
+        tokenizer, chunks = rfsq(num_stages=3, scale="nested"), 30 * random_chunks(64, 8)  # far into tanh's saturation
+        error = (tokenizer.quantizer.decode(tokenizer.encode(chunks)) - tokenizer.to_latents(chunks)).abs().max()
+        assert error <= 1.0001 * (2 / 7**3) / 2
+
     def test_gradient_reaches_encoder_decoder_and_steps(self):
-        tokenizer = rfsq()
+        tokenizer = rfsq(scale="learned")
         tokenizer(random_chunks(8, 8)).square().mean().backward()
         for name, parameter in tokenizer.named_parameters():
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name

@@ -40,6 +40,13 @@ def root(tmp_path_factory) -> Path:
     return directory
 
 
+CONV = {
+    "conv": {"width": 8, "num_keypoints": 6, "feature_dim": 16},
+    "llm": ARCHITECTURE["llm"],
+    "learned_slots": True,
+}
+
+
 def build(root: Path, **changes) -> tuple[OFTModule, FrameDataModule]:
     arguments = {
         "architecture": ARCHITECTURE,
@@ -62,7 +69,7 @@ def build(root: Path, **changes) -> tuple[OFTModule, FrameDataModule]:
         batch_size=4,
         num_workers=0,
         seed=0,
-        collate=FrameCollate(image_size=SIZE, views=VIEWS),
+        collate=FrameCollate(image_size=changes.get("image_size", SIZE), views=VIEWS),
     )
     return OFTModule(**{**arguments, **changes}), datamodule
 
@@ -95,15 +102,32 @@ def fit(
     return module, trainer
 
 
-def test_resumed_training_equals_uninterrupted_training(root, tmp_path):
+SMALL = {"architecture": CONV, "image_size": 32, "ema_decay": 0.9, "proprio_dropout": 0.5}
+
+
+@pytest.mark.parametrize("changes", [{}, SMALL])
+def test_resumed_training_equals_uninterrupted_training(root, tmp_path, changes):
     """Three batches an epoch: the stop lies inside the first epoch, the end inside the second."""
-    whole, _ = fit(root, tmp_path / "whole", 4)
-    _, stopped = fit(root, tmp_path / "parts", 4, stop=2)
+    whole, _ = fit(root, tmp_path / "whole", 4, **changes)
+    _, stopped = fit(root, tmp_path / "parts", 4, stop=2, **changes)
     assert stopped.global_step == 2
     torch.rand(7)  # the global random state must not matter
-    parts, _ = fit(root, tmp_path / "parts", 4, resume=tmp_path / "parts" / "last.ckpt")
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, parts.model.state_dict()[name]), name
+    parts, _ = fit(root, tmp_path / "parts", 4, resume=tmp_path / "parts" / "last.ckpt", **changes)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[name]), name
+
+
+def test_what_is_exported_is_the_average_rounded(root, tmp_path):
+    module, trainer = fit(root, tmp_path, 3, weights_dtype="bfloat16", **SMALL)
+    trainer.validate(module, trainer.datamodule, verbose=False)
+    module.export(tmp_path / "base", {})
+    backbone = load_backbone(
+        checkpoint=tmp_path / "base", unnorm_key="libero_toy", views=VIEWS, use_proprio=True, chunk_length=T
+    )
+    for name, value in backbone.model.state_dict().items():
+        assert torch.equal(value, module.average.state_dict()[name]), name
+    assert not torch.equal(backbone.model.slots.weight, module.model.slots.weight)
+    assert torch.equal(backbone.model.slots.weight, backbone.model.slots.weight.bfloat16().float())
 
 
 def test_training_learns_which_task_it_is(tmp_path):

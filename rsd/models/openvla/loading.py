@@ -55,10 +55,9 @@ def load_backbone(
         CheckpointError: the folder is missing, damaged, of another architecture, or made for another chunk or input.
         UnknownKeyError: the statistics do not hold unnorm_key.
     """
+    require_checkpoint(checkpoint, hub_id)
     directory = Path(checkpoint)
-    if not directory.exists() and hub_id is not None:
-        published.fetch(directory, hub_id)
-    load = _load_own if (directory / JSON_FILE).is_file() or not directory.exists() else _load_published
+    load = _load_own if (directory / JSON_FILE).is_file() else _load_published
     backbone = load(
         directory,
         unnorm_key=unnorm_key,
@@ -73,6 +72,21 @@ def load_backbone(
     )
     backbone.model.requires_grad_(False)
     return backbone
+
+
+def require_checkpoint(checkpoint: str | Path, hub_id: str | None = None) -> None:
+    """See that a base model's folder is there, fetching it from the hub if need be, without loading it.
+
+    Raises:
+        CheckpointError: it is not there and cannot be had; the message names what to download and where to put it.
+    """
+    directory = Path(checkpoint)
+    if directory.exists():
+        return
+    if hub_id is not None:
+        published.fetch(directory, hub_id)
+    else:
+        load_checkpoint(directory, kind=KIND, produce=PRODUCE)
 
 
 def save_backbone(

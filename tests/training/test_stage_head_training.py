@@ -1,0 +1,132 @@
+"""phase=head and phase=draft: labels of corrupted prefixes, learning from hidden states, law 10, and the export."""
+
+import pytest
+import torch
+from pytorch_lightning import LightningDataModule
+
+from rsd.data.shuffle import ShuffledLoader, batch_loader
+from rsd.models.loading import load_stage_head
+from rsd.tokenizer import load_tokenizer, save_tokenizer
+from rsd.training.calibration import expected_calibration_error, stage_report
+from rsd.training.stage_head import StageHeadModule, corrupted_labels
+from tests.tokenizer.contract import random_chunks
+from tests.tokenizer.test_tokenizers import rfsq, transform
+from tests.training.test_tokenizer_training import StopAfter, trainer
+
+KEY = "toy"
+ONES, MASK = [1.0] * 7, [True] * 6 + [False]
+STATS = {"action": {"q01": [-1.0] * 7, "q99": ONES, "min": [-1.0] * 7, "max": ONES, "mask": MASK}}
+
+
+class ToyStates(LightningDataModule):
+    """Hidden states that hold the chunk itself, one action dim a position, in a fixed random basis."""
+
+    unnorm_key, norm_stats, hidden_dim, fingerprint = KEY, STATS, 12, {"weights": "toy"}
+
+    def __init__(self, batch_size: int = 32) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.actions = random_chunks(256, 8)
+        basis = torch.randn(1, 12, generator=torch.Generator().manual_seed(0))
+        self.states = self.actions.reshape(-1, 56, 1) * basis  # [N, K, H]
+
+    def batch(self, rows) -> dict:
+        rows = torch.as_tensor(rows)
+        actions = self.actions[rows]
+        return {"hidden": {3: self.states[rows]}, "actions": actions, "base_actions": actions * 0.9}
+
+    def train_dataloader(self):
+        return ShuffledLoader(224, self.batch, batch_size=self.batch_size, seed=0)
+
+    def val_dataloader(self):
+        return batch_loader(list(range(224, 256)), self.batch, 16, 0)
+
+    def content_id(self) -> str:
+        return "toy"
+
+
+@pytest.fixture(params=[rfsq, transform], ids=["rfsq", "transform"])
+def make_tokenizer(request, tmp_path):
+    save_tokenizer(request.param(), tmp_path / "tokenizer", {"unnorm_key": KEY})
+    return request.param
+
+
+def make_module(make_tokenizer, tmp_path, **changes) -> StageHeadModule:
+    torch.manual_seed(0)
+    arguments = {
+        "kind": "head",
+        "tokenizer": make_tokenizer(),
+        "tokenizer_checkpoint": str(tmp_path / "tokenizer"),
+        "layer": 3,
+        "num_stages": None,
+        "width": 32,
+        "num_layers": 1,
+        "num_heads": 2,
+        "learning_rate": 3e-3,
+        "corruption_rate": 0.1,
+        "hidden_rate": 0.25,
+        "seed": 0,
+    }
+    return StageHeadModule(**{**arguments, **changes})
+
+
+def test_labels_describe_the_residual_of_what_was_shown():
+    tokenizer, actions = transform(ratio=7 / 3), random_chunks(64, 8)
+    shown, labels = corrupted_labels(tokenizer, actions, 0.3, torch.Generator().manual_seed(0))
+    assert (shown != labels).any() and ((shown - labels).abs() <= 1).all()
+    assert torch.equal(labels[..., 0], tokenizer.encode(actions)[..., 0])
+    for stage in range(1, 4):
+        assert torch.equal(labels[..., stage], tokenizer.encode(actions, shown[..., :stage])[..., stage])
+    clean, same = corrupted_labels(tokenizer, actions, 0.0, torch.Generator())
+    assert torch.equal(clean, same) and torch.equal(clean, tokenizer.encode(actions))
+
+
+def test_learns_and_exports(make_tokenizer, tmp_path):
+    module, datamodule = make_module(make_tokenizer, tmp_path), ToyStates()
+    run = trainer(tmp_path / "resume", 250)
+    run.validate(module, datamodule, verbose=False)
+    before = module.report
+    run.fit(module, datamodule)
+    run.validate(module, datamodule, verbose=False)
+    assert module.report["token_accuracy"][0] > max(0.6, before["token_accuracy"][0] + 0.2)
+    assert module.report["nll"][0] < 0.7 * before["nll"][0]
+    assert module.report["base_l1"] == pytest.approx(datamodule.actions[224:].abs().mean().item() * 0.1, rel=1e-3)
+    module.export(tmp_path / "checkpoint", {"command": "test"})
+    tokenizer, provenance = load_tokenizer(make_tokenizer(), tmp_path / "tokenizer")
+    made_for = {"tokenizer_sha256": provenance["sha256"], "base": {"weights": "toy"}, "unnorm_key": KEY}
+    head, layer = load_stage_head(tmp_path / "checkpoint", kind="head", code_shape=tokenizer.code_shape, **made_for)
+    batch = datamodule.batch(range(4))
+    known = tokenizer.encode(batch["actions"])
+    with torch.inference_mode():
+        logits = [model(model.features(batch["hidden"][3]), known, 0, 4) for model in (head, module.head.eval())]
+    assert layer == 3 and torch.equal(*logits)
+
+
+def test_two_steps_a_stop_and_two_more_are_four_steps(make_tokenizer, tmp_path):
+    module = make_module(make_tokenizer, tmp_path, kind="draft", num_stages=2)
+    trainer(tmp_path / "whole", 4).fit(module, ToyStates())
+    whole = {name: value.clone() for name, value in module.state_dict().items()}
+    module = make_module(make_tokenizer, tmp_path, kind="draft", num_stages=2)
+    trainer(tmp_path / "halves", 4, callbacks=[StopAfter(2)]).fit(module, ToyStates())
+    assert any(not torch.equal(whole[name], value) for name, value in module.state_dict().items())
+    module = make_module(make_tokenizer, tmp_path, kind="draft", num_stages=2)
+    trainer(tmp_path / "halves", 4).fit(module, ToyStates(), ckpt_path=tmp_path / "halves" / "last.ckpt")
+    for name, value in module.state_dict().items():
+        assert torch.equal(whole[name], value), name
+
+
+def test_a_tokenizer_of_another_data_set_is_refused(make_tokenizer, tmp_path):
+    module, datamodule = make_module(make_tokenizer, tmp_path), ToyStates()
+    datamodule.unnorm_key = "libero_10_no_noops"
+    with pytest.raises(ValueError, match="statistics of 'toy', the hidden states those of 'libero_10_no_noops'"):
+        trainer(tmp_path / "resume", 1).fit(module, datamodule)
+
+
+def test_calibration_by_hand():
+    confidence = torch.tensor([0.95, 0.95, 0.55, 0.55])
+    assert expected_calibration_error(confidence, torch.tensor([True, True, True, False])) == pytest.approx(0.05)
+    assert expected_calibration_error(confidence, torch.tensor([False] * 4)) == pytest.approx(0.75)
+    logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]]).reshape(2, 1, 1, 1, 2)
+    report = stage_report(logits, torch.zeros(2, 1, 1, 1, dtype=torch.long), torch.full((1, 1, 1), 2))
+    assert report["token_accuracy"] == [0.5] and report["stage_accuracy"] == [0.5]
+    assert report["nll"][0] == pytest.approx((0.126928 + 2.126928) / 2, rel=1e-4)
