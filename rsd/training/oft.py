@@ -203,12 +203,13 @@ class OFTModule(LightningModule):
         self.log("train/l1", loss, prog_bar=True, batch_size=len(predicted))
         return loss
 
-    @torch.no_grad()
-    def on_train_batch_end(self, *args: Any) -> None:
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        """The step, and then the average's: before any callback saves the state."""
+        super().optimizer_step(*args, **options)
         if self.average is not None:
-            step = self.global_step
-            decay = min(self.ema_decay, (1 + step) / (EMA_WARMUP + step))
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+            decay = min(self.ema_decay, (1 + self.global_step) / (EMA_WARMUP + self.global_step))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
 
     def on_train_end(self) -> None:
         """Round what will be exported, so that the validation that follows measures just that."""
