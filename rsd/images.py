@@ -1,29 +1,26 @@
 """Pixel operations of OpenVLA-OFT's evaluation and training, written down once, without TensorFlow.
 
-Evaluation: JPEG round trip → lanczos3 resize → centre crop. Training: lanczos3 resize → random crop → colours.
+Evaluation: JPEG round trip (rsd/jpeg.py) → lanczos3 resize → centre crop. Training: lanczos3 resize → random crop →
+colours.
 Sources: SPEC §6 and §12 (openvla-oft @ 213c5ff, dlimp_openvla @ 040105d, TF 2.15.1, run and compared).
 
-What surprises first: the JPEG decoder must use the *fast* integer IDCT (TensorFlow's default; PIL's differs by up to 9
-levels), the centre crop has 0.9 of the *area*, its samples are corner-aligned, and uint8 comes back as trunc(255.5 x).
+What surprises first: the centre crop has 0.9 of the *area*, its samples are corner-aligned, and uint8 comes back as
+trunc(255.5 x).
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-import simplejpeg
 import torch
-from PIL import Image
 from scipy.sparse import csr_array
 from torch import Tensor
 
 CAMERA_SIZE = 256  # pixels; height and width of the pictures in the RLDS sets and of LIBERO's cameras
 CROP_AREA = 0.9  # of the picture's area, in training (random place) and evaluation (centre)
-JPEG_QUALITY = 95  # tf.image.encode_jpeg's default, with 4:2:0 chroma
 MAX_BRIGHTNESS_DELTA = 0.2
 CONTRAST_RANGE = (0.8, 1.2)
 SATURATION_RANGE = (0.8, 1.2)
@@ -42,23 +39,6 @@ def check_picture(picture: np.ndarray, view: str, size: int = CAMERA_SIZE) -> No
             f"image {view!r} has shape {shape} and dtype {dtype}, expected ({size}, {size}, 3) and uint8; "
             f"render or store pictures at {size} px, RGB, without rescaling them"
         )
-
-
-def encode_jpeg(picture: np.ndarray) -> bytes:
-    """[H, W, 3], uint8 → JPEG bytes that decode to the same pixels as tf.image.encode_jpeg's."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling="4:2:0")
-    return buffer.getvalue()
-
-
-def decode_jpeg(data: bytes) -> np.ndarray:
-    """JPEG bytes → [H, W, 3], uint8; bit-equal to TensorFlow's default decoder (fast IDCT, fancy up-sampling)."""
-    return simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=True, fastupsample=False)
-
-
-def jpeg_round_trip(picture: np.ndarray) -> np.ndarray:
-    """A live camera picture → the same picture as an RLDS set would store it. [H, W, 3], uint8."""
-    return decode_jpeg(encode_jpeg(picture))
 
 
 @lru_cache(maxsize=16)

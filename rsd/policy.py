@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsd.images import jpeg_round_trip
+from rsd.jpeg import jpeg_round_trip
 from rsd.models.loading import load_stage_head
 from rsd.models.stage_head import StageHead
 from rsd.normalization import robot_actions, unnormalize

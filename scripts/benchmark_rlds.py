@@ -44,7 +44,7 @@ def measure(directory: Path, what: str, seconds: float) -> dict[str, float]:
     start_mb = peak_mb()
     count, elapsed = 0, 0.0
     if what == "frames":
-        from rsd.images import decode_jpeg  # brings torch, so only where it is measured
+        from rsd.jpeg import decode_jpeg
 
         start_mb = peak_mb()
     start, start_cpu = time.perf_counter(), time.process_time()
@@ -82,7 +82,7 @@ def describe(directory: Path) -> dict[str, Any]:
 def write_made_up(directory: Path, num_episodes: int, num_steps: int) -> None:
     """A data set of blurred noise, with enough grain that its JPEG files have about the size of LIBERO's."""
     from rsd.data.rlds_writer import RLDSWriter
-    from rsd.images import encode_jpeg
+    from rsd.jpeg import encode_jpeg
 
     rng = np.random.default_rng(0)
     jpegs = []

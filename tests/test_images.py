@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rsd import images
+from rsd.jpeg import jpeg_round_trip
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
@@ -19,7 +20,7 @@ def test_golden_eval_image_ops(golden_dir):
     numbers = sorted(name.removeprefix("raw_") for name in arrays if name.startswith("raw_"))
     assert numbers
     for number in numbers:
-        stored = images.jpeg_round_trip(arrays[f"raw_{number}"])
+        stored = jpeg_round_trip(arrays[f"raw_{number}"])
         np.testing.assert_array_equal(stored, arrays[f"jpeg_roundtrip_{number}"])
         expected = arrays[f"resized_{number}"]
         resized = images.resize_lanczos3(torch.from_numpy(stored)[None], expected.shape[0])[0].numpy()

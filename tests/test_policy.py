@@ -9,7 +9,7 @@ import torch
 
 from rsd.checkpoint import CheckpointError
 from rsd.decoding import depth_ar, parallel, speculative
-from rsd.images import jpeg_round_trip
+from rsd.jpeg import jpeg_round_trip
 from rsd.models.loading import save_stage_head
 from rsd.models.stage_head import StageHead
 from rsd.normalization import robot_actions, unnormalize

@@ -32,7 +32,7 @@ from rsd.data.trajectories import (
     standardize_actions,
     standardize_proprio,
 )
-from rsd.images import decode_jpeg
+from rsd.jpeg import decode_jpeg
 from rsd.types import IMAGE_VIEWS, Observation
 
 SPLITS = ("train", "val", "all")

@@ -14,7 +14,7 @@ import simplejpeg
 from rsd.data import DataError
 from rsd.data.libero_features import ACTION_DIM, IMAGE_SHAPE, JOINT_DIM, STATE_DIM
 from rsd.data.trajectories import check_finite
-from rsd.images import encode_jpeg
+from rsd.jpeg import encode_jpeg
 
 FILE_PATH = "episode_metadata/file_path"
 

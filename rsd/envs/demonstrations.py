@@ -190,7 +190,7 @@ def record_demonstration(
             not end at success.
         noise_scales: One of them is drawn for the episode; standard deviation of the action noise in free space.
         render: False to look at success only: the same physics, nothing kept.
-        store_picture: What to keep of a picture [H, W, 3], uint8; rsd.images.encode_jpeg, for example.
+        store_picture: What to keep of a picture [H, W, 3], uint8; rsd.jpeg.encode_jpeg, for example.
     """
     observation = env.reset_random(seed)
     expert.begin()

@@ -6,7 +6,7 @@ import torch
 from rsd.data.cache import CacheReader
 from rsd.data.datasets import FrameDataset
 from rsd.data.fill_cache import cache_content, write_cache
-from rsd.images import jpeg_round_trip
+from rsd.jpeg import jpeg_round_trip
 from rsd.models.openvla import load_backbone
 from rsd.types import Observation
 from tests.data.demonstrations import demonstration, write_dataset

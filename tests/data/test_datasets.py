@@ -18,7 +18,7 @@ from rsd.data.rlds import RLDSWriter
 from rsd.data.tf_example import encode_example
 from rsd.data.tfrecord import frame
 from rsd.data.trajectories import standardize_actions
-from rsd.images import jpeg_round_trip
+from rsd.jpeg import jpeg_round_trip
 from rsd.types import IMAGE_VIEWS, Observation
 from tests.data.demonstrations import NAME, demonstration, write_dataset
 

@@ -14,7 +14,7 @@ from rsd.data.libero_records import episode_features
 from rsd.data.rlds import RLDSDataset, check_dataset
 from rsd.data.tf_example import encode_example
 from rsd.data.tfrecord import frame, scan
-from rsd.images import decode_jpeg, jpeg_round_trip
+from rsd.jpeg import decode_jpeg, jpeg_round_trip
 from tests.data.demonstrations import NAME, demonstration, write_dataset
 
 LENGTHS = [5, 12, 3]

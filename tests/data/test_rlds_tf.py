@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rsd.data.rlds import RLDSDataset
-from rsd.images import decode_jpeg
+from rsd.jpeg import decode_jpeg
 from tests.data.demonstrations import NAME, write_dataset
 
 pytestmark = pytest.mark.tf

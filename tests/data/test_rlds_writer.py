@@ -17,7 +17,7 @@ import pytest
 from rsd.data import DataError
 from rsd.data.rlds import RLDSDataset, RLDSWriter
 from rsd.data.tfrecord import scan
-from rsd.images import encode_jpeg
+from rsd.jpeg import encode_jpeg
 from tests.data.demonstrations import NAME, demonstration, write_dataset
 
 SHARD = f"{NAME}-train.tfrecord-00000-of-00001"

@@ -1,7 +1,7 @@
 """OpenVLA-OFT behind the Backbone protocol: observations → tensors → hidden states and an L1 chunk.
 
 What surprises first: `prepare` expects pictures as an RLDS set stores them. A live camera picture first goes through
-rsd.images.jpeg_round_trip; doing it here would compress stored pictures twice.
+rsd.jpeg.jpeg_round_trip; doing it here would compress stored pictures twice.
 """
 
 from __future__ import annotations
