@@ -124,7 +124,7 @@ def finish_run(run_dir: Path, title: str, metrics: dict[str, Any], shown: list[s
     for prefix in shown:
         values = [value for name, value in flat.items() if name == prefix or name.rpartition("/")[0] == prefix]
         table.add_row(prefix, *(f"{value:.3g}" for value in values))
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(title, soft_wrap=True, markup=False)
     console.print(table)
     console.print(f"run folder: {run_dir}", soft_wrap=True, markup=False)

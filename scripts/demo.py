@@ -26,7 +26,7 @@ RESTARTABLE = ""  # instead of a file: the command itself finds out what is left
 
 @dataclass(frozen=True)
 class Size:
-    """How large each step is. Tasks and init states are those of libero_spatial; decay_step as in conf/phase/oft."""
+    """How large each step is; tasks of libero_spatial."""
 
     tasks: str
     num_episodes: int
@@ -62,10 +62,9 @@ def plan(size: Size, root: Path) -> list[Step]:
     """The steps, in order."""
     common = [f"paths.root={root}"]
     rollout = [*common, f"tasks={size.tasks}", f"num_trials={size.num_trials}"]
-    decay = f"phase.module.decay_step={size.oft_steps * 3 // 4}"
     train = {
         "rfsq": [f"quantizer.max_steps={size.rfsq_steps}"],
-        "oft": ["model=oft_tiny", f"phase.max_steps={size.oft_steps}", decay],
+        "oft": ["model=oft_tiny", f"phase.max_steps={size.oft_steps}"],
         "head": ["model=oft_tiny", f"phase.max_steps={size.head_steps}"],
         "draft": ["model=oft_tiny", f"phase.max_steps={size.draft_steps}"],
     }

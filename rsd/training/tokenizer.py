@@ -36,6 +36,12 @@ class TokenizerModule(LightningModule):
     def setup(self, stage: str) -> None:
         self.norm_stats = self.trainer.datamodule.norm_stats
         if stage == "fit":
+            trainable = any(parameter.requires_grad for parameter in self.tokenizer.parameters())
+            if not trainable and self.trainer.max_steps > 0:
+                raise ValueError(
+                    f"{type(self.tokenizer).__name__} is fitted, not trained; it has no weights for "
+                    f"{self.trainer.max_steps} steps; set quantizer.max_steps=0"
+                )
             self.tokenizer.fit(self._normalized(self.trainer.datamodule.train.actions))
 
     def _normalized(self, actions: Tensor) -> Tensor:
