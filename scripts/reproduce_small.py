@@ -14,14 +14,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from demo import RESTARTABLE, TIMES_FILE, Step, read_json, run_step
+from demo import RESTARTABLE, Step, read_json, run_step
 
 from rsd.entry_point import METRICS_FILE
 from rsd.evaluation.report import REPORT_JSON
 from rsd.runs import PROVENANCE_FILE, write_atomically
 
-DECODINGS = ("l1", "parallel", "depth_ar", "speculative")
+DECODINGS = ("l1", "speculative", "depth_ar", "parallel")
 ABLATIONS = ("black_pictures", "other_instruction", "zero_proprio")
+NOISE_SCALES = "[0.0,0.2,0.4]"  # of the executed actions in free space: states to recover from
+TIMES = "times"  # folder below the root: seconds of each step
 RESULTS_JSON, RESULTS_TABLE = "small_policy.json", "small_policy.md"
 
 
@@ -32,6 +34,7 @@ def plan(arguments: argparse.Namespace) -> list[Step]:
     gpu = ["trainer=gpu", "device=cuda", "val_every=1000", "save_every=2000"]
     workers = f"num_workers={arguments.workers}"
     collect = ["scripts/collect_demos.py", "env=libero_spatial", f"num_episodes={arguments.num_episodes}", workers]
+    collect.append(f"recipe.noise_scales={NOISE_SCALES}")
     oft = [f"phase.max_steps={arguments.oft_steps}", f"phase.datamodule.num_workers={arguments.workers}"]
     cache = ["cache.batch_size=256", f"cache.num_workers={arguments.workers}"]
     heads = [f"phase.max_steps={arguments.head_steps}", "phase.datamodule.batch_size=256"]
@@ -49,21 +52,20 @@ def plan(arguments: argparse.Namespace) -> list[Step]:
         Step("head", ["train.py", "phase=head", *model, *gpu, *heads, *common], METRICS_FILE),
         Step("draft", ["train.py", "phase=draft", *model, *gpu, *heads, *common], METRICS_FILE),
     ]
-    for decoding in DECODINGS:
-        options = [f"decoding={decoding}", f"num_trials={arguments.num_trials}", *common]
-        steps.append(Step(f"eval_{decoding}", [*evaluate, *options], REPORT_JSON))
-    for ablation in ABLATIONS:
-        options = [f"ablation={ablation}", f"num_trials={min(10, arguments.num_trials)}", *common]
-        steps.append(Step(f"eval_{ablation}", [*evaluate, *options], REPORT_JSON))
+    options = {decoding: [f"decoding={decoding}", f"num_trials={arguments.num_trials}"] for decoding in DECODINGS}
+    few = f"num_trials={min(10, arguments.num_trials)}"
+    options |= {ablation: [f"ablation={ablation}", few] for ablation in ABLATIONS}
+    steps += [Step(f"eval_{name}", [*evaluate, *own, *common], REPORT_JSON) for name, own in options.items()]
     return steps
 
 
-def collect_results(root: Path, steps: list[Step], times: dict[str, float]) -> dict[str, Any]:
+def collect_results(root: Path, steps: list[Step]) -> dict[str, Any]:
     """What every finished step measured, with its command, time and provenance."""
     results = {}
     for step in steps:
         folder = root / "runs" / step.name
-        record: dict[str, Any] = {"command": " ".join(["python", *step.command]), "seconds": times.get(step.name)}
+        record: dict[str, Any] = {"command": " ".join(["python", *step.command])}
+        record["seconds"] = read_json(root / TIMES / f"{step.name}.json")
         report, metrics = read_json(folder / REPORT_JSON), read_json(folder / METRICS_FILE)
         if report is not None:
             record["report"] = {name: value for name, value in report.items() if name != "episodes"}
@@ -103,36 +105,39 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=None, help="where tables go; <root>/results by default")
     parser.add_argument("--workers", type=int, default=16, help="processes; about 2 GB of memory each")
     parser.add_argument("--num-episodes", type=int, default=600)
-    parser.add_argument("--oft-steps", type=int, default=8000)
+    parser.add_argument("--oft-steps", type=int, default=6000)
     parser.add_argument("--head-steps", type=int, default=4000)
     parser.add_argument("--num-trials", type=int, default=50, help="episodes a task, 1..50")
     parser.add_argument("--quantizer", default="dct_d3")
-    parser.add_argument("--until", help="name of the last step to run")
+    parser.add_argument("--only", help="names of the steps to run now, separated by commas; all by default")
     arguments = parser.parse_args()
     root: Path = arguments.root
     root.mkdir(parents=True, exist_ok=True)
     steps = plan(arguments)
     names = [step.name for step in steps]
-    if arguments.until is not None and arguments.until not in names:
-        parser.error(f"--until {arguments.until} is no step; the steps are {', '.join(names)}")
-    times: dict[str, float] = read_json(root / TIMES_FILE) or {}
-    for step in steps[: len(steps) if arguments.until is None else names.index(arguments.until) + 1]:
+    chosen = names if arguments.only is None else arguments.only.split(",")
+    if not set(chosen) <= set(names):
+        parser.error(f"--only {arguments.only} names steps that do not exist; the steps are {', '.join(names)}")
+    (root / TIMES).mkdir(exist_ok=True)
+    for step in steps:
+        if step.name not in chosen:
+            continue
         if step.is_finished(root):
             print(f"step {step.name!r} is finished")
             continue
         started = time.monotonic()
         run_step(step, root)
-        times[step.name] = times.get(step.name, 0.0) + time.monotonic() - started
-        write_atomically(root / TIMES_FILE, json.dumps(times, indent=1) + "\n")
+        file = root / TIMES / f"{step.name}.json"  # a file a step, so that steps may run side by side
+        write_atomically(file, json.dumps((read_json(file) or 0.0) + time.monotonic() - started) + "\n")
     directory: Path = arguments.results or root / "results"
     directory.mkdir(parents=True, exist_ok=True)
-    results = collect_results(root, steps, times)
+    results = collect_results(root, steps)
     write_atomically(directory / RESULTS_JSON, json.dumps(results) + "\n")
     write_atomically(directory / RESULTS_TABLE, table(results))
     for step in steps:
         for plot in sorted((root / "runs" / step.name).glob("*.png")):
             shutil.copy(plot, directory / f"{step.name}_{plot.name}")
-    print(f"\n{table(results)}\n{sum(times.values()) / 60:.1f} minutes in all; results: {directory}")
+    print(f"\n{table(results)}results: {directory}")
 
 
 if __name__ == "__main__":
