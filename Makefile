@@ -13,10 +13,10 @@ smoke: gl  ## the demo at a tenth of its size
 	$(BIN)/python scripts/demo.py --size smoke
 
 test: setup
-	$(BIN)/python -m pytest -m "not sim and not gpu and not tf"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not sim and not gpu and not tf"
 
 sim: gl  ## tests that need the simulator; about ten minutes
-	$(BIN)/python -m pytest -m sim
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m sim
 
 lint: setup
 	$(BIN)/ruff check .

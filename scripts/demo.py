@@ -38,7 +38,7 @@ class Size:
 
 
 SIZES = {
-    "demo": Size("[0,4]", 12, 4000, 500, 600, 600, 2),
+    "demo": Size("[0,4]", 12, 2500, 500, 400, 400, 2),
     "smoke": Size("[4]", 2, 200, 10, 20, 20, 1),
 }
 
@@ -65,7 +65,7 @@ def plan(size: Size, root: Path) -> list[Step]:
     train = {
         "rfsq": [f"quantizer.max_steps={size.rfsq_steps}"],
         "oft": ["model=oft_tiny", f"phase.max_steps={size.oft_steps}"],
-        "head": ["model=oft_tiny", f"phase.max_steps={size.head_steps}"],
+        "head": ["model=oft_tiny", f"phase.max_steps={size.head_steps}", "phase.datamodule.batch_size=32"],
         "draft": ["model=oft_tiny", f"phase.max_steps={size.draft_steps}"],
     }
     collect = ["scripts/collect_demos.py", "env=libero_spatial", f"tasks={size.tasks}"]
