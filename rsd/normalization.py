@@ -80,9 +80,9 @@ def normalize_gaussian(values: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
     return np.where(_mask(stats), (values - mean) / (std + EPSILON), values).astype(np.float32)
 
 
-def unnormalize(values: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
-    """Inverse of `normalize` inside [q01, q99]; values are not clipped. [..., dims], float64."""
-    low, high, mask = _range(stats, QUANTILES)
+def unnormalize(values: np.ndarray, stats: dict[str, Any], bounds: tuple[str, str] = QUANTILES) -> np.ndarray:
+    """Inverse of `normalize` inside the bounds; values are not clipped. [..., dims], float64."""
+    low, high, mask = _range(stats, bounds)
     values = np.asarray(values, dtype=np.float64)
     return np.where(mask, 0.5 * (values + 1) * (high - low + EPSILON) + low, values)
 

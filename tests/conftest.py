@@ -1,12 +1,13 @@
 """Fixtures for every room."""
 
-import os
 from pathlib import Path
 
 import pytest
+
+from tests.golden_files import GOLDEN
 
 
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     """The reference's arrays; RSD_GOLDEN names another set with the same files, other sizes and other seeds."""
-    return Path(os.environ.get("RSD_GOLDEN", Path(__file__).parent / "golden"))
+    return GOLDEN

@@ -30,6 +30,12 @@ def decode_actions(token_ids: np.ndarray) -> np.ndarray:
     return BIN_CENTERS[np.clip(VOCAB_SIZE - np.asarray(token_ids) - 1, 0, NUM_BINS - 2)]
 
 
+def decode_action_ids(token_ids: Tensor) -> Tensor:
+    """As `decode_actions`, for tensors on any device; float32."""
+    centers = torch.from_numpy(BIN_CENTERS).to(token_ids.device, torch.float32)
+    return centers[(VOCAB_SIZE - token_ids - 1).clamp(0, NUM_BINS - 2)]
+
+
 def action_masks(labels: Tensor, action_dim: int) -> tuple[Tensor, Tensor]:
     """Which labels belong to the first action of the chunk, and which to the later ones.
 

@@ -1,6 +1,16 @@
-"""OpenVLA-OFT natively: no remote code, no timm, no torchvision."""
+"""OpenVLA and OpenVLA-OFT natively: no remote code, no timm, no torchvision."""
 
 from rsd.models.openvla.backbone import ObservationError, OpenVLABackbone
+from rsd.models.openvla.canaries import CanaryError
 from rsd.models.openvla.loading import load_backbone, require_checkpoint, save_backbone
+from rsd.models.openvla.robots import Robot
 
-__all__ = ["ObservationError", "OpenVLABackbone", "load_backbone", "require_checkpoint", "save_backbone"]
+__all__ = [
+    "CanaryError",
+    "ObservationError",
+    "OpenVLABackbone",
+    "Robot",
+    "load_backbone",
+    "require_checkpoint",
+    "save_backbone",
+]

@@ -1,4 +1,4 @@
-"""OpenVLA-OFT behind the Backbone protocol: observations → tensors → hidden states and an L1 chunk.
+"""OpenVLA and OpenVLA-OFT behind the Backbone protocol: observations → tensors → hidden states and a chunk.
 
 What surprises first: `prepare` expects pictures as an RLDS set stores them. A live camera picture first goes through
 rsd.jpeg.jpeg_round_trip; doing it here would compress stored pictures twice.
@@ -17,8 +17,11 @@ from rsd.images import CAMERA_SIZE, CROP_AREA, center_crop, check_picture, resiz
 from rsd.models.openvla.model import OpenVLAOFT
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.text import BOS, STOP, TextEncoder
-from rsd.normalization import normalize
+from rsd.normalization import QUANTILES, normalize
 from rsd.types import BackboneOutput, Observation
+
+MAX_IMAGES = 3  # more than any published checkpoint was trained with
+NOISE_SEED = 0
 
 
 class ObservationError(ValueError):
@@ -26,12 +29,13 @@ class ObservationError(ValueError):
 
 
 class OpenVLABackbone:
-    """A frozen OpenVLA-OFT model with its image pipeline, text encoder and statistics.
+    """A frozen OpenVLA model with its image pipeline, text encoder and statistics.
 
     Attributes:
         model: The network; `backbone.model` is what phase=oft trains.
         views: Names of the pictures, in the order of the model's images.
         norm_stats: Statistics of unnorm_key.
+        bounds: Names of the two statistics that are mapped to -1 and 1.
     """
 
     def __init__(
@@ -46,7 +50,12 @@ class OpenVLABackbone:
         chunk_length: int,
         center_crop: bool,
         weights_sha256: Callable[[], str],
+        bounds: tuple[str, str] = QUANTILES,
     ) -> None:
+        if not 1 <= len(views) <= MAX_IMAGES or len(set(views)) != len(views):
+            raise ValueError(f"views {list(views)}, expected 1 to {MAX_IMAGES} different ones")
+        if len(views) > 1 and len(model.architecture.transformers) == 1:
+            raise ValueError(f"a model with a single vision tower takes one picture, got views {list(views)}")
         self.model = model
         self.processor = processor
         self.text = text
@@ -57,6 +66,7 @@ class OpenVLABackbone:
         self.center_crop = center_crop
         self.image_size = processor.sizes[0]
         self._weights_sha256 = weights_sha256
+        self.bounds = bounds
 
     @property
     def action_dim(self) -> int:
@@ -73,6 +83,10 @@ class OpenVLABackbone:
     @property
     def use_proprio(self) -> bool:
         return self.model.architecture.proprio_dim is not None
+
+    @property
+    def decoder(self) -> str:
+        return self.model.architecture.decoder
 
     @property
     def device(self) -> torch.device:
@@ -97,7 +111,14 @@ class OpenVLABackbone:
         }
         if self.use_proprio:
             inputs["proprio"] = self.normalized_proprio([obs.proprio for obs in observations])
+        if self.decoder == "diffusion":
+            inputs["noise"] = self.starting_noise(len(observations))
         return inputs
+
+    def starting_noise(self, batch: int) -> Tensor:
+        """What diffusion starts from, [B, T, A]; the same for all observations, so that cached states are live ones."""
+        generator = torch.Generator().manual_seed(NOISE_SEED)
+        return torch.randn(self.chunk_length, self.action_dim, generator=generator).expand(batch, -1, -1)
 
     def _picture(self, observation: Observation, view: str) -> np.ndarray:
         if view not in observation.images:
@@ -117,7 +138,7 @@ class OpenVLABackbone:
         return pixels.reshape(-1, len(self.views) * pixels.shape[1], *pixels.shape[2:])
 
     def prompts(self, instructions: Sequence[str]) -> dict[str, Tensor]:
-        """Prompt ids, K placeholders and the stop token, padded on the right.
+        """Prompt ids, K placeholders and the stop token, padded on the right; the prompt alone to generate from.
 
         Returns:
             input_ids [B, L], int64; attention_mask [B, L], bool; action_start [B], int64.
@@ -126,7 +147,8 @@ class OpenVLABackbone:
         num_action_tokens = self.chunk_length * self.action_dim
         for instruction, ids in zip(instructions, encoded, strict=True):
             self._check_length(instruction, len(ids), num_action_tokens)
-        rows = [[*ids, *[BOS] * num_action_tokens, STOP] for ids in encoded]
+        tail = [] if self.decoder == "autoregressive" else [*[BOS] * num_action_tokens, STOP]
+        rows = [[*ids, *tail] for ids in encoded]
         longest = max(map(len, rows))
         padded = [row + [self.text.pad_id] * (longest - len(row)) for row in rows]
         mask = [[True] * len(row) + [False] * (longest - len(row)) for row in rows]
@@ -151,27 +173,38 @@ class OpenVLABackbone:
         widths = {len(vector) for vector in proprio}
         if widths != {expected}:
             raise ObservationError(f"proprio has {sorted(widths)} dims, the model's projector takes {expected}")
-        return torch.from_numpy(normalize(np.stack(proprio), self.norm_stats["proprio"], zero_constant=False))
+        return torch.from_numpy(normalize(np.stack(proprio), self.norm_stats["proprio"], False, self.bounds))
 
     @torch.no_grad()
     def forward(self, inputs: dict[str, Tensor], layers: Sequence[int]) -> BackboneOutput:
-        """Hidden states of the layers (1..num_layers) at the action positions, and the L1 head's chunk in float32.
+        """Hidden states of the layers (1..num_layers) at the action positions, and the chunk in float32.
 
-        Inputs are moved to the model's device, and floating ones to its dtype.
+        Inputs are moved to the model's device, and floating ones to its dtype. A mask without pads is left out: the
+        faster attention kernels take none.
         """
         wrong = [layer for layer in layers if not 1 <= layer <= self.num_layers]
         if wrong:
             raise ValueError(f"layers {wrong} do not exist; the model has layers 1..{self.num_layers}")
+        channels = len(self.views) * self.model.architecture.channels_per_image
+        if inputs["pixel_values"].shape[1] != channels:
+            raise ObservationError(
+                f"pixel_values has {inputs['pixel_values'].shape[1]} channels, the model's {len(self.views)} pictures "
+                f"{self.views} have {channels}; make the inputs with this model's prepare()"
+            )
+        inputs = dict(inputs)
+        mask = inputs.pop("attention_mask")
         inputs = {
             name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
             for name, value in inputs.items()
         }
+        inputs["attention_mask"] = None if mask.all() else mask.to(self.device)
         states, actions = self.model(**inputs, chunk_length=self.chunk_length, layers=layers)
         return BackboneOutput(states, actions.float())
 
     def fingerprint(self) -> dict[str, Any]:
         """Weights, architecture, image pipeline, text and statistics; JSON types."""
-        return {
+        bounds = {} if self.bounds == QUANTILES else {"bounds": list(self.bounds)}
+        return bounds | {
             "weights_sha256": self._weights_sha256(),
             "architecture": self.model.architecture.to_json(),
             "dtype": str(self.dtype).removeprefix("torch."),

@@ -1,12 +1,16 @@
-"""The small networks around OpenVLA-OFT's language model: projectors into it, the L1 action head (SPEC §2, §3, §8)."""
+"""The small networks around OpenVLA-OFT's language model: projectors into it, action heads (SPEC §2, §3, §8, §10)."""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 FUSED_HIDDEN_FACTOR = 4  # the projector's first layer is four times as wide as the vision features
 NUM_RESIDUAL_BLOCKS = 2  # of the L1 head
+LOG_PERIOD = math.log(10000)  # of the slowest component of the time embedding
 
 
 class PrismaticProjector(nn.Module):
@@ -20,6 +24,18 @@ class PrismaticProjector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.fc3(F.gelu(self.fc2(F.gelu(self.fc1(features)))))
+
+
+class SingleProjector(nn.Module):
+    """Patch features of a single vision tower → the language model's width: two layers (OpenVLA v0.1)."""
+
+    def __init__(self, vision_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(vision_dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, hidden_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(features)))
 
 
 class ProprioProjector(nn.Module):
@@ -77,3 +93,45 @@ class L1ActionHead(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         batch, tokens, width = states.shape
         return self.model(states.reshape(batch, tokens // self.action_dim, self.action_dim * width))
+
+
+class NoisePredictor(nn.Module):
+    """The diffusion head's MLP, under the name that its checkpoints give it."""
+
+    def __init__(self, hidden_dim: int, action_dim: int) -> None:
+        super().__init__()
+        self.mlp_resnet = ResidualMLP(action_dim * hidden_dim, hidden_dim, action_dim)
+
+
+class DiffusionActionHead(nn.Module):
+    """As L1ActionHead, but the output is the noise in the noisy chunk that the language model was shown."""
+
+    def __init__(self, hidden_dim: int, action_dim: int) -> None:
+        super().__init__()
+        self.action_dim = action_dim
+        self.noise_predictor = NoisePredictor(hidden_dim, action_dim)
+
+    def forward(self, states: Tensor) -> Tensor:
+        batch, tokens, width = states.shape
+        steps = states.reshape(batch, tokens // self.action_dim, self.action_dim * width)
+        return self.noise_predictor.mlp_resnet(steps)
+
+
+class NoisyActionProjector(nn.Module):
+    """A noisy chunk [B, T, A] → one embedding for each of its numbers, [B, K, H]."""
+
+    def __init__(self, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(1, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, hidden_dim)
+
+    def forward(self, actions: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(actions.reshape(len(actions), -1, 1))))
+
+
+def time_embedding(timesteps: Tensor, width: int) -> Tensor:
+    """Diffusion time steps [B] → sines and cosines, [B, width], float32; has no parameters."""
+    half = width // 2
+    exponent = torch.arange(half, device=timesteps.device) * -LOG_PERIOD / (half - 1)  # in the reference's order
+    angles = timesteps[:, None].float() * torch.exp(exponent)  # [B, width / 2]
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -13,13 +13,16 @@ import torch
 from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256, load_checkpoint, load_weights, save_checkpoint
 from rsd.models.openvla import published
 from rsd.models.openvla.backbone import OpenVLABackbone
+from rsd.models.openvla.canaries import check_canaries
 from rsd.models.openvla.model import Architecture, OpenVLAOFT
 from rsd.models.openvla.processor import PrismaticImageProcessor
-from rsd.models.openvla.text import LlamaText, TextEncoder, WordText
-from rsd.normalization import resolve_unnorm_key
+from rsd.models.openvla.robots import BOUNDS, Robot
+from rsd.models.openvla.text import PROMPT, VICUNA_PROMPT, LlamaText, TextEncoder, WordText
+from rsd.normalization import QUANTILES, resolve_unnorm_key
 
 KIND = "base"
 PRODUCE = "python train.py phase=oft model=oft_tiny"
+SIDE_COMPONENTS = ("action_head", "proprio_projector", "noisy_action_projector", "vision_backbone")
 REQUIRED_STATISTICS = ("q01", "q99", "min", "max")
 
 
@@ -34,8 +37,11 @@ def load_backbone(
     device: str = "cpu",
     dtype: str = "float32",
     hub_id: str | None = None,
-    trained_chunk_length: int | None = None,
+    decoder: str = "l1",
+    num_images: int | None = None,
+    robot: Robot | None = None,
     text: TextEncoder | None = None,
+    canaries: bool = True,
 ) -> OpenVLABackbone:
     """Load a base model, frozen and in evaluation mode.
 
@@ -46,14 +52,18 @@ def load_backbone(
         use_proprio: Whether the proprio token is part of the sequence.
         chunk_length: T that the caller works with.
         center_crop: Evaluation's crop; right for every model that was trained with image augmentation.
-        device, dtype: Where and how the weights live, in torch's names.
+        device, dtype: Where and how the weights live, in torch's names; device "meta" checks the files only.
         hub_id: Where the checkpoint is published; asked only when the folder does not exist.
-        trained_chunk_length: T of a published checkpoint, which none of its files holds.
+        decoder: Of a published checkpoint: l1, diffusion, discrete or autoregressive (the original OpenVLA).
+        num_images: M that a published checkpoint was trained with, which none of its files holds.
+        robot: Constants of the robot that a published checkpoint was trained for; None checks what the files say alone.
         text: Replaces the checkpoint's own text encoder.
+        canaries: Try the model on made-up observations before anybody relies on it (see canaries.py).
 
     Raises:
         CheckpointError: the folder is missing, damaged, of another architecture, or made for another chunk or input.
         UnknownKeyError: the statistics do not hold unnorm_key.
+        CanaryError: the loaded model ignores its pictures, attends in the wrong direction, or is not finite.
     """
     require_checkpoint(checkpoint, hub_id)
     directory = Path(checkpoint)
@@ -67,10 +77,14 @@ def load_backbone(
         center_crop=center_crop,
         device=device,
         dtype=getattr(torch, dtype),
-        trained_chunk_length=trained_chunk_length,
+        decoder=decoder,
+        num_images=num_images,
+        robot=robot,
         text=text,
     )
     backbone.model.requires_grad_(False)
+    if canaries and backbone.device.type != "meta":
+        check_canaries(backbone)
     return backbone
 
 
@@ -118,7 +132,9 @@ def _load_own(
     center_crop: bool,
     device: str,
     dtype: torch.dtype,
-    trained_chunk_length: int | None,
+    decoder: str,
+    num_images: int | None,
+    robot: Robot | None,
     text: TextEncoder | None,
 ) -> OpenVLABackbone:
     checkpoint = load_checkpoint(directory, kind=KIND, produce=PRODUCE)
@@ -131,9 +147,10 @@ def _load_own(
             "views": (tuple(config["views"]), views),
             "use_proprio": (architecture.proprio_dim is not None, use_proprio),
             "center_crop": (config["center_crop"], center_crop),
+            "decoder": (architecture.decoder, decoder),
         },
     )
-    key, stats = _statistics(directory, config["norm_stats"], unnorm_key)
+    key, stats = _statistics(directory, config["norm_stats"], unnorm_key, use_proprio)
     model = OpenVLAOFT(architecture)
     load_weights(model, checkpoint, directory)
     return OpenVLABackbone(
@@ -159,25 +176,39 @@ def _load_published(
     center_crop: bool,
     device: str,
     dtype: torch.dtype,
-    trained_chunk_length: int | None,
+    decoder: str,
+    num_images: int | None,
+    robot: Robot | None,
     text: TextEncoder | None,
 ) -> OpenVLABackbone:
-    if trained_chunk_length is not None:
-        _check_contract(directory, {"chunk_length": (trained_chunk_length, chunk_length)})
-    key, stats = _statistics(directory, published.read_norm_stats(directory), unnorm_key)
-    model = published.build_model(directory, use_proprio=use_proprio, device=device, dtype=dtype)
-    _check_widths(directory, model.architecture, stats)
+    trained_length = 1 if decoder == "autoregressive" else robot.chunk_length if robot else chunk_length
+    trained_images = len(views) if num_images is None else num_images
+    facts = {"chunk_length": (trained_length, chunk_length), "num_images": (trained_images, len(views))}
+    _check_contract(directory, facts)
+    config = published.read_json(directory, "config.json")
+    key, stats = _statistics(directory, published.read_norm_stats(directory), unnorm_key, use_proprio)
+    model = published.build_model(
+        directory,
+        use_proprio=use_proprio,
+        device=device,
+        dtype=dtype,
+        decoder=decoder,
+        action_dim=len(stats["action"]["q01"]),
+    )
+    _check_widths(directory, model.architecture, stats, robot)
+    prompt = VICUNA_PROMPT if config.get("llm_backbone_id", "").startswith("vicuna") else PROMPT
     processor = PrismaticImageProcessor.from_file(directory / "preprocessor_config.json")
     return OpenVLABackbone(
         model=model,
         processor=processor,
-        text=text or LlamaText(directory),
+        text=text or LlamaText(directory, prompt),
         norm_stats=stats,
         unnorm_key=key,
         views=views,
         chunk_length=chunk_length,
         center_crop=center_crop,
         weights_sha256=partial(_published_sha256, directory),
+        bounds=QUANTILES if robot is None else BOUNDS[robot.bounds],
     )
 
 
@@ -188,10 +219,13 @@ def _check_contract(directory: Path, facts: dict[str, tuple[Any, Any]]) -> None:
         raise CheckpointError(f"{directory} was trained for something else: {'; '.join(wrong)}; change the settings")
 
 
-def _statistics(directory: Path, norm_stats: dict[str, Any], unnorm_key: str | None) -> tuple[str, dict[str, Any]]:
+def _statistics(
+    directory: Path, norm_stats: dict[str, Any], unnorm_key: str | None, use_proprio: bool
+) -> tuple[str, dict[str, Any]]:
     key = resolve_unnorm_key(norm_stats, unnorm_key)
     stats = norm_stats[key]
-    wanted = [(part, name) for part in ("action", "proprio") for name in REQUIRED_STATISTICS]
+    parts = ("action", "proprio") if use_proprio else ("action",)
+    wanted = [(part, name) for part in parts for name in REQUIRED_STATISTICS]
     missing = [f"{part}.{name}" for part, name in wanted if name not in stats.get(part, {})]
     if missing:
         raise CheckpointError(
@@ -200,19 +234,27 @@ def _statistics(directory: Path, norm_stats: dict[str, Any], unnorm_key: str | N
     return key, stats
 
 
-def _check_widths(directory: Path, architecture: Architecture, stats: dict[str, Any]) -> None:
-    pairs = {"action": architecture.action_dim, "proprio": architecture.proprio_dim}
-    wrong = [
-        f"{name} has {width} dims in the weights and {len(stats[name]['q01'])} in the statistics"
-        for name, width in pairs.items()
-        if width is not None and width != len(stats[name]["q01"])
-    ]
+def _check_widths(
+    directory: Path, architecture: Architecture, stats: dict[str, Any], robot: Robot | None
+) -> None:
+    """Weights, statistics and the robot's constants must agree on the widths of actions and proprio."""
+    wrong = []
+    for name, width in {"action": architecture.action_dim, "proprio": architecture.proprio_dim}.items():
+        if width is None:
+            continue
+        said = {"the weights": width, "the statistics": len(stats[name]["q01"])}
+        if robot is not None:
+            said[f"robot={robot.name}"] = getattr(robot, f"{name}_dim")
+        if len(set(said.values())) > 1:
+            wrong.append(f"{name} has " + " and ".join(f"{value} dims in {source}" for source, value in said.items()))
     if wrong:
-        raise CheckpointError(f"{directory} contradicts itself: {'; '.join(wrong)}; files of two models are mixed")
+        raise CheckpointError(
+            f"{directory} is contradicted: {'; '.join(wrong)}; files of two models are mixed, or it is another robot's"
+        )
 
 
 def _published_sha256(directory: Path) -> str:
     """One hash over all weight files; reads every byte (about half a minute for a 7B model)."""
     names = [*published.weight_files(directory)]
-    names += [path for part in ("action_head", "proprio_projector") if (path := published.side_file(directory, part))]
+    names += [path for part in SIDE_COMPONENTS if (path := published.side_file(directory, part))]
     return hashlib.sha256("".join(file_sha256(path) for path in names).encode()).hexdigest()

@@ -1,7 +1,9 @@
-"""OpenVLA-OFT as one module: pixels, prompt ids and proprio in; states at the action positions and a chunk out.
+"""OpenVLA and OpenVLA-OFT as one module: pixels, prompt ids and proprio in; states at the action positions, chunk out.
 
-Sequence handed to Llama (SPEC §4, §8):
-    BOS · patches of image 1 · patches of image 2 · … · proprio · prompt after BOS · K zero vectors · stop · pads
+Sequence handed to Llama (SPEC §4, §8, §10):
+    BOS · patches of image 1 · patches of image 2 · … · proprio · time · prompt after BOS · K slots · stop · pads
+The K slots are zero vectors, or a noisy chunk's embeddings for a diffusion head, which alone has a time token. The
+original OpenVLA has neither slots nor stop.
 What surprises first: attention is bidirectional over the *whole* sequence, and the states that belong to the K action
 slots are read one position early, from the last prompt token on.
 
@@ -17,13 +19,26 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Cache, LlamaConfig, LlamaForCausalLM
 
 from rsd.models.openvla.conv import ConvShape, ConvVision
-from rsd.models.openvla.heads import L1ActionHead, PrismaticProjector, ProprioProjector
+from rsd.models.openvla.ddim import NUM_TRAIN_TIMESTEPS
+from rsd.models.openvla.decoders import DECODERS, Prompt, select
+from rsd.models.openvla.heads import (
+    DiffusionActionHead,
+    L1ActionHead,
+    NoisyActionProjector,
+    PrismaticProjector,
+    ProprioProjector,
+    SingleProjector,
+)
 from rsd.models.openvla.vit import VisionTransformer, ViTShape
 
-CHANNELS_PER_IMAGE = 6  # the picture twice: normalised for DINOv2, then for SigLIP
+__all__ = ["CHANNELS_PER_IMAGE", "Architecture", "LanguageInput", "OpenVLAOFT", "VisionBackbone", "select"]
+
+CHANNELS_PER_IMAGE = 6  # of a fused backbone: the picture twice, normalised for DINOv2, then for SigLIP
+COLOURS = 3
+OPTIONAL_FIELDS = {"decoder": "l1", "film": False}  # left out of the JSON form at these values
 
 
 @dataclass(frozen=True)
@@ -34,9 +49,12 @@ class Architecture:
         llm: Arguments of LlamaConfig; whatever is absent takes LlamaConfig's default (rms_norm_eps 1e-6!).
         action_dim: A.
         proprio_dim: P, or None for a model without a proprio token.
-        dino, siglip: The two vision transformers; None for a model with convolutional towers.
+        dino, siglip: The two vision transformers; None for a model with convolutional towers. A single one is the
+            layout of OpenVLA v0.1 (siglip alone).
         conv: The convolutional towers, or None.
         num_slots: K for a model with learned vectors at the action positions; 0 for zeros there.
+        decoder: Name in DECODERS: how states become actions, and which head the weights hold.
+        film: Whether the instruction modulates the vision transformers (OFT+).
     """
 
     llm: dict[str, Any]
@@ -46,9 +64,21 @@ class Architecture:
     siglip: ViTShape | None = None
     conv: ConvShape | None = None
     num_slots: int = 0
+    decoder: str = "l1"
+    film: bool = False
+
+    def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise ValueError(f"decoder {self.decoder!r} is unknown; expected one of {sorted(DECODERS)}")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON types; fields that later versions added are left out at their defaults, so that fingerprints stay."""
+        record = asdict(self)
+        return {
+            name: value
+            for name, value in record.items()
+            if name not in OPTIONAL_FIELDS or value != OPTIONAL_FIELDS[name]
+        }
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Architecture:
@@ -57,14 +87,26 @@ class Architecture:
         return cls(**{**record, **shapes})
 
     @property
+    def transformers(self) -> list[ViTShape]:
+        """The vision transformers, in the order of their channels."""
+        return [shape for shape in (self.dino, self.siglip) if shape is not None]
+
+    @property
     def vision_dim(self) -> int:
         """Width of a patch feature."""
-        return self.conv.feature_dim if self.conv is not None else self.dino.embed_dim + self.siglip.embed_dim
+        if self.conv is not None:
+            return self.conv.feature_dim
+        return sum(shape.embed_dim for shape in self.transformers)
 
     @property
     def num_patches(self) -> int:
         """Patch features a picture."""
-        return self.conv.num_keypoints if self.conv is not None else self.dino.num_patches
+        return self.conv.num_keypoints if self.conv is not None else self.transformers[0].num_patches
+
+    @property
+    def channels_per_image(self) -> int:
+        """Channels of one picture in pixel_values."""
+        return COLOURS * max(1, len(self.transformers))
 
 
 class LanguageInput(NamedTuple):
@@ -72,49 +114,74 @@ class LanguageInput(NamedTuple):
 
     Attributes:
         embeds: [B, S, H].
-        mask: [B, S], bool, True for real tokens.
+        mask: [B, S], bool, True for real tokens; None when all are.
         slots: Positions whose states belong to the K action tokens, [B, K], int64.
     """
 
     embeds: Tensor
-    mask: Tensor
+    mask: Tensor | None
     slots: Tensor
 
 
 class VisionBackbone(nn.Module):
-    """DINOv2 and SigLIP side by side; every image goes through both."""
+    """One or two vision transformers; every image goes through each.
 
-    def __init__(self, dino: ViTShape, siglip: ViTShape) -> None:
+    Args:
+        shapes: DINOv2 then SigLIP, or a single one.
+        language_dim: Width of the instruction's vector for FiLM blocks; None for plain ones.
+    """
+
+    def __init__(self, shapes: Sequence[ViTShape], language_dim: int | None = None) -> None:
         super().__init__()
-        self.featurizer = VisionTransformer(dino)
-        self.fused_featurizer = VisionTransformer(siglip)
+        self.featurizer = VisionTransformer(shapes[0], language_dim)
+        if len(shapes) > 1:
+            self.fused_featurizer = VisionTransformer(shapes[1], language_dim)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """[B, 6M, S, S] → [B, M*N, C_dino + C_siglip]; images follow each other on the patch axis."""
+    def forward(self, pixel_values: Tensor, language: Tensor | None = None) -> Tensor:
+        """[B, 6M, S, S] → [B, M*N, C_dino + C_siglip]; images follow each other on the patch axis.
+
+        3M channels for a single transformer. With FiLM, language is [B, H].
+        """
+        towers = list(self.children())
         batch, channels, height, width = pixel_values.shape
-        pixels = pixel_values.reshape(batch * channels // CHANNELS_PER_IMAGE, CHANNELS_PER_IMAGE, height, width)
-        features = torch.cat([self.featurizer(pixels[:, :3]), self.fused_featurizer(pixels[:, 3:])], dim=-1)
+        num_images = channels // (COLOURS * len(towers))
+        pixels = pixel_values.reshape(batch * num_images, COLOURS * len(towers), height, width)
+        if language is not None:
+            language = language.repeat_interleave(num_images, dim=0)  # [B*M, H]
+        views = pixels.split(COLOURS, dim=1)
+        features = torch.cat([tower(view, language) for tower, view in zip(towers, views, strict=True)], dim=-1)
         return features.reshape(batch, -1, features.shape[-1])
 
 
 class OpenVLAOFT(nn.Module):
-    """The network with its L1 head. Weight names are the published ones; side files sit under their own name."""
+    """The network with its head. Weight names are the published ones; side files sit under their own name.
+
+    Attributes:
+        num_diffusion_steps: Of a diffusion head's sampler, 1..50.
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
+        self.num_diffusion_steps = NUM_TRAIN_TIMESTEPS
         config = LlamaConfig(**architecture.llm, attn_implementation="sdpa")
+        width = config.hidden_size
         if architecture.conv is not None:
-            self.vision_backbone = ConvVision(architecture.conv, config.hidden_size)
+            self.vision_backbone = ConvVision(architecture.conv, width)
         else:
-            self.vision_backbone = VisionBackbone(architecture.dino, architecture.siglip)
-        self.projector = PrismaticProjector(architecture.vision_dim, config.hidden_size)
+            self.vision_backbone = VisionBackbone(architecture.transformers, width if architecture.film else None)
+        single = architecture.conv is None and len(architecture.transformers) == 1
+        self.projector = (SingleProjector if single else PrismaticProjector)(architecture.vision_dim, width)
         self.language_model = LlamaForCausalLM(config)
-        self.action_head = L1ActionHead(config.hidden_size, architecture.action_dim)
+        if architecture.decoder == "l1":
+            self.action_head = L1ActionHead(width, architecture.action_dim)
+        if architecture.decoder == "diffusion":
+            self.action_head = DiffusionActionHead(width, architecture.action_dim)
+            self.noisy_action_projector = NoisyActionProjector(width)
         if architecture.proprio_dim is not None:
-            self.proprio_projector = ProprioProjector(architecture.proprio_dim, config.hidden_size)
+            self.proprio_projector = ProprioProjector(architecture.proprio_dim, width)
         if architecture.num_slots:
-            self.slots = nn.Embedding(architecture.num_slots, config.hidden_size)
+            self.slots = nn.Embedding(architecture.num_slots, width)
             nn.init.normal_(self.slots.weight, std=config.initializer_range)
 
     @property
@@ -126,91 +193,149 @@ class OpenVLAOFT(nn.Module):
         *,
         pixel_values: Tensor,
         input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         action_start: Tensor,
         chunk_length: int,
         layers: Sequence[int],
         proprio: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> tuple[dict[int, Tensor], Tensor]:
         """Run the whole model.
 
         Args:
-            pixel_values: [B, 6M, S, S]; 3M channels for convolutional towers.
-            input_ids: Prompt, K tokens that will be zeroed, stop token, padding on the right; [B, L], int64.
-            attention_mask: [B, L]; true or 1 for real tokens.
+            pixel_values: [B, 6M, S, S]; 3M channels for convolutional towers and for a single transformer.
+            input_ids: Prompt, K tokens that will be zeroed, stop token, padding on the right; [B, L], int64. The
+                autoregressive model takes the prompt alone.
+            attention_mask: [B, L]; true or 1 for real tokens; None when all are real, which is faster.
             action_start: Index in input_ids of the first action token, [B], int64.
             chunk_length: T.
             layers: Layers whose states to return, 1..num_layers; layer i is the output of decoder layer i.
-            proprio: Normalised, [B, P]; None leaves the proprio token out.
+            proprio: Normalised, [B, P]; None for a model without proprio projector.
+            noise: What a diffusion head starts from, [B, T, A]; None for the others.
 
         Returns:
-            States at the action slots of each layer, [B, K, H], and the L1 head's chunk, [B, T, A].
+            States at the action slots of each layer, [B, K, H], and the normalised chunk, [B, T, A].
         """
-        patches = self.projector(self.vision_features(pixel_values, input_ids, action_start))  # [B, M*N, H]
-        sequence = self.assemble(patches, input_ids, attention_mask, action_start, chunk_length, proprio)
-        last = self.llm_config.num_hidden_layers
-        states = self.decoder_states(sequence.embeds, sequence.mask, {*layers, last})
-        states = {layer: select(value, sequence.slots) for layer, value in states.items()}
-        return {layer: states[layer] for layer in layers}, self.action_head(states[last])
+        features = self.vision_features(pixel_values, input_ids, attention_mask, action_start, chunk_length)
+        prompt = Prompt(input_ids, attention_mask, action_start, chunk_length, proprio, noise)
+        return DECODERS[self.architecture.decoder](self, self.projector(features), prompt, layers)
 
-    def vision_features(self, pixel_values: Tensor, input_ids: Tensor, action_start: Tensor) -> Tensor:
-        """Patch features of all pictures, [B, M*N, C]; convolutional towers are told the mean of the prompt's words."""
-        if self.architecture.conv is None:
+    def vision_features(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        action_start: Tensor,
+        chunk_length: int,
+    ) -> Tensor:
+        """Patch features of all pictures, [B, M*N, C]; some towers are told the mean of the instruction's words."""
+        if self.architecture.conv is not None:
+            is_word = torch.arange(input_ids.shape[1], device=input_ids.device) < action_start[:, None]  # [B, L]
+        elif self.architecture.film:
+            is_word = ~self._action_offsets(input_ids, action_start, chunk_length)[1]
+            is_word = is_word if attention_mask is None else is_word & attention_mask.bool()
+        else:
             return self.vision_backbone(pixel_values)
-        is_prompt = torch.arange(input_ids.shape[1], device=input_ids.device) < action_start[:, None]  # [B, L]
-        words = self.language_model.model.embed_tokens(input_ids) * is_prompt[..., None]  # [B, L, H]
-        return self.vision_backbone(pixel_values, words.sum(dim=1) / action_start[:, None])
+        words = self.language_model.model.embed_tokens(input_ids) * is_word[..., None]  # [B, L, H]
+        return self.vision_backbone(pixel_values, words.sum(dim=1) / is_word.sum(dim=1, keepdim=True))
+
+    def _action_offsets(self, input_ids: Tensor, action_start: Tensor, chunk_length: int) -> tuple[Tensor, Tensor]:
+        """Number of each text token counted from the first action token, and whether it is one; each [B, L]."""
+        num_action_tokens = chunk_length * self.architecture.action_dim
+        offset = torch.arange(input_ids.shape[1], device=input_ids.device) - action_start[:, None]
+        return offset, (offset >= 0) & (offset < num_action_tokens)
 
     def assemble(
         self,
         patches: Tensor,
         input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         action_start: Tensor,
         chunk_length: int,
         proprio: Tensor | None,
+        *,
+        noisy: Tensor | None = None,
+        time: Tensor | None = None,
+        keep_actions: bool = False,
     ) -> LanguageInput:
-        """Put the language model's input together; arguments as in `forward`, patches [B, M*N, H]."""
+        """Put the language model's input together; arguments as in `forward`, patches [B, M*N, H].
+
+        Args:
+            noisy: Embeddings of a noisy chunk for the action slots, [B, K, H].
+            time: The diffusion time token, [B, 1, H].
+            keep_actions: Leave the action tokens' own embeddings in place: teacher forcing of the original OpenVLA.
+        """
+        if (proprio is None) != (self.architecture.proprio_dim is None):
+            raise ValueError(
+                "proprio given to a model without proprio projector; leave it out"
+                if proprio is not None
+                else f"the model has a proprio projector for {self.architecture.proprio_dim} dims, got no proprio"
+            )
+        offset, is_action = self._action_offsets(input_ids, action_start, chunk_length)
+        text = self.language_model.model.embed_tokens(input_ids)  # [B, L, H]
+        if not keep_actions:
+            text = text.masked_fill(is_action[..., None], 0.0)
         num_action_tokens = chunk_length * self.architecture.action_dim
-        offset = torch.arange(input_ids.shape[1], device=input_ids.device) - action_start[:, None]  # [B, L]
-        is_action = (offset >= 0) & (offset < num_action_tokens)
-        text = self.language_model.model.embed_tokens(input_ids).masked_fill(is_action[..., None], 0.0)  # [B, L, H]
+        within = offset.clamp(0, num_action_tokens - 1)
         if self.architecture.num_slots:
-            text = torch.where(is_action[..., None], self.slots(offset.clamp(0, num_action_tokens - 1)), text)
+            text = torch.where(is_action[..., None], self.slots(within), text)
+        if noisy is not None:
+            text = torch.where(is_action[..., None], select(noisy, within), text)
         inserted = patches
         if proprio is not None:
-            inserted = torch.cat([patches, self.proprio_projector(proprio).to(patches.dtype)], dim=1)
+            inserted = torch.cat([inserted, self.proprio_projector(proprio).to(patches.dtype)], dim=1)
+        if time is not None:
+            inserted = torch.cat([inserted, time], dim=1)
         embeds = torch.cat([text[:, :1], inserted, text[:, 1:]], dim=1)  # [B, S, H]
-        mask = attention_mask.bool()
-        mask = torch.cat([mask[:, :1], mask.new_ones(inserted.shape[:2]), mask[:, 1:]], dim=1)  # [B, S]
+        mask = None
+        if attention_mask is not None:
+            mask = attention_mask.bool()
+            mask = torch.cat([mask[:, :1], mask.new_ones(inserted.shape[:2]), mask[:, 1:]], dim=1)  # [B, S]
         first = inserted.shape[1] + action_start - 1  # one before the first action token
         slots = first[:, None] + torch.arange(num_action_tokens, device=input_ids.device)  # [B, K]
         return LanguageInput(embeds, mask, slots)
 
-    def decoder_states(self, embeds: Tensor, mask: Tensor, layers: Sequence[int] | set[int]) -> dict[int, Tensor]:
-        """Run the decoder layers up to the largest asked for; every token sees every real token.
+    def decoder_states(
+        self,
+        embeds: Tensor,
+        mask: Tensor | None,
+        layers: Sequence[int] | set[int],
+        *,
+        causal: bool = False,
+        cache: Cache | None = None,
+        positions: Tensor | None = None,
+    ) -> dict[int, Tensor]:
+        """Run the decoder layers up to the largest asked for.
 
         Args:
             embeds: [B, S, H].
-            mask: [B, S], bool.
+            mask: Which tokens are real, those in the cache first, [B, cached + S], bool; None when all are.
             layers: 1-based; the last layer's states are taken after the final norm.
+            causal: False lets every token see every real token (OpenVLA-OFT), True only those up to itself.
+            cache: Keys and values of earlier calls; this one's are added. Needs a mask.
+            positions: Of the tokens, [B, S], int64; 0..S-1 when None.
 
         Returns:
             Layer to states, [B, S, H].
         """
         llama = self.language_model.model
         batch, length, _ = embeds.shape
-        attend = mask[:, None, None, :].expand(batch, 1, length, length)
-        positions = llama.rotary_emb(embeds, torch.arange(length, device=embeds.device)[None])
+        if positions is None:
+            positions = torch.arange(length, device=embeds.device)[None]
+        attend = None
+        if mask is not None:
+            attend = mask[:, None, None, :].expand(batch, 1, length, mask.shape[1])
+            if causal and length > 1:
+                past = mask.shape[1] - length
+                attend = attend & attend.new_ones(length, mask.shape[1]).tril(past)
+        rotary = llama.rotary_emb(embeds, positions)
+        arguments = {"attention_mask": attend, "position_embeddings": rotary, "is_causal": causal}
+        if cache is not None:
+            arguments |= {"past_key_values": cache, "use_cache": True}
         states: dict[int, Tensor] = {}
         x = embeds
         for number, layer in enumerate(llama.layers[: max(layers)], start=1):
-            x = layer(x, attention_mask=attend, position_embeddings=positions, use_cache=False)
+            x = layer(x, **arguments)
             if number in layers:
                 states[number] = llama.norm(x) if number == len(llama.layers) else x
         return states
-
-
-def select(states: Tensor, positions: Tensor) -> Tensor:
-    """States [B, S, H] at positions [B, K] → [B, K, H]."""
-    return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))

@@ -1,7 +1,8 @@
-"""Reading checkpoints in the layout of the published OpenVLA-OFT ones (SPEC §1, §2).
+"""Reading checkpoints in the layout of the published OpenVLA and OpenVLA-OFT ones (SPEC §1, §2, §10).
 
-A folder with config.json, model*.safetensors (one file, or shards with an index), action_head--*.pt,
-proprio_projector--*.pt, dataset_statistics.json, preprocessor_config.json and the tokenizer's files.
+A folder with config.json, model*.safetensors (one file, or shards with an index), preprocessor_config.json,
+dataset_statistics.json and the tokenizer's files; for OFT also action_head--*.pt and, as the model has them,
+proprio_projector--*.pt, noisy_action_projector--*.pt and vision_backbone--*.pt (FiLM).
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from urllib.request import urlopen
 import torch
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rsd.checkpoint import CheckpointError
+from rsd.models.openvla.decoders import DECODERS
 from rsd.models.openvla.model import Architecture, OpenVLAOFT
+from rsd.models.openvla.streaming import check_names, put, read_headers, shapes_of, stream, weight_files
 from rsd.models.openvla.vit import ViTShape
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
 HUB_TIMEOUT_S = 5.0
-LISTED_KEYS = 8  # at most this many names in an error message
+MAX_VISION_LORA_ALPHA = 16  # the reference trains with alpha = min(rank, 16) and does not store it
+HEAD_NAMES = {"l1": "model.fc2.weight", "diffusion": "noise_predictor.mlp_resnet.fc2.weight"}
 
 # Arguments of timm 0.9.10's models, by the part of the id before the weights' tag
 TIMM_SHAPES: dict[str, dict[str, Any]] = {
@@ -40,6 +41,12 @@ TIMM_SHAPES: dict[str, dict[str, Any]] = {
         "reg_tokens": 0, "layer_scale": False, "attention_pool": True,
     },
 }  # fmt: skip
+DINO, SIGLIP = "vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"
+# For a config.json without the derived fields: timm ids and pictures' sizes
+VISION_BACKBONES: dict[str, tuple[list[str], list[int]]] = {
+    "dinosiglip-vit-so-224px": ([DINO, SIGLIP], [224, 224]),
+    "siglip-vit-so400m": ([SIGLIP], [224]),
+}
 TEXT_CONFIG_IGNORED = ("model_type", "torch_dtype", "dtype")  # the caller decides the dtype
 
 
@@ -74,7 +81,7 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} does not exist; {directory} is not a complete OpenVLA-OFT checkpoint")
     try:
         return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); copy it again") from error
 
 
@@ -86,28 +93,43 @@ def read_norm_stats(directory: Path) -> dict[str, Any]:
 
 
 def read_architecture(
-    directory: Path, action_head: dict[str, Tensor], proprio: dict[str, Tensor] | None
+    directory: Path,
+    *,
+    decoder: str,
+    action_dim: int,
+    proprio_dim: int | None,
+    film: bool = False,
 ) -> Architecture:
-    """Architecture from config.json, and the action and proprio widths from the side files."""
+    """Architecture from config.json; what it does not say comes from side files and statistics, through the caller."""
     config = read_json(directory, "config.json")
-    if config.get("model_type") != "openvla" or not config.get("use_fused_vision_backbone"):
+    if config.get("model_type") != "openvla":
         raise CheckpointError(
-            f"{directory / 'config.json'} describes model_type {config.get('model_type')!r} with "
-            f"use_fused_vision_backbone {config.get('use_fused_vision_backbone')!r}; expected 'openvla' with True"
+            f"{directory / 'config.json'} describes model_type {config.get('model_type')!r}, expected 'openvla'"
+        )
+    known = VISION_BACKBONES.get(config.get("vision_backbone_id"), (None, None))
+    names, sizes = config.get("timm_model_ids", known[0]), config.get("image_sizes", known[1])
+    if names is None or sizes is None:
+        raise CheckpointError(
+            f"{directory / 'config.json'} has vision_backbone_id {config.get('vision_backbone_id')!r} and no "
+            f"timm_model_ids; supported: {sorted(VISION_BACKBONES)}"
         )
     # timm_model_kwargs is the golden sets' extension that shrinks the two backbones; published files do not have it
-    extra = config.get("timm_model_kwargs", [{}, {}])
-    dino, siglip = (
-        _vit_shape(name, size, kwargs)
-        for name, size, kwargs in zip(config["timm_model_ids"], config["image_sizes"], extra, strict=True)
-    )
-    llm = {name: value for name, value in config["text_config"].items() if name not in TEXT_CONFIG_IGNORED}
+    extra = config.get("timm_model_kwargs", [{}] * len(names))
+    shapes = [_vit_shape(*arguments) for arguments in zip(names, sizes, extra, strict=True)]
+    fused = config.get("use_fused_vision_backbone", len(shapes) > 1)
+    if len(shapes) != 1 + fused:
+        raise CheckpointError(
+            f"{directory / 'config.json'} contradicts itself: use_fused_vision_backbone is {fused} with timm_model_ids "
+            f"{names}; copy it again"
+        )
     return Architecture(
-        dino=dino,
-        siglip=siglip,
-        llm=llm,
-        action_dim=action_head["model.fc2.weight"].shape[0],
-        proprio_dim=None if proprio is None else proprio["fc1.weight"].shape[1],
+        dino=shapes[0] if fused else None,
+        siglip=shapes[-1],
+        llm={name: value for name, value in config["text_config"].items() if name not in TEXT_CONFIG_IGNORED},
+        action_dim=action_dim,
+        proprio_dim=proprio_dim,
+        decoder=decoder,
+        film=film,
     )
 
 
@@ -138,70 +160,109 @@ def read_side_file(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in weights.items()}
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of the checkpoint; every shard that the index names must exist."""
-    if (directory / INDEX_FILE).is_file():
-        names = sorted(set(read_json(directory, INDEX_FILE)["weight_map"].values()))
-    else:
-        names = [SINGLE_FILE]
-    missing = [name for name in names if not (directory / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{directory} has no {', '.join(missing)}; copy the missing files there")
-    return [directory / name for name in names]
+def side_weights(directory: Path, *, decoder: str, use_proprio: bool) -> dict[str, dict[str, Tensor]]:
+    """Component → weights of the side files that a model with this decoder has.
+
+    Raises:
+        CheckpointError: one is missing, is there and will not be used, is there twice, or is of another kind.
+    """
+    if decoder not in DECODERS:
+        raise ValueError(f"decoder {decoder!r} is unknown; expected one of {sorted(DECODERS)}")
+    wanted = {
+        "action_head": decoder in HEAD_NAMES,
+        "noisy_action_projector": decoder == "diffusion",
+        "proprio_projector": use_proprio,
+    }
+    remedy = {
+        "action_head": "the decoder of a model with a head is l1 or diffusion: set model.backbone.decoder",
+        "noisy_action_projector": "set model.backbone.decoder=diffusion if it was trained with one",
+        "proprio_projector": "put the file there or set model.backbone.use_proprio=false",
+    }
+    result = {}
+    for component, needed in wanted.items():
+        path = side_file(directory, component)
+        if needed and path is None:
+            raise CheckpointError(
+                f"{directory} has no {component}--*_checkpoint.pt, which decoder {decoder!r} with use_proprio "
+                f"{use_proprio} needs; {remedy[component]}"
+            )
+        if not needed and path is not None:
+            advice = remedy[component].replace("put the file there or set", "set").replace("=false", "=true")
+            raise CheckpointError(
+                f"{directory} holds {path.name}, but decoder {decoder!r} with use_proprio {use_proprio} would leave it "
+                f"out, and the model was trained with it; {advice}"
+            )
+        if path is not None:
+            result[component] = read_side_file(path)
+    if decoder in HEAD_NAMES and HEAD_NAMES[decoder] not in result["action_head"]:
+        names = sorted(result["action_head"])[:2]
+        raise CheckpointError(f"the action head in {directory} is not of decoder {decoder!r}: it holds {names}, …")
+    film = side_file(directory, "vision_backbone")
+    if film is not None:
+        weights = merge_lora(read_side_file(film))
+        result["vision_backbone"] = {name.removeprefix("vision_backbone."): value for name, value in weights.items()}
+    return result
 
 
-def build_model(directory: Path, *, use_proprio: bool, device: str | torch.device, dtype: torch.dtype) -> OpenVLAOFT:
+def merge_lora(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with un-merged LoRA inside (`base_layer`, `lora_A.default`, `lora_B.default`) → plain weights.
+
+    The scale is alpha / rank with the reference's alpha = min(rank, 16); weights without LoRA come back as they are.
+    """
+    merged = {}
+    for name, value in weights.items():
+        if ".lora_A." in name or ".lora_B." in name:
+            continue
+        stem = name.removesuffix(".base_layer.weight")
+        if stem != name:
+            down, up = (weights[f"{stem}.{part}.default.weight"].float() for part in ("lora_A", "lora_B"))
+            scale = min(len(down), MAX_VISION_LORA_ALPHA) / len(down)
+            value = (value.float() + scale * up @ down).to(value.dtype)
+        merged[name.replace(".base_layer.", ".")] = value
+    return merged
+
+
+def build_model(
+    directory: Path,
+    *,
+    use_proprio: bool,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    decoder: str = "l1",
+    action_dim: int | None = None,
+) -> OpenVLAOFT:
     """Build the network of a checkpoint folder and load its weights, strictly, one tensor at a time.
+
+    Args:
+        device: "meta" compares all names and shapes and reads no weights.
+        action_dim: Of a model without action head, from its statistics.
 
     Raises:
         CheckpointError: a file is missing or damaged, or names and shapes are not those of the architecture.
     """
-    head_path = side_file(directory, "action_head")
-    if head_path is None:
-        raise CheckpointError(f"{directory} has no action_head--*_checkpoint.pt; the L1 head of OpenVLA-OFT is needed")
-    side = {"action_head": read_side_file(head_path)}
-    if use_proprio:
-        proprio_path = side_file(directory, "proprio_projector")
-        if proprio_path is None:
-            raise CheckpointError(
-                f"use_proprio is set but {directory} has no proprio_projector--*_checkpoint.pt; "
-                "put the file there or set model.backbone.use_proprio=false"
-            )
-        side["proprio_projector"] = read_side_file(proprio_path)
-    architecture = read_architecture(directory, side["action_head"], side.get("proprio_projector"))
+    side = side_weights(directory, decoder=decoder, use_proprio=use_proprio)
+    if decoder in HEAD_NAMES:
+        action_dim = len(side["action_head"][HEAD_NAMES[decoder]])
+    proprio = side.get("proprio_projector")
+    architecture = read_architecture(
+        directory,
+        decoder=decoder,
+        action_dim=action_dim,
+        proprio_dim=None if proprio is None else proprio["fc1.weight"].shape[1],
+        film="vision_backbone" in side,
+    )
     with torch.device("meta"):
         model = OpenVLAOFT(architecture)
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    weights: dict[str, Tensor] = {}
-    for component, tensors in side.items():
-        weights |= {f"{component}.{name}": value.to(device, dtype) for name, value in tensors.items()}
-    for path in weight_files(directory):
-        weights |= _read_shard(path, device, dtype)
-    _check_names(directory, expected, {name: tuple(value.shape) for name, value in weights.items()})
-    model.load_state_dict(weights, assign=True)
-    # The rotary frequencies are no part of a checkpoint and were built without values
-    model.language_model.model.rotary_emb = LlamaRotaryEmbedding(config=model.llm_config).to(device)
+    beside = {f"{component}.{name}": value for component, part in side.items() for name, value in part.items()}
+    found = read_headers(weight_files(directory))
+    if architecture.film:  # its towers come from the side file, never from the shards
+        found = {name: where for name, where in found.items() if not name.startswith("vision_backbone.")}
+    got = shapes_of(beside.items()) | {name: shape for name, (_, shape) in found.items()}
+    check_names(directory, shapes_of(model.state_dict().items()), got)
+    if torch.device(device).type != "meta":
+        for name, value in beside.items():
+            put(model, name, value.to(device, dtype))
+        stream(model, found, device=device, dtype=dtype)
+        # The rotary frequencies are no part of a checkpoint and were built without values
+        model.language_model.model.rotary_emb = LlamaRotaryEmbedding(config=model.llm_config).to(device)
     return model.eval()
-
-
-def _read_shard(path: Path, device: str | torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            return {name: file.get_tensor(name).to(dtype) for name in file.keys()}
-    except SafetensorError as error:
-        size = path.stat().st_size
-        raise CheckpointError(f"{path} is damaged ({error}); it has {size} bytes, copy it again") from error
-
-
-def _check_names(directory: Path, expected: dict[str, Any], got: dict[str, Any]) -> None:
-    """All differences in names and shapes in one error; block numbers are kept, so a missing layer is visible."""
-    problems = [f"missing {name}" for name in sorted(expected.keys() - got.keys())]
-    problems += [f"unexpected {name}" for name in sorted(got.keys() - expected.keys())]
-    problems += [
-        f"{name} has shape {got[name]}, expected {expected[name]}"
-        for name in sorted(expected.keys() & got.keys())
-        if expected[name] != got[name]
-    ]
-    if problems:
-        more = f"; and {len(problems) - LISTED_KEYS} more" if len(problems) > LISTED_KEYS else ""
-        raise CheckpointError(f"{directory} is of another architecture: {'; '.join(problems[:LISTED_KEYS])}{more}")

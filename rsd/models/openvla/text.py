@@ -21,12 +21,17 @@ STOP = 2
 LLAMA_PAD = 32000  # "<PAD>", added by OpenVLA
 LLAMA_PROMPT_END = 29871  # the lone "▁"
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
+VICUNA_PROMPT = (  # OpenVLA v0.1
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions. USER: What action should the robot take to {instruction}? ASSISTANT:"
+)
 
 
 class TextEncoder(Protocol):
     """One instruction in, prompt ids out (BOS … prompt end), without padding."""
 
     pad_id: int
+    example: str  # an instruction that the encoder knows
 
     def encode(self, instruction: str) -> list[int]: ...
 
@@ -41,8 +46,10 @@ class LlamaText:
     """
 
     pad_id = LLAMA_PAD
+    example = "pick up the black bowl and place it on the plate"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, prompt: str = PROMPT) -> None:
+        self.prompt = prompt
         path = Path(directory) / "tokenizer.json"
         if not path.is_file():
             raise CheckpointError(f"{path} does not exist; copy the tokenizer files of the published checkpoint there")
@@ -50,13 +57,13 @@ class LlamaText:
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
 
     def encode(self, instruction: str) -> list[int]:
-        ids = self.tokenizer.encode(PROMPT.format(instruction=instruction.lower())).ids
+        ids = self.tokenizer.encode(self.prompt.format(instruction=instruction.lower())).ids
         if ids[:1] != [BOS]:
             raise CheckpointError(f"the tokenizer starts a prompt with id {ids[:1]}, expected BOS ({BOS})")
         return ids if ids[-1] == LLAMA_PROMPT_END else [*ids, LLAMA_PROMPT_END]
 
     def to_json(self) -> dict[str, Any]:
-        return {"prompt": PROMPT, "tokenizer_sha256": self.sha256}
+        return {"prompt": self.prompt, "tokenizer_sha256": self.sha256}
 
 
 class UnknownWordError(ValueError):
@@ -82,6 +89,10 @@ class WordText:
     def from_instructions(cls, instructions: Iterable[str]) -> WordText:
         """The vocabulary of these instructions, in alphabetical order."""
         return cls(sorted({word for instruction in instructions for word in split_words(instruction)}))
+
+    @property
+    def example(self) -> str:
+        return " ".join(self.words[:4])
 
     @property
     def vocab_size(self) -> int:

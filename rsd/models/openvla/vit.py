@@ -112,8 +112,27 @@ class Block(nn.Module):
         self.ls2 = LayerScale(shape.embed_dim) if shape.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x)))
+        return self.mix_channels(self.mix_tokens(x))
+
+    def mix_tokens(self, x: Tensor) -> Tensor:
+        return x + self.ls1(self.attn(self.norm1(x)))
+
+    def mix_channels(self, x: Tensor) -> Tensor:
         return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class FiLMBlock(nn.Module):
+    """A block whose tokens are scaled and shifted by the instruction between its two branches (OFT+, SPEC §10)."""
+
+    def __init__(self, shape: ViTShape, language_dim: int) -> None:
+        super().__init__()
+        self.block = Block(shape)
+        self.scale = nn.Linear(language_dim, shape.embed_dim)
+        self.shift = nn.Linear(language_dim, shape.embed_dim)
+
+    def forward(self, x: Tensor, language: Tensor) -> Tensor:
+        scale, shift = self.scale(language)[:, None], self.shift(language)[:, None]  # each [B, 1, C]
+        return self.block.mix_channels(self.block.mix_tokens(x) * (1 + scale) + shift)
 
 
 class AttentionPool(nn.Module):
@@ -131,9 +150,12 @@ class AttentionPool(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """One featurizer: pixels [B, 3, S, S] → patch features [B, N, C] after the last block but one."""
+    """One featurizer: pixels [B, 3, S, S] → patch features [B, N, C] after the last block but one.
 
-    def __init__(self, shape: ViTShape) -> None:
+    With language_dim its blocks are FiLM blocks, and `forward` needs the instruction's vector, [B, language_dim].
+    """
+
+    def __init__(self, shape: ViTShape, language_dim: int | None = None) -> None:
         super().__init__()
         self.shape = shape
         self.patch_embed = PatchEmbed(shape)
@@ -141,12 +163,13 @@ class VisionTransformer(nn.Module):
             self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.embed_dim))
             self.reg_token = nn.Parameter(torch.randn(1, shape.reg_tokens, shape.embed_dim) * 0.02)
         self.pos_embed = nn.Parameter(torch.randn(1, shape.num_patches, shape.embed_dim) * 0.02)
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
+        blocks = (Block(shape) if language_dim is None else FiLMBlock(shape, language_dim) for _ in range(shape.depth))
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(shape.embed_dim, eps=NORM_EPS)
         if shape.attention_pool:
             self.attn_pool = AttentionPool(shape)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, language: Tensor | None = None) -> Tensor:
         x = self.patch_embed(pixels) + self.pos_embed  # positions for the patches alone
         prefix = 0
         if self.shape.reg_tokens:
@@ -154,5 +177,5 @@ class VisionTransformer(nn.Module):
             x = torch.cat([self.cls_token.expand(batch, -1, -1), self.reg_token.expand(batch, -1, -1), x], dim=1)
             prefix = 1 + self.shape.reg_tokens
         for block in self.blocks[:-1]:
-            x = block(x)
+            x = block(x) if language is None else block(x, language)
         return x[:, prefix:]

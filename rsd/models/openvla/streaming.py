@@ -1,0 +1,121 @@
+"""Weights from safetensors files into a module, one tensor at a time, after all names and shapes have been compared.
+
+The headers of all shards are read first, so a wrong checkpoint is refused before gigabytes move. Then every tensor goes
+straight to its device; the host holds at most the one shard that is mapped, and what stays there by the caller's wish.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from rsd.checkpoint import CheckpointError
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+FLOATING = ("F32", "F16", "BF16")
+LISTED_KEYS = 8  # at most this many names in an error message
+
+Shape = tuple[int, ...]
+
+
+def weight_files(directory: Path) -> dict[Path, set[str] | None]:
+    """The safetensors files of a checkpoint → the tensors that the index promises in each; None without an index.
+
+    Raises:
+        CheckpointError: a file is missing, or the index is not one.
+    """
+    index = directory / INDEX_FILE
+    names: dict[str, set[str] | None] = {SINGLE_FILE: None}
+    if index.is_file():
+        try:
+            weight_map = json.loads(index.read_text())["weight_map"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+            raise CheckpointError(f"{index} is not an index of weights ({error}); copy it again") from error
+        names = {file: {name for name in weight_map if weight_map[name] == file} for file in set(weight_map.values())}
+    missing = sorted(name for name in names if not (directory / name).is_file())
+    if missing:
+        raise CheckpointError(f"{directory} has no {', '.join(missing)}; copy the missing files there")
+    return {directory / name: names[name] for name in sorted(names)}
+
+
+@contextmanager
+def _opened(path: Path, device: str) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            yield file
+    except SafetensorError as error:
+        size = path.stat().st_size
+        raise CheckpointError(f"{path} is damaged ({error}); it has {size} bytes, copy it again") from error
+
+
+def read_headers(files: dict[Path, set[str] | None]) -> dict[str, tuple[Path, Shape]]:
+    """Tensor name → its file and shape, from the headers alone.
+
+    Raises:
+        CheckpointError: a file is damaged or truncated, holds other tensors than the index says, or not numbers of
+            floating point.
+    """
+    found: dict[str, tuple[Path, Shape]] = {}
+    for path, promised in files.items():
+        with _opened(path, "cpu") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            kinds = {name: value.get_dtype() for name, value in slices.items()}
+            shapes = {name: tuple(value.get_shape()) for name, value in slices.items()}
+        if promised is not None and promised != shapes.keys():
+            strange = sorted(promised ^ shapes.keys())[:LISTED_KEYS]
+            raise CheckpointError(f"{path} and {INDEX_FILE} disagree about {strange}; copy both again")
+        wrong = sorted(name for name, kind in kinds.items() if kind not in FLOATING)
+        if wrong:
+            raise CheckpointError(f"{path} holds {kinds[wrong[0]]} in {wrong[:LISTED_KEYS]}, expected {FLOATING}")
+        found |= {name: (path, shape) for name, shape in shapes.items()}
+    return found
+
+
+def check_names(directory: Path, expected: dict[str, Shape], got: dict[str, Shape]) -> None:
+    """All differences in names and shapes in one error; block numbers are kept, so a missing layer is visible."""
+    problems = [f"missing {name}" for name in sorted(expected.keys() - got.keys())]
+    problems += [f"unexpected {name}" for name in sorted(got.keys() - expected.keys())]
+    problems += [
+        f"{name} has shape {got[name]}, expected {expected[name]}"
+        for name in sorted(expected.keys() & got.keys())
+        if expected[name] != got[name]
+    ]
+    if problems:
+        more = f"; and {len(problems) - LISTED_KEYS} more" if len(problems) > LISTED_KEYS else ""
+        raise CheckpointError(f"{directory} is of another architecture: {'; '.join(problems[:LISTED_KEYS])}{more}")
+
+
+def stream(
+    module: nn.Module, found: dict[str, tuple[Path, Shape]], *, device: str | torch.device, dtype: torch.dtype
+) -> None:
+    """Put the tensors of `found` (name in the module → file) into the module, file by file.
+
+    Every tensor is copied into memory of its own: nothing of the module stays bound to the files.
+    """
+    by_file: dict[Path, list[str]] = {}
+    for name, (path, _) in found.items():
+        by_file.setdefault(path, []).append(name)
+    for path, names in by_file.items():
+        with _opened(path, str(device)) as file:
+            for name in names:
+                tensor = file.get_tensor(name)
+                put(module, name, torch.empty_like(tensor, dtype=dtype).copy_(tensor))
+
+
+def put(module: nn.Module, name: str, value: Tensor) -> None:
+    """Replace one parameter, which may be on the meta device."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, nn.Parameter(value, requires_grad=False))
+
+
+def shapes_of(weights: Sequence[tuple[str, Tensor]]) -> dict[str, Shape]:
+    """Shapes by name."""
+    return {name: tuple(value.shape) for name, value in weights}
