@@ -1,10 +1,16 @@
 """Fixtures for every room."""
 
+import sys
 from pathlib import Path
 
+import absl.logging
 import pytest
 
 from tests.golden_files import GOLDEN
+
+# absl, which tensorflow-datasets brings, closes the stream its handler was made with whenever logging is configured
+# anew, as Hydra does. Made under pytest, that stream is pytest's own capture file; the real stderr is never closed.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 @pytest.fixture(scope="session")
