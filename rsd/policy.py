@@ -200,6 +200,14 @@ def decoding_stats(result: DecodingResult, row: int) -> dict[str, Any]:
     }
 
 
+def _require_stages(kind: str, checkpoint: str, trained: int, asked: int) -> None:
+    if asked > trained:
+        raise PolicyError(
+            f"{kind} {checkpoint} was trained for {trained} stages, but {asked} are asked of it; train one for {asked} "
+            f"with python train.py phase={kind}, or ask for fewer (decoding.decode.num_draft_stages, quantizer)"
+        )
+
+
 def load_policy(
     *,
     backbone: Backbone,
@@ -235,10 +243,14 @@ def load_policy(
         "base": backbone.fingerprint(),
         "unnorm_key": backbone.unnorm_key,
     }
+    num_stages = tokenizer.code_shape.num_stages
     head, head_layer = load_stage_head(Path(head_checkpoint), kind="head", **contract)
+    _require_stages("head", head_checkpoint, head.num_stages, num_stages)
     draft, draft_layer = None, None
     if draft_checkpoint is not None:
         draft, draft_layer = load_stage_head(Path(draft_checkpoint), kind="draft", **contract)
+        asked = getattr(decode, "keywords", {}).get("num_draft_stages", draft.num_stages)
+        _require_stages("draft", draft_checkpoint, draft.num_stages, asked)
         draft = draft.to(where)
     parts = TokenParts(tokenizer.to(where), head.to(where), head_layer, draft, draft_layer, decode)
     return VLAPolicy(tokens=parts, **common)

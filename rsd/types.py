@@ -103,7 +103,8 @@ class DecodingResult:
         indices: [B, T, D, Q], int64.
         target_passes: Calls of the target head that each sample needed, [B], int64.
         draft_passes: Calls of the draft model that each sample needed, [B], int64.
-        proposed_stages: Stages that the draft proposed and the target checked, [B], int64.
+        proposed_stages: Stages that the draft proposed, [B], int64; those behind a wrong one count too, although they
+            are void, and count again when they are proposed anew.
         accepted_stages: Those of them that were accepted whole, [B], int64, in 0..proposed_stages.
         accepted_tokens: (kept, checked), each [B, Q], int64: draft tokens of a stage that were checked under a true
             prefix, and those of them that were kept; zeros for stages never proposed.
@@ -127,7 +128,7 @@ class ChunkPrediction:
     Attributes:
         actions: [T, A], float64, robot units as `Env.step` takes them: end-effector deltas, gripper -1 open, +1 close.
         stats: Counters of the decoding for this chunk (JSON types): target_passes, draft_passes, proposed_stages,
-            accepted_stages, accept_counts (list). Empty for a decoding without tokens.
+            accepted_stages, accepted_tokens, checked_tokens, accept_counts (lists). Empty without tokens.
         latency_ms: Part name to milliseconds of the call that produced the chunk; "total" is measured around all parts.
     """
 

@@ -1,5 +1,6 @@
 """Fixtures for every room."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import absl.logging
 import pytest
 
 from tests.golden_files import GOLDEN
+
+# A shell starts background jobs with Ctrl-C ignored, and their children inherit that; tests of Ctrl-C need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # absl, which tensorflow-datasets brings, closes the stream its handler was made with whenever logging is configured
 # anew, as Hydra does. Made under pytest, that stream is pytest's own capture file; the real stderr is never closed.

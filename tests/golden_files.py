@@ -1,7 +1,9 @@
 """Which golden arrays there are. RSD_GOLDEN names another directory; each one is tested on what it holds, whole."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,3 +30,15 @@ def compose_checkpoint(directory: Path, sources: dict[str, Path]) -> Path:
         for path in sorted((GOLDEN / source).glob(f"{beginning}*")):
             (directory / path.name).symlink_to(path)
     return directory
+
+
+def golden_tests(fixture: str, pattern: str, check: Callable[[Any, str], None]) -> dict[str, Callable]:
+    """A test test_golden_<array> for each array that matches; it calls check(the fixture's value, name)."""
+
+    def make(name: str) -> Callable:
+        def test(request: Any) -> None:
+            check(request.getfixturevalue(fixture), name)
+
+        return test
+
+    return {f"test_golden_{name}": make(name) for name in names(pattern)}

@@ -147,5 +147,7 @@ def test_parts_that_do_not_belong_together_are_refused(backbone, checkpoints, tm
         make_policy(backbone, checkpoints, depth_ar, tokenizer_checkpoint=tmp_path / "retrained")
     with pytest.raises(CheckpointError, match=r"no draft checkpoint: .* python train.py phase=draft"):
         make_policy(backbone, checkpoints, SPECULATIVE, draft_checkpoint=tmp_path / "nothing")
+    with pytest.raises(PolicyError, match=r"draft .* was trained for 2 stages, but 3 are asked of it"):
+        make_policy(backbone, checkpoints, partial(speculative, num_draft_stages=3))
     with pytest.raises(PolicyError, match=r"num_open_loop_steps 9, expected 1\.\.8"):
         make_policy(backbone, checkpoints, None, num_open_loop_steps=9)

@@ -42,7 +42,8 @@ def verify(
     p = target_probs.gather(-1, proposal[..., None])[..., 0]
     q = draft_probs.gather(-1, proposal[..., None])[..., 0]
     uniform = torch.rand(p.shape, generator=generator, device=p.device, dtype=p.dtype)
-    kept = uniform * q < p
     leftover = (target_probs - draft_probs).clamp_min(0)
+    equal = leftover.sum(dim=-1) == 0  # p == q up to rounding: a refusal could only come from rounding
+    kept = (uniform * q < p) | equal
     leftover = torch.where(kept[..., None], target_probs, leftover)  # any valid row; its draw is not used
     return torch.where(kept, proposal, draw(leftover, generator)), kept

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rsd.decoding import depth_ar, parallel, speculative
+from rsd.decoding.sampling import verify
 
 T, D, Q, L = 2, 3, 4, 5
 LEVELS = torch.full((T, D, Q), L)
@@ -168,6 +169,15 @@ def test_entries_without_a_token_are_not_counted():
     kept, checked = result.accepted_tokens
     assert kept.tolist() == checked.tolist() == [[D, 0, 0, 0]]
     assert (result.indices[0, 0, :, 0] == 0).all()
+
+
+def test_equal_distributions_up_to_rounding_are_always_kept():
+    target = torch.tensor([[0.5, 0.5]])
+    draft = torch.tensor([[0.5 + 6e-8, 0.5]])  # nothing is left over where the target is below the draft by rounding
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        tokens, kept = verify(torch.tensor([0]), draft, target, generator)
+        assert kept.all() and tokens.tolist() == [0]
 
 
 def test_num_draft_stages_out_of_range_is_refused():

@@ -14,7 +14,7 @@ from rsd.models.openvla import ddim, decoders, published
 from rsd.models.openvla.heads import time_embedding
 from rsd.models.openvla.model import select
 from rsd.normalization import EXTREMES, QUANTILES, unnormalize
-from tests.golden_files import GOLDEN, compose_checkpoint, load, names
+from tests.golden_files import GOLDEN, compose_checkpoint, golden_tests, load
 
 ATOL = 5e-5
 STEP = 1e-5  # of the numerical derivative, in float64
@@ -68,9 +68,7 @@ class Recorded:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", names("oft_*diffusion_*steps"))
-def test_golden_last_step(tmp_path, name):
-    recorded = Recorded(tmp_path, name)
+def check_last_step(recorded):
     arrays, num_steps = recorded.arrays, recorded.model.num_diffusion_steps
     np.testing.assert_array_equal(ddim.timesteps(num_steps), arrays["timesteps"])
     np.testing.assert_allclose(ddim.alphas_cumprod(), arrays["alphas_cumprod"], rtol=0, atol=1e-7)
@@ -110,10 +108,8 @@ def solve_step(recorded, noisy, unknown, expected):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", names("oft_*diffusion_*steps"))
-def test_golden_whole_sampler_within_its_own_spread(tmp_path, name):
+def check_whole_sampler(recorded):
     """As close to the record as two runs whose starting noise differs by float32's rounding are to each other."""
-    recorded = Recorded(tmp_path, name)
     states, actions = recorded.run(torch.float32)
     runs = [recorded.run(torch.float32, shift) for shift in (1e-7, -1e-7, 3e-7)]
     for got, expected, index in (
@@ -136,3 +132,13 @@ def test_one_step_by_hand():
     assert ddim.timesteps(10) == [45, 40, 35, 30, 25, 20, 15, 10, 5, 0]
     with pytest.raises(ValueError, match=r"num_steps 51 of the sampler, expected 1\.\.50"):
         ddim.timesteps(51)
+
+
+@torch.no_grad()
+def check_diffusion(tmp_path, name):
+    recorded = Recorded(tmp_path, name)
+    check_last_step(recorded)
+    check_whole_sampler(recorded)
+
+
+globals().update(golden_tests("tmp_path", "oft_*diffusion_*steps", check_diffusion))

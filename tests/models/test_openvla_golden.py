@@ -13,7 +13,7 @@ from rsd.models.openvla.model import CHANNELS_PER_IMAGE, select
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.token_loss import token_loss
 from rsd.normalization import EXTREMES, QUANTILES, unnormalize
-from tests.golden_files import GOLDEN, compose_checkpoint, load, names
+from tests.golden_files import GOLDEN, compose_checkpoint, golden_tests, load
 
 ATOL = 5e-5
 
@@ -104,14 +104,6 @@ def check_prediction(build, name):
     return hidden[last].numpy(), raw
 
 
-@pytest.mark.parametrize("name", names("oft_*img_*proprio"))
-def test_golden_prediction(build, name):
-    if "film" in name:
-        check_film(build, name)
-    else:
-        check_prediction(build, name)
-
-
 @torch.no_grad()
 def check_film(build, name):
     arrays = load(name)
@@ -141,8 +133,7 @@ def check_film(build, name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", names("base_ar_*"))
-def test_golden_autoregressive(build, name):
+def check_autoregressive(build, name):
     arrays = load(name)
     model = build(decoder="autoregressive", proprio=False)
     pixels, ids, mask = (torch.from_numpy(arrays[key]) for key in ("pixel_values", "input_ids", "attention_mask"))
@@ -176,8 +167,7 @@ def test_golden_autoregressive(build, name):
     np.testing.assert_allclose(loss, arrays["train_ce_loss"], rtol=0, atol=ATOL)
 
 
-@pytest.mark.parametrize("name", names("control_causal_*"))
-def test_golden_control_causal(build, name):
+def check_control_causal(build, name):
     """The wrong answer of a causal model must be far away, and causal layers must reproduce it."""
     wrong, right = load(name), name.replace("control_causal", "oft")
     states, actions = check_prediction(build, right)
@@ -211,8 +201,7 @@ def train_forward(build, name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", names("oft_*train_batch"))
-def test_golden_train_batch(build, name):
+def check_train_batch(build, name):
     arrays, model, states, hidden, loss = train_forward(build, name)
     labels, mask = torch.from_numpy(arrays["labels"]), arrays["attention_mask"]
     current, later = action_tokens.action_masks(labels[:, 1:], arrays["actions"].shape[-1])
@@ -230,8 +219,7 @@ def test_golden_train_batch(build, name):
     np.testing.assert_allclose(cross_entropy, arrays["ce_loss"], rtol=0, atol=ATOL)
 
 
-@pytest.mark.parametrize("name", names("oft_*train_grads"))
-def test_golden_train_grads(build, name):
+def check_train_grads(build, name):
     expected = load(name)
     _, model, _, _, loss = train_forward(build, name.replace("grads", "batch"))
     parts = {"model": model, "head": model.action_head, "proprio": model.proprio_projector}
@@ -300,3 +288,14 @@ def test_number_of_images_comes_from_the_pixels(build):
         pixels = torch.zeros(1, 6 * images, shape.image_size, shape.image_size)
         with torch.no_grad():
             assert model.vision_backbone(pixels).shape[1] == images * shape.num_patches
+
+
+globals().update(
+    golden_tests("build", "oft_[0-9]img_*", check_prediction)
+    | golden_tests("build", "oft_aloha_[0-9]img_*", check_prediction)
+    | golden_tests("build", "oft_film_*", check_film)
+    | golden_tests("build", "base_ar_*", check_autoregressive)
+    | golden_tests("build", "control_causal_*", check_control_causal)
+    | golden_tests("build", "oft_*train_batch", check_train_batch)
+    | golden_tests("build", "oft_*train_grads", check_train_grads)
+)
