@@ -1,0 +1,70 @@
+"""The 7B benchmark's every section at tiny size on the CPU, so that GPU time is not spent on finding typing errors."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_7b.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("benchmark_7b", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    before = list(sys.path)
+    spec.loader.exec_module(module)
+    sys.path[:] = before
+    return module
+
+
+def test_all_sections_at_tiny_size(tmp_path):
+    options = "--device cpu --size tiny --calls 3 --warmup 1 --frames 12 --batch-size 4 --workers 1".split()
+    command = [sys.executable, str(SCRIPT), "--out", str(tmp_path), *options]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)  # not from the repository
+    assert process.returncode == 0, process.stderr
+    results = json.loads((tmp_path / "benchmark_7b.json").read_text())
+    assert results["errors"] == {}
+    for case, tokens in (("1 image", 107), ("2 images + proprio", 124)):
+        entry = results["forward"][case]
+        assert entry["tokens"] == tokens
+        assert entry["whole"]["eager"]["wall_ms"]["calls"] == 3
+        assert entry["tflop"]["whole"] == pytest.approx(
+            sum(entry["tflop"][part] for part in ("vision", "projector", "llm", "head"))
+        )
+        assert entry["tflop"]["llm"] > 0
+    assert results["load"]["host_peak_bytes"] > 0
+    assert results["caching"]["caching_frames_per_s"] > 0
+    assert results["lora"]["batch 8"]["device_ms"]["median"] > 0
+    assert "**2 images + proprio** (124 tokens)" in (tmp_path / "benchmark_7b.md").read_text()
+
+
+def test_a_failing_section_fails_the_run_and_keeps_the_others(tmp_path, benchmark, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "measure_forward", lambda *arguments: 1 / 0)
+    arguments = ["--out", str(tmp_path), "--device", "cpu", "--size", "tiny", "--sections", "forward", "lora"]
+    monkeypatch.setattr(sys, "argv", ["benchmark_7b.py", *arguments, "--calls", "2", "--warmup", "1"])
+    assert benchmark.main() == 1
+    results = json.loads((tmp_path / "benchmark_7b.json").read_text())
+    assert "ZeroDivisionError" in results["errors"]["forward"] and "batch 1" in results["lora"]
+
+
+def test_a_twin_shares_weights_and_can_lose_its_proprio(benchmark):
+    model = benchmark.random_model(benchmark.openvla_architecture(size="tiny"), seed=0, device="cpu")
+    other = benchmark.twin(model)
+    assert other is not model and other.projector is not model.projector
+    assert {value.data_ptr() for value in other.parameters()} == {value.data_ptr() for value in model.parameters()}
+    assert benchmark.without_proprio(model).architecture.proprio_dim is None
+    assert model.architecture.proprio_dim == 8
+
+
+def test_an_adapter_starts_as_nothing_and_adds_its_product(benchmark):
+    layer = torch.nn.Linear(6, 4)
+    adapted, x = benchmark.LowRank(layer), torch.randn(3, 6)
+    assert torch.equal(adapted(x), layer(x))
+    with torch.no_grad():
+        adapted.up.normal_()
+    torch.testing.assert_close(adapted(x), layer(x) + 0.5 * x @ adapted.down.T @ adapted.up.T)
