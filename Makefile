@@ -9,7 +9,8 @@ APT := $(shell if [ "$$(id -u)" = 0 ]; then echo apt-get; elif sudo -n true 2>/d
 demo: gl
 	$(BIN)/python scripts/demo.py --size demo
 
-smoke: gl  ## the demo at a tenth of its size
+smoke: gl  ## the demo at a tenth of its size, from the beginning
+	rm -rf outputs/smoke
 	$(BIN)/python scripts/demo.py --size smoke
 
 test: setup

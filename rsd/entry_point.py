@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from rich.console import Console
 from rich.table import Table
 
-from rsd.runs import RunError, resume_arguments, write_atomically
+from rsd.runs import CONFIG_FILE, RunError, resume_arguments, write_atomically
 
 METRICS_FILE = "metrics.json"
 ERROR_FILE = "error.log"
@@ -61,6 +61,11 @@ def report_errors(main: Callable[..., Any]) -> Callable[..., Any]:
             log.write_text("".join(traceback.format_exception(raised)))
             print(f"error: {error}\n(traceback in {log})", file=sys.stderr)
             sys.exit(1)
+        except KeyboardInterrupt:
+            run_dir = Path(HydraConfig.get().runtime.output_dir)
+            hint = f"; continue with resume={run_dir}" if (run_dir / CONFIG_FILE).is_file() else ""
+            print(f"\ninterrupted{hint}", file=sys.stderr)
+            sys.exit(130)
 
     return wrapped
 
@@ -110,6 +115,8 @@ def publish(folder: Path, name: Path) -> None:
     if name.exists() and not name.is_symlink():
         raise FileExistsError(f"{name} is a folder of its own, not a link to a run; move it away to publish {folder}")
     name.parent.mkdir(parents=True, exist_ok=True)
+    if name.is_symlink() and name.resolve() != folder.resolve():
+        print(f"{name} pointed to {name.resolve()}; from now on it points to {folder}")
     link = name.with_name(name.name + ".new")
     link.unlink(missing_ok=True)
     link.symlink_to(os.path.relpath(folder.resolve(), name.parent.resolve()), target_is_directory=True)

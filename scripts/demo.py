@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from rsd.entry_point import METRICS_FILE
 from rsd.evaluation.page import data_url, render_page
 from rsd.evaluation.report import REPORT_HTML, REPORT_JSON
-from rsd.runs import CONFIG_FILE, write_atomically
+from rsd.runs import CONFIG_FILE, OVERRIDES_FILE, write_atomically
 
 TIMES_FILE = "times.json"
 RESTARTABLE = ""  # instead of a file: the command itself finds out what is left to do, and is always run
@@ -52,10 +54,21 @@ class Step:
     finished: str
 
     def is_finished(self, root: Path) -> bool:
-        marker = root / "runs" / self.name / self.finished
-        if self.finished == RESTARTABLE or not marker.is_file():
+        """Whether this very command has run to its end.
+
+        Raises:
+            SystemExit: the folder holds a run with other settings.
+        """
+        run_dir = root / "runs" / self.name
+        if self.finished == RESTARTABLE or not (run_dir / self.finished).is_file():
             return False
-        return self.finished != REPORT_JSON or json.loads(marker.read_text())["complete"]
+        stored = OmegaConf.to_container(OmegaConf.load(run_dir / OVERRIDES_FILE))
+        if stored != self.command[1:]:
+            sys.exit(f"{run_dir} was made with {stored}, not {self.command[1:]}; remove {root} to start afresh")
+        if self.finished != REPORT_JSON:
+            return True
+        report = read_json(run_dir / REPORT_JSON)
+        return report["complete"] and report["success"]["num_errors"] == 0
 
 
 def plan(size: Size, root: Path) -> list[Step]:
@@ -88,10 +101,14 @@ def run_step(step: Step, root: Path) -> None:
         started = (run_dir / CONFIG_FILE).is_file()
         command.append(f"resume={run_dir}" if started else f"hydra.run.dir={run_dir}")
     print(f"\n$ python {' '.join(command[1:])}", flush=True)
-    result = subprocess.run(command)
-    if result.returncode != 0:
-        print(f"\nstep {step.name!r} failed; the same command goes on from here once it is repaired", file=sys.stderr)
-        sys.exit(result.returncode)
+    with subprocess.Popen(command) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # it has had the same Ctrl-C and is saving what it has
+            sys.exit("\ninterrupted; the same command goes on from here")
+    if code != 0:
+        sys.exit(f"\nstep {step.name!r} failed; the same command goes on from here once it is repaired")
 
 
 def read_json(path: Path) -> Any:
@@ -143,9 +160,11 @@ def main() -> None:
             print(f"step {step.name!r} is finished")
             continue
         started = time.monotonic()
-        run_step(step, root)
-        times[step.name] = times.get(step.name, 0.0) + time.monotonic() - started
-        write_atomically(root / TIMES_FILE, json.dumps(times, indent=1) + "\n")
+        try:
+            run_step(step, root)
+        finally:
+            times[step.name] = times.get(step.name, 0.0) + time.monotonic() - started
+            write_atomically(root / TIMES_FILE, json.dumps(times, indent=1) + "\n")
     report = write_report(root, arguments.size, steps, times)
     print(f"\n{sum(times.values()) / 60:.1f} minutes in all\nreport: {report}")
 

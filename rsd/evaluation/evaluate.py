@@ -16,7 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from rsd.evaluation.results import RESULTS_FILE, append_result, episode_id, read_results, set_torn_line_aside
+from rsd.evaluation.results import (
+    CRASHED_FILE,
+    RESULTS_FILE,
+    append_result,
+    episode_id,
+    read_results,
+    set_crashed_aside,
+    set_torn_line_aside,
+)
 from rsd.evaluation.rollout import Episode
 from rsd.evaluation.video import CONTROL_HZ, check_ffmpeg, write_video
 from rsd.types import Env, EpisodeResult, Policy
@@ -75,7 +83,7 @@ def plan_episodes(
 def resume_results(run_dir: Path, plan: Sequence[PlannedEpisode]) -> list[EpisodeResult]:
     """Episodes that are already on disk; makes an empty results.jsonl at a first start.
 
-    A torn last line is moved aside, with a warning that names the file.
+    A torn last line is moved aside, with a warning that names the file; crashed episodes are, too, and run again.
 
     Raises:
         PlanError: an episode on disk is not in the plan.
@@ -89,7 +97,10 @@ def resume_results(run_dir: Path, plan: Sequence[PlannedEpisode]) -> list[Episod
     strange = {episode_id(result) for result in done} - {(episode.task_id, episode.init_state_id) for episode in plan}
     if strange:
         raise PlanError(f"{path} holds episodes that this run does not plan: (task, init state) {sorted(strange)}")
-    return done
+    crashed = set_crashed_aside(path)
+    if crashed:
+        logging.getLogger(__name__).warning("%d crashed episodes are run again; kept in %s", crashed, CRASHED_FILE)
+    return [result for result in done if result.error is None]
 
 
 def evaluate(

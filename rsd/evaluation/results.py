@@ -11,9 +11,11 @@ import json
 import os
 from pathlib import Path
 
+from rsd.runs import write_atomically
 from rsd.types import EpisodeResult
 
 RESULTS_FILE = "results.jsonl"
+CRASHED_FILE = "crashed_results.jsonl"  # crashed episodes of earlier starts, which were run again
 
 
 class ResultsError(RuntimeError):
@@ -92,3 +94,19 @@ def set_torn_line_aside(path: Path) -> Path | None:
     aside.write_bytes(torn)
     os.truncate(path, path.stat().st_size - len(torn))
     return aside
+
+
+def set_crashed_aside(path: Path) -> int:
+    """Move the lines of crashed episodes to crashed_results.jsonl, so that they are run again.
+
+    Returns:
+        How many there were.
+    """
+    results, _ = read_results(path)
+    crashed = [result for result in results if result.error is not None]
+    if crashed:
+        for result in crashed:
+            append_result(path.with_name(CRASHED_FILE), result)
+        kept = [json.dumps(dataclasses.asdict(result)) + "\n" for result in results if result.error is None]
+        write_atomically(path, "".join(kept))
+    return len(crashed)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from rsd.evaluation.evaluate import ERRORS_FILE, PlanError, evaluate, plan_episodes, resume_results
-from rsd.evaluation.results import RESULTS_FILE, ResultsError, episode_id, read_results
+from rsd.evaluation.results import CRASHED_FILE, RESULTS_FILE, ResultsError, episode_id, read_results
 from rsd.evaluation.video import VideoError
 from tests.evaluation.policies import RaisingPolicy, SeeingPolicy, StillPolicy
 from tests.fakes import PointMassEnv
@@ -67,6 +67,15 @@ def test_crashes_are_errors_and_the_run_goes_on(tmp_path):
     assert not any(result.success for result in crashed) and all(r.success for r in results if not r.error)
     log = (tmp_path / ERRORS_FILE).read_text()
     assert log.count("Traceback") == 6 and "task 0, init state 1\n" in log and "policies.py" in log
+
+
+def test_a_resume_runs_crashed_episodes_again(tmp_path):
+    run(tmp_path, RaisingPolicy(), plan())
+    again = run(tmp_path, SeeingPolicy(), plan())
+    assert len(again) == 6 and all(result.success for result in again)
+    results, _ = read_results(tmp_path / RESULTS_FILE)
+    assert len({episode_id(result) for result in results}) == 12 and not any(result.error for result in results)
+    assert len(read_results(tmp_path / CRASHED_FILE)[0]) == 6
 
 
 def test_ctrl_c_ends_the_run_and_resume_completes_it(tmp_path):
