@@ -52,6 +52,48 @@ class Stopwatch:
             torch.cuda.synchronize(self.device)
 
 
+@dataclasses.dataclass(frozen=True)
+class IOContract:
+    """What goes into a policy and what comes out: environments and data sets have to fit it.
+
+    Attributes:
+        views: Names of the pictures that it needs, in the model's order.
+        proprio_dim: P that it needs; None for a policy that is not told the proprio.
+        action_dim, chunk_length: A and T of its chunks.
+        center_crop: Whether the evaluation's crop is applied.
+        decoder: How chunks are made: the base model's own way, or the decoding over residual tokens.
+        unnorm_key: Statistics that its actions are un-normalised with.
+    """
+
+    views: tuple[str, ...]
+    proprio_dim: int | None
+    action_dim: int
+    chunk_length: int
+    center_crop: bool
+    decoder: str
+    unnorm_key: str
+
+    @property
+    def num_images(self) -> int:
+        return len(self.views)
+
+    def check(self, *, views: Sequence[str], proprio_dim: int, action_dim: int) -> None:
+        """Hold the contract against what an environment or a data set offers.
+
+        Raises:
+            PolicyError: they do not fit; the message names every difference.
+        """
+        wrong = [f"view {view!r} is needed, offered are {sorted(views)}" for view in self.views if view not in views]
+        if self.proprio_dim not in (None, proprio_dim):
+            wrong.append(f"proprio of {self.proprio_dim} dims is needed, offered are {proprio_dim}")
+        if self.action_dim != action_dim:
+            wrong.append(f"actions have {self.action_dim} dims, executed are {action_dim}")
+        if wrong:
+            raise PolicyError(
+                f"policy and environment do not fit: {'; '.join(wrong)}; choose another model or another env"
+            )
+
+
 @dataclasses.dataclass
 class TokenParts:
     """What a decoding over tokens needs beside the base model."""
@@ -105,6 +147,20 @@ class VLAPolicy:
                     f"{backbone.action_dim}); set chunk to the length that both were trained with"
                 )
 
+    @property
+    def contract(self) -> IOContract:
+        """What this policy needs and gives."""
+        base, decode = self.backbone, None if self.tokens is None else self.tokens.decode
+        return IOContract(
+            views=tuple(base.views),
+            proprio_dim=base.proprio_dim,
+            action_dim=base.action_dim,
+            chunk_length=base.chunk_length,
+            center_crop=base.center_crop,
+            decoder=base.decoder if decode is None else getattr(decode, "func", decode).__name__,
+            unnorm_key=base.unnorm_key,
+        )
+
     def reset(self, seed: int) -> None:
         """Start of an episode: seed the sampling. There is no other state."""
         self.generator.manual_seed(seed)
@@ -133,7 +189,8 @@ class VLAPolicy:
                 values = normalized.float().cpu().numpy()
                 if not np.isfinite(values).all():
                     raise PolicyError("the model produced NaN or infinite actions; check its weights and dtype")
-                actions = robot_actions(unnormalize(values, self.backbone.norm_stats["action"]))  # [B, T, A]
+                raw = unnormalize(values, self.backbone.norm_stats["action"], self.backbone.bounds)
+                actions = robot_actions(raw)  # [B, T, A]
         return [
             ChunkPrediction(actions=chunk, stats=row, latency_ms=dict(watch.elapsed_ms))
             for chunk, row in zip(actions, stats, strict=True)
@@ -219,6 +276,7 @@ def load_policy(
     num_open_loop_steps: int,
     device: str,
     jpeg: bool = True,
+    offered: dict[str, Any] | None = None,
 ) -> VLAPolicy:
     """Put a policy together from a loaded base model and checkpoints, holding them to one contract.
 
@@ -228,14 +286,16 @@ def load_policy(
         head_checkpoint, draft_checkpoint: Folders; the draft's is None for decodings without one.
         decode: One of `rsd.decoding`, its own options bound; None for the base model's continuous head.
         num_open_loop_steps, device, jpeg: As in VLAPolicy.
+        offered: What the environment offers, as arguments of `IOContract.check`; None checks nothing.
 
     Raises:
         CheckpointError: a part is missing, damaged, or was made for another part.
+        PolicyError: the policy and what is offered do not fit.
     """
     where = torch.device(device)
     common = {"backbone": backbone, "num_open_loop_steps": num_open_loop_steps, "jpeg": jpeg, "device": where}
     if decode is None:
-        return VLAPolicy(tokens=None, **common)
+        return _checked(VLAPolicy(tokens=None, **common), offered)
     tokenizer, provenance = load_tokenizer(tokenizer, Path(tokenizer_checkpoint), unnorm_key=backbone.unnorm_key)
     contract = {
         "code_shape": tokenizer.code_shape,
@@ -253,4 +313,10 @@ def load_policy(
         _require_stages("draft", draft_checkpoint, draft.num_stages, asked)
         draft = draft.to(where)
     parts = TokenParts(tokenizer.to(where), head.to(where), head_layer, draft, draft_layer, decode)
-    return VLAPolicy(tokens=parts, **common)
+    return _checked(VLAPolicy(tokens=parts, **common), offered)
+
+
+def _checked(policy: VLAPolicy, offered: dict[str, Any] | None) -> VLAPolicy:
+    if offered is not None:
+        policy.contract.check(**offered)
+    return policy

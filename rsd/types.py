@@ -212,8 +212,12 @@ class Backbone(Protocol):
     hidden_dim: int
     num_layers: int
     views: tuple[str, ...]
+    proprio_dim: int | None  # None for a model that is not told the proprio
+    center_crop: bool
+    decoder: str  # how its own chunk is made: l1, discrete, diffusion, autoregressive
     unnorm_key: str
     norm_stats: dict[str, Any]  # {"action": {...}, "proprio": {...}} of unnorm_key
+    bounds: tuple[str, str]  # names of the statistics that -1 and 1 stand for
 
     def prepare(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
         """Pictures as stored in RLDS (after JPEG) → model pixels; instruction → ids; proprio → [-1, 1]."""

@@ -151,3 +151,35 @@ def test_parts_that_do_not_belong_together_are_refused(backbone, checkpoints, tm
         make_policy(backbone, checkpoints, partial(speculative, num_draft_stages=3))
     with pytest.raises(PolicyError, match=r"num_open_loop_steps 9, expected 1\.\.8"):
         make_policy(backbone, checkpoints, None, num_open_loop_steps=9)
+
+
+OFFERED = {"views": ["image", "wrist_image"], "proprio_dim": 8, "action_dim": 7}
+
+
+def test_the_contract_names_what_goes_in_and_out(backbone, checkpoints):
+    contract = make_policy(backbone, checkpoints, SPECULATIVE, offered=OFFERED).contract
+    assert (contract.num_images, contract.views) == (2, ("image", "wrist_image"))
+    assert (contract.proprio_dim, contract.action_dim, contract.chunk_length) == (8, 7, 8)
+    assert (contract.center_crop, contract.decoder, contract.unnorm_key) == (True, "speculative", UNNORM_KEY)
+    assert make_policy(backbone, checkpoints, decode=None).contract.decoder == "l1"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"views": ["image"]}, r"view 'wrist_image' is needed, offered are \['image'\]"),
+        ({"proprio_dim": 9}, "proprio of 8 dims is needed, offered are 9"),
+        ({"action_dim": 14}, "actions have 7 dims, executed are 14"),
+    ],
+)
+def test_an_environment_that_does_not_fit_is_refused_before_the_first_episode(backbone, checkpoints, change, message):
+    with pytest.raises(PolicyError, match=f"policy and environment do not fit: {message}"):
+        make_policy(backbone, checkpoints, decode=None, offered=OFFERED | change)
+
+
+def test_a_policy_without_proprio_accepts_any():
+    blind = build_backbone(views=("image",), use_proprio=False)
+    arguments = {"tokenizer": None, "tokenizer_checkpoint": None, "head_checkpoint": None, "draft_checkpoint": None}
+    arguments |= {"backbone": blind, "decode": None, "num_open_loop_steps": 8, "device": "cpu"}
+    policy = load_policy(**arguments, offered=OFFERED | {"proprio_dim": 3})
+    assert policy.contract.proprio_dim is None

@@ -81,8 +81,12 @@ class OpenVLABackbone:
         return self.model.llm_config.num_hidden_layers
 
     @property
+    def proprio_dim(self) -> int | None:
+        return self.model.architecture.proprio_dim
+
+    @property
     def use_proprio(self) -> bool:
-        return self.model.architecture.proprio_dim is not None
+        return self.proprio_dim is not None
 
     @property
     def decoder(self) -> str:

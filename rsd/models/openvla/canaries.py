@@ -37,11 +37,23 @@ class Canary:
 def plain_observation(backbone: OpenVLABackbone, level: int) -> Observation:
     """All pictures of one grey level, proprio in the middle of its range, an instruction that the model knows."""
     picture = np.full((CAMERA_SIZE, CAMERA_SIZE, 3), level, dtype=np.uint8)
-    proprio = np.zeros(0)
-    if backbone.use_proprio:
-        low, high = (np.asarray(backbone.norm_stats["proprio"][name]) for name in backbone.bounds)
-        proprio = (low + high) / 2
-    return Observation(dict.fromkeys(backbone.views, picture), proprio, backbone.text.example)
+    return Observation(dict.fromkeys(backbone.views, picture), _proprio(backbone, 0.5), backbone.text.example)
+
+
+def random_observation(backbone: OpenVLABackbone, seed: int) -> Observation:
+    """Noise in every picture, proprio anywhere in its range."""
+    random = np.random.default_rng(seed)
+    shape = (CAMERA_SIZE, CAMERA_SIZE, 3)
+    pictures = {view: random.integers(0, 256, shape, dtype=np.uint8) for view in backbone.views}
+    return Observation(pictures, _proprio(backbone, float(random.uniform())), backbone.text.example)
+
+
+def _proprio(backbone: OpenVLABackbone, part: float) -> np.ndarray:
+    """A vector at this part of its range in every dim; empty for a model that is not told the proprio."""
+    if not backbone.use_proprio:
+        return np.zeros(0)
+    low, high = (np.asarray(backbone.norm_stats["proprio"][name]) for name in backbone.bounds)
+    return low + part * (high - low)
 
 
 @torch.inference_mode()
