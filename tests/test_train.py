@@ -197,12 +197,15 @@ def test_ctrl_c_says_how_to_continue(root, tmp_path):
 
 
 def test_multirun_ends_in_one_table(root, tmp_path):
-    swept = arguments(root, "phase=rfsq", "quantizer=dct_d2,dct_d3", "chunk=8,4")
+    swept = arguments(root, "phase=rfsq", "quantizer=dct_d2,dct_d3", "chunk=8,4", f"paths.runs={tmp_path / 'runs'}")
     command = [sys.executable, "train.py", "-m", *swept]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command += [f"hydra.sweep.dir={tmp_path}"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert "Could not find 'chunk/4'" in result.stderr + result.stdout  # unknown choices are named before anything runs
-    result = subprocess.run([a.replace("chunk=8,4", "chunk=8") for a in command], cwd=ROOT, env=environment, check=True)
-    rows = (tmp_path / "sweep.csv").read_text().splitlines()
-    assert len(rows) == 3 and "mse/1" in rows[0] and (tmp_path / "sweep.html").is_file()
+    command = [argument.replace("chunk=8,4", "chunk=8,16") for argument in command]  # 16 is longer than every episode
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1 and "raised" not in result.stderr
+    (table,) = (tmp_path / "runs" / "sweep").glob("*/sweep.csv")
+    header, *rows = table.read_text().splitlines()
+    assert "mse/1" in header and table.with_name("sweep.html").is_file()
+    assert "done" in rows[0] and "failed" in rows[1]

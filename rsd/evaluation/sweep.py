@@ -14,6 +14,7 @@ import argparse
 import csv
 import io
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,8 +138,9 @@ class SweepTable(Callback):
             "status": "failed" if failed else "done",
             "error": f"{type(error).__name__}: {error}" if failed else None,
         }
-        write_atomically(Path(hydra_cfg.runtime.output_dir) / JOB_FILE, json.dumps(job, indent=1) + "\n")
-        sweep_dir = Path(hydra_cfg.sweep.dir)
+        job_dir = Path(hydra_cfg.runtime.output_dir)
+        write_atomically(job_dir / JOB_FILE, json.dumps(job, indent=1) + "\n")
+        sweep_dir = job_dir.parent  # hydra.sweep.dir cannot be resolved here: it points into the user's config
         table = write_sweep(sweep_dir)
         if any(run.status == "failed" for run in read_sweep(sweep_dir)):
             _show(table, sweep_dir)
@@ -150,7 +152,7 @@ class SweepTable(Callback):
 
 
 def _show(table: Table, sweep_dir: Path) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
     console.print(
         f"Table of the runs: {sweep_dir / HTML_FILE} and {sweep_dir / CSV_FILE}", soft_wrap=True, markup=False

@@ -31,13 +31,9 @@ def codec_report(tokenizer: ActionTokenizer, chunks: Tensor) -> dict[str, Any]:
     latents = tokenizer.to_latents(chunks)
     shape = tokenizer.code_shape
     levels = torch.tensor(shape.levels)  # [T, D, Q]
-    report: dict[str, Any] = {
-        "num_chunks": len(chunks),
-        "tokens": shape.tokens_per_stage,
-        "bits": shape.bits_per_stage,
-    }
     names = ("mse", "max_error", "gripper_errors", "bound", "perplexity", "residual_std")
-    report.update({name: [] for name in names})
+    report: dict[str, Any] = {name: [] for name in names}
+    report |= {"tokens": shape.tokens_per_stage, "bits": shape.bits_per_stage, "num_chunks": len(chunks)}
     for depth in range(1, shape.num_stages + 1):
         prefix = indices[..., :depth]
         error = tokenizer.decode(prefix) - chunks
