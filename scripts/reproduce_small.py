@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=None, help="where tables go; <root>/results by default")
     parser.add_argument("--workers", type=int, default=16, help="processes; about 2 GB of memory each")
     parser.add_argument("--num-episodes", type=int, default=500)
-    parser.add_argument("--oft-steps", type=int, default=5000)
+    parser.add_argument("--oft-steps", type=int, default=2500)
     parser.add_argument("--head-steps", type=int, default=3000)
     parser.add_argument("--num-trials", type=int, default=50, help="episodes a task, 1..50")
     parser.add_argument("--quantizer", default="dct_d3")

@@ -71,7 +71,6 @@ class OFTModule(LightningModule):
         ema_decay: Of the moving average of the weights; null for none.
         proprio_dropout: Share of training samples whose proprio is replaced by zeros, the middle of its range: it
             tells the model where in an episode it is, and would otherwise be learned instead of the pictures.
-        compiled: Run the network through torch.compile while training: a minute at first, then faster.
         weights_dtype: What the exported weights are rounded to, "float32" or "bfloat16".
     """
 
@@ -90,7 +89,6 @@ class OFTModule(LightningModule):
         seed: int,
         ema_decay: float | None = None,
         proprio_dropout: float = 0.0,
-        compiled: bool = False,
         weights_dtype: str = "float32",
     ) -> None:
         super().__init__()
@@ -105,7 +103,7 @@ class OFTModule(LightningModule):
         self.warmup_steps = warmup_steps
         self.image_augmentation, self.seed = image_augmentation, seed
         self.ema_decay, self.proprio_dropout = ema_decay, proprio_dropout
-        self.compiled, self.weights_dtype = compiled, getattr(torch, weights_dtype)
+        self.weights_dtype = getattr(torch, weights_dtype)
 
     def setup(self, stage: str) -> None:
         """Build the model for the data set: its vocabulary, statistics and widths."""
@@ -120,7 +118,6 @@ class OFTModule(LightningModule):
             torch.manual_seed(self.seed)
             self.model = OpenVLAOFT(architecture)
         self.average = None if self.ema_decay is None else copy.deepcopy(self.model).requires_grad_(False)
-        self._run = torch.compile(self.model.forward) if self.compiled else self.model.forward
         self.backbone = OpenVLABackbone(
             model=self.model if self.average is None else self.average,
             processor=self._processor(),
@@ -180,8 +177,8 @@ class OFTModule(LightningModule):
             proprio = self.backbone.normalized_proprio(batch["proprio"].cpu().numpy())  # [B, P]
             inputs["proprio"] = proprio if keep_proprio is None else proprio * keep_proprio[:, None]
         inputs = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
-        run = self._run if self.training else self.backbone.model.forward
-        return run(**inputs, chunk_length=self.chunk_length, layers=[])[1]
+        model = self.model if self.training else self.backbone.model
+        return model(**inputs, chunk_length=self.chunk_length, layers=[])[1]
 
     def _generator(self, stream: int) -> torch.Generator:
         """Randomness of this step; streams are independent of each other."""
