@@ -27,6 +27,7 @@ HEAVY = {
     "robosuite": ["envs"],
     "mujoco": ["envs"],
     "transformers": ["models/openvla"],
+    "peft": ["models/openvla/lora.py"],
     "pytorch_lightning": ["training", "data/datamodules.py", "data/hidden_states.py"],
     "hydra": ["entry_point.py", "evaluation/sweep.py"],
     "wandb": ["training/loggers.py"],

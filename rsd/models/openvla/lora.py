@@ -1,0 +1,92 @@
+"""Low-rank adapters on a loaded OpenVLA, by peft, and merging them back (SPEC §14; LoRA: arXiv 2106.09685).
+
+What surprises first: "all linear layers" means those of both vision transformers (SigLIP's never-run attention pool
+too), the projector and the language model; lm_head, patch convolutions, norms and embeddings stay frozen. Adapters and
+heads are float32 whatever the base weights are, and run under autocast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rsd.models.openvla.model import OpenVLAOFT
+
+MAX_ALPHA = 16  # the reference's alpha is min(rank, 16)
+WHOLE = ("action_head", "proprio_projector", "noisy_action_projector")  # trained without adapters
+ADAPTER = "lora_"
+
+
+class LoRAError(RuntimeError):
+    """Adapters cannot be made, or do not survive merging."""
+
+
+def adapted_layers(model: OpenVLAOFT) -> list[str]:
+    """Names of the linear layers that get an adapter."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(WHOLE) and not name.endswith("lm_head")
+    ]
+
+
+def add_lora(model: OpenVLAOFT, *, rank: int, dropout: float = 0.0) -> None:
+    """Freeze the model, put an adapter on every linear layer, and leave adapters and heads trainable, in place.
+
+    Adapters start as nothing: A is Gaussian, B zero.
+
+    Raises:
+        LoRAError: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise LoRAError(f"fine-tuning needs peft ({error}); install it with: pip install -e '.[peft]'") from error
+    model.requires_grad_(False)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=min(rank, MAX_ALPHA),
+        lora_dropout=dropout,
+        init_lora_weights="gaussian",
+        target_modules=adapted_layers(model),
+    )
+    inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
+        trained = ADAPTER in name or name.startswith(WHOLE)
+        parameter.requires_grad_(trained)
+        if trained:
+            parameter.data = parameter.data.float()
+
+
+@torch.no_grad()
+def merge_lora(model: OpenVLAOFT, probe: Callable[[], Tensor], *, tolerance: float) -> float:
+    """Add every adapter to its layer's weights and remove it, in place.
+
+    Args:
+        model: With adapters from `add_lora`.
+        probe: Runs the model on fixed inputs; called before and after.
+        tolerance: Largest accepted difference of the probe's output, in parts of its largest value. Weights in bfloat16
+            round what is added to them.
+
+    Returns:
+        That difference.
+
+    Raises:
+        LoRAError: the merged model's outputs are not the adapted one's.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    before = probe().float()
+    for name, layer in [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]:
+        layer.merge(safe_merge=True)
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, layer.get_base_layer())
+    difference = float((probe().float() - before).abs().max() / before.abs().max())
+    if not difference <= tolerance:
+        raise LoRAError(
+            f"merging the adapters changed the outputs by {difference:.3g} of their largest value, expected at most "
+            f"{tolerance:.3g}; nothing was saved: merge in float32, or look for weights that are not finite"
+        )
+    return difference

@@ -1,0 +1,205 @@
+"""Fine-tuning of a published OpenVLA with LoRA: OFT's recipe (L1 on chunks) and the original one (action tokens).
+
+Sources: SPEC §14 (openvla-oft @ 213c5ff, openvla @ c8f03f4, vla-scripts/finetune.py).
+
+What surprises first: a checkpoint to resume from holds what is trained and not the frozen 7B; and all randomness of a
+micro batch comes from (seed, its number), so a resumed run equals an uninterrupted one. Proprio is normalised with the
+evaluation's formula (see rsd/training/oft.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+from torch.nn import functional as F
+
+from rsd.checkpoint import CheckpointError
+from rsd.images import augment, center_crop
+from rsd.models.openvla.backbone import OpenVLABackbone
+from rsd.models.openvla.decoders import decode_action_ids
+from rsd.models.openvla.lora import add_lora, merge_lora
+from rsd.models.openvla.pretrained import load_pretrained, save_pretrained
+from rsd.models.openvla.token_loss import token_logits, token_rows
+from rsd.normalization import normalize
+from rsd.training.oft import SEED_STRIDE
+
+MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # of the largest output; bfloat16 rounds merged weights
+
+
+class FinetuneModule(LightningModule):
+    """Trains adapters and heads of a published model.
+
+    Args:
+        checkpoint, hub_id: What to start from; an original OpenVLA, or an OFT checkpoint to train further.
+        decoder: "l1" for OFT's recipe, "autoregressive" for the original one (chunk 1, one image, no proprio).
+        views, use_proprio, chunk_length: The model's inputs and T.
+        learning_rate: Of AdamW, constant up to `decay_step`, a tenth of it from there on.
+        decay_step: Optimizer step; null for a constant rate.
+        warmup_steps: From a tenth of the rate to the whole of it; 0 for none.
+        rank: Of the adapters; their scale is min(rank, 16) / rank.
+        image_augmentation: Random crop and colours; validation sees the centre crop.
+        gradient_checkpointing: Recompute the language model's layers in the backward pass: less memory, a third slower.
+        dtype: Of the frozen weights, "bfloat16" or "float32".
+        seed: Of adapters, heads and augmentation.
+    """
+
+    def __init__(
+        self,
+        *,
+        checkpoint: str,
+        hub_id: str | None,
+        decoder: str,
+        views: Sequence[str],
+        use_proprio: bool,
+        chunk_length: int,
+        learning_rate: float,
+        decay_step: int | None,
+        warmup_steps: int,
+        rank: int,
+        image_augmentation: bool,
+        gradient_checkpointing: bool,
+        dtype: str,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if decoder not in ("l1", "autoregressive"):
+            raise ValueError(f"decoder {decoder!r} cannot be fine-tuned; expected 'l1' or 'autoregressive'")
+        if decoder == "autoregressive" and (chunk_length != 1 or use_proprio or len(views) != 1):
+            raise ValueError(
+                f"the original recipe takes one image, no proprio and chunks of 1; got views {list(views)}, "
+                f"use_proprio {use_proprio}, chunk_length {chunk_length}; set chunk=1 model=openvla_7b"
+            )
+        self.source = {"checkpoint": checkpoint, "hub_id": hub_id, "decoder": decoder}
+        self.views, self.use_proprio, self.chunk_length = tuple(views), use_proprio, chunk_length
+        self.learning_rate, self.decay_step, self.warmup_steps = learning_rate, decay_step, warmup_steps
+        self.rank, self.image_augmentation = rank, image_augmentation
+        self.gradient_checkpointing, self.weights_dtype, self.seed = gradient_checkpointing, getattr(torch, dtype), seed
+        self.strict_loading = False  # frozen weights are not in the checkpoints; on_load_checkpoint checks the others
+
+    def setup(self, stage: str) -> None:
+        """Load the published model and give it adapters, heads and the data set's statistics."""
+        if hasattr(self, "backbone"):
+            return
+        datamodule = self.trainer.datamodule
+        stats = datamodule.norm_stats
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            self.pretrained = load_pretrained(
+                **self.source,
+                action_dim=len(stats["action"]["q01"]),
+                proprio_dim=len(stats["proprio"]["q01"]) if self.use_proprio else None,
+                device="cpu" if self.trainer.strategy.root_device is None else self.trainer.strategy.root_device,
+                dtype=self.weights_dtype,
+            )
+            self.model = self.pretrained.model
+            add_lora(self.model, rank=self.rank)
+        if self.gradient_checkpointing:
+            self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.backbone = OpenVLABackbone(
+            model=self.model,
+            processor=self.pretrained.processor,
+            text=self.pretrained.text,
+            norm_stats=stats,
+            unnorm_key=datamodule.name,
+            views=self.views,
+            chunk_length=self.chunk_length,
+            center_crop=True,
+            weights_sha256=lambda: "in training",
+        )
+
+    def _inputs(self, batch: dict[str, Any], pictures: Tensor) -> dict[str, Tensor]:
+        """Model inputs for cropped pictures [B*M, S, S, 3], uint8; no floating one but the pixels' dtype matters."""
+        inputs = {"pixel_values": self.backbone.pixel_values(pictures.cpu())}
+        if self.use_proprio:
+            inputs["proprio"] = self.backbone.normalized_proprio(batch["proprio"].cpu().numpy())  # [B, P]
+        return {name: value.to(self.device, self.weights_dtype) for name, value in inputs.items()}
+
+    def _targets(self, batch: dict[str, Any]) -> Tensor:
+        normalized = normalize(batch["actions"].cpu().numpy(), self.backbone.norm_stats["action"])
+        return torch.from_numpy(normalized).to(self.device)  # [B, T, A]
+
+    def _losses(self, batch: dict[str, Any], pictures: Tensor) -> dict[str, Tensor]:
+        """The loss, first, and what else is worth seeing."""
+        inputs, targets = self._inputs(batch, pictures), self._targets(batch)
+        if self.source["decoder"] == "autoregressive":
+            prompts = [self.backbone.text.encode(text) for text in batch["instructions"]]
+            ids, labels = token_rows(prompts, targets, self.backbone.text.pad_id)
+            ids, labels = ids.to(self.device), labels.to(self.device)
+            logits, wanted = token_logits(self.model, inputs["pixel_values"], ids, labels)
+            chosen = logits.argmax(dim=-1)
+            actions = chosen.view(len(targets), -1)[:, :-1]  # without the stop token
+            l1 = (decode_action_ids(actions) - targets.flatten(1)).abs().mean()
+            accuracy = (chosen == wanted).float().mean()
+            return {"loss": F.cross_entropy(logits.float(), wanted), "token_accuracy": accuracy, "l1": l1}
+        prompts = {name: value.to(self.device) for name, value in self.backbone.prompts(batch["instructions"]).items()}
+        predicted = self.model(**inputs, **prompts, chunk_length=self.chunk_length, layers=[])[1]
+        loss = (predicted.float() - targets).abs().mean()
+        return {"loss": loss, "l1": loss.detach()}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        pictures = batch["pictures"].flatten(0, 1)
+        micro_batches = self.trainer.accumulate_grad_batches
+        number = self.global_step * micro_batches + batch_idx % micro_batches
+        generator = torch.Generator().manual_seed(self.seed * SEED_STRIDE + number)
+        pictures = augment(pictures, generator) if self.image_augmentation else center_crop(pictures)
+        losses = self._losses(batch, pictures)
+        self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=len(batch["actions"]))
+        return losses["loss"]
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        losses = self._losses(batch, center_crop(batch["pictures"].flatten(0, 1)))
+        self.log_dict({f"val/{name}": value for name, value in losses.items()}, batch_size=len(batch["actions"]))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate_factor(self, step: int) -> float:
+        """Learning rate of a step in parts of the full one; unlike the reference's, the decay outlives a warm-up."""
+        warm = 1.0 if step >= self.warmup_steps else 0.1 + 0.9 * step / self.warmup_steps
+        return warm * (0.1 if self.decay_step is not None and step >= self.decay_step else 1.0)
+
+    def _trained_names(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        names = self._trained_names()
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in names}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        strange = sorted(self._trained_names() ^ checkpoint["state_dict"].keys())
+        if strange:
+            raise CheckpointError(
+                f"the run to resume trained other weights than this one: {len(strange)} differ, such as {strange[:3]}; "
+                "resume with the settings that it was started with"
+            )
+
+    def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, float]:
+        """Merge the adapters, check the merged model, write it in the published layout; return validation metrics."""
+        metrics = {
+            name.removeprefix("val/"): float(value)
+            for name, value in self.trainer.callback_metrics.items()
+            if name.startswith("val/")
+        }
+        self.eval()
+        datamodule = self.trainer.datamodule
+        observations = [datamodule.val[row]["observation"] for row in range(min(2, len(datamodule.val)))]
+        inputs, last = self.backbone.prepare(observations), self.backbone.num_layers
+
+        mixed = self.weights_dtype != torch.float32  # heads and adapters are float32
+
+        def probe() -> Tensor:
+            with torch.autocast(self.device.type, dtype=self.weights_dtype, enabled=mixed):
+                return self.backbone.forward(inputs, [last]).hidden_states[last]
+
+        metrics["merge_difference"] = merge_lora(self.model, probe, tolerance=MERGE_TOLERANCE[self.weights_dtype])
+        statistics = {datamodule.name: self.backbone.norm_stats}
+        save_pretrained(Path(directory), self.pretrained, statistics=statistics, step=self.trainer.global_step)
+        return metrics
