@@ -2,54 +2,26 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, normalizers, processors
 
 from rsd.checkpoint import CheckpointError
-from rsd.models.openvla import CanaryError, ObservationError, Robot, load_backbone, save_backbone
-from rsd.models.openvla.canaries import check_canaries
-from rsd.models.openvla.published import TIMM_SHAPES, merge_lora, read_architecture
-from rsd.models.openvla.text import LlamaText, WordText
+from rsd.models.openvla import ObservationError, Robot, save_backbone
+from rsd.models.openvla.published import TIMM_SHAPES, read_architecture
+from rsd.models.openvla.text import LlamaText
 from rsd.normalization import UnknownKeyError
-from tests.models.openvla_tiny import LONG, SHORT, UNNORM_KEY, build_backbone, observation, plain_observation
-
-ROOT = Path(__file__).parents[2]
-VIEWS = ("image", "wrist_image")
-LIBERO = Robot(name="libero", chunk_length=8, action_dim=7, proprio_dim=8, bounds="quantiles")
-WORDS = WordText.from_instructions([SHORT])
-
-
-@pytest.fixture
-def published(golden_dir, tmp_path) -> Path:
-    """A copy of the golden checkpoint, free to be damaged."""
-    return Path(shutil.copytree(golden_dir / "ckpt_tiny", tmp_path / "ckpt"))
+from tests.models.openvla_tiny import UNNORM_KEY, build_backbone, observation, plain_observation
+from tests.models.published_copy import LIBERO, VIEWS, edit_json, llama_tokenizer, load
 
 
 @pytest.fixture
 def own(tmp_path) -> Path:
     save_backbone(tmp_path / "own", build_backbone(), {"steps": 0})
     return tmp_path / "own"
-
-
-def load(directory: Path, **changes):
-    """Load with arguments that fit both layouts; the statistics of a golden set may hold several data sets."""
-    statistics = directory / "dataset_statistics.json"
-    key = next(iter(json.loads(statistics.read_text()))) if statistics.exists() else None
-    arguments = {"unnorm_key": key, "views": VIEWS, "use_proprio": True, "chunk_length": 8, "text": WORDS}
-    return load_backbone(checkpoint=directory, **{**arguments, **changes})
-
-
-def edit_json(path: Path, change) -> None:
-    record = json.loads(path.read_text())
-    change(record)
-    path.write_text(json.dumps(record))
 
 
 # --- what works
@@ -122,21 +94,6 @@ def test_published_shapes_are_those_of_the_7b_model(golden_dir, tmp_path):
 
 
 # --- the Llama prompt
-
-
-def llama_tokenizer(path: Path) -> None:
-    """A tokenizer of Llama's kind that knows the pieces of one prompt under Llama's own ids (SPEC §5)."""
-    pieces = {
-        512: "▁In", 29901: ":", 1724: "▁What", 3158: "▁action", 881: "▁should", 278: "▁the", 19964: "▁robot",
-        2125: "▁take", 304: "▁to", 5839: "▁pick", 701: "▁up", 4628: "▁black", 12580: "▁bow", 29880: "l",
-        15284: "▁plate", 29973: "?", 3744: "Out", 29871: "▁", 0: "<unk>", 1: "<s>", 2: "</s>",
-    }  # fmt: skip
-    pieces |= {3 + byte: f"<0x{byte:02X}>" for byte in range(256)}
-    vocabulary = [(pieces.get(index, f"<unused{index}>"), 0.0 if index in pieces else -100.0) for index in range(32000)]
-    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer.save(str(path / "tokenizer.json"))
 
 
 def test_llama_prompt_ids(tmp_path):
@@ -303,245 +260,6 @@ def test_a_diffusion_head_under_an_l1_config(published):
 def test_an_unknown_decoder_lists_the_known_ones(published):
     with pytest.raises(ValueError, match=r"decoder 'l2' is unknown; expected one of \['autoregressive', "):
         load(published, decoder="l2")
-
-
-# --- damaged weights
-
-
-def test_an_index_that_disagrees_with_its_shards(published):
-    weights = load_file(published / "model.safetensors")
-    weight_map = dict.fromkeys(weights, "model.safetensors")
-    index = published / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": weight_map | {"more.weight": "model.safetensors"}}))
-    with pytest.raises(CheckpointError, match=r"index\.json disagree about \['more\.weight'\]"):
-        load(published)
-    index.write_text("{")
-    with pytest.raises(CheckpointError, match=r"is not an index of weights"):
-        load(published)
-
-
-def test_weights_that_are_not_numbers_of_floating_point(published):
-    weights = load_file(published / "model.safetensors")
-    weights["projector.fc3.bias"] = weights["projector.fc3.bias"].to(torch.int16)
-    save_file(weights, published / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"holds I16 in \['projector\.fc3\.bias'\], expected \('F32'"):
-        load(published)
-
-
-def test_every_flipped_byte_of_the_header_is_noticed_or_harmless(published):
-    """Either a CheckpointError, or exactly the same weights (a byte of the header's padding or metadata)."""
-    path = published / "model.safetensors"
-    good = path.read_bytes()
-    expected = shapes_and_offsets(path)
-    size = 8 + int.from_bytes(good[:8], "little")
-    noticed = 0
-    positions = [*range(16), *range(16, size, max(1, size // 150))]
-    for position in positions:
-        damaged = bytearray(good)
-        damaged[position] ^= 1 << (position % 8)
-        path.write_bytes(damaged)
-        try:
-            load(published, device="meta")
-        except CheckpointError:
-            noticed += 1
-            continue
-        assert shapes_and_offsets(path) == expected, position
-    assert noticed > 0.9 * len(positions)
-
-
-def shapes_and_offsets(path: Path) -> dict:
-    """The header's tensors, as stored."""
-    data = path.read_bytes()
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}
-
-
-def test_meta_loading_reads_no_weights(published):
-    backbone = load(published, device="meta")
-    assert {value.device.type for value in backbone.model.parameters()} == {"meta"}
-    path = next(published.glob("action_head--*"))
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        load(published, device="meta")
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_weights_have_the_asked_dtype_and_no_tie_to_the_file(published, dtype):
-    backbone = load(published, dtype=dtype)
-    assert {value.dtype for value in backbone.model.parameters()} == {getattr(torch, dtype)}
-    before = backbone.model.projector.fc1.weight.clone()
-    path = published / "model.safetensors"
-    path.write_bytes(b"\0" * path.stat().st_size)
-    assert torch.equal(backbone.model.projector.fc1.weight, before)
-
-
-MEASURE = """
-import sys, torch
-from pathlib import Path
-from torch import nn
-from rsd.models.openvla.streaming import read_headers, stream, weight_files
-
-def status(name):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024
-
-directory = Path(sys.argv[1])
-found = read_headers(weight_files(directory))
-with torch.device("meta"):
-    module = nn.ParameterDict({name: nn.Parameter(torch.empty(shape)) for name, (_, shape) in found.items()})
-before = status("VmRSS:")
-stream(module, found, device="cpu", dtype=torch.bfloat16)
-print(status("VmHWM:") - before)
-"""
-
-
-def test_the_host_holds_one_shard_beside_the_model(tmp_path):
-    """Six shards of 48 MB: beside the 288 MB of the model, at most one shard and some overhead at any time."""
-    shard_bytes, weight_map = 48 * 2**20, {}
-    for number in range(6):
-        name = f"model-{number}.safetensors"
-        tensors = {f"w{number}{part}": torch.ones(shard_bytes // 6, dtype=torch.bfloat16) for part in "abc"}
-        save_file(tensors, tmp_path / name)
-        weight_map |= dict.fromkeys(tensors, name)
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
-    peak = int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
-    assert peak < 6 * shard_bytes + 1.5 * shard_bytes
-
-
-# --- other layouts
-
-
-def original(published: Path) -> Path:
-    """The golden base model as the original OpenVLA: no side files, statistics in config.json alone."""
-    for path in (*published.glob("*checkpoint.pt"), published / "dataset_statistics.json"):
-        path.unlink()
-    return published
-
-
-def load_original(directory: Path, **changes):
-    key = next(iter(json.loads((directory / "config.json").read_text())["norm_stats"]))
-    arguments = {"unnorm_key": key, "decoder": "autoregressive", "views": ["image"], "use_proprio": False}
-    return load(directory, **{**arguments, "chunk_length": 1, **changes})
-
-
-def test_the_original_openvla_generates_the_same_alone_and_in_a_batch(published):
-    text = WordText.from_instructions([SHORT, LONG])
-    backbone = load_original(original(published), text=text)
-    observations = [observation(0, SHORT), observation(1, LONG)]
-    inputs = backbone.prepare(observations)
-    assert inputs["input_ids"].shape[1] == int(inputs["action_start"].max())  # nothing after the prompt
-    together = backbone.forward(inputs, layers=[1, 2])
-    assert together.actions.shape == (2, 1, 7) and together.hidden_states[1].shape == (2, 7, 48)
-    for row, single in enumerate(observations):
-        alone = backbone.forward(backbone.prepare([single]), layers=[1, 2])
-        assert torch.equal(alone.actions[0], together.actions[row])
-        for layer in (1, 2):
-            expected = alone.hidden_states[layer][0]
-            torch.testing.assert_close(together.hidden_states[layer][row], expected, atol=5e-5, rtol=0)
-
-
-def test_the_original_openvla_sees_its_picture_at_the_first_token(published):
-    """An empty cache object at step 0 must not hide the picture (openvla#346)."""
-    backbone = load_original(original(published))
-    black, white = (backbone.prepare([plain_observation(level)]) for level in (0, 255))
-    states = [backbone.forward(inputs, layers=[2]).hidden_states[2][0, 0] for inputs in (black, white)]
-    logits = [backbone.model.language_model.lm_head(state) for state in states]
-    assert (logits[0] - logits[1]).abs().max() > 1e-3
-
-
-def test_openvla_v01_has_one_tower_two_projector_layers_and_another_prompt(published, tmp_path):
-    record = json.loads((original(published) / "config.json").read_text())
-    record |= {
-        "use_fused_vision_backbone": False,
-        "vision_backbone_id": "siglip-vit-so400m",
-        "llm_backbone_id": "vicuna-v15-7b",
-        "timm_model_ids": record["timm_model_ids"][1:],
-        "timm_model_kwargs": record["timm_model_kwargs"][1:],
-        "image_sizes": record["image_sizes"][1:],
-        "image_resize_strategy": "letterbox",
-    }
-    (published / "config.json").write_text(json.dumps(record))
-    processor = json.loads((published / "preprocessor_config.json").read_text())
-    for name in ("input_sizes", "interpolations", "means", "stds", "tvf_normalize_params"):
-        processor[name] = processor[name][1:]
-    (published / "preprocessor_config.json").write_text(json.dumps(processor | {"image_resize_strategy": "letterbox"}))
-    weights = load_file(published / "model.safetensors")
-    fused = "vision_backbone.fused_featurizer."
-    single = {name.replace(fused, "vision_backbone.featurizer."): weights[name] for name in weights if fused in name}
-    single |= {name: weights[name] for name in weights if name.startswith("language_model.")}
-    width, vision = 48, weights[f"{fused}pos_embed"].shape[-1]
-    for name, shape in (("fc1", (width, vision)), ("fc2", (width, width))):
-        single |= {f"projector.{name}.weight": torch.randn(shape), f"projector.{name}.bias": torch.zeros(width)}
-    save_file(single, published / "model.safetensors")
-    llama_tokenizer(published)
-    backbone = load_original(published, text=None)
-    prompt = backbone.text.to_json()["prompt"]
-    assert prompt.startswith("A chat between a curious user")
-    assert prompt.endswith("USER: What action should the robot take to {instruction}? ASSISTANT:")
-    assert backbone.processor.strategy == "letterbox"
-    inputs = backbone.prepare([observation()])
-    assert inputs["pixel_values"].shape[1] == 3
-    assert torch.isfinite(backbone.forward(inputs, layers=[2]).hidden_states[2]).all()
-    with pytest.raises(ValueError, match="a single vision tower takes one picture"):
-        load_original(published, text=WORDS, views=VIEWS)
-
-
-def test_unmerged_lora_in_a_vision_side_file_is_merged():
-    """Rank 2, alpha 2 (the reference's alpha is min(rank, 16)): plain + B A; and rank 32: half of it."""
-    for rank, scale in ((2, 1.0), (32, 0.5)):
-        down, up, base = torch.randn(rank, 4), torch.randn(3, rank), torch.randn(3, 4)
-        stem = "vision_backbone.featurizer.blocks.0.block.attn.qkv"
-        stored = {
-            f"{stem}.base_layer.weight": base,
-            f"{stem}.base_layer.bias": torch.ones(3),
-            f"{stem}.lora_A.default.weight": down,
-            f"{stem}.lora_B.default.weight": up,
-            "other": torch.zeros(1),
-        }
-        merged = merge_lora(stored)
-        assert set(merged) == {f"{stem}.weight", f"{stem}.bias", "other"}
-        torch.testing.assert_close(merged[f"{stem}.weight"], base + scale * up @ down)
-
-
-# --- canaries
-
-
-@torch.no_grad()
-def test_a_blind_model_is_refused(published):
-    weights = load_file(published / "model.safetensors")
-    weights["projector.fc3.weight"] = torch.zeros_like(weights["projector.fc3.weight"])
-    save_file(weights, published / "model.safetensors")
-    with pytest.raises(CanaryError, match=r"a black and a white picture give different answers: states differ by 0"):
-        load(published)
-    assert load(published, canaries=False).model is not None
-
-
-def test_weights_that_are_not_finite_are_refused(published):
-    weights = load_file(published / "model.safetensors")
-    weights["projector.fc3.bias"][0] = torch.nan
-    save_file(weights, published / "model.safetensors")
-    with pytest.raises(CanaryError, match=r"hidden states are finite: \d+ of \d+ numbers are not"):
-        load(published)
-
-
-def test_a_causal_oft_model_is_refused(published, monkeypatch):
-    backbone = load(published)
-    honest = backbone.model.decoder_states
-    monkeypatch.setattr(
-        backbone.model, "decoder_states", lambda *args, **kwargs: honest(*args, **(kwargs | {"causal": True}))
-    )
-    with pytest.raises(CanaryError, match=r"attention is bidirectional: a change of the last token moves .* by 0"):
-        check_canaries(backbone)
-
-
-def test_reversed_statistics_are_refused(published):
-    def swap(record):
-        for entry in record.values():
-            entry["action"]["q01"], entry["action"]["q99"] = entry["action"]["q99"], entry["action"]["q01"]
-
-    edit_json(published / "dataset_statistics.json", swap)
-    with pytest.raises(CanaryError, match="statistics are present and ordered"):
-        load(published)
 
 
 def test_missing_head(published):
