@@ -125,7 +125,7 @@ class CacheWriter:
         self._take_lock()
         try:
             self._create_or_resume()
-        except BaseException:
+        except BaseException:  # whatever it is, Ctrl-C too: let go of the lock, then pass it on
             self._release_lock()
             raise
         return self

@@ -54,7 +54,7 @@ class RLDSWriter:
             self._spans = self._recover()
             self._file_paths = [self._read_file_path(span) for span in self._spans]
             self._write_features()
-        except BaseException:
+        except BaseException:  # whatever it is, Ctrl-C too: let go of the file, then pass it on
             self.close()
             raise
 
@@ -91,7 +91,7 @@ class RLDSWriter:
         span = Span(self._end() + HEADER_BYTES, len(payload))
         try:
             self._append(frame(payload))
-        except BaseException:
+        except BaseException:  # whatever it is, Ctrl-C too: leave no torn record, then pass it on
             os.ftruncate(self._file, span.offset - HEADER_BYTES)
             raise
         self._spans.append(span)

@@ -189,7 +189,7 @@ def work(connection: Connection, recipe: Recipe) -> None:
             connection.send(demonstration)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the main process is gone
-    except Exception as error:
+    except Exception as error:  # whatever the simulator raises is the worker's last word, and is raised all the same
         connection.send(Crash(f"{type(error).__name__}: {error}", in_setup=expert is None))
         raise
     finally:
