@@ -110,13 +110,13 @@ def row(outcomes: dict[str, int], steps: list[int]) -> list[str]:
     return [str(outcomes["success"]), str(tried), rate, str(outcomes["displaced"]), *lengths]
 
 
-def collect_into(writer: RLDSWriter, schedule: Schedule, recipe: Recipe, num_workers: int, console: Console) -> None:
+def collect_into(writer: RLDSWriter, schedule: Schedule, recipe: Recipe, console: Console, **workers: Any) -> None:
     """Append the schedule's episodes to a data set, and finish it.
 
     Raises:
         CollectionError: the disk is full, or the collection cannot go on. Everything appended before stays readable.
     """
-    attempts = collect(schedule, recipe, num_workers=num_workers, report=console.print)
+    attempts = collect(schedule, recipe, report=console.print, **workers)
     with closing(attempts), progress(schedule.num_missing, console) as advance:
         for attempt, demonstration in attempts:
             if demonstration.outcome == "success":
@@ -131,9 +131,9 @@ def collect_into(writer: RLDSWriter, schedule: Schedule, recipe: Recipe, num_wor
     writer.finish()
 
 
-def measure(schedule: Schedule, recipe: Recipe, num_workers: int, console: Console) -> None:
+def measure(schedule: Schedule, recipe: Recipe, console: Console, **workers: Any) -> None:
     """Try the schedule's placements and keep nothing."""
-    attempts = collect(schedule, recipe, num_workers=num_workers, report=console.print)
+    attempts = collect(schedule, recipe, report=console.print, **workers)
     with closing(attempts), progress(schedule.num_missing, console) as advance:
         for attempt, demonstration in attempts:
             advance(attempt, demonstration, schedule)
@@ -164,9 +164,10 @@ def main(cfg: DictConfig) -> None:
     plan = plan_of(cfg)
     instantiate(cfg.check)
     recipe = instantiate(cfg.recipe, _convert_="all", render=not cfg.dry_run)
+    workers = {"num_workers": cfg.num_workers, "render_devices": cfg.render_devices}
     if cfg.dry_run:
         schedule = Schedule(**plan, counted=("success", "failure"))
-        measure(schedule, recipe, cfg.num_workers, console)
+        measure(schedule, recipe, console, **workers)
         console.print(summary(schedule, time.monotonic() - started))
         return
     directory = Path(cfg.data.root) / cfg.data.name / cfg.data.version
@@ -174,7 +175,7 @@ def main(cfg: DictConfig) -> None:
         with RLDSWriter(directory, cfg.data.name, cfg.data.version) as writer:
             schedule = Schedule(**plan, stored=writer.file_paths())
             check_space(directory, len(writer), schedule.num_missing, console.print)
-            collect_into(writer, schedule, recipe, cfg.num_workers, console)
+            collect_into(writer, schedule, recipe, console, **workers)
             console.print(summary(schedule, time.monotonic() - started))
             console.print(f"{len(writer)} episodes: {directory}")
     except KeyboardInterrupt:

@@ -17,8 +17,9 @@ ALLOWED = {
     "decoding": {"types"},
     "policy": {"types", "jpeg", "normalization", "tokenizer", "models"},
     "data": {"types", "jpeg", "normalization"},
-    "envs": {"types"},
-    "evaluation": {"types", "runs"},
+    "workers": set(),
+    "envs": {"types", "workers"},
+    "evaluation": {"types", "runs", "workers"},
     "training": {"types", "runs", "images", "normalization", "checkpoint", "tokenizer", "models", "decoding"},
     "entry_point": {"runs"},
 }

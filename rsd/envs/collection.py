@@ -7,24 +7,19 @@ collection. When the main process is killed, the workers leave at once.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
 from rsd.envs.demonstrations import Demonstration, record_demonstration
 from rsd.envs.schedule import Attempt, CollectionError, Schedule
+from rsd.workers import Worker, WorkerDiedError, ready, render_variables, start_worker, stop_workers
 
 MAX_DEATHS = 3  # workers that one attempt may cost
-JOIN_S = 5.0  # a worker that is told to stop gets this long
 
 
 @dataclass(frozen=True)
@@ -57,116 +52,82 @@ class Crash:
 
 
 @dataclass
-class Worker:
-    """The main process's end of one worker; attempt is None while it is idle."""
+class Seat:
+    """A place for one worker, and for its successors; attempt is None while it is idle."""
 
-    process: BaseProcess
-    connection: Connection
+    worker: Worker
+    variables: dict[str, str]
     attempt: Attempt | None = None
     task_id: int | None = None
 
 
 def collect(
-    schedule: Schedule, recipe: Recipe, *, num_workers: int, report: Callable[[str], None]
+    schedule: Schedule,
+    recipe: Recipe,
+    *,
+    num_workers: int,
+    report: Callable[[str], None],
+    render_devices: Sequence[int] | None = None,
 ) -> Iterator[tuple[Attempt, Demonstration]]:
     """Work through a schedule; yields every finished attempt, failures too, after it was recorded in the schedule.
 
     Close the generator (contextlib.closing) to stop the workers early.
 
+    Args:
+        report: Told about workers that died.
+        render_devices: See `rsd.workers.render_variables`.
+
     Raises:
         CollectionError: an attempt cost MAX_DEATHS workers, or a task could not be set up.
     """
     deaths: Counter[Attempt] = Counter()
-    workers = [start_worker(recipe) for _ in range(min(num_workers, schedule.num_missing))]
+    seats = []
+    for number in range(min(num_workers, schedule.num_missing)):
+        variables = render_variables(render_devices, number)
+        seats.append(Seat(start_worker(work, recipe, variables=variables), variables))
     try:
         while True:
-            for worker in workers:
-                if worker.attempt is None:
-                    assign(worker, schedule)
-            busy = [worker for worker in workers if worker.attempt is not None]
+            for seat in seats:
+                if seat.attempt is None:
+                    assign(seat, schedule)
+            busy = {seat.worker: seat for seat in seats if seat.attempt is not None}
             if not busy:
                 return
-            wait([worker.connection for worker in busy] + [worker.process.sentinel for worker in busy])
-            for worker in busy:
-                if not worker.connection.poll() and worker.process.is_alive():
-                    continue
-                message = last_message(worker)
-                attempt = worker.attempt
+            for worker in ready(list(busy)):
+                seat = busy[worker]
+                attempt = seat.attempt
+                try:
+                    message = worker.receive()
+                    reason = message.error if isinstance(message, Crash) else None
+                except WorkerDiedError as death:
+                    message, reason = None, str(death)
                 if isinstance(message, Demonstration):
-                    worker.attempt = None
+                    seat.attempt = None
                     schedule.record(attempt, message.outcome, message.num_steps)
                     yield attempt, message
                     continue
                 deaths[attempt] += 1
-                reason = bury(worker, message)
                 if deaths[attempt] >= MAX_DEATHS or (message is not None and message.in_setup):
                     raise CollectionError(f"{attempt.name} cannot be collected: {reason}")
                 report(f"a worker died ({reason}) in {attempt.name}; starting another, the episode is repeated")
                 schedule.give_back(attempt)
-                workers[workers.index(worker)] = start_worker(recipe)
+                stop_workers([worker])
+                seat.worker = start_worker(work, recipe, variables=seat.variables)
+                seat.attempt, seat.task_id = None, None
     finally:
-        stop(workers)
+        stop_workers([seat.worker for seat in seats])
 
 
-def start_worker(recipe: Recipe) -> Worker:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs, recipe), daemon=True)
-    process.start()
-    theirs.close()  # so that our end sees the worker's death
-    return Worker(process, ours)
-
-
-def assign(worker: Worker, schedule: Schedule) -> None:
+def assign(seat: Seat, schedule: Schedule) -> None:
     """Give an idle worker the next attempt, of the task that it has loaded if possible."""
-    attempt = schedule.next_attempt(worker.task_id)
-    if attempt is None:
-        return
-    worker.attempt, worker.task_id = attempt, attempt.task_id
-    try:
-        worker.connection.send(attempt)
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # it died while idle; the main loop finds that out and repeats the attempt
-
-
-def last_message(worker: Worker) -> Demonstration | Crash | None:
-    """What the worker has sent, or None when it died in silence."""
-    try:
-        return worker.connection.recv() if worker.connection.poll() else None
-    except (EOFError, ConnectionResetError):
-        return None
-
-
-def bury(worker: Worker, message: Crash | None) -> str:
-    """Wait for a dead worker's process; returns why it died."""
-    worker.process.join(JOIN_S)
-    if message is not None:
-        return message.error
-    code = worker.process.exitcode
-    return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-
-
-def stop(workers: Sequence[Worker]) -> None:
-    for worker in workers:
-        worker.connection.close()
-        worker.process.terminate()
-    for worker in workers:
-        worker.process.join(JOIN_S)
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
-
-
-def leave_with_parent() -> None:
-    """End this process as soon as the one that started it is gone, even in the middle of an episode."""
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+    attempt = schedule.next_attempt(seat.task_id)
+    if attempt is not None:
+        seat.attempt, seat.task_id = attempt, attempt.task_id
+        seat.worker.send(attempt)
 
 
 def work(connection: Connection, recipe: Recipe) -> None:
     """Main function of a worker: attempts in, demonstrations out, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
-    threading.Thread(target=leave_with_parent, daemon=True).start()
     env = expert = None
     try:
         while True:

@@ -37,7 +37,9 @@ def collect(root: Path, num_workers: int = 1, num_episodes: int = 5, **arguments
     console = Console(file=StringIO(), width=200)
     with RLDSWriter(dataset(root), NAME) as writer:
         schedule = Schedule(**PLAN | {"num_episodes": num_episodes}, stored=writer.file_paths())
-        collect_demos.collect_into(writer, schedule, recipe(root / "marks", **arguments), num_workers, console)
+        collect_demos.collect_into(
+            writer, schedule, recipe(root / "marks", **arguments), console, num_workers=num_workers
+        )
     return schedule, console.file.getvalue()
 
 
@@ -153,7 +155,7 @@ def test_task_that_cannot_be_set_up_is_one_error(tmp_path: Path):
 def test_trial_counts_attempts_and_writes_nothing(tmp_path: Path):
     schedule = Schedule(**PLAN, counted=("success", "failure"))
     console = Console(file=StringIO(), width=200)
-    collect_demos.measure(schedule, recipe(tmp_path), 1, console)
+    collect_demos.measure(schedule, recipe(tmp_path), console, num_workers=1)
     outcomes = sum(schedule.outcomes.values(), start=type(schedule.outcomes[0])())
     assert outcomes["success"] + outcomes["failure"] == 5
     console.print(collect_demos.summary(schedule, 1.0))
