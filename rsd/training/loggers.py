@@ -1,4 +1,4 @@
-"""Where figures go: files by default, Weights & Biases on request. Both take plots, videos and checkpoints too.
+"""Where figures go: files by default, Weights & Biases on request. Both take tables, plots, videos and checkpoints too.
 
 Configs give these classes as partials; an entry point completes them with the run folder:
 `logger = instantiate(cfg.logger)(run_dir=run_dir)`. They are Lightning loggers, so a Trainer takes them as they are.
@@ -6,6 +6,7 @@ Configs give these classes as partials; an entry point completes them with the r
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,24 @@ import pytorch_lightning.loggers
 
 
 class CsvLogger(pytorch_lightning.loggers.CSVLogger):
-    """run_dir/csv/version_N/metrics.csv, one N a start, so that a resume overwrites nothing.
+    """run_dir/csv/version_N/metrics.csv and tables beside it, one N a start, so that a resume overwrites nothing.
 
     Files and artifacts stay where they are in the run folder.
     """
 
     def __init__(self, *, run_dir: Path) -> None:
         super().__init__(save_dir=str(run_dir), name="csv")
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Write name.csv; None becomes an empty cell.
+
+        Raises:
+            ValueError: a row has another number of cells than there are columns.
+        """
+        check_table(name, columns, rows)
+        folder = Path(self.experiment.log_dir)  # made by the first call
+        with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([columns, *rows])
 
     def log_files(self, files: Sequence[Path]) -> None:
         """Plots, videos and reports; nothing to do, they are files already."""
@@ -43,6 +55,21 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
 
         wandb.finish()  # a multirun's last job: Lightning would go on writing into its run
         super().__init__(save_dir=str(run_dir), name=Path(run_dir).name, project=project, mode=mode)
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a table; one of two columns, a label and a number, as bars too.
+
+        Raises:
+            ValueError: a row has another number of cells than there are columns.
+        """
+        import wandb
+
+        check_table(name, columns, rows)
+        table = wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
+        self.experiment.log({f"tables/{name}": table})
+        if len(columns) == 2:
+            bars = wandb.plot.bar(table, columns[0], columns[1], title=name.replace("_", " "))
+            self.experiment.log({f"bars/{name}": bars})
 
     def log_files(self, files: Sequence[Path]) -> None:
         """Show plots (png), videos (mp4) and reports (html) in the run, each under its folder and stem.
@@ -76,3 +103,16 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         else:
             artifact.add_file(str(path))
         self.experiment.log_artifact(artifact)
+
+
+def check_table(name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Hold a table to one cell a column.
+
+    Raises:
+        ValueError: a row has another number of cells.
+    """
+    for number, row in enumerate(rows):
+        if len(row) != len(columns):
+            raise ValueError(
+                f"table {name!r}, row {number} has {len(row)} cells, expected {len(columns)}: {', '.join(columns)}"
+            )

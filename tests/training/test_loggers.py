@@ -1,6 +1,7 @@
 """Both loggers take the same calls; the csv one overwrites nothing; the offline wandb one really writes a run."""
 
 import csv
+import json
 
 import pytest
 from PIL import Image
@@ -17,6 +18,8 @@ def log_everything(logger, run_dir):
     (run_dir / "video.mp4").write_bytes(b"not really a video, but nobody looks inside")
     logger.log_hyperparams({"seed": 1, "model": {"name": "tiny"}})
     logger.log_metrics({"success_rate": 0.5}, step=3)
+    logger.log_table("episodes", ["task_id", "success", "error"], [[0, True, None], [1, False, "E: x, y"]])
+    logger.log_table("accept_counts", ["accepted", "proposals"], [[0, 3], [1, 5]])
     logger.log_files([run_dir / "plot.png", run_dir / "report.html", run_dir / "video.mp4"])
     logger.log_artifact(checkpoint, kind="tokenizer")
     logger.finalize("success")
@@ -28,6 +31,8 @@ def test_csv_keeps_the_metrics_of_every_start(tmp_path):
     for start in (0, 1):
         with open(tmp_path / "csv" / f"version_{start}" / "metrics.csv") as file:
             assert list(csv.DictReader(file)) == [{"step": "3", "success_rate": "0.5"}]
+        table = (tmp_path / "csv" / f"version_{start}" / "episodes.csv").read_text()
+        assert table == 'task_id,success,error\n0,True,\n1,False,"E: x, y"\n'
 
 
 def test_wandb_offline_writes_a_run_without_an_account(tmp_path, monkeypatch):
@@ -45,7 +50,11 @@ def test_wandb_offline_writes_a_run_without_an_account(tmp_path, monkeypatch):
     content = record.read_bytes()
     for name in (b"success_rate", b"tiny", b"tokenizer-"):
         assert name in content
-    assert {path.suffix for path in (run / "files" / "media").rglob("*.*")} == {".png", ".html", ".mp4"}
+    media = run / "files" / "media"
+    assert {path.suffix for path in media.rglob("*.*")} == {".png", ".html", ".mp4", ".json"}
+    (table,) = media.rglob("episodes_*.table.json")
+    assert json.loads(table.read_text())["data"] == [[0, True, None], [1, False, "E: x, y"]]
+    assert content.count(b"wandb/bar/v0") == 1  # of accept_counts only
 
 
 def test_a_file_that_cannot_be_shown(tmp_path, monkeypatch):
@@ -55,3 +64,8 @@ def test_a_file_that_cannot_be_shown(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"cannot be shown; expected \.png, \.mp4 or \.html"):
         WandbLogger(run_dir=tmp_path, project="rsd", mode="offline").log_files([tmp_path / "weights.bin"])
     wandb.finish()
+
+
+def test_a_row_of_another_length(tmp_path):
+    with pytest.raises(ValueError, match=r"table 'tasks', row 1 has 1 cells, expected 2: task_id, success_rate"):
+        CsvLogger(run_dir=tmp_path).log_table("tasks", ["task_id", "success_rate"], [[0, 1.0], [1]])
