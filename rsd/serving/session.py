@@ -1,0 +1,151 @@
+"""One client's connection: its episode, its action queue, and an answer to each of its messages.
+
+What surprises:
+* The harness asks for one action a control step and sends pictures each time. So the action queue is here: a chunk is
+  predicted from the pictures that come when the queue is empty; those in between are not even decoded.
+* A client waits for an answer to hello and to observation only. An answer to anything else would be taken for that of
+  the next observation, and all later ones would be off by one. So what is wrong with an episode_start is said when its
+  first observation comes.
+* A client that lost its connection reconnects silently in the middle of an episode. The queue went with the old
+  connection, so the observation is answered with an error, and the episode counts as crashed rather than as failed.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from rsd.serving.messages import (
+    MessageError,
+    ObservationReader,
+    check_hello,
+    encode_array,
+    read_message,
+    read_task,
+)
+from rsd.types import Policy
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """Answers the messages of one client.
+
+    Args:
+        policy: What predicts. Sessions may share it, but only one of them may be answering at a time.
+        reader: What the policy needs of an observation.
+        seed: The run's seed. The one of a chunk is drawn from it, the task, the init state and the chunk's number, so
+            an episode does not depend on the connection that runs it, nor on what ran before.
+        about: What the hello says of this server beside the protocol, msgpack types; the harness keeps it with results.
+    """
+
+    def __init__(self, policy: Policy, *, reader: ObservationReader, seed: int, about: dict[str, Any]) -> None:
+        self._policy = policy
+        self._reader = reader
+        self._seed = seed
+        self._about = about
+        self._greeted = False
+        self._task: dict[str, Any] | None = None  # of the running episode
+        self._why_no_task = "no episode_start came on this connection"
+        self._queue: deque[np.ndarray] = deque()
+        self._latency_ms: list[float] = []  # one a chunk of this episode
+
+    def answer(self, message: Any) -> dict[str, Any] | None:
+        """The message to send back; None for one that needs no answer.
+
+        Whatever is wrong with the message, or goes wrong in the policy, is answered with an error message and logged.
+
+        Raises:
+            ProtocolVersionError: the client speaks another protocol; the connection has to end.
+        """
+        try:
+            kind, payload, seq = read_message(message)
+        except MessageError as error:
+            seq = message.get("seq") if isinstance(message, dict) else None
+            return self.refuse(error, seq if isinstance(seq, int) else 0)
+        try:
+            if kind == "hello":
+                return _reply("hello", self._hello(payload), seq)
+            if not self._greeted:
+                raise MessageError(f"the first message is {kind!r}, expected 'hello' with the protocol's version")
+            if kind == "observation":
+                return _reply("action", {"actions": encode_array(self._act(payload))}, seq)
+        except MessageError as error:
+            return self.refuse(error, seq)
+        except (ValueError, RuntimeError) as error:
+            log.exception("the policy failed in %s", self._episode())
+            return _reply("error", {"error": f"the policy failed: {type(error).__name__}: {error}"}, seq)
+        if kind == "episode_start":
+            self._start(payload)
+        elif kind == "episode_end":
+            self._end(payload)
+        else:
+            log.error("the client reports: %s", payload)
+        return None
+
+    def refuse(self, error: MessageError, seq: int = 0) -> dict[str, Any]:
+        """The error message for something that could not be understood; goes to the log as well."""
+        log.warning("refused: %s", error)
+        return _reply("error", {"error": str(error)}, seq)
+
+    def close(self) -> None:
+        """The client is gone."""
+        if self._task is not None:
+            log.warning("the client left in the middle of %s", self._episode())
+
+    def _hello(self, payload: dict[str, Any]) -> dict[str, Any]:
+        check_hello(payload)
+        self._greeted = True
+        log.info("harness %s, benchmark %s", payload.get("harness_version"), payload.get("benchmark"))
+        return {**self._about, **self._reader.hello()}
+
+    def _start(self, payload: dict[str, Any]) -> None:
+        self._queue.clear()
+        self._latency_ms = []
+        self._task = None
+        try:
+            self._task = read_task(payload)
+        except MessageError as error:
+            self._why_no_task = str(error)
+            log.warning("the episode cannot start: %s", error)
+
+    def _act(self, payload: dict[str, Any]) -> np.ndarray:
+        """The next action, [A], float64; predicts a chunk when there is none left."""
+        if self._task is None:
+            raise MessageError(f"an observation came outside of an episode: {self._why_no_task}")
+        if not self._queue:
+            observation = self._reader.read(payload)
+            place = (self._seed, self._task["task_id"], self._task["episode_idx"], len(self._latency_ms))
+            seed = int(np.random.SeedSequence(place).generate_state(1)[0])
+            started = time.perf_counter()
+            prediction = self._policy.predict([observation], [seed])[0]
+            self._latency_ms.append(1000 * (time.perf_counter() - started))
+            self._queue.extend(prediction.actions[: self._policy.num_open_loop_steps])
+        return self._queue.popleft()
+
+    def _end(self, payload: dict[str, Any]) -> None:
+        median = statistics.median(self._latency_ms or [0.0])
+        log.info(
+            "%s: %s after %s steps; %d chunks, %.1f ms each (median)",
+            self._episode(),
+            payload.get("metrics"),
+            payload.get("steps"),
+            len(self._latency_ms),
+            median,
+        )
+        self._task = None
+        self._why_no_task = "the last episode has ended, and no episode_start came since"
+
+    def _episode(self) -> str:
+        if self._task is None:
+            return "no episode"
+        return "task {task_id} init state {episode_idx} ({name})".format(**self._task)
+
+
+def _reply(kind: str, payload: dict[str, Any], seq: int) -> dict[str, Any]:
+    return {"type": kind, "payload": payload, "seq": seq, "timestamp": time.time()}

@@ -1,0 +1,52 @@
+"""Let vla-evaluation-harness drive a policy: python scripts/serve_policy.py model=oft_small [port=8000]
+
+Serves until Ctrl-C. What was served (configuration choices, versions, the policy's contract) goes into its answer to
+every client's hello, so the harness's result files name it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from functools import partial
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from rsd.entry_point import report_errors, run
+from rsd.runs import provenance
+from rsd.serving.server import serve
+from rsd.serving.session import Session
+
+log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="serve")
+@report_errors
+def main(cfg: DictConfig) -> None:
+    policy = instantiate(cfg.policy)
+    reader = instantiate(cfg.reader)(views=policy.contract.views)
+    choices = {
+        group: choice for group, choice in HydraConfig.get().runtime.choices.items() if not group.startswith("hydra/")
+    }
+    about = {
+        "model_server": "rsd",
+        "capabilities": {},
+        "provenance": provenance(),
+        "choices": choices,
+        "policy": {**dataclasses.asdict(policy.contract), "num_open_loop_steps": policy.num_open_loop_steps},
+    }
+    make_session = partial(Session, policy, reader=reader, seed=cfg.seed, about=about)
+    asyncio.run(serve(make_session, host=cfg.host, port=cfg.port, ready=partial(announce, cfg.host)))
+
+
+def announce(host: str, port: int) -> None:
+    """Say where clients can connect; the harness wants this as server.url."""
+    log.info("ready: ws://%s:%d", host, port)
+
+
+if __name__ == "__main__":
+    run(main)
