@@ -1,0 +1,148 @@
+"""Stopping an evaluation early by a rule that keeps its error rate, however often one looks.
+
+The evidence against "the rate is at most r" after k successes in n episodes is the likelihood of the outcomes averaged
+over all rates above r, divided by their likelihood at r (a beta-binomial mixture). While the rate is at most r that
+quotient is a non-negative supermartingale with start 1, so by Ville's inequality it ever reaches 1/a with probability
+a at most. Sources: Robbins, Ann. Math. Statist. 41 (1970) 1397; Ramdas et al., Statist. Sci. 38 (2023) 576.
+
+What surprises:
+* The order of episodes matters. Run task by task, the first successes speak of the first tasks only, and no rule is
+  valid: reorder the plan with `in_random_order`. Episodes are then drawn without replacement, which makes extreme
+  counts rarer than the rule allows for.
+* Successes end sooner than failures. With several workers the first results to arrive are too good, so what counts is
+  the finished beginning of the plan (`count_finished`), not whatever has arrived.
+* A Wilson interval, too, assumes a number of episodes fixed beforehand; after an early stop use `anytime_interval`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.special import betaln, xlog1py, xlogy
+from scipy.stats import beta
+
+from rsd.evaluation.evaluate import PlannedEpisode
+from rsd.types import EpisodeResult
+
+
+class StopWhenDecided:
+    """Stop once the success rate is known to lie above or below a threshold.
+
+    The probability of a wrong verdict is at most alpha for any rate: alpha / 2 for each side.
+
+    Args:
+        rate: The threshold, between 0 and 1.
+        alpha: Largest probability of a wrong verdict.
+        min_episodes: No verdict before this many episodes; looking later costs nothing.
+
+    Raises:
+        ValueError: rate or alpha is not between 0 and 1, or min_episodes is negative.
+    """
+
+    def __init__(self, *, rate: float, alpha: float = 0.05, min_episodes: int = 0) -> None:
+        for name, value in (("rate", rate), ("alpha", alpha)):
+            if not 0 < value < 1:
+                raise ValueError(f"stopping.{name} is {value}, expected a share between 0 and 1: 0.9 is 90 %")
+        if min_episodes < 0:
+            raise ValueError(f"stopping.min_episodes is {min_episodes}, expected 0 or more")
+        self.rate = rate
+        self.alpha = alpha
+        self.min_episodes = min_episodes
+
+    def verdict(self, num_success: int, num_trials: int) -> Literal["above", "below"] | None:
+        """What is decided after `num_trials` episodes in random order; None: go on.
+
+        Raises:
+            ValueError: more successes than trials, or fewer than none.
+        """
+        if not 0 <= num_success <= num_trials:
+            raise ValueError(f"num_success is {num_success}, expected 0..{num_trials}, the number of trials")
+        if num_trials < self.min_episodes:
+            return None
+        threshold = math.log(2 / self.alpha)
+        if log_evidence_above(num_success, num_trials, self.rate) >= threshold:
+            return "above"
+        if log_evidence_above(num_trials - num_success, num_trials, 1 - self.rate) >= threshold:
+            return "below"
+        return None
+
+
+def log_evidence_above(num_success: ArrayLike, num_trials: ArrayLike, rate: float) -> np.ndarray:
+    """Log of the evidence against "the success rate is at most `rate`"; works on arrays.
+
+    The mixture is uniform over the rates above `rate`. Evidence for a low rate is that for many failures:
+    `log_evidence_above(n - k, n, 1 - rate)`.
+    """
+    k, n = np.asarray(num_success, dtype=float), np.asarray(num_trials, dtype=float)
+    mixture = betaln(k + 1, n - k + 1) + beta.logsf(rate, k + 1, n - k + 1) - math.log1p(-rate)
+    return mixture - (xlogy(k, rate) + xlog1py(n - k, -rate))
+
+
+def discordant_verdict(
+    only_first: int, only_second: int, alpha: float = 0.05
+) -> Literal["first better", "second better"] | None:
+    """Which of two policies is better, from the pairs of episodes that only one of them solved; None: go on.
+
+    Were they equally good, such a pair would favour either with probability 1/2, so this is the sequential form of
+    McNemar's test. The probability of a verdict while they are equal is at most alpha, at any stopping time.
+    """
+    verdict = StopWhenDecided(rate=0.5, alpha=alpha).verdict(only_second, only_first + only_second)
+    return {"above": "second better", "below": "first better", None: None}[verdict]
+
+
+def anytime_interval(num_success: int, num_trials: int, alpha: float = 0.05) -> tuple[float, float]:
+    """Interval of the success rate that holds at all numbers of episodes at once, with probability 1 - alpha.
+
+    The rates against which a uniform mixture has gathered evidence below 1 / alpha; wider than Wilson's, and right
+    after an early stop.
+    """
+    if num_trials == 0:
+        return 0.0, 1.0
+    k, n = num_success, num_trials
+
+    def excess(rate: float) -> float:
+        return float(betaln(k + 1, n - k + 1) - xlogy(k, rate) - xlog1py(n - k, -rate)) + math.log(alpha)
+
+    tiny, mean = 1e-12, k / n
+    low = brentq(excess, tiny, mean) if k and excess(tiny) > 0 else 0.0
+    high = brentq(excess, mean, 1 - tiny) if k < n and excess(1 - tiny) > 0 else 1.0
+    return low, high
+
+
+def in_random_order(plan: Sequence[PlannedEpisode], seed: int) -> list[PlannedEpisode]:
+    """The same episodes in rounds: every round has one random episode of each task that has some left, tasks shuffled.
+
+    Every beginning of the plan is then spread evenly over the tasks. Reorder the whole plan, before episodes that are
+    already done are left out, so that a continued run goes on in the same order.
+    """
+    random = np.random.default_rng(seed)
+    waiting: dict[int, list[PlannedEpisode]] = {}
+    for episode in plan:
+        waiting.setdefault(episode.task_id, []).append(episode)
+    shuffled = [[own[i] for i in random.permutation(len(own))] for own in waiting.values()]
+    rounds = [
+        [own[number] for own in shuffled if number < len(own)] for number in range(max(map(len, shuffled), default=0))
+    ]
+    return [episodes[i] for episodes in rounds for i in random.permutation(len(episodes))]
+
+
+def count_finished(plan: Sequence[PlannedEpisode], results: Sequence[EpisodeResult]) -> tuple[int, int]:
+    """(num_success, num_trials) of the plan's episodes before the first one without a result.
+
+    Later episodes that have already ended do not count yet; crashed ones are passed over.
+    """
+    found = {(result.task_id, result.init_state_id): result for result in results}
+    num_success = num_trials = 0
+    for planned in plan:
+        result = found.get((planned.task_id, planned.init_state_id))
+        if result is None:
+            break
+        if result.error is None:
+            num_trials += 1
+            num_success += result.success
+    return num_success, num_trials
