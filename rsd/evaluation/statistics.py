@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from scipy.stats import binomtest
+import numpy as np
+from scipy.stats import binomtest, t
 
 from rsd.types import EpisodeResult
 
@@ -60,6 +61,33 @@ def summarize_tasks(results: Sequence[EpisodeResult]) -> list[dict[str, Any]]:
             }
         )
     return tasks
+
+
+def summarize_seeds(runs: Sequence[tuple[int, Sequence[EpisodeResult]]]) -> dict[str, Any]:
+    """Several runs that differ in nothing but their seed.
+
+    Two intervals, because they answer two questions. The pooled one treats all episodes of all seeds as independent and
+    says how well the success rate of this policy is known; as seeds share their init states, it is rather too narrow.
+    The one over seeds is Student's and says what another seed would change; with two or three seeds it is wide. Neither
+    speaks of training seeds, unless that is what the seed is.
+
+    Args:
+        runs: (seed, its episodes), at least one with an episode that did not crash.
+
+    Returns:
+        seeds (list of seed and `summarize_success`), mean (of the seeds' rates), std (between seeds, n - 1; None for
+        one), mean_low, mean_high (95 %, Student; None for one seed), pooled (`summarize_success` of all episodes).
+    """
+    seeds = [{"seed": seed, **summarize_success(results)} for seed, results in runs]
+    rates = np.array([seed["success_rate"] for seed in seeds if seed["success_rate"] is not None])
+    mean, spread = float(rates.mean()), None
+    low = high = None
+    if len(rates) > 1:
+        spread = float(rates.std(ddof=1))
+        half = float(t.ppf((1 + CONFIDENCE) / 2, len(rates) - 1)) * spread / len(rates) ** 0.5
+        low, high = max(0.0, mean - half), min(1.0, mean + half)
+    pooled = summarize_success([result for _, results in runs for result in results])
+    return {"seeds": seeds, "mean": mean, "std": spread, "mean_low": low, "mean_high": high, "pooled": pooled}
 
 
 def summarize_decoding(totals: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,13 @@ import math
 import pytest
 
 from rsd.evaluation.latency import summarize_latency
-from rsd.evaluation.statistics import summarize_decoding, summarize_success, summarize_tasks, wilson_interval
+from rsd.evaluation.statistics import (
+    summarize_decoding,
+    summarize_seeds,
+    summarize_success,
+    summarize_tasks,
+    wilson_interval,
+)
 from rsd.types import EpisodeResult
 
 
@@ -44,6 +50,22 @@ def test_tasks():
     tasks = summarize_tasks([episode(2, 0, True, num_steps=4), episode(2, 1, True, num_steps=8), episode(1, 0, False)])
     assert [task["task_id"] for task in tasks] == [1, 2]
     assert tasks[1]["mean_steps_of_successes"] == 6 and tasks[0]["mean_steps_of_successes"] is None
+
+
+def test_seeds_have_a_spread_of_their_own():
+    """Rates 0.8, 0.6, 1.0: mean 0.8, standard deviation 0.2, and 4.3027 = Student's quantile at 2 degrees."""
+    runs = [(seed, [episode(0, i, i < good) for i in range(5)]) for seed, good in ((7, 4), (8, 3), (9, 5))]
+    summary = summarize_seeds(runs)
+    assert [seed["seed"] for seed in summary["seeds"]] == [7, 8, 9] and summary["seeds"][1]["success_rate"] == 0.6
+    assert (summary["mean"], summary["std"]) == (pytest.approx(0.8), pytest.approx(0.2))
+    assert summary["mean_low"] == pytest.approx(0.8 - 4.302653 * 0.2 / math.sqrt(3)) and summary["mean_high"] == 1.0
+    assert summary["pooled"]["num_success"] == 12 and summary["pooled"]["num_episodes"] == 15
+
+
+def test_one_seed_has_no_spread_and_crashes_do_not_count():
+    summary = summarize_seeds([(7, [episode(0, 0, True)]), (8, [episode(0, 0, False, error="E: x")])])
+    assert (summary["mean"], summary["std"], summary["mean_low"]) == (1.0, None, None)
+    assert summary["pooled"]["num_errors"] == 1
 
 
 def test_acceptance_from_counts():
