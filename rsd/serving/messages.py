@@ -182,7 +182,7 @@ def decode_image(entry: dict[str, Any], name: str, size: tuple[int, int, int]) -
     if picture.shape != size or picture.dtype != np.uint8:
         raise MessageError(
             f"picture {name!r} is {picture.dtype} {list(picture.shape)}, expected uint8 {list(size)}; "
-            "render that size, or set env.image_size to what the policy was trained on"
+            "render that size, or set reader.image_size if the policy was trained on another"
         )
     return picture
 

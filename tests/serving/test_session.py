@@ -1,0 +1,153 @@
+"""What a client is answered, message by message."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from rsd.serving.messages import ProtocolVersionError, decode_array
+from rsd.serving.session import Session
+from tests.serving.policies import END, HELLO, READER, START, TASK, TellingPolicy, message, observation
+
+
+def started(policy, *, seed=7, task=TASK) -> Session:
+    session = Session(policy, reader=READER, seed=seed, about={"model_server": "rsd"})
+    session.answer(HELLO)
+    session.answer(message("episode_start", {"task": task}))
+    return session
+
+
+def act(session, first_pixel=10, seq=1) -> list[float]:
+    answer = session.answer(message("observation", observation(first_pixel), seq))
+    assert answer["type"] == "action" and answer["seq"] == seq, answer
+    return decode_array(answer["payload"]["actions"], "actions").tolist()
+
+
+def test_the_hello_tells_the_benchmark_how_to_observe():
+    session = Session(TellingPolicy(), reader=READER, seed=7, about={"model_server": "rsd"})
+    answer = session.answer({**HELLO, "seq": 4})
+    assert (answer["type"], answer["seq"]) == ("hello", 4)
+    assert answer["payload"]["model_server"] == "rsd" and answer["payload"]["protocol_version"] == 1
+    assert answer["payload"]["observation_params"] == {
+        "send_wrist_image": True,
+        "send_state": True,
+        "quat_no_antipodal": True,
+        "env_seed": 0,
+    }
+    assert {name: spec["format"] for name, spec in answer["payload"]["action_spec"].items()} == {
+        "position": "delta_xyz",
+        "rotation": "axis_angle",
+        "gripper": "binary_close_positive",
+    }
+
+
+def test_one_chunk_lasts_for_its_open_loop_steps():
+    policy = TellingPolicy(num_open_loop_steps=3)
+    session = started(policy)
+    actions = [act(session, first_pixel=10 + step) for step in range(5)]
+    assert [action[0] for action in actions] == [0, 1, 2, 0, 1]
+    assert [action[1] for action in actions] == [10, 10, 10, 13, 13]  # from the picture that came first, and fourth
+    assert actions[0] == [0, 10, 100, 110, 200, 3.5, 1]
+    assert len(policy.seen) == 2
+
+
+def test_a_new_episode_forgets_the_queue():
+    session = started(TellingPolicy())
+    act(session)
+    assert session.answer(END) is None
+    assert session.answer(START) is None
+    assert act(session, first_pixel=50)[:2] == [0, 50]
+
+
+def test_seeds_depend_on_run_task_init_state_and_chunk_alone():
+    def seeds(seed=7, **task):
+        policy = TellingPolicy(num_open_loop_steps=1)
+        session = started(policy, seed=seed, task={**TASK, **task})
+        for _ in range(2):
+            act(session)
+        return policy.seeds
+
+    runs = [seeds(), seeds(seed=8), seeds(task_id=4), seeds(episode_idx=6)]
+    assert seeds() == runs[0]
+    assert len({seed for run in runs for seed in run}) == 8
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("nonsense", "the message is of type str"),
+        (message("dance"), "message type 'dance' is unknown"),
+        (message("observation", {}), "observation has no 'images'"),
+    ],
+)
+def test_what_is_not_understood_is_answered_and_logged_and_the_session_goes_on(wrong, said, caplog):
+    session = started(TellingPolicy())
+    answer = session.answer(wrong)
+    assert answer["type"] == "error" and said in answer["payload"]["error"]
+    assert answer["seq"] == (wrong["seq"] if isinstance(wrong, dict) else 0)
+    assert said in caplog.text
+    assert act(session)[0] == 0
+
+
+def test_a_sequence_number_that_is_none_is_not_sent_back():
+    assert started(TellingPolicy()).answer({"type": "hello", "seq": "x"})["seq"] == 0
+
+
+def test_the_hello_comes_first():
+    session = Session(TellingPolicy(), reader=READER, seed=7, about={})
+    answer = session.answer(message("observation", observation()))
+    assert "the first message is 'observation', expected 'hello'" in answer["payload"]["error"]
+
+
+def test_another_protocol_ends_the_connection():
+    session = Session(TellingPolicy(), reader=READER, seed=7, about={})
+    with pytest.raises(ProtocolVersionError):
+        session.answer(message("hello", {"protocol_version": 2}))
+
+
+def test_an_observation_outside_of_an_episode_is_an_error():
+    session = Session(TellingPolicy(), reader=READER, seed=7, about={})
+    session.answer(HELLO)
+    ask = message("observation", observation())
+    assert "outside of an episode: no episode_start came" in session.answer(ask)["payload"]["error"]
+    session.answer(START)
+    session.answer(END)
+    assert "the last episode has ended" in session.answer(ask)["payload"]["error"]
+
+
+def test_what_is_wrong_with_an_episode_is_said_at_its_first_observation():
+    session = started(TellingPolicy())
+    assert session.answer(message("episode_start", {"task": {"name": "reach"}})) is None
+    answer = session.answer(message("observation", observation()))
+    assert "outside of an episode: episode_start.task has no 'task_id'" in answer["payload"]["error"]
+
+
+def test_a_policy_that_fails_says_so_and_serves_the_next_episode(caplog):
+    session = started(TellingPolicy())
+    black = observation()
+    black["images"]["agentview"] = {**black["images"]["agentview"], "format": "raw", "dtype": "|u1"}
+    black["images"]["agentview"]["data"] = np.zeros((16, 16, 3), dtype=np.uint8).tobytes()
+    answer = session.answer(message("observation", black, seq=6))
+    assert (answer["type"], answer["seq"]) == ("error", 6)
+    assert answer["payload"]["error"].startswith("the policy failed: RuntimeError: CUDA error")
+    assert "the policy failed in task 3 init state 5 (reach)" in caplog.text and "Traceback" in caplog.text
+    session.answer(START)
+    assert act(session)[0] == 0
+
+
+def test_the_log_tells_how_episodes_end(caplog):
+    caplog.set_level(logging.INFO)
+    session = started(TellingPolicy())
+    act(session)
+    session.answer(END)
+    assert "task 3 init state 5 (reach): {'success': True} after 2 steps; 1 chunks" in caplog.text
+    session.close()
+    assert "left" not in caplog.text
+    session.answer(START)
+    session.close()
+    assert "the client left in the middle of task 3 init state 5" in caplog.text
+
+
+def test_a_clients_error_is_logged(caplog):
+    assert started(TellingPolicy()).answer(message("error", {"error": "out of memory"})) is None
+    assert "the client reports: {'error': 'out of memory'}" in caplog.text
