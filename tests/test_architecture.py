@@ -21,6 +21,7 @@ ALLOWED = {
     "envs": {"types", "workers"},
     "evaluation": {"types", "runs", "workers"},
     "training": {"types", "runs", "images", "normalization", "checkpoint", "tokenizer", "models", "decoding"},
+    "serving": {"types"},
     "entry_point": {"runs"},
 }
 HEAVY = {
@@ -31,6 +32,8 @@ HEAVY = {
     "peft": ["models/openvla/lora.py"],
     "pytorch_lightning": ["training", "data/datamodules.py", "data/hidden_states.py"],
     "hydra": ["entry_point.py", "evaluation/sweep.py"],
+    "websockets": ["serving/server.py"],
+    "msgpack": ["serving/server.py"],
     "wandb": ["training/loggers.py"],
     "tensorflow_datasets": ["data"],
     "tensorflow": [],
