@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsd.decoding.sampling import Noise
 from rsd.jpeg import jpeg_round_trip
 from rsd.models.loading import load_stage_head
 from rsd.models.stage_head import StageHead
@@ -137,7 +138,6 @@ class VLAPolicy:
         self.num_open_loop_steps = num_open_loop_steps
         self.jpeg = jpeg
         self.device = device
-        self.generator = torch.Generator(device)
         if tokens is not None:
             self.levels = torch.tensor(tokens.tokenizer.code_shape.levels, device=device)
             shape = (tokens.tokenizer.code_shape.chunk_length, tokens.tokenizer.code_shape.action_dim)
@@ -161,18 +161,22 @@ class VLAPolicy:
             unnorm_key=base.unnorm_key,
         )
 
-    def reset(self, seed: int) -> None:
-        """Start of an episode: seed the sampling. There is no other state."""
-        self.generator.manual_seed(seed)
-
     @torch.inference_mode()
-    def predict(self, observations: Sequence[Observation]) -> list[ChunkPrediction]:
+    def predict(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ChunkPrediction]:
         """One chunk per observation, all from one batched forward pass.
+
+        Args:
+            observations: From cameras, or from a data set with jpeg=False.
+            seeds: What sampling depends on, one for each observation; greedy decodings do not use it.
 
         Raises:
             PolicyError: the models produced a value that is not finite.
+            ValueError: another number of seeds than of observations.
         """
+        if len(seeds) != len(observations):
+            raise ValueError(f"{len(seeds)} seeds for {len(observations)} observations; expected one each")
         watch = Stopwatch(self.device)
+        proposal = None
         with watch.part("total"):
             with watch.part("preprocess"):
                 inputs = self.backbone.prepare([self._stored(observation) for observation in observations])
@@ -181,20 +185,26 @@ class VLAPolicy:
             if self.tokens is None:
                 normalized, stats = output.actions, [{} for _ in observations]
             else:
-                result = self._decode(output.hidden_states, watch)
+                result = self._decode(output.hidden_states, seeds, watch)
+                proposal = result.proposal
                 with watch.part("tokenizer"):
                     normalized = self.tokens.tokenizer.decode(result.indices)  # [B, T, A]
                 stats = [decoding_stats(result, row) for row in range(len(observations))]
             with watch.part("unnormalize"):
-                values = normalized.float().cpu().numpy()
-                if not np.isfinite(values).all():
-                    raise PolicyError("the model produced NaN or infinite actions; check its weights and dtype")
-                raw = unnormalize(values, self.backbone.norm_stats["action"], self.backbone.bounds)
-                actions = robot_actions(raw)  # [B, T, A]
+                actions = self._in_robot_units(normalized)  # [B, T, A]
+        drafts = [None] * len(actions)
+        if proposal is not None:  # for people who look at it later; not part of the time
+            drafts = self._in_robot_units(self.tokens.tokenizer.decode(proposal))
         return [
-            ChunkPrediction(actions=chunk, stats=row, latency_ms=dict(watch.elapsed_ms))
-            for chunk, row in zip(actions, stats, strict=True)
+            ChunkPrediction(actions=chunk, stats=row, latency_ms=dict(watch.elapsed_ms), draft_actions=draft)
+            for chunk, row, draft in zip(actions, stats, drafts, strict=True)
         ]
+
+    def _in_robot_units(self, normalized: Tensor) -> np.ndarray:
+        values = normalized.float().cpu().numpy()
+        if not np.isfinite(values).all():
+            raise PolicyError("the model produced NaN or infinite actions; check its weights and dtype")
+        return robot_actions(unnormalize(values, self.backbone.norm_stats["action"], self.backbone.bounds))
 
     def _stored(self, observation: Observation) -> Observation:
         """The observation as a data set would hold it."""
@@ -211,7 +221,7 @@ class VLAPolicy:
             layers.add(self.tokens.draft_layer)
         return sorted(layers)
 
-    def _decode(self, hidden: dict[int, Tensor], watch: Stopwatch) -> DecodingResult:
+    def _decode(self, hidden: dict[int, Tensor], seeds: Sequence[int], watch: Stopwatch) -> DecodingResult:
         """Bind the heads to this observation's features and run the decoding; time both separately."""
         parts = self.tokens
         with watch.part("target"):
@@ -236,7 +246,7 @@ class VLAPolicy:
                 draft if parts.draft is not None else None,
                 levels=self.levels,
                 batch_size=len(target_features),
-                generator=self.generator,
+                noise=Noise(seeds, self.device),
             )
         for name, before in model_ms.items():  # "acceptance" is what the decoding takes beside its model calls
             watch.elapsed_ms["acceptance"] -= watch.elapsed_ms.get(name, 0.0) - before
@@ -276,6 +286,7 @@ def load_policy(
     num_open_loop_steps: int,
     device: str,
     jpeg: bool = True,
+    num_threads: int | None = None,
     offered: dict[str, Any] | None = None,
 ) -> VLAPolicy:
     """Put a policy together from a loaded base model and checkpoints, holding them to one contract.
@@ -286,12 +297,15 @@ def load_policy(
         head_checkpoint, draft_checkpoint: Folders; the draft's is None for decodings without one.
         decode: One of `rsd.decoding`, its own options bound; None for the base model's continuous head.
         num_open_loop_steps, device, jpeg: As in VLAPolicy.
+        num_threads: Computing threads of this process on the CPU; None leaves them as they are.
         offered: What the environment offers, as arguments of `IOContract.check`; None checks nothing.
 
     Raises:
         CheckpointError: a part is missing, damaged, or was made for another part.
         PolicyError: the policy and what is offered do not fit.
     """
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
     where = torch.device(device)
     common = {"backbone": backbone, "num_open_loop_steps": num_open_loop_steps, "jpeg": jpeg, "device": where}
     if decode is None:

@@ -110,6 +110,7 @@ class DecodingResult:
             prefix, and those of them that were kept; zeros for stages never proposed.
         accept_counts: Histogram of the first proposal's accepted leading stages, [B, Q + 1], int64: one entry of a row
             is 1, all are 0 when nothing was proposed. Sum over samples and chunks to get the run's histogram.
+        proposal: The draft's first proposal, [B, T, D, m], int64; None without a draft.
     """
 
     indices: Tensor
@@ -119,6 +120,7 @@ class DecodingResult:
     accepted_stages: Tensor
     accepted_tokens: tuple[Tensor, Tensor]
     accept_counts: Tensor
+    proposal: Tensor | None = None
 
 
 @dataclass
@@ -130,11 +132,13 @@ class ChunkPrediction:
         stats: Counters of the decoding for this chunk (JSON types): target_passes, draft_passes, proposed_stages,
             accepted_stages, accepted_tokens, checked_tokens, accept_counts (lists). Empty without tokens.
         latency_ms: Part name to milliseconds of the call that produced the chunk; "total" is measured around all parts.
+        draft_actions: What the draft's first proposal alone decodes to, as `actions`; None without a draft.
     """
 
     actions: np.ndarray
     stats: dict[str, Any] = field(default_factory=dict)
     latency_ms: dict[str, float] = field(default_factory=dict)
+    draft_actions: np.ndarray | None = None
 
 
 @dataclass
@@ -152,6 +156,10 @@ class EpisodeResult:
         latency_ms: Part name to the list of measured values, one per chunk.
         wall_s: Wall-clock seconds of the episode, reset included.
         video: Path of the video relative to the run directory, or None.
+        protocol: Name and version of the evaluation protocol.
+        versions: What the simulator consists of ("mujoco", "gl_backend", …).
+        time_s: Seconds of the episode spent in "reset", "physics", "rendering" and "policy"; the rest is waiting.
+        trace: Path of the episode's chunks as JSON, relative to the run directory, or None; see rsd.evaluation.trace.
     """
 
     suite: str
@@ -166,6 +174,10 @@ class EpisodeResult:
     latency_ms: dict[str, list[float]] = field(default_factory=dict)
     wall_s: float = 0.0
     video: str | None = None
+    protocol: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    time_s: dict[str, float] = field(default_factory=dict)
+    trace: str | None = None
 
 
 class Env(Protocol):
@@ -179,6 +191,9 @@ class Env(Protocol):
     instruction: str
     num_init_states: int
     max_steps: int
+    protocol: str  # name and version
+    versions: dict[str, str]  # of what it consists of, to be stored with results
+    rendering_s: float  # seconds spent on pictures so far
 
     def reset(self, init_state_id: int) -> Observation:
         """Put the scene into evaluation init state `init_state_id`, run the waiting steps, return what is seen then.
@@ -229,11 +244,9 @@ class Backbone(Protocol):
 
 
 class Policy(Protocol):
-    """Raw observations in, chunks in robot units out; owns its normaliser."""
+    """Raw observations in, chunks in robot units out; owns its normaliser, and remembers nothing between two calls."""
 
     num_open_loop_steps: int
 
-    def reset(self, seed: int) -> None:
-        """Start of an episode: forget everything about the last one and seed the sampling."""
-
-    def predict(self, observations: Sequence[Observation]) -> list[ChunkPrediction]: ...
+    def predict(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ChunkPrediction]:
+        """One chunk per observation; all that is random in it comes from its own seed, 0..2**63-1, whatever the batch."""

@@ -62,7 +62,7 @@ SPECULATIVE = partial(speculative, num_draft_stages=2)
 def test_l1_is_the_base_models_chunk_in_robot_units(backbone, checkpoints):
     policy = make_policy(backbone, checkpoints, decode=None)
     seen = observation(1)
-    (prediction,) = policy.predict([seen])
+    (prediction,) = policy.predict([seen], [0])
     images = {view: jpeg_round_trip(image) for view, image in seen.images.items()}
     stored = Observation(images, seen.proprio, seen.instruction)
     with torch.inference_mode():
@@ -76,21 +76,20 @@ def test_l1_is_the_base_models_chunk_in_robot_units(backbone, checkpoints):
 
 def test_speculative_gives_the_actions_of_depth_ar(backbone, checkpoints):
     seen = [observation(seed, LONG if seed % 2 else "pick up the bowl") for seed in range(4)]
-    exact = make_policy(backbone, checkpoints, depth_ar, draft=False).predict(seen)
-    fast = make_policy(backbone, checkpoints, SPECULATIVE).predict(seen)
+    exact = make_policy(backbone, checkpoints, depth_ar, draft=False).predict(seen, range(4))
+    fast = make_policy(backbone, checkpoints, SPECULATIVE).predict(seen, range(4))
     for reference, prediction in zip(exact, fast, strict=True):
         np.testing.assert_array_equal(prediction.actions, reference.actions)
         assert reference.stats["target_passes"] == 4 and 1 <= prediction.stats["target_passes"] <= 4
         assert prediction.stats["proposed_stages"] >= 2 and sum(prediction.stats["accept_counts"]) == 1
-    assert make_policy(backbone, checkpoints, parallel, draft=False).predict(seen)[0].stats["target_passes"] == 1
+    assert make_policy(backbone, checkpoints, parallel, draft=False).predict(seen, range(4))[0].stats["target_passes"] == 1
 
 
-def test_sampling_is_repeatable_from_the_episodes_seed(backbone, checkpoints):
+def test_sampling_depends_on_the_seed_and_not_on_the_batch(backbone, checkpoints):
     policy = make_policy(backbone, checkpoints, partial(speculative, num_draft_stages=2, temperature=1.0))
     runs = []
-    for seed in (5, 5, 6):
-        policy.reset(seed)
-        runs.append(policy.predict([observation(3)])[0].actions)
+    for seeds in ([5], [5, 6], [6]):
+        runs.append(policy.predict([observation(3)] * len(seeds), seeds)[0].actions)
     np.testing.assert_array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
 
@@ -98,12 +97,12 @@ def test_sampling_is_repeatable_from_the_episodes_seed(backbone, checkpoints):
 def test_a_black_and_a_white_picture_give_different_actions(backbone, checkpoints):
     for decode in (None, SPECULATIVE):
         policy = make_policy(backbone, checkpoints, decode)
-        black, white = policy.predict([plain_observation(0), plain_observation(255)])
+        black, white = policy.predict([plain_observation(0), plain_observation(255)], [0, 0])
         assert not np.array_equal(black.actions[:, :6], white.actions[:, :6])
 
 
 def test_latency_parts_add_up_to_the_total(backbone, checkpoints):
-    (prediction,) = make_policy(backbone, checkpoints, SPECULATIVE).predict([observation()])
+    (prediction,) = make_policy(backbone, checkpoints, SPECULATIVE).predict([observation()], [0])
     parts = dict(prediction.latency_ms)
     total = parts.pop("total")
     names = {"preprocess", "backbone", "draft", "target", "acceptance", "tokenizer", "unnormalize"}
@@ -131,9 +130,9 @@ class Raising:
 def test_a_base_model_that_raises_makes_predict_raise(backbone, checkpoints):
     policy = make_policy(Raising(backbone, RuntimeError("out of memory")), checkpoints, SPECULATIVE)
     with pytest.raises(RuntimeError, match="out of memory"):
-        policy.predict([observation()])
+        policy.predict([observation()], [0])
     with pytest.raises(PolicyError, match="NaN or infinite actions"):
-        make_policy(Raising(backbone), checkpoints, None).predict([observation()])
+        make_policy(Raising(backbone), checkpoints, None).predict([observation()], [0])
 
 
 def test_parts_that_do_not_belong_together_are_refused(backbone, checkpoints, tmp_path):

@@ -35,11 +35,11 @@ def test_pictures_and_words_change_the_chunk(policy):
     stove = "pick up the black bowl on the stove and place it on the plate"
     cabinet = "pick up the black bowl on the wooden cabinet and place it on the plate"
     shown = [observation(0, stove), observation(255, stove), observation(0, cabinet)]
-    black, white, other = (policy.predict([one])[0].actions for one in shown)
+    black, white, other = (policy.predict([one], [0])[0].actions for one in shown)
     assert black.shape == (8, 7) and np.isin(black[:, 6], (-1, 1)).all()
     assert np.abs(black - white).max() > 0.01 and np.abs(black - other).max() > 0.01
 
 
 def test_words_it_was_not_trained_on_are_refused(policy):
     with pytest.raises(ValueError, match=r"has words \['kettle'\] that the base model was not trained on"):
-        policy.predict([observation(0, "pick up the kettle")])
+        policy.predict([observation(0, "pick up the kettle")], [0])

@@ -8,13 +8,15 @@ what depth_ar returns: index for index at temperature 0, in distribution above.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from rsd.decoding.sampling import distribution, draw, verify
+from rsd.decoding.sampling import Noise, distribution, draw, verify
 from rsd.types import DecodingResult
+
+DRAFT, DECISION, REPLACEMENT, TARGET = range(4)  # what a random number is for; its place is (pass, stage, one of these)
 
 
 class StageLogits(Protocol):
@@ -31,7 +33,20 @@ class StageLogits(Protocol):
         """
 
 
-def _result(indices: Tensor, target_passes: Tensor, **counts: Tensor) -> DecodingResult:
+def _uniform(noise: Noise | None, temperature: float, levels: Tensor, *place: int) -> Tensor | None:
+    """Random numbers for the tokens of one stage, [B, T, D]; None where greedy decoding needs none.
+
+    Raises:
+        ValueError: sampling is asked for without noise.
+    """
+    if temperature == 0:
+        return None
+    if noise is None:
+        raise ValueError(f"temperature {temperature} samples, and needs noise=Noise(seeds), one seed a sample")
+    return noise.uniform(levels.shape[:2], *place)
+
+
+def _result(indices: Tensor, target_passes: Tensor, **counts: Any) -> DecodingResult:
     """A result with zeros for everything that a decoding without a draft does not count."""
     batch, num_stages = indices.shape[0], indices.shape[-1]
     none = torch.zeros(batch, dtype=torch.long, device=indices.device)
@@ -42,6 +57,7 @@ def _result(indices: Tensor, target_passes: Tensor, **counts: Tensor) -> Decodin
         "accepted_stages": none,
         "accepted_tokens": (per_stage, per_stage),
         "accept_counts": torch.zeros(batch, num_stages + 1, dtype=torch.long, device=indices.device),
+        "proposal": None,
     }
     return DecodingResult(indices=indices, target_passes=target_passes, **{**defaults, **counts})
 
@@ -53,16 +69,24 @@ def parallel(
     levels: Tensor,
     batch_size: int,
     temperature: float = 0.0,
-    generator: Generator | None = None,
+    noise: Noise | None = None,
 ) -> DecodingResult:
     """All stages from one pass, none of them knowing another. The draft is not used.
 
     Args:
         levels: Number of levels of every entry, [T, D, Q], int64, on the models' device.
         temperature: 0 is greedy.
+        noise: Seeds of the samples; needed above temperature 0 only.
     """
     known = torch.zeros(batch_size, *levels.shape[:2], 0, dtype=torch.long, device=levels.device)
-    indices = draw(distribution(target(known, 0, levels.shape[2]), temperature), generator)  # [B, T, D, Q]
+    probs = distribution(target(known, 0, levels.shape[2]), temperature)  # [B, T, D, Q, L]
+    indices = torch.stack(
+        [
+            draw(probs[..., stage, :], _uniform(noise, temperature, levels, 0, stage, TARGET))
+            for stage in range(levels.shape[2])
+        ],
+        dim=-1,
+    )  # [B, T, D, Q]
     return _result(indices, torch.ones(batch_size, dtype=torch.long, device=levels.device))
 
 
@@ -73,14 +97,15 @@ def depth_ar(
     levels: Tensor,
     batch_size: int,
     temperature: float = 0.0,
-    generator: Generator | None = None,
+    noise: Noise | None = None,
 ) -> DecodingResult:
     """One pass a stage, each knowing all stages before it: the lossless reference. The draft is not used."""
     num_stages = levels.shape[2]
     indices = torch.zeros(batch_size, *levels.shape[:2], 0, dtype=torch.long, device=levels.device)
     for stage in range(num_stages):
-        logits = target(indices, stage, stage + 1)
-        indices = torch.cat([indices, draw(distribution(logits, temperature), generator)], dim=-1)  # [B, T, D, stage+1]
+        probs = distribution(target(indices, stage, stage + 1), temperature)[..., 0, :]  # [B, T, D, L]
+        tokens = draw(probs, _uniform(noise, temperature, levels, stage, stage, TARGET))  # [B, T, D]
+        indices = torch.cat([indices, tokens[..., None]], dim=-1)  # [B, T, D, stage + 1]
     return _result(indices, torch.full((batch_size,), num_stages, dtype=torch.long, device=levels.device))
 
 
@@ -92,7 +117,7 @@ def speculative(
     batch_size: int,
     num_draft_stages: int,
     temperature: float = 0.0,
-    generator: Generator | None = None,
+    noise: Noise | None = None,
 ) -> DecodingResult:
     """Draft the coarse stages, verify them in one pass, correct the first wrong one, continue.
 
@@ -115,15 +140,23 @@ def speculative(
     kept_tokens, checked_tokens = (torch.zeros(batch_size, num_stages, dtype=torch.long, device=device) for _ in "kc")
     accept_counts = torch.zeros(batch_size, num_stages + 1, dtype=torch.long, device=device)
     tokens_per_stage = (levels > 1).flatten(0, 1)  # [T*D, Q]
+    proposal: Tensor | None = None
+    number = 0  # of the pass; the same for all samples that are still in work
+
+    def uniform(stage: int, purpose: int) -> Tensor | None:
+        return _uniform(noise, temperature, levels, number, stage, purpose)
 
     while (start := int(final.min())) < num_stages:
         draft_probs = {}
         for stage in range(start, num_draft_stages):
             needs = final <= stage  # [B]
             probs = distribution(draft(indices[..., :stage], stage, stage + 1), temperature)[..., 0, :]
-            indices[..., stage] = torch.where(needs[:, None, None], draw(probs, generator), indices[..., stage])
+            drawn = draw(probs, uniform(stage, DRAFT))
+            indices[..., stage] = torch.where(needs[:, None, None], drawn, indices[..., stage])
             draft_probs[stage] = probs  # [B, T, D, L]
             drafts += needs
+        if proposal is None:
+            proposal = indices[..., :num_draft_stages].clone()
         proposed += (num_draft_stages - final).clamp_min(0)
         unfinished = final < num_stages
         passes += unfinished
@@ -135,19 +168,21 @@ def speculative(
             here = valid & (final == stage)  # [B]
             target_probs = distribution(logits[..., stage - start, :], temperature)  # [B, T, D, L]
             if stage < num_draft_stages:
-                tokens, kept = verify(indices[..., stage], draft_probs[stage], target_probs, generator)
+                chances = None if temperature == 0 else (uniform(stage, DECISION), uniform(stage, REPLACEMENT))
+                tokens, kept = verify(indices[..., stage], draft_probs[stage], target_probs, chances)
                 whole = kept.flatten(1).all(dim=1)
                 kept_tokens[:, stage] += here * (kept.flatten(1) & tokens_per_stage[:, stage]).sum(dim=1)
                 checked_tokens[:, stage] += here * tokens_per_stage[:, stage].sum()
                 accepted += here & whole
                 valid = valid & (whole | ~here)
             else:
-                tokens = draw(target_probs, generator)
+                tokens = draw(target_probs, uniform(stage, TARGET))
                 valid = valid & ~here  # nothing was proposed past this stage
             indices[..., stage] = torch.where(here[:, None, None], tokens, indices[..., stage])
             final += here
         if start == 0:  # the first proposal; every sample has a final stage after it
             accept_counts.scatter_(1, accepted[:, None], 1)
+        number += 1
 
     return _result(
         indices,
@@ -157,4 +192,5 @@ def speculative(
         accepted_stages=accepted,
         accepted_tokens=(kept_tokens, checked_tokens),
         accept_counts=accept_counts,
+        proposal=proposal,
     )

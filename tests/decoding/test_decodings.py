@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rsd.decoding import depth_ar, parallel, speculative
-from rsd.decoding.sampling import verify
+from rsd.decoding.sampling import Noise, draw, verify
 
 T, D, Q, L = 2, 3, 4, 5
 LEVELS = torch.full((T, D, Q), L)
@@ -92,8 +92,9 @@ def test_hand_computed_account():
     assert kept.tolist() == [[6, 6, 5, 6]] and checked.tolist() == [[6, 6, 6, 6]]
 
 
-def test_batch_members_do_not_disturb_each_other():
-    """Samples at different depths share passes; each result equals that of the sample alone."""
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_batch_members_do_not_disturb_each_other(temperature):
+    """Samples at different depths share passes; each result equals that of the sample alone, sampled ones too."""
     target = TableModel(seed=11)
 
     class PerSample:
@@ -108,9 +109,13 @@ def test_batch_members_do_not_disturb_each_other():
             choices = [logits, -logits, half]
             return torch.stack([choices[row][i] for i, row in enumerate(self.rows)])
 
-    together = speculative(target, PerSample([0, 1, 2]), levels=LEVELS, batch_size=3, num_draft_stages=3)
+    def options(rows):
+        return {"temperature": temperature, "noise": Noise([100 + row for row in rows])}
+
+    every = options([0, 1, 2])
+    together = speculative(target, PerSample([0, 1, 2]), levels=LEVELS, batch_size=3, num_draft_stages=3, **every)
     for row in range(3):
-        alone = speculative(target, PerSample([row]), levels=LEVELS, batch_size=1, num_draft_stages=3)
+        alone = speculative(target, PerSample([row]), levels=LEVELS, batch_size=1, num_draft_stages=3, **options([row]))
         assert torch.equal(together.indices[row], alone.indices[0])
         for name in ("target_passes", "draft_passes", "proposed_stages", "accepted_stages"):
             assert getattr(together, name)[row] == getattr(alone, name)[0], name
@@ -135,9 +140,8 @@ def test_sampled_speculative_has_the_targets_distribution(flat):
 
         return logits
 
-    generator = torch.Generator().manual_seed(0)
     n = 6000
-    options = {"levels": levels, "batch_size": n, "temperature": 1.0, "generator": generator}
+    options = {"levels": levels, "batch_size": n, "temperature": 1.0, "noise": Noise(range(n))}
     result = speculative(model(table), model(wrong), num_draft_stages=2, **options)
     flat_codes = result.indices[:, 0, 0]  # [n, 2]
     observed = torch.bincount(flat_codes[:, 0] * 3 + flat_codes[:, 1], minlength=9).double()
@@ -174,12 +178,45 @@ def test_entries_without_a_token_are_not_counted():
 def test_equal_distributions_up_to_rounding_are_always_kept():
     target = torch.tensor([[0.5, 0.5]])
     draft = torch.tensor([[0.5 + 6e-8, 0.5]])  # nothing is left over where the target is below the draft by rounding
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(200):
-        tokens, kept = verify(torch.tensor([0]), draft, target, generator)
+    for chance in torch.linspace(0, 1 - 1e-12, 200, dtype=torch.float64):
+        tokens, kept = verify(torch.tensor([0]), draft, target, (chance[None], chance[None]))
         assert kept.all() and tokens.tolist() == [0]
 
 
 def test_num_draft_stages_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"num_draft_stages 5, expected 1\.\.4"):
         speculative(TableModel(1), TableModel(1), levels=LEVELS, batch_size=1, num_draft_stages=5)
+
+
+def test_sampling_without_noise_is_refused():
+    with pytest.raises(ValueError, match=r"temperature 0\.7 samples, and needs noise"):
+        depth_ar(TableModel(1), levels=LEVELS, batch_size=1, temperature=0.7)
+
+
+def test_noise_depends_on_seed_and_place_alone_and_is_uniform():
+    noise = Noise([3, 4, 3])
+    first = noise.uniform((50, 40), 1, 2, 0)
+    assert first.shape == (3, 50, 40) and torch.equal(first[0], first[2])
+    assert torch.equal(first[1], Noise([4]).uniform((50, 40), 1, 2, 0)[0])
+    others = [noise.uniform((50, 40), *place) for place in ((1, 2, 1), (2, 1, 0), (1, 2), (0, 2, 0))]
+    assert all(not torch.equal(first, other) for other in others)
+    numbers = torch.stack([first[:2], *(other[:2] for other in others)]).flatten()  # 20,000 numbers
+    assert numbers.min() >= 0 and numbers.max() < 1
+    counts = torch.histc(numbers.float(), bins=20, min=0, max=1)
+    expected = len(numbers) / 20
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert chi_square < 43.8  # 99.9 % quantile with 19 degrees of freedom
+    pairs = torch.stack([first[0].flatten(), first[1].flatten()])
+    assert abs(float(torch.corrcoef(pairs)[0, 1])) < 0.07  # three standard errors of 2000 pairs
+
+
+def test_a_seed_out_of_range_is_refused():
+    with pytest.raises(ValueError, match=r"seeds \[-1\] of the sampling, expected integers in 0"):
+        Noise([5, -1])
+
+
+def test_draw_follows_the_cumulated_probabilities_and_never_takes_an_impossible_level():
+    probabilities = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0])
+    numbers = torch.tensor([0.0, 0.2499, 0.25, 0.9, 1 - 2.0**-53], dtype=torch.float64)
+    assert draw(probabilities.expand(5, -1), numbers).tolist() == [1, 1, 3, 3, 3]
+    assert draw(probabilities).tolist() == 3
