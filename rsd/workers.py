@@ -7,12 +7,12 @@ process that started it is gone, in the middle of whatever it does; nothing is l
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -34,11 +34,9 @@ class Worker:
     connection: Connection
 
     def send(self, message: Any) -> None:
-        """Hand over a message; a worker that has died meanwhile says so at the next `receive`."""
-        try:
+        """Hand over a message. One to a worker that has died or was stopped is lost: `receive` will say so."""
+        with contextlib.suppress(OSError):
             self.connection.send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
 
     def receive(self) -> Any:
         """The next message; call it when `ready` has named the worker.
@@ -117,7 +115,7 @@ def _cause_of_death(exit_code: int | None) -> str:
     return f"exit code {exit_code}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Environment variables while a process is being started; it inherits them."""
     before = {name: os.environ.get(name) for name in variables}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 from rsd.types import Observation
 
 STEP_M = 0.05  # how far an action of 1 moves the point
 GOAL_RADIUS_M = 0.05
+START_MAX_M = 0.3  # episodes begin within this of the origin, in each direction; goals lie far beyond
 
 
 class PointMassEnv:
@@ -34,6 +37,9 @@ class PointMassEnv:
         self.instruction = f"move the point to goal {task_id}"
         self.num_init_states = num_init_states
         self.max_steps = max_steps
+        self.protocol = "point_mass-1"
+        self.versions = {"point_mass": "1"}
+        self.rendering_s = 0.0
         self.num_renders = 0  # pictures drawn so far, so that tests can hold "observe=False renders nothing"
         self._image_size = image_size
         self._end_at_success = end_at_success
@@ -56,7 +62,7 @@ class PointMassEnv:
         if not 0 <= init_state_id < self.num_init_states:
             raise IndexError(f"init_state_id {init_state_id} is not in 0..{self.num_init_states - 1}")
         random = np.random.default_rng([self.task_id, init_state_id])
-        self._position = random.uniform(0.0, 0.3, 3)
+        self._position = random.uniform(0.0, START_MAX_M, 3)
         self._goal = random.uniform(0.6, 0.9, 3)
         self._gripper = -1.0
         self._finished = False
@@ -80,7 +86,9 @@ class PointMassEnv:
         self._position = None
 
     def _observe(self) -> Observation:
+        start = time.perf_counter()
         images = {"image": self._draw((0, 1)), "wrist_image": self._draw((0, 2))}
+        self.rendering_s += time.perf_counter() - start
         opening = 0.02 * (1 - self._gripper)
         proprio = np.concatenate([self._position, np.zeros(3), [opening, -opening]])  # [P]
         return Observation(images=images, proprio=proprio, instruction=self.instruction)

@@ -15,7 +15,7 @@ ALLOWED = {
     "tokenizer": {"types", "checkpoint"},
     "models": {"types", "jpeg", "images", "normalization", "checkpoint", "tokenizer"},
     "decoding": {"types"},
-    "policy": {"types", "jpeg", "normalization", "tokenizer", "models"},
+    "policy": {"types", "jpeg", "normalization", "tokenizer", "models", "decoding"},
     "data": {"types", "jpeg", "normalization"},
     "workers": set(),
     "envs": {"types", "workers"},

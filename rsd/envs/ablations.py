@@ -26,6 +26,12 @@ class Ablated:
         self.env = make(task_id=task_id)
         self.suite, self.task_id, self.instruction = self.env.suite, self.env.task_id, self.env.instruction
         self.num_init_states, self.max_steps = self.env.num_init_states, self.env.max_steps
+        self.protocol, self.versions = self.env.protocol, self.env.versions
+
+    @property
+    def rendering_s(self) -> float:
+        """See `Env`."""
+        return self.env.rendering_s
 
     def reset(self, init_state_id: int) -> Observation:
         """See `Env.reset`."""

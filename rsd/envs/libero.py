@@ -1,4 +1,4 @@
-"""One LIBERO task behind the Env protocol, in OpenVLA-OFT's evaluation protocol, rendering only what is looked at.
+"""One LIBERO task behind the Env protocol, in a given evaluation protocol, rendering only what is looked at.
 
 What surprises:
 * robosuite samples each observable *inside* the control step: one physics step (2 ms) before its end in an episode that
@@ -12,7 +12,9 @@ What surprises:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,13 +22,13 @@ import numpy as np
 
 from rsd.envs.gl import check_simulator
 from rsd.envs.physics import SharedStages
+from rsd.envs.placements import check_placement, object_columns
 from rsd.envs.rotation import axis_angle
-from rsd.envs.suites import load_task, quiet, silence_robosuite
+from rsd.envs.suites import load_task, quiet, silence_robosuite, suite_name
 from rsd.types import Observation
 
 ACTION_DIM = 7  # end-effector position and rotation deltas, gripper
 CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}  # RLDS name → LIBERO's camera
-PROTOCOLS = ("openvla_oft",)
 PROPRIO = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 WAITING_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)  # stand still, gripper open, while the objects settle
 MODEL_STATE = ("body_pos", "body_quat", "site_rgba")  # parts of the model that LIBERO writes to during an episode
@@ -37,21 +39,26 @@ class LiberoEnv:
     """A LIBERO task with its evaluation init states.
 
     Args:
-        suite: libero_spatial, libero_object, libero_goal, libero_10, or any other suite that the package knows.
+        suite: libero_spatial, libero_object, libero_goal, libero_10, libero_90, or any other that the package knows.
         task_id: Number of the task in the suite, in the suite's default order.
+        variant: A perturbed version of the suite (swap, object, lan, task, …), or None.
         max_steps: Step limit after the waiting steps; kept for the caller, not enforced here.
         image_size: Height and width of the pictures.
+        rotate_images: Turn pictures by 180 degrees, as in the RLDS sets; False leaves them upside down.
         num_wait_steps: Steps in which the robot stands still after a reset; part of the reset.
-        seed: Seeds the placement of fixtures at every reset; the protocol's is 0.
+        waiting_action: What it is told in these steps, [7].
+        seed: Seeds the placement of fixtures at every reset.
         views: Which pictures observations hold; each costs rendering time.
-        protocol: Name of the evaluation protocol, to be stored with results.
+        protocol: Name and version of the evaluation protocol that these values belong to, to be stored with results.
         end_at_success: False lets steps go on after success, for recording what follows it.
         allow_mujoco_version: Accept this version of MuJoCo although scores are not comparable.
 
     Attributes:
+        suite: Name of the suite with its variant.
         simulator: The underlying OffScreenRenderEnv, for readers of privileged state (`simulator.sim.data`). Its
             observations are cut down to what `Observation` holds.
         versions: What `check_simulator` found, to be stored with results.
+        rendering_s: Seconds spent on pictures so far.
     """
 
     def __init__(
@@ -60,32 +67,39 @@ class LiberoEnv:
         suite: str,
         task_id: int,
         max_steps: int,
+        variant: str | None = None,
         image_size: int = 256,
+        rotate_images: bool = True,
         num_wait_steps: int = 10,
+        waiting_action: Sequence[float] = WAITING_ACTION,
         seed: int = 0,
-        views: tuple[str, ...] = ("image", "wrist_image"),
-        protocol: str = "openvla_oft",
+        views: Sequence[str] = ("image", "wrist_image"),
+        protocol: str = "openvla_oft-1",
         end_at_success: bool = True,
         allow_mujoco_version: str | None = None,
     ) -> None:
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"protocol {protocol!r} is unknown; available: {list(PROTOCOLS)}")
+        if len(waiting_action) != ACTION_DIM:
+            raise ValueError(f"waiting_action has {len(waiting_action)} entries; expected {ACTION_DIM}")
         if not views or not set(views) <= set(CAMERAS):
             raise ValueError(f"views {list(views)} are not known; expected some of {list(CAMERAS)}")
         self.versions = check_simulator(allow_mujoco_version)
         silence_robosuite()
-        task = load_task(suite, task_id)
-        self.suite = suite
+        self.suite = suite_name(suite, variant)
+        task = load_task(self.suite, task_id)
         self.task_id = task_id
         self.instruction = task.instruction
         self.num_init_states = len(task.init_states)
         self.max_steps = max_steps
         self.protocol = protocol
+        self.rendering_s = 0.0
         self._end_at_success = end_at_success
         self._views = tuple(views)
+        self._rotate_images = rotate_images
         self._num_wait_steps = num_wait_steps
+        self._waiting_action = np.asarray(waiting_action, dtype=np.float64)
         self._seed = seed
         self._init_states = task.init_states
+        self.rendering_s = 0.0
         self._looking = False
         self._ready = False  # an episode is running
         with quiet(), _numpy_seed(seed):
@@ -114,6 +128,9 @@ class LiberoEnv:
         """Like `reset`, from a random placement of objects and fixtures that depends on `seed` alone.
 
         For demonstrations: the evaluation init states are fixed arrays and are not used.
+
+        Raises:
+            PlacementError: the placement is one of them all the same.
         """
         return self._start(seed, None)
 
@@ -175,8 +192,11 @@ class LiberoEnv:
         def gated(cache: dict[str, Any]) -> np.ndarray:
             if not self._looking:
                 return UNSEEN
+            start = time.perf_counter()
             self._make_current()
-            return sensor(cache)
+            picture = sensor(cache)
+            self.rendering_s += time.perf_counter() - start
+            return picture
 
         gated.__modality__ = sensor.__modality__
         return gated
@@ -196,9 +216,11 @@ class LiberoEnv:
         self._looking = self._num_wait_steps == 0
         if init_state is None:
             init_state = self.simulator.get_sim_state()  # setting it shifts the instant at which pictures are sampled
+            columns = object_columns(self.simulator.sim.model)
+            check_placement(init_state, self._init_states, columns, task=f"{self.suite} task {self.task_id}", seed=seed)
         observables = self.simulator.set_init_state(init_state)
         for step in range(self._num_wait_steps):
-            observables, _ = self._advance(np.asarray(WAITING_ACTION), observe=step == self._num_wait_steps - 1)
+            observables, _ = self._advance(self._waiting_action, observe=step == self._num_wait_steps - 1)
         self._looking = False
         self._ready = True
         return self._observation(observables)
@@ -215,8 +237,8 @@ class LiberoEnv:
     def _observation(self, observables: dict[str, np.ndarray]) -> Observation:
         images = {}
         for view in self._views:
-            upside_down = observables[f"{CAMERAS[view]}_image"]  # [H, W, 3] uint8
-            images[view] = np.ascontiguousarray(upside_down[::-1, ::-1])  # rotated by 180 degrees, as in the RLDS sets
+            picture = observables[f"{CAMERAS[view]}_image"]  # [H, W, 3] uint8
+            images[view] = np.ascontiguousarray(picture[::-1, ::-1] if self._rotate_images else picture)
         position, quaternion, gripper = (observables[name] for name in PROPRIO)
         proprio = np.concatenate([position, axis_angle(quaternion), gripper])  # [P]
         return Observation(images=images, proprio=proprio, instruction=self.instruction)

@@ -7,6 +7,7 @@ continued.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 import traceback
@@ -26,7 +27,8 @@ from rsd.evaluation.results import (
     set_torn_line_aside,
 )
 from rsd.evaluation.rollout import Episode
-from rsd.evaluation.video import CONTROL_HZ, check_ffmpeg, write_video
+from rsd.evaluation.trace import write_trace
+from rsd.evaluation.video import CONTROL_HZ, VideoError, check_ffmpeg, write_video
 from rsd.types import Env, EpisodeResult, Policy
 
 ERRORS_FILE = "crashed_episodes.log"
@@ -36,8 +38,27 @@ class PlanError(ValueError):
     """The requested episodes do not exist."""
 
 
+class PolicyFailure(RuntimeError):
+    """The policy raised in another process; the message is "ExceptionType: message" of what it raised there."""
+
+
 class CrashedEpisodesError(RuntimeError):
     """Every planned episode has its line, but some crashed."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is common to all episodes of a run.
+
+    Attributes:
+        run_dir: Where videos, traces and the log of crashes go.
+        every_step: Render every control step of recorded episodes, and not only those that the policy sees.
+        clip_actions: See `rollout.check_actions`.
+    """
+
+    run_dir: Path
+    every_step: bool = False
+    clip_actions: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,30 +130,46 @@ def evaluate(
     policy: Policy,
     plan: Sequence[PlannedEpisode],
     done: Sequence[EpisodeResult],
-    run_dir: Path,
-    video_every_step: bool = False,
+    recording: Recording,
 ) -> Iterator[EpisodeResult]:
     """Run the planned episodes that are not done; yield each after it was written to results.jsonl.
 
     Args:
         make_env: Called with task_id=…; one environment lives at a time, and is kept for the trials of a task.
-        video_every_step: Render every control step of recorded episodes, and not only those that the policy sees.
     """
-    env: Env | None = None
+    stage = Stage(make_env)
     try:
         for planned in missing_episodes(plan, done):
-            if env is None or env.task_id != planned.task_id:
-                if env is not None:
-                    env.close()
-                env = make_env(task_id=planned.task_id)
-            result = run_episode(env, policy, planned, run_dir, video_every_step)
-            append_result(run_dir / RESULTS_FILE, result)
-            if result.error is not None:
-                env.close()
-                env = None
+            result = run_episode(stage, policy, planned, recording)
+            append_result(recording.run_dir / RESULTS_FILE, result)
             yield result
     finally:
-        if env is not None:
+        stage.close()
+
+
+class Stage:
+    """The one environment of a process: kept while the task stays, built anew after a crash.
+
+    Args:
+        make_env: Called with task_id=….
+    """
+
+    def __init__(self, make_env: Callable[..., Env]) -> None:
+        self._make_env = make_env
+        self._env: Env | None = None
+
+    def env(self, task_id: int) -> Env:
+        """The environment of that task."""
+        if self._env is not None and self._env.task_id != task_id:
+            self.close()
+        if self._env is None:
+            self._env = self._make_env(task_id=task_id)
+        return self._env
+
+    def close(self) -> None:
+        """Close the environment, if there is one."""
+        if self._env is not None:
+            env, self._env = self._env, None
             env.close()
 
 
@@ -145,26 +182,63 @@ def missing_episodes(plan: Sequence[PlannedEpisode], done: Sequence[EpisodeResul
     return missing
 
 
-def run_episode(env: Env, policy: Policy, planned: PlannedEpisode, run_dir: Path, every_step: bool) -> EpisodeResult:
-    """Run one episode; a crash becomes the result's error, with its traceback in crashed_episodes.log."""
+def run_episode(stage: Stage, policy: Policy, planned: PlannedEpisode, recording: Recording) -> EpisodeResult:
+    """Run one episode; a crash becomes the result's error, with its traceback in crashed_episodes.log.
+
+    An environment that cannot even be built raises: no other episode of the task could run either.
+    """
+    env = stage.env(planned.task_id)
     start = time.perf_counter()
-    episode = Episode(env, policy, record=planned.record, record_every_step=every_step)
+    every_step = recording.every_step
+    episode = Episode(
+        env, policy, record=planned.record, record_every_step=every_step, clip_actions=recording.clip_actions
+    )
     error: str | None = None
     try:
         episode.run(init_state_id=planned.init_state_id, seed=planned.seed)
     except Exception as exception:  # noqa: BLE001  a crash must be reported as one, whatever simulator or model raise
-        error = f"{type(exception).__name__}: {exception}"
-        with open(run_dir / ERRORS_FILE, "a", encoding="utf-8") as log:
-            log.write(f"task {planned.task_id}, init state {planned.init_state_id}\n{traceback.format_exc()}\n")
-    wall_s = time.perf_counter() - start
-    video: str | None = None
-    if episode.frames:
-        video = f"videos/task{planned.task_id:02d}_init{planned.init_state_id:02d}.mp4"
-        fps = CONTROL_HZ if every_step else CONTROL_HZ / policy.num_open_loop_steps
-        write_video(run_dir / video, episode.frames, fps)
-    return episode.result(
-        init_state_id=planned.init_state_id, seed=planned.seed, wall_s=wall_s, error=error, video=video
+        error = describe(exception)
+        log_crash(recording.run_dir, planned, traceback.format_exc())
+        stage.close()
+    result = episode.result(
+        init_state_id=planned.init_state_id,
+        seed=planned.seed,
+        wall_s=time.perf_counter() - start,
+        error=error,
+        video=None,
+        trace=None,
     )
+    return _with_files(result, episode, recording, policy.num_open_loop_steps) if episode.frames else result
+
+
+def _with_files(
+    result: EpisodeResult, episode: Episode, recording: Recording, num_open_loop_steps: int
+) -> EpisodeResult:
+    """The result with its video and trace written; an episode whose video cannot be written keeps its outcome."""
+    name = f"task{result.task_id:02d}_init{result.init_state_id:02d}"
+    fps = CONTROL_HZ if recording.every_step else CONTROL_HZ / num_open_loop_steps
+    video, trace = f"videos/{name}.mp4", f"traces/{name}.json"
+    outcome = {"success": result.success, "num_steps": result.num_steps}
+    try:
+        write_video(recording.run_dir / video, episode.frames, fps)
+        write_trace(recording.run_dir / trace, episode.chunks, fps=fps, every_step=recording.every_step, **outcome)
+    except (VideoError, OSError) as error:
+        logging.getLogger(__name__).warning("%s cannot be looked at later: %s", name, error)
+        return result
+    return dataclasses.replace(result, video=video, trace=trace)
+
+
+def describe(exception: Exception) -> str:
+    """ "ExceptionType: message", as it stands in results."""
+    if isinstance(exception, PolicyFailure):
+        return str(exception)
+    return f"{type(exception).__name__}: {exception}"
+
+
+def log_crash(run_dir: Path, planned: PlannedEpisode, text: str) -> None:
+    """Append to crashed_episodes.log."""
+    with open(run_dir / ERRORS_FILE, "a", encoding="utf-8") as log:
+        log.write(f"task {planned.task_id}, init state {planned.init_state_id}\n{text}\n")
 
 
 def _episode_seed(seed: int, task_id: int, trial: int) -> int:

@@ -1,78 +1,226 @@
-"""The evaluation loop over several processes: one environment and one copy of the policy each.
+"""The evaluation loop over several processes: many simulators feed one batched policy.
 
-What surprises first: latencies measured here are those of processes that share a machine. Success, steps and counters
-do not depend on the number of workers: every episode has its own seed and resets everything.
+Each worker has one environment and no model. It sends what it sees; the policies, one for each computing device, live
+in threads of the main process and answer whatever is waiting as one batch. What surprises first: a worker that dies
+(segmentation fault, GL abort, out of memory) is replaced and its episode run again, up to MAX_DEATHS times.
+
+Outcomes do not depend on the number of workers: an episode depends on its init state and its seed alone, and a policy
+on a CPU answers one observation at a time, because the last bits of a batched matrix product depend on the batch.
+Latencies do: they are those of a machine that is busy.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
+import logging
+import queue
 import threading
+import traceback
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-from rsd.evaluation.evaluate import PlannedEpisode, missing_episodes, run_episode
+from rsd.evaluation.evaluate import (
+    PlannedEpisode,
+    PolicyFailure,
+    Recording,
+    Stage,
+    describe,
+    evaluate,
+    log_crash,
+    missing_episodes,
+    run_episode,
+)
 from rsd.evaluation.results import RESULTS_FILE, append_result
-from rsd.types import Env, EpisodeResult, Policy
+from rsd.types import ChunkPrediction, Env, EpisodeResult, Observation, Policy
+from rsd.workers import Worker, WorkerDiedError, ready, render_variables, start_worker, stop_workers
 
-JOIN_S = 5.0  # a worker that is told to stop gets this long
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+MAX_DEATHS = 3  # workers that one episode may cost
 
 
-class WorkerDiedError(RuntimeError):
-    """A worker process is gone, and with it the episode that it was in."""
+class SetupError(RuntimeError):
+    """A task's environment cannot be built."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A worker asks for a chunk."""
+
+    observation: Observation
+    seed: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Instead of a chunk: what the policy raised, in one line and as a traceback."""
+
+    error: str
+    text: str
+
+
+@dataclass(frozen=True)
+class BrokenSetup:
+    """A worker's last words: its environment could not be built."""
+
+    error: str
+
+
+@dataclass(eq=False)
+class Seat:
+    """A place for one worker, and for its successors."""
+
+    worker: Worker
+    variables: dict[str, str]
+    episode: PlannedEpisode | None = None
+    last_task: int | None = None
 
 
 @dataclass
-class _Worker:
-    process: BaseProcess
-    connection: Connection
-    episode: PlannedEpisode | None = None
+class PolicyThreads:
+    """Threads that answer requests, one a policy; each takes everything that waits, up to `max_batch`."""
+
+    policies: Sequence[Policy]
+    max_batch: int
+    _requests: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def start(self) -> None:
+        for policy in self.policies:
+            self._threads.append(threading.Thread(target=self._serve, args=(policy,), daemon=True))
+            self._threads[-1].start()
+
+    def ask(self, worker: Worker, request: Request) -> None:
+        """The answer, a ChunkPrediction or a Failure, goes straight to the worker."""
+        self._requests.put((worker, request))
+
+    def stop(self) -> None:
+        """Let the threads finish what they are at."""
+        for _ in self._threads:
+            self._requests.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self, policy: Policy) -> None:
+        while (first := self._requests.get()) is not None:
+            batch = [first]
+            while len(batch) < self.max_batch and not self._requests.empty():
+                try:
+                    another = self._requests.get_nowait()
+                except queue.Empty:  # another thread was faster
+                    break
+                if another is None:
+                    self._requests.put(None)  # somebody's signal to stop; it comes round again
+                    break
+                batch.append(another)
+            workers, requests = zip(*batch, strict=True)
+            for worker, answer in zip(workers, answers(policy, requests), strict=True):
+                worker.send(answer)
+
+
+def answers(policy: Policy, requests: Sequence[Request]) -> list[ChunkPrediction | Failure]:
+    """One batched prediction; if that fails, one by one, so that only the episode that fails is charged with it."""
+    try:
+        return list(policy.predict([one.observation for one in requests], [one.seed for one in requests]))
+    except Exception as exception:  # noqa: BLE001  becomes the error of the episode, whatever the model raised
+        if len(requests) == 1:
+            return [Failure(describe(exception), traceback.format_exc())]
+    return [answers(policy, [request])[0] for request in requests]
+
+
+class RemotePolicy:
+    """A worker's view of the policy in the main process."""
+
+    def __init__(self, connection: Connection, num_open_loop_steps: int) -> None:
+        self.num_open_loop_steps = num_open_loop_steps
+        self._connection = connection
+
+    def predict(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ChunkPrediction]:
+        """See `Policy.predict`; one observation at a time.
+
+        Raises:
+            PolicyFailure: the policy raised.
+        """
+        (observation,), (seed,) = observations, seeds
+        try:
+            self._connection.send(Request(observation, seed))
+            answer = self._connection.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise SystemExit from None  # the main process is gone: no crash of this episode
+        if isinstance(answer, Failure):
+            failure = PolicyFailure(answer.error)
+            failure.add_note(answer.text)
+            raise failure
+        return [answer]
 
 
 def evaluate_parallel(
     *,
     make_env: Callable[..., Env],
-    make_policy: Callable[[], Policy],
+    policies: Sequence[Policy],
+    max_batch: int,
     plan: Sequence[PlannedEpisode],
     done: Sequence[EpisodeResult],
-    run_dir: Path,
+    recording: Recording,
     num_workers: int,
-    video_every_step: bool = False,
+    suite: str,
+    render_devices: Sequence[int] | None = None,
 ) -> Iterator[EpisodeResult]:
     """As `evaluate`, in any order of episodes; close the generator to stop the workers early.
 
     Args:
-        make_env, make_policy: Called in the workers, so they have to be picklable.
-        num_workers: Processes; no more than there are missing episodes are started.
+        make_env: Called in the workers, so it has to be picklable.
+        policies: The same policy on each computing device.
+        max_batch: Largest number of observations in one call of a policy; 1 makes outcomes independent of
+            num_workers bit for bit.
+        num_workers: Processes; no more than there are missing episodes are started. With 1 the episodes run in this
+            process, and a simulator that dies takes it along.
+        suite: Name to be stored with episodes that never came to have an environment.
+        render_devices: See `rsd.workers.render_variables`.
 
     Raises:
-        WorkerDiedError: a worker was killed, or could not make its policy or environment.
+        SetupError: an environment could not be built.
     """
+    if num_workers == 1:
+        yield from evaluate(make_env=make_env, policy=policies[0], plan=plan, done=done, recording=recording)
+        return
     waiting = _by_task(missing_episodes(plan, done))
-    count = min(num_workers, sum(map(len, waiting.values())))
-    with _one_thread_each():
-        workers = [_start(make_env, make_policy, run_dir, video_every_step) for _ in range(count)]
+    results_file = recording.run_dir / RESULTS_FILE
+    arguments = (make_env, policies[0].num_open_loop_steps, recording)
+    deaths: Counter[PlannedEpisode] = Counter()
+    seats = []
+    for number in range(min(num_workers, sum(map(len, waiting.values())))):
+        variables = render_variables(render_devices, number)
+        seats.append(Seat(start_worker(_work, *arguments, variables=variables), variables))
+    threads = PolicyThreads(policies, max_batch)
+    threads.start()
     try:
-        for worker in workers:
-            _assign(worker, waiting, workers)
-        while busy := [worker for worker in workers if worker.episode is not None]:
-            wait([worker.connection for worker in busy])
-            for worker in busy:
-                if worker.connection.poll():
-                    result = _receive(worker)
-                    append_result(run_dir / RESULTS_FILE, result)
-                    _assign(worker, waiting, workers)
-                    yield result
+        for seat in seats:
+            _assign(seat, waiting, seats)
+        while busy := {seat.worker: seat for seat in seats if seat.episode is not None}:
+            for worker in ready(list(busy)):
+                seat = busy[worker]
+                try:
+                    message = worker.receive()
+                except WorkerDiedError as death:
+                    result = _after_death(seat, str(death), deaths, suite, recording.run_dir)
+                    stop_workers([worker])
+                    seat.worker = start_worker(_work, *arguments, variables=seat.variables)
+                    if result is None:
+                        seat.worker.send(seat.episode)
+                        continue
+                    message = result
+                if isinstance(message, Request):
+                    threads.ask(worker, message)
+                    continue
+                if isinstance(message, BrokenSetup):
+                    raise SetupError(f"{suite} task {seat.episode.task_id} cannot be set up: {message.error}")
+                append_result(results_file, message)
+                _assign(seat, waiting, seats)
+                yield message
     finally:
-        _stop(workers)
+        stop_workers([seat.worker for seat in seats])
+        threads.stop()
 
 
 def _by_task(episodes: Sequence[PlannedEpisode]) -> dict[int, deque[PlannedEpisode]]:
@@ -90,98 +238,53 @@ def next_task(last: int | None, waiting: dict[int, deque[PlannedEpisode]], on_ta
     return max(left, key=lambda task: (left[task] / (1 + on_task[task]), -task))
 
 
-def _assign(worker: _Worker, waiting: dict[int, deque[PlannedEpisode]], workers: Sequence[_Worker]) -> None:
-    last = None if worker.episode is None else worker.episode.task_id
-    worker.episode = None
-    on_task = Counter(other.episode.task_id for other in workers if other.episode is not None)
-    task = next_task(last, waiting, on_task)
+def _assign(seat: Seat, waiting: dict[int, deque[PlannedEpisode]], seats: Sequence[Seat]) -> None:
+    seat.episode = None
+    on_task = Counter(other.episode.task_id for other in seats if other.episode is not None)
+    task = next_task(seat.last_task, waiting, on_task)
     if task is not None:
-        worker.episode = waiting[task].popleft()
-        worker.connection.send(worker.episode)
+        seat.episode, seat.last_task = waiting[task].popleft(), task
+        seat.worker.send(seat.episode)
 
 
-def _receive(worker: _Worker) -> EpisodeResult:
-    try:
-        return worker.connection.recv()
-    except (EOFError, ConnectionResetError) as error:
-        worker.process.join(JOIN_S)
-        raise WorkerDiedError(
-            f"a worker died (exit code {worker.process.exitcode}) in task {worker.episode.task_id}, init state "
-            f"{worker.episode.init_state_id}; finished episodes are kept: continue with resume=, and fewer num_workers "
-            "if memory ran out"
-        ) from error
+def _after_death(
+    seat: Seat, cause: str, deaths: Counter[PlannedEpisode], suite: str, run_dir: Path
+) -> EpisodeResult | None:
+    """What a worker's death means for its episode: another attempt (None), or its end as a crashed one."""
+    episode = seat.episode
+    deaths[episode] += 1
+    place = f"task {episode.task_id}, init state {episode.init_state_id}"
+    if deaths[episode] < MAX_DEATHS:
+        logging.getLogger(__name__).warning("a worker died (%s) in %s; the episode is run again", cause, place)
+        return None
+    error = f"WorkerDiedError: {MAX_DEATHS} workers died in this episode, the last of {cause}"
+    log_crash(run_dir, episode, f"{error}; with signal SIGKILL memory may have run out: try fewer num_workers")
+    return EpisodeResult(
+        suite=suite,
+        task_id=episode.task_id,
+        instruction="",
+        init_state_id=episode.init_state_id,
+        seed=episode.seed,
+        success=False,
+        num_steps=0,
+        error=error,
+    )
 
 
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started inside use one thread: as many of them as cores would otherwise fight."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _start(
-    make_env: Callable[..., Env], make_policy: Callable[[], Policy], run_dir: Path, video_every_step: bool
-) -> _Worker:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    arguments = (theirs, make_env, make_policy, run_dir, video_every_step)
-    process = context.Process(target=_work, args=arguments, daemon=True)
-    process.start()
-    theirs.close()  # so that our end sees the worker's death
-    return _Worker(process, ours)
-
-
-def _stop(workers: Sequence[_Worker]) -> None:
-    for worker in workers:
-        worker.connection.close()
-        worker.process.terminate()
-    for worker in workers:
-        worker.process.join(JOIN_S)
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
-
-
-def _leave_with_parent() -> None:
-    """End this process as soon as the one that started it is gone."""
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
-
-
-def _work(
-    connection: Connection,
-    make_env: Callable[..., Env],
-    make_policy: Callable[[], Policy],
-    run_dir: Path,
-    video_every_step: bool,
-) -> None:
+def _work(connection: Connection, make_env: Callable[..., Env], num_open_loop_steps: int, recording: Recording) -> None:
     """Main function of a worker: planned episodes in, results out, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    policy = make_policy()
-    env: Env | None = None
+    policy = RemotePolicy(connection, num_open_loop_steps)
+    stage = Stage(make_env)
     try:
         while True:
             planned = connection.recv()
-            if env is None or env.task_id != planned.task_id:
-                if env is not None:
-                    env.close()
-                env = make_env(task_id=planned.task_id)
-            result = run_episode(env, policy, planned, run_dir, video_every_step)
-            if result.error is not None:
-                env.close()
-                env = None
-            connection.send(result)
+            try:
+                stage.env(planned.task_id)
+            except Exception as exception:  # whatever a simulator raises; said, and raised again
+                connection.send(BrokenSetup(describe(exception)))
+                raise
+            connection.send(run_episode(stage, policy, planned, recording))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the main process is gone, or has no more episodes
     finally:
-        if env is not None:
-            env.close()
+        stage.close()

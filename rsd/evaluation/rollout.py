@@ -7,12 +7,16 @@ Only pictures that the policy will see are rendered: the one after the last queu
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from rsd.types import ChunkPrediction, Env, EpisodeResult, Observation, Policy
+from rsd.evaluation.trace import chunk_record
+from rsd.types import Env, EpisodeResult, Observation, Policy
 
 
 class Episode:
@@ -22,17 +26,33 @@ class Episode:
         num_steps, success: So far.
         stats: Sums of the chunks' stats, and "num_chunks".
         latency_ms: Part name to one value a chunk.
+        time_s: Seconds by kind of work; see EpisodeResult.
         frames: Pictures for a video, each [H, W, 3], uint8, views side by side; empty unless `record`.
+        chunks: Their records for a trace; empty unless `record`.
+
+    Args:
+        clip_actions: Actions outside [-1, 1] are clipped, as the protocol says; False makes them an error.
     """
 
-    def __init__(self, env: Env, policy: Policy, *, record: bool = False, record_every_step: bool = False) -> None:
+    def __init__(
+        self,
+        env: Env,
+        policy: Policy,
+        *,
+        record: bool = False,
+        record_every_step: bool = False,
+        clip_actions: bool = True,
+    ) -> None:
         self.env = env
         self.policy = policy
         self.num_steps = 0
         self.success = False
         self.stats: dict[str, Any] = {"num_chunks": 0}
         self.latency_ms: dict[str, list[float]] = {}
+        self.time_s = dict.fromkeys(("reset", "physics", "rendering", "policy"), 0.0)
         self.frames: list[np.ndarray] = []
+        self.chunks: list[dict[str, Any]] = []
+        self._clip_actions = clip_actions
         self._record = record
         self._record_every_step = record and record_every_step
 
@@ -40,28 +60,49 @@ class Episode:
         """Reset, then act until success or env.max_steps.
 
         Raises:
-            ValueError: the policy returned a chunk of a wrong shape, too short, or not finite.
+            ValueError: the policy returned a chunk of a wrong shape, too short, not finite, or out of range.
         """
-        observation = self.env.reset(init_state_id)
-        self.policy.reset(seed)
+        with self._timed("reset"):
+            observation = self.env.reset(init_state_id)
         self._keep_frame(observation)
         queue: deque[np.ndarray] = deque()
         while self.num_steps < self.env.max_steps and not self.success:
             if not queue:
-                prediction = self.policy.predict([observation])[0]
-                check_actions(prediction.actions, self.policy.num_open_loop_steps)
-                self._account(prediction)
-                queue.extend(prediction.actions[: self.policy.num_open_loop_steps])
-            action = queue.popleft()
+                queue.extend(self._plan(observation, chunk_seed(seed, self.stats["num_chunks"])))
             last = self.num_steps + 1 == self.env.max_steps
-            observe = self._record_every_step or (self._record if last else not queue)
-            observation, self.success = self.env.step(action, observe=observe)
+            observe = self._record_every_step or (self._record if last else len(queue) == 1)
+            with self._timed("physics"):
+                observation, self.success = self.env.step(queue.popleft(), observe=observe)
             self.num_steps += 1
+            if self._record:
+                self.chunks[-1]["num_executed"] += 1
             if observe:
                 self._keep_frame(observation)
 
+    def _plan(self, observation: Observation, seed: int) -> np.ndarray:
+        """The actions to execute next, [num_open_loop_steps, A]."""
+        with self._timed("policy"):
+            (prediction,) = self.policy.predict([observation], [seed])
+        count = self.policy.num_open_loop_steps
+        actions = check_actions(prediction.actions, count, clip=self._clip_actions)
+        self.stats = add_stats(self.stats, {"num_chunks": 1, **prediction.stats})
+        for part, value in prediction.latency_ms.items():
+            self.latency_ms.setdefault(part, []).append(round(value, 4))
+        if self._record:
+            self.chunks.append(chunk_record(prediction, step=self.num_steps, frame=len(self.frames) - 1))
+        return actions[:count]
+
+    @contextmanager
+    def _timed(self, kind: str) -> Iterator[None]:
+        """Book the seconds of the body: what the environment calls rendering there, the rest under `kind`."""
+        start, rendered = time.perf_counter(), self.env.rendering_s
+        yield
+        rendering = self.env.rendering_s - rendered
+        self.time_s["rendering"] += rendering
+        self.time_s[kind] += time.perf_counter() - start - rendering
+
     def result(
-        self, *, init_state_id: int, seed: int, wall_s: float, error: str | None, video: str | None
+        self, *, init_state_id: int, seed: int, wall_s: float, error: str | None, video: str | None, trace: str | None
     ) -> EpisodeResult:
         """The episode as a line of results.jsonl."""
         return EpisodeResult(
@@ -77,20 +118,27 @@ class Episode:
             latency_ms=self.latency_ms,
             wall_s=round(wall_s, 3),
             video=video,
+            protocol=self.env.protocol,
+            versions=self.env.versions,
+            time_s={kind: round(seconds, 3) for kind, seconds in self.time_s.items()},
+            trace=trace,
         )
-
-    def _account(self, prediction: ChunkPrediction) -> None:
-        self.stats = add_stats(self.stats, {"num_chunks": 1, **prediction.stats})
-        for part, value in prediction.latency_ms.items():
-            self.latency_ms.setdefault(part, []).append(round(value, 4))
 
     def _keep_frame(self, observation: Observation) -> None:
         if self._record:
             self.frames.append(np.concatenate(list(observation.images.values()), axis=1))  # [H, views*W, 3]
 
 
-def check_actions(actions: np.ndarray, num_open_loop_steps: int) -> None:
-    """Hold a chunk to the Policy protocol: [T, A] with T >= num_open_loop_steps, finite.
+def chunk_seed(episode_seed: int, number: int) -> int:
+    """Seed of an episode's chunk `number`: 0..2**63-1, a function of the two alone."""
+    return int(np.random.SeedSequence((episode_seed, number)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def check_actions(actions: np.ndarray, num_open_loop_steps: int, *, clip: bool) -> np.ndarray:
+    """Hold a chunk to the Policy protocol: [T, A] with T >= num_open_loop_steps, finite, within [-1, 1].
+
+    Args:
+        clip: Whether actions outside [-1, 1] are clipped to it.
 
     Raises:
         ValueError: it is not.
@@ -107,6 +155,13 @@ def check_actions(actions: np.ndarray, num_open_loop_steps: int) -> None:
         raise ValueError(
             f"the policy returned {actions[step, dim]} at step {step}, dim {dim} of its chunk; expected finite actions"
         )
+    if not clip and (np.abs(actions) > 1).any():
+        step, dim = np.unravel_index(np.abs(actions).argmax(), actions.shape)
+        raise ValueError(
+            f"the policy returned {actions[step, dim]:.4g} at step {step}, dim {dim} of its chunk; expected actions "
+            "in [-1, 1]; choose a protocol that clips them, or correct the policy's statistics (unnorm_key)"
+        )
+    return np.clip(actions, -1.0, 1.0)
 
 
 def add_stats(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rsd.types import ChunkPrediction, Observation
-from tests.fakes import GOAL_RADIUS_M, STEP_M
+from tests.fakes import GOAL_RADIUS_M, START_MAX_M, STEP_M
 
 CHUNK_LENGTH = 8
 
@@ -24,31 +24,25 @@ class SeeingPolicy:
         self.num_open_loop_steps = num_open_loop_steps
         self.seen: list[Observation] = []
         self._delay_s = delay_s
-        self._random = np.random.default_rng(0)
-        self._goal: np.ndarray | None = None
 
-    def reset(self, seed: int) -> None:
-        self._random = np.random.default_rng(seed)
-        self._goal = None
-
-    def predict(self, observations: Sequence[Observation]) -> list[ChunkPrediction]:
+    def predict(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ChunkPrediction]:
         time.sleep(self._delay_s)
-        return [self._predict_one(observation) for observation in observations]
+        return [self._predict_one(*one) for one in zip(observations, seeds, strict=True)]
 
-    def _predict_one(self, observation: Observation) -> ChunkPrediction:
+    def _predict_one(self, observation: Observation, seed: int) -> ChunkPrediction:
         self.seen.append(observation)
-        if self._goal is None:  # once the point is there it hides the goal
-            x, y = _green_center(observation.images["image"])
-            _, z = _green_center(observation.images["wrist_image"])
-            self._goal = np.array([x, y, z])
         position = observation.proprio[:3].copy()
+        x, y = _green_center(observation.images["image"], hidden_at=position[[0, 1]])
+        _, z = _green_center(observation.images["wrist_image"], hidden_at=position[[0, 2]])
+        goal = np.array([x, y, z])
+        random = np.random.default_rng(seed)
         actions = np.zeros((CHUNK_LENGTH, 7))
         for action in actions:
-            offset = self._goal - position
+            offset = goal - position
             action[:3] = np.clip(offset / STEP_M, -1, 1)
             action[6] = 1 if np.linalg.norm(offset) <= GOAL_RADIUS_M / 2 else -1
             position += STEP_M * action[:3]
-        accepted = int(self._random.integers(0, 3))
+        accepted = int(random.integers(0, 3))
         counts = [0, 0, 0, 0]
         counts[accepted] = 1
         stats = {
@@ -58,38 +52,38 @@ class SeeingPolicy:
             "accepted_stages": accepted,
             "accept_counts": counts,
         }
-        vision, llm = self._random.gamma(20, 0.2), self._random.gamma(20, 0.5)
-        return ChunkPrediction(actions, stats, {"vision": vision, "llm": llm, "total": 1.01 * (vision + llm)})
+        vision, llm = random.gamma(20, 0.2), random.gamma(20, 0.5)
+        latency_ms = {"vision": vision, "llm": llm, "total": 1.01 * (vision + llm)}
+        draft_actions = actions + random.normal(0, 0.05, actions.shape)
+        return ChunkPrediction(actions, stats, latency_ms, draft_actions)
 
 
 class DeadlyPolicy(SeeingPolicy):
     """Takes its process with it."""
 
-    def _predict_one(self, observation: Observation) -> ChunkPrediction:
+    def _predict_one(self, observation: Observation, seed: int) -> ChunkPrediction:
         os._exit(9)
 
 
 class RaisingPolicy(SeeingPolicy):
-    """Its backbone raises on every second episode."""
+    """Its backbone raises at the second chunk of every second episode."""
 
     def __init__(self) -> None:
         super().__init__()
         self._num_episodes = 0
 
-    def reset(self, seed: int) -> None:
-        super().reset(seed)
-        self._num_episodes += 1
-
-    def predict(self, observations: Sequence[Observation]) -> list[ChunkPrediction]:
-        if self._num_episodes % 2 == 0 and len(self.seen) % 2:
+    def _predict_one(self, observation: Observation, seed: int) -> ChunkPrediction:
+        beginning = bool((observation.proprio[:3] <= START_MAX_M).all())
+        self._num_episodes += beginning
+        if self._num_episodes % 2 == 0 and not beginning:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        return super().predict(observations)
+        return super()._predict_one(observation, seed)
 
 
 class StillPolicy(SeeingPolicy):
     """Does not move: a policy that fails, with a continuous head (no counters)."""
 
-    def predict(self, observations: Sequence[Observation]) -> list[ChunkPrediction]:
+    def predict(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ChunkPrediction]:
         return [ChunkPrediction(np.zeros((CHUNK_LENGTH, 7)), {}, {"total": 1.0}) for _ in observations]
 
 
@@ -100,7 +94,7 @@ class BrokenPolicy(SeeingPolicy):
         super().__init__()
         self._actions = actions
 
-    def predict(self, observations: Sequence[Observation]) -> list[ChunkPrediction]:
+    def predict(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ChunkPrediction]:
         return [ChunkPrediction(self._actions) for _ in observations]
 
 
@@ -120,7 +114,7 @@ class SilentLogger:
     def finalize(self, status: str) -> None: ...
 
 
-def _green_center(picture: np.ndarray) -> np.ndarray:
-    """Centre of the goal's square, [2] in 0..1 as (column, row)."""
+def _green_center(picture: np.ndarray, hidden_at: np.ndarray) -> np.ndarray:
+    """Centre of the goal's square, [2] in 0..1 as (column, row); `hidden_at` when the point covers all of it."""
     rows, columns = np.nonzero((picture[..., 1] > 150) & (picture[..., 0] < 100))
-    return np.array([columns.mean(), rows.mean()]) / (len(picture) - 1)
+    return np.array([columns.mean(), rows.mean()]) / (len(picture) - 1) if len(rows) else hidden_at

@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
-from rsd.evaluation.rollout import Episode, add_stats, check_actions
+from rsd.evaluation.rollout import Episode, add_stats, check_actions, chunk_seed
 from rsd.types import ChunkPrediction
 from tests.evaluation.policies import BrokenPolicy, SeeingPolicy, StillPolicy
 from tests.fakes import PointMassEnv
 
 
 class CountingPolicy(StillPolicy):
-    """Actions that say which chunk and step they are: chunk n, step t gives n + t/100 in the first dim of rotation."""
+    """Actions that say which chunk and step they are: chunk n, step t gives n/10 + t/100 in the first dim of rotation."""
 
-    def predict(self, observations):
+    def predict(self, observations, seeds):
         self.seen.append(observations[0])
         actions = np.zeros((8, 7))
-        actions[:, 3] = len(self.seen) + np.arange(8) / 100
+        actions[:, 3] = len(self.seen) / 10 + np.arange(8) / 100
         return [ChunkPrediction(actions, {"target_passes": 2, "accept_counts": [0, 1]}, {"total": 5.0})]
 
 
@@ -42,7 +42,7 @@ def test_the_first_actions_of_each_chunk_are_executed():
     env, policy = RecordingEnv(max_steps=7, image_size=16), CountingPolicy(num_open_loop_steps=3)
     episode = Episode(env, policy)
     episode.run(init_state_id=0, seed=0)
-    assert env.actions == pytest.approx([1.00, 1.01, 1.02, 2.00, 2.01, 2.02, 3.00])
+    assert env.actions == pytest.approx([0.10, 0.11, 0.12, 0.20, 0.21, 0.22, 0.30])
     assert episode.num_steps == 7 and not episode.success
     assert episode.stats == {"num_chunks": 3, "target_passes": 6, "accept_counts": [0, 3]}
     assert episode.latency_ms == {"total": [5.0, 5.0, 5.0]}
@@ -74,8 +74,43 @@ def test_a_broken_chunk_raises(actions, message):
         Episode(PointMassEnv(image_size=16), BrokenPolicy(actions)).run(init_state_id=0, seed=0)
 
 
-def test_check_actions_accepts_a_good_chunk():
-    check_actions(np.zeros((8, 7)), 8)
+def test_out_of_range_actions_are_clipped_or_refused_as_the_protocol_says():
+    chunk = np.zeros((8, 7))
+    chunk[3, 2] = -1.75
+    assert check_actions(chunk, 8, clip=True)[3, 2] == -1.0 and chunk[3, 2] == -1.75
+    with pytest.raises(
+        ValueError, match=r"returned -1.75 at step 3, dim 2 of its chunk; expected actions in \[-1, 1\]"
+    ):
+        Episode(PointMassEnv(image_size=16), BrokenPolicy(chunk), clip_actions=False).run(init_state_id=0, seed=0)
+
+
+def test_an_episode_says_where_its_time_went_and_what_it_ran_on():
+    env = PointMassEnv(image_size=64)
+    episode = Episode(env, SeeingPolicy(delay_s=0.01))
+    episode.run(init_state_id=0, seed=0)
+    result = episode.result(init_state_id=0, seed=0, wall_s=9.0, error=None, video=None, trace=None)
+    assert result.protocol == "point_mass-1" and result.versions == {"point_mass": "1"}
+    assert set(result.time_s) == {"reset", "physics", "rendering", "policy"}
+    assert episode.time_s["policy"] >= 0.01 * episode.stats["num_chunks"]
+    assert episode.time_s["rendering"] == pytest.approx(env.rendering_s) and min(episode.time_s.values()) >= 0
+
+
+def test_a_recorded_episode_keeps_its_chunks_and_another_does_not():
+    for record in (True, False):
+        episode = Episode(PointMassEnv(image_size=16, max_steps=20), CountingPolicy(), record=record)
+        episode.run(init_state_id=0, seed=0)
+        assert len(episode.chunks) == (3 if record else 0)
+        if record:
+            assert [(chunk["step"], chunk["frame"], chunk["num_executed"]) for chunk in episode.chunks] == [
+                (0, 0, 8), (8, 1, 8), (16, 2, 4)
+            ]  # fmt: skip
+            assert episode.chunks[1]["actions"][2][3] == 0.22 and episode.chunks[1]["draft_actions"] is None
+
+
+def test_chunk_seeds_differ_between_chunks_and_episodes():
+    seeds = {chunk_seed(episode, number) for episode in range(30) for number in range(30)}
+    assert len(seeds) == 900 and all(0 <= seed < 2**63 for seed in seeds)
+    assert chunk_seed(7, 3) == chunk_seed(7, 3)
 
 
 def test_add_stats():

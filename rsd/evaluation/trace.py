@@ -1,0 +1,50 @@
+"""What an episode's chunks were, as a JSON file beside its video, for people who look at single episodes.
+
+The file holds:
+    fps         frames per second of the video
+    every_step  whether the video has a frame for every control step, or one for every observation
+    success, num_steps
+    chunks      list of {step: control step at which the chunk was asked for, frame: the video's frame that the policy
+                saw, num_executed: actions of it that were executed, actions [T][A], draft_actions [T][A] or null,
+                stats, latency_ms: as in ChunkPrediction}
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsd.runs import write_atomically
+from rsd.types import ChunkPrediction
+
+DIGITS = 5  # of actions and milliseconds
+
+
+def chunk_record(prediction: ChunkPrediction, *, step: int, frame: int) -> dict[str, Any]:
+    """An entry of "chunks"; num_executed is counted up by whoever executes."""
+    draft = prediction.draft_actions
+    return {
+        "step": step,
+        "frame": frame,
+        "num_executed": 0,
+        "actions": _rounded(prediction.actions),
+        "draft_actions": None if draft is None else _rounded(draft),
+        "stats": prediction.stats,
+        "latency_ms": {part: round(value, DIGITS) for part, value in prediction.latency_ms.items()},
+    }
+
+
+def write_trace(
+    path: Path, chunks: list[dict[str, Any]], *, fps: float, every_step: bool, success: bool, num_steps: int
+) -> None:
+    """Write the file; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = {"fps": fps, "every_step": every_step, "success": success, "num_steps": num_steps}
+    write_atomically(path, json.dumps({**head, "chunks": chunks}, allow_nan=False) + "\n")
+
+
+def _rounded(actions: np.ndarray) -> list[list[float]]:
+    return np.round(actions, DIGITS).tolist()
