@@ -12,7 +12,7 @@ import pytest
 
 from rsd.evaluation.evaluate import ERRORS_FILE, Recording, evaluate, plan_episodes, resume_results
 from rsd.evaluation.parallel import PolicyThreads, Request, SetupError, answers, evaluate_parallel, next_task
-from rsd.evaluation.results import RESULTS_FILE, read_results
+from rsd.evaluation.results import RESULTS_FILE, episode_id, read_results
 from tests.evaluation.policies import CHUNK_LENGTH, SeeingPolicy
 from tests.fakes import PointMassEnv
 
@@ -81,10 +81,8 @@ def run(run_dir: Path, *, make_env=PointMassEnv, policies=None, num_workers=2, m
 
 
 def outcomes(results):
-    return {
-        (one.task_id, one.init_state_id): (one.success, one.num_steps, one.seed, one.error, one.stats)
-        for one in results
-    }
+    names = ("success", "num_steps", "seed", "error", "stats")
+    return {episode_id(one): tuple(getattr(one, name) for name in names) for one in results}
 
 
 def test_outcomes_are_those_of_one_process_however_many_workers_and_policies(tmp_path):

@@ -10,7 +10,7 @@ from tests.fakes import PointMassEnv
 
 
 class CountingPolicy(StillPolicy):
-    """Actions that say which chunk and step they are: chunk n, step t gives n/10 + t/100 in the first dim of rotation."""
+    """Actions that say where they come from: chunk n, step t gives n/10 + t/100 in the first dim of rotation."""
 
     def predict(self, observations, seeds):
         self.seen.append(observations[0])
