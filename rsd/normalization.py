@@ -4,7 +4,8 @@ norm_stats of one data set is the published JSON layout: {"action": {q01, q99, m
 {...}, "num_transitions", "num_trajectories"}. A file of statistics maps data set names (unnorm keys) to such entries.
 
 The gripper: RLDS stores robosuite's command (-1 open, +1 close); models see 1 open, 0 close; the environment wants
-robosuite's command again. Source of all formulas: openvla-oft @ 213c5ff (prismatic/vla/datasets/rlds,
+robosuite's command again. That is LIBERO's rule; robots other than LIBERO's execute what the model says, and their
+configuration names the rule (conf/robot). Source of all formulas: openvla-oft @ 213c5ff (prismatic/vla/datasets/rlds,
 experiments/robot).
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 EPSILON = 1e-8  # openvla-oft's guard against an empty range, in normalising and un-normalising alike
 QUANTILES = ("q01", "q99")
 EXTREMES = ("min", "max")
+LIBERO_GRIPPER = "inverted_sign"
 
 
 class UnknownKeyError(KeyError):
@@ -92,11 +94,28 @@ def standardize_gripper(raw: np.ndarray) -> np.ndarray:
     return 1 - np.clip(raw, 0, 1)
 
 
-def robot_actions(actions: np.ndarray) -> np.ndarray:
-    """Un-normalised model actions [..., A], gripper in [0, 1] → what the environment executes (gripper ±1, +1 close).
+def robot_actions(actions: np.ndarray, gripper: str = LIBERO_GRIPPER) -> np.ndarray:
+    """Un-normalised model actions → what the robot executes.
 
-    A gripper of exactly 0.5 becomes 0, as in the reference.
+    Args:
+        actions: [..., A].
+        gripper: Name of the rule in GRIPPERS.
+
+    Returns:
+        [..., A], float64.
     """
-    result = np.array(actions, dtype=np.float64)
-    result[..., -1] = -np.sign(2 * result[..., -1] - 1)
-    return result
+    return GRIPPERS[gripper](np.array(actions, dtype=np.float64))
+
+
+def _inverted_sign(actions: np.ndarray) -> np.ndarray:
+    """Gripper in [0, 1], 1 open → robosuite's ±1, +1 close; exactly 0.5 becomes 0, as in the reference."""
+    actions[..., -1] = -np.sign(2 * actions[..., -1] - 1)
+    return actions
+
+
+def _unchanged(actions: np.ndarray) -> np.ndarray:
+    """WidowX and ALOHA: the reference hands the model's actions to the robot as they are."""
+    return actions
+
+
+GRIPPERS = {LIBERO_GRIPPER: _inverted_sign, "unchanged": _unchanged}

@@ -20,6 +20,7 @@ from rich.table import Table
 from rsd.entry_point import report_errors, run
 from rsd.models.openvla.backbone import OpenVLABackbone
 from rsd.models.openvla.canaries import random_observation, run_canaries
+from rsd.models.openvla.model import cast_weights
 from rsd.normalization import unnormalize
 
 NUM_OBSERVATIONS = 4
@@ -36,6 +37,7 @@ def contract_rows(backbone: OpenVLABackbone) -> list[tuple[str, str]]:
         ("statistics", f"{backbone.unnorm_key}, {' to '.join(backbone.bounds)}"),
         ("layers", f"{backbone.num_layers} of width {backbone.hidden_dim}"),
         ("weights", f"{size / 1e9:.3f} billion, {str(backbone.dtype).removeprefix('torch.')}, {backbone.device}"),
+        ("execution", backbone.execution),
     ]
 
 
@@ -45,7 +47,7 @@ def rounding(backbone: OpenVLABackbone) -> str:
     inputs, last = backbone.prepare(observations), backbone.num_layers
     found = {}
     for dtype in (torch.float32, torch.bfloat16):  # bfloat16 weights are exact in float32, so this order loses nothing
-        backbone.model.to(dtype)
+        cast_weights(backbone.model, dtype)
         output = backbone.forward(inputs, [last])
         raw = unnormalize(output.actions.cpu().numpy(), backbone.norm_stats["action"], backbone.bounds)
         found[dtype] = (output.hidden_states[last].float(), raw)

@@ -67,6 +67,8 @@ def test_gripper_conventions():
     actions = np.zeros((4, 7))
     actions[:, -1] = [1.0, 0.7, 0.5, 0.0]
     assert robot_actions(actions)[:, -1].tolist() == [-1.0, -1.0, 0.0, 1.0]
+    assert robot_actions(actions, "unchanged")[:, -1].tolist() == [1.0, 0.7, 0.5, 0.0]
+    assert actions[:, -1].tolist() == [1.0, 0.7, 0.5, 0.0]  # the argument stays as it was
 
 
 def test_unnorm_key():

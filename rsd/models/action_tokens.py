@@ -6,6 +6,8 @@ are never returned. "Is an action token" is one comparison, id > 31743, which al
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,8 +34,14 @@ def decode_actions(token_ids: np.ndarray) -> np.ndarray:
 
 def decode_action_ids(token_ids: Tensor) -> Tensor:
     """As `decode_actions`, for tensors on any device; float32."""
-    centers = torch.from_numpy(BIN_CENTERS).to(token_ids.device, torch.float32)
-    return centers[(VOCAB_SIZE - token_ids - 1).clamp(0, NUM_BINS - 2)]
+    return _centers(token_ids.device)[(VOCAB_SIZE - token_ids - 1).clamp(0, NUM_BINS - 2)]
+
+
+@cache
+@torch.inference_mode(False)
+def _centers(device: torch.device) -> Tensor:
+    """BIN_CENTERS on a device, float32; kept there, because a copy from the host cannot be part of a CUDA graph."""
+    return torch.from_numpy(BIN_CENTERS).to(device, torch.float32)
 
 
 def action_masks(labels: Tensor, action_dim: int) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from rsd.images import augment, center_crop, resize_lanczos3, stack_pictures
 from rsd.models.openvla.backbone import OpenVLABackbone
 from rsd.models.openvla.conv import ConvShape
 from rsd.models.openvla.loading import save_backbone
-from rsd.models.openvla.model import Architecture, OpenVLAOFT
+from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
 from rsd.models.openvla.processor import HALF, PrismaticImageProcessor
 from rsd.models.openvla.text import WordText
 from rsd.models.openvla.vit import ViTShape
@@ -211,7 +211,7 @@ class OFTModule(LightningModule):
     def on_train_end(self) -> None:
         """Round what will be exported, so that the validation that follows measures just that."""
         if not self.trainer.interrupted:
-            self.backbone.model.to(self.weights_dtype).to(torch.float32)
+            cast_weights(cast_weights(self.backbone.model, self.weights_dtype), torch.float32)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         predicted = self(batch, center_crop(batch["pictures"].flatten(0, 1)))  # [B, T, A]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +234,13 @@ def test_another_robot_is_refused(published):
         load(published, robot=aloha, chunk_length=25)
     with pytest.raises(ValueError, match=r"bounds 'sigma' of robot 'x'.*\['extremes', 'quantiles'\]"):
         Robot(name="x", chunk_length=8, action_dim=7, proprio_dim=8, bounds="sigma")
+    with pytest.raises(ValueError, match=r"gripper 'open' of robot 'x'.*\['inverted_sign', 'unchanged'\]"):
+        Robot(name="x", chunk_length=8, action_dim=7, proprio_dim=8, bounds="quantiles", gripper="open")
+
+
+def test_the_robot_names_the_gripper_s_rule(published):
+    assert load(published).gripper == load(published, robot=LIBERO).gripper == "inverted_sign"
+    assert load(published, robot=replace(LIBERO, gripper="unchanged")).gripper == "unchanged"
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from rsd.images import CAMERA_SIZE, CROP_AREA, center_crop, check_picture, resize_lanczos3, stack_pictures
+from rsd.models.openvla.execution import make_forward
 from rsd.models.openvla.model import OpenVLAOFT
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.text import BOS, STOP, TextEncoder
-from rsd.normalization import QUANTILES, normalize
+from rsd.normalization import LIBERO_GRIPPER, QUANTILES, normalize
 from rsd.types import BackboneOutput, Observation
 
 MAX_IMAGES = 3  # more than any published checkpoint was trained with
@@ -36,6 +37,9 @@ class OpenVLABackbone:
         views: Names of the pictures, in the order of the model's images.
         norm_stats: Statistics of unnorm_key.
         bounds: Names of the two statistics that are mapped to -1 and 1.
+        execution: How `forward` runs the model (see execution.py). No part of the fingerprint: states made in one way
+            serve heads that are run in another.
+        gripper: Name in GRIPPERS: what turns the model's gripper into the robot's.
     """
 
     def __init__(
@@ -51,6 +55,8 @@ class OpenVLABackbone:
         center_crop: bool,
         weights_sha256: Callable[[], str],
         bounds: tuple[str, str] = QUANTILES,
+        execution: str = "eager",
+        gripper: str = LIBERO_GRIPPER,
     ) -> None:
         if not 1 <= len(views) <= MAX_IMAGES or len(set(views)) != len(views):
             raise ValueError(f"views {list(views)}, expected 1 to {MAX_IMAGES} different ones")
@@ -67,6 +73,9 @@ class OpenVLABackbone:
         self.image_size = processor.sizes[0]
         self._weights_sha256 = weights_sha256
         self.bounds = bounds
+        self.execution = execution
+        self.gripper = gripper
+        self._run = make_forward(model, execution)
 
     @property
     def action_dim(self) -> int:
@@ -202,7 +211,7 @@ class OpenVLABackbone:
             for name, value in inputs.items()
         }
         inputs["attention_mask"] = None if mask.all() else mask.to(self.device)
-        states, actions = self.model(**inputs, chunk_length=self.chunk_length, layers=layers)
+        states, actions = self._run(**inputs, chunk_length=self.chunk_length, layers=layers)
         return BackboneOutput(states, actions.float())
 
     def fingerprint(self) -> dict[str, Any]:

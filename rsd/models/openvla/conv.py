@@ -74,9 +74,7 @@ class ConvTower(nn.Module):
         super().__init__()
         widths = [shape.width * factor for factor in WIDTHS]
         self.stem = nn.Conv2d(CHANNELS, widths[0], 5, stride=2, padding=2)
-        self.down = nn.ModuleList(
-            nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths)
-        )
+        self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths))
         self.stages = nn.ModuleList(
             nn.ModuleList(FiLMBlock(width, language_dim) for _ in range(count))
             for width, count in zip(widths[1:], NUM_BLOCKS, strict=True)

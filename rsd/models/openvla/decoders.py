@@ -118,9 +118,7 @@ def generate(model: OpenVLAOFT, patches: Tensor, prompt: Prompt, layers: Sequenc
             break
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         embeds = model.language_model.model.embed_tokens(ids[-1])  # [B, 1, H]
-        steps.append(
-            model.decoder_states(embeds, mask, asked, causal=True, cache=cache, positions=ends + 1 + number)
-        )
+        steps.append(model.decoder_states(embeds, mask, asked, causal=True, cache=cache, positions=ends + 1 + number))
     joined = {layer: torch.cat([states[layer] for states in steps], dim=1) for layer in layers}
     return torch.cat(ids, dim=1), joined
 

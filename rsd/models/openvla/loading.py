@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256, load_checkpo
 from rsd.models.openvla import published
 from rsd.models.openvla.backbone import OpenVLABackbone
 from rsd.models.openvla.canaries import check_canaries
-from rsd.models.openvla.model import Architecture, OpenVLAOFT
+from rsd.models.openvla.execution import check_execution
+from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.robots import BOUNDS, Robot
 from rsd.models.openvla.text import PROMPT, VICUNA_PROMPT, LlamaText, TextEncoder, WordText
-from rsd.normalization import QUANTILES, resolve_unnorm_key
+from rsd.normalization import LIBERO_GRIPPER, QUANTILES, resolve_unnorm_key
 
 KIND = "base"
 PRODUCE = "python train.py phase=oft model=oft_tiny"
@@ -41,6 +43,7 @@ def load_backbone(
     num_images: int | None = None,
     robot: Robot | None = None,
     text: TextEncoder | None = None,
+    execution: str = "eager",
     canaries: bool = True,
 ) -> OpenVLABackbone:
     """Load a base model, frozen and in evaluation mode.
@@ -52,19 +55,23 @@ def load_backbone(
         use_proprio: Whether the proprio token is part of the sequence.
         chunk_length: T that the caller works with.
         center_crop: Evaluation's crop; right for every model that was trained with image augmentation.
-        device, dtype: Where and how the weights live, in torch's names; device "meta" checks the files only.
+        device, dtype: Where and how the weights live, in torch's names. Device "meta" checks the files only: it gives
+            everything but numbers, the fingerprint included.
         hub_id: Where the checkpoint is published; asked only when the folder does not exist.
         decoder: Of a published checkpoint: l1, diffusion, discrete or autoregressive (the original OpenVLA).
         num_images: M that a published checkpoint was trained with, which none of its files holds.
         robot: Constants of the robot that a published checkpoint was trained for; None checks what the files say alone.
         text: Replaces the checkpoint's own text encoder.
+        execution: eager, captured or compiled (see execution.py).
         canaries: Try the model on made-up observations before anybody relies on it (see canaries.py).
 
     Raises:
         CheckpointError: the folder is missing, damaged, of another architecture, or made for another chunk or input.
         UnknownKeyError: the statistics do not hold unnorm_key.
         CanaryError: the loaded model ignores its pictures, attends in the wrong direction, or is not finite.
+        ExecutionError: the model cannot be run in this way on this device.
     """
+    check_execution(execution, decoder=decoder, device=torch.device(device))
     require_checkpoint(checkpoint, hub_id)
     directory = Path(checkpoint)
     load = _load_own if (directory / JSON_FILE).is_file() else _load_published
@@ -81,6 +88,7 @@ def load_backbone(
         num_images=num_images,
         robot=robot,
         text=text,
+        execution=execution,
     )
     backbone.model.requires_grad_(False)
     if canaries and backbone.device.type != "meta":
@@ -136,6 +144,7 @@ def _load_own(
     num_images: int | None,
     robot: Robot | None,
     text: TextEncoder | None,
+    execution: str,
 ) -> OpenVLABackbone:
     checkpoint = load_checkpoint(directory, kind=KIND, produce=PRODUCE)
     config = checkpoint.config
@@ -154,7 +163,7 @@ def _load_own(
     model = OpenVLAOFT(architecture)
     load_weights(model, checkpoint, directory)
     return OpenVLABackbone(
-        model=model.to(device, dtype).eval(),
+        model=cast_weights(model.to(device), dtype).eval(),
         processor=PrismaticImageProcessor(**config["processor"]),
         text=text or WordText(config["words"]),
         norm_stats=stats,
@@ -163,6 +172,8 @@ def _load_own(
         chunk_length=chunk_length,
         center_crop=center_crop,
         weights_sha256=lambda: checkpoint.sha256,
+        execution=execution,
+        gripper=LIBERO_GRIPPER if robot is None else robot.gripper,
     )
 
 
@@ -180,6 +191,7 @@ def _load_published(
     num_images: int | None,
     robot: Robot | None,
     text: TextEncoder | None,
+    execution: str,
 ) -> OpenVLABackbone:
     trained_length = 1 if decoder == "autoregressive" else robot.chunk_length if robot else chunk_length
     trained_images = len(views) if num_images is None else num_images
@@ -209,6 +221,8 @@ def _load_published(
         center_crop=center_crop,
         weights_sha256=partial(_published_sha256, directory),
         bounds=QUANTILES if robot is None else BOUNDS[robot.bounds],
+        execution=execution,
+        gripper=LIBERO_GRIPPER if robot is None else robot.gripper,
     )
 
 
@@ -234,9 +248,7 @@ def _statistics(
     return key, stats
 
 
-def _check_widths(
-    directory: Path, architecture: Architecture, stats: dict[str, Any], robot: Robot | None
-) -> None:
+def _check_widths(directory: Path, architecture: Architecture, stats: dict[str, Any], robot: Robot | None) -> None:
     """Weights, statistics and the robot's constants must agree on the widths of actions and proprio."""
     wrong = []
     for name, width in {"action": architecture.action_dim, "proprio": architecture.proprio_dim}.items():
@@ -254,7 +266,15 @@ def _check_widths(
 
 
 def _published_sha256(directory: Path) -> str:
-    """One hash over all weight files; reads every byte (about half a minute for a 7B model)."""
-    names = [*published.weight_files(directory)]
-    names += [path for part in SIDE_COMPONENTS if (path := published.side_file(directory, part))]
-    return hashlib.sha256("".join(file_sha256(path) for path in names).encode()).hexdigest()
+    """One hash over all weight files; reads every byte, once a process as long as the files stay as they are."""
+    paths = [*published.weight_files(directory)]
+    paths += [path for part in SIDE_COMPONENTS if (path := published.side_file(directory, part))]
+    return _joint_sha256(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
+
+
+@lru_cache(maxsize=4)
+def _joint_sha256(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """SHA-256 of the files' own, as text after each other; hashed side by side, a core a file."""
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(file_sha256, [path for path, _, _ in files]))
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()

@@ -34,7 +34,15 @@ from rsd.models.openvla.heads import (
 )
 from rsd.models.openvla.vit import VisionTransformer, ViTShape
 
-__all__ = ["CHANNELS_PER_IMAGE", "Architecture", "LanguageInput", "OpenVLAOFT", "VisionBackbone", "select"]
+__all__ = [
+    "CHANNELS_PER_IMAGE",
+    "Architecture",
+    "LanguageInput",
+    "OpenVLAOFT",
+    "VisionBackbone",
+    "cast_weights",
+    "select",
+]
 
 CHANNELS_PER_IMAGE = 6  # of a fused backbone: the picture twice, normalised for DINOv2, then for SigLIP
 COLOURS = 3
@@ -142,15 +150,28 @@ class VisionBackbone(nn.Module):
 
         3M channels for a single transformer. With FiLM, language is [B, H].
         """
-        towers = list(self.children())
+        num_towers = len(list(self.children()))
         batch, channels, height, width = pixel_values.shape
-        num_images = channels // (COLOURS * len(towers))
-        pixels = pixel_values.reshape(batch * num_images, COLOURS * len(towers), height, width)
+        num_images = channels // (COLOURS * num_towers)
+        pixels = pixel_values.reshape(batch * num_images, COLOURS * num_towers, height, width)
         if language is not None:
             language = language.repeat_interleave(num_images, dim=0)  # [B*M, H]
-        views = pixels.split(COLOURS, dim=1)
-        features = torch.cat([tower(view, language) for tower, view in zip(towers, views, strict=True)], dim=-1)
+        features = torch.cat(self.run_towers(pixels.split(COLOURS, dim=1), language), dim=-1)
         return features.reshape(batch, -1, features.shape[-1])
+
+    def run_towers(self, views: Sequence[Tensor], language: Tensor | None) -> list[Tensor]:
+        """The picture as each tower wants it, [B*M, 3, S, S], through that tower; one after the other."""
+        return [tower(view, language) for tower, view in zip(self.children(), views, strict=True)]
+
+
+def cast_weights(model: OpenVLAOFT, dtype: torch.dtype) -> OpenVLAOFT:
+    """Change the weights' dtype, in place, and leave the rotary frequencies in float32.
+
+    `model.to(dtype)` would round those too: in bfloat16 a position of 600 turns by up to a radian too much.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 class OpenVLAOFT(nn.Module):

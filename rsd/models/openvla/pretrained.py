@@ -86,9 +86,7 @@ def load_pretrained(
     return Pretrained(model, processor, LlamaText(directory), directory)
 
 
-def _with_new_heads(
-    model: OpenVLAOFT, decoder: str, proprio_dim: int | None, device: str | torch.device
-) -> OpenVLAOFT:
+def _with_new_heads(model: OpenVLAOFT, decoder: str, proprio_dim: int | None, device: str | torch.device) -> OpenVLAOFT:
     """The same network with an untrained L1 head, in float32; its other weights are shared, not copied."""
     architecture = dataclasses.replace(model.architecture, decoder=decoder, proprio_dim=proprio_dim)
     with torch.device("meta"):

@@ -22,7 +22,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rsd.checkpoint import CheckpointError
 from rsd.models.openvla.decoders import DECODERS
-from rsd.models.openvla.model import Architecture, OpenVLAOFT
+from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
 from rsd.models.openvla.streaming import check_names, put, read_headers, shapes_of, stream, weight_files
 from rsd.models.openvla.vit import ViTShape
 
@@ -259,7 +259,9 @@ def build_model(
         found = {name: where for name, where in found.items() if not name.startswith("vision_backbone.")}
     got = shapes_of(beside.items()) | {name: shape for name, (_, shape) in found.items()}
     check_names(directory, shapes_of(model.state_dict().items()), got)
-    if torch.device(device).type != "meta":
+    if torch.device(device).type == "meta":
+        cast_weights(model, dtype)
+    else:
         for name, value in beside.items():
             put(model, name, value.to(device, dtype))
         stream(model, found, device=device, dtype=dtype)

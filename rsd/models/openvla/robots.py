@@ -1,4 +1,4 @@
-"""What OpenVLA-OFT fixes per robot: chunk length, widths, and which statistics span [-1, 1] (SPEC §8).
+"""What OpenVLA-OFT fixes per robot: chunk length, widths, which statistics span [-1, 1], the gripper (SPEC §8, §12).
 
 The reference picks these by searching its command line for a word; here they are a config, conf/robot. Widths are also
 in the weights and in the statistics, and a contradiction is refused; the chunk length is in no file at all.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rsd.normalization import EXTREMES, QUANTILES
+from rsd.normalization import EXTREMES, GRIPPERS, LIBERO_GRIPPER, QUANTILES
 
 BOUNDS = {"quantiles": QUANTILES, "extremes": EXTREMES}
 
@@ -22,6 +22,8 @@ class Robot:
         chunk_length: T of an OFT checkpoint.
         action_dim, proprio_dim: A and P.
         bounds: "quantiles" (q01, q99) or "extremes" (min, max).
+        gripper: What is done with the model's gripper before it is executed: "inverted_sign" (robosuite's command) or
+            "unchanged".
     """
 
     name: str
@@ -29,7 +31,10 @@ class Robot:
     action_dim: int
     proprio_dim: int
     bounds: str
+    gripper: str = LIBERO_GRIPPER
 
     def __post_init__(self) -> None:
         if self.bounds not in BOUNDS:
             raise ValueError(f"bounds {self.bounds!r} of robot {self.name!r}, expected one of {sorted(BOUNDS)}")
+        if self.gripper not in GRIPPERS:
+            raise ValueError(f"gripper {self.gripper!r} of robot {self.name!r}, expected one of {sorted(GRIPPERS)}")
