@@ -73,18 +73,20 @@ def cache_content(
         chunk_length: T.
         unnorm_key: Statistics that the base model normalises and un-normalises with.
     """
-    return as_json({
-        "backbone": fingerprint,
-        "data": {
-            "name": frames.name,
-            "content_id": frames.content_id(),
-            "num_episodes": len(frames.episodes),
-        },
-        "unnorm_key": unnorm_key,
-        "layers": sorted(set(layers)),
-        "chunk_length": chunk_length,
-        "dtype": str(HIDDEN_DTYPE),
-    })
+    return as_json(
+        {
+            "backbone": fingerprint,
+            "data": {
+                "name": frames.name,
+                "content_id": frames.content_id(),
+                "num_episodes": len(frames.episodes),
+            },
+            "unnorm_key": unnorm_key,
+            "layers": sorted(set(layers)),
+            "chunk_length": chunk_length,
+            "dtype": str(HIDDEN_DTYPE),
+        }
+    )
 
 
 def write_cache(
@@ -168,7 +170,7 @@ def ensure_cache(
     shard_mb: int,
     command: str,
     num_workers: int = 0,
-    fingerprint: Callable[[], Mapping[str, Any]] | None = None,
+    outline: Callable[[], Backbone] | None = None,
     directory: Path | None = None,
     provenance: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print_line,
@@ -179,13 +181,13 @@ def ensure_cache(
         root: Folder of all caches.
         name: Readable beginning of the cache's folder: <name>-<key>.
         backbone: Loads the base model. Called when something must be computed, and to ask for its fingerprint when
-            `fingerprint` is None; then even an opened cache costs one loading.
+            `outline` is None; then even an opened cache costs one loading.
         dataset: Makes the data set: all frames, with the views that the base model needs.
         layers: Layers to cache.
         chunk_length: T.
         unnorm_key: Statistics that the base model must use.
         batch_size, shard_mb, num_workers, command, provenance, report: See `write_cache`; megabytes of 10^6 bytes.
-        fingerprint: The base model's fingerprint without loading its weights.
+        outline: Makes the base model without its weights, which knows its fingerprint all the same.
         directory: Use this folder instead, and accept nothing but the configuration's own cache in it.
 
     Returns:
@@ -194,17 +196,20 @@ def ensure_cache(
     Raises:
         CacheError: see `write_cache` and `CacheReader`.
     """
-    loaded = backbone() if fingerprint is None else None
-    identity = loaded.fingerprint() if loaded is not None else fingerprint()
+    loaded = backbone() if outline is None else None
     frames = dataset()
     content = cache_content(
-        fingerprint=identity, frames=frames, layers=layers, chunk_length=chunk_length, unnorm_key=unnorm_key
+        fingerprint=(loaded or outline()).fingerprint(),
+        frames=frames,
+        layers=layers,
+        chunk_length=chunk_length,
+        unnorm_key=unnorm_key,
     )
     directory = Path(directory) if directory is not None else Path(root) / f"{name}-{content_key(content)}"
     if (directory / CACHE_FILE).is_file():
         check_content(directory, read_record(directory)["content"], content)
     if not is_complete(directory):
-        loaded = loaded if loaded is not None else backbone()
+        loaded = loaded or backbone()
         report(f"hidden-state cache {directory}")
         write_cache(
             backbone=loaded,
@@ -251,9 +256,9 @@ def _collate(
     """Frames → the base model's inputs, and what the cache keeps of the frames themselves."""
     inputs = prepare([item["observation"] for item in items])
     labels = {
-        "actions": torch.stack([torch.as_tensor(item["actions"]) for item in items]),     # [B, T, A]
-        "episode": torch.tensor([item["episode"] for item in items]),                     # [B]
-        "step": torch.tensor([item["step"] for item in items]),                           # [B]
+        "actions": torch.stack([torch.as_tensor(item["actions"]) for item in items]),  # [B, T, A]
+        "episode": torch.tensor([item["episode"] for item in items]),  # [B]
+        "step": torch.tensor([item["step"] for item in items]),  # [B]
     }
     return inputs, labels
 
@@ -267,7 +272,7 @@ def _forward(
     rows = {hidden_name(layer): output.hidden_states[layer].to("cpu", HIDDEN_DTYPE) for layer in layers}
     rows |= {"base_actions": output.actions.to("cpu", torch.float32), **labels}
     for name, tensor in rows.items():
-        broken = (~tensor.isfinite()).reshape(len(tensor), -1).any(dim=1)                    # [B]
+        broken = (~tensor.isfinite()).reshape(len(tensor), -1).any(dim=1)  # [B]
         if broken.any():
             bad = int(broken.nonzero()[0, 0])
             raise CacheError(

@@ -275,18 +275,17 @@ def test_ensure_cache_loads_the_model_only_to_fill(tmp_path):
         loads.append(1)
         return LinearBackbone()
 
-    fingerprint = LinearBackbone().fingerprint
-    first = ensure(tmp_path, load, fingerprint=fingerprint)
-    again = ensure(tmp_path, load, fingerprint=fingerprint)
+    first = ensure(tmp_path, load, outline=LinearBackbone)
+    again = ensure(tmp_path, load, outline=LinearBackbone)
     assert len(loads) == 1 and first.directory == again.directory
     assert first.directory.name == f"linear-toy-{content_key(first.content)}"
-    ensure(tmp_path, load)  # without a fingerprint the model is asked
+    ensure(tmp_path, load)  # without an outline the model is asked
     assert len(loads) == 2
 
 
 def test_ensure_cache_refuses_a_model_that_is_not_the_configured_one(tmp_path):
     with pytest.raises(CacheError, match=r"backbone.weights: loaded 'seed-1', configuration 'seed-0'"):
-        ensure(tmp_path, lambda: LinearBackbone(seed=1), fingerprint=LinearBackbone().fingerprint)
+        ensure(tmp_path, lambda: LinearBackbone(seed=1), outline=LinearBackbone)
     with pytest.raises(CacheError, match=r"unnorm_key: loaded 'toy_no_noops', configuration 'libero_10'"):
         ensure(tmp_path, LinearBackbone, unnorm_key="libero_10")
 

@@ -71,6 +71,20 @@ def test_meta_loading_reads_no_weights(published):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_fingerprint_needs_no_weights(published, dtype):
+    assert load(published, device="meta", dtype=dtype).fingerprint() == load(published, dtype=dtype).fingerprint()
+
+
+def test_the_fingerprint_follows_the_files(published):
+    outline = load(published, device="meta")
+    before = outline.fingerprint()
+    path = published / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    after = outline.fingerprint()
+    assert after.pop("weights_sha256") != before.pop("weights_sha256") and after == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_have_the_asked_dtype_and_no_tie_to_the_file(published, dtype):
     backbone = load(published, dtype=dtype)
     assert {value.dtype for value in backbone.model.parameters()} == {getattr(torch, dtype)}
