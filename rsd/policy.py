@@ -204,7 +204,8 @@ class VLAPolicy:
         values = normalized.float().cpu().numpy()
         if not np.isfinite(values).all():
             raise PolicyError("the model produced NaN or infinite actions; check its weights and dtype")
-        return robot_actions(unnormalize(values, self.backbone.norm_stats["action"], self.backbone.bounds))
+        raw = unnormalize(values, self.backbone.norm_stats["action"], self.backbone.bounds)
+        return robot_actions(raw, self.backbone.gripper)
 
     def _stored(self, observation: Observation) -> Observation:
         """The observation as a data set would hold it."""

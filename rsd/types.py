@@ -233,6 +233,7 @@ class Backbone(Protocol):
     unnorm_key: str
     norm_stats: dict[str, Any]  # {"action": {...}, "proprio": {...}} of unnorm_key
     bounds: tuple[str, str]  # names of the statistics that -1 and 1 stand for
+    gripper: str  # name of the rule that turns the model's gripper into the robot's (rsd/normalization.py)
 
     def prepare(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
         """Pictures as stored in RLDS (after JPEG) → model pixels; instruction → ids; proprio → [-1, 1]."""

@@ -74,6 +74,14 @@ def test_l1_is_the_base_models_chunk_in_robot_units(backbone, checkpoints):
     assert prediction.stats == {}
 
 
+def test_a_robot_that_executes_what_the_model_says(checkpoints):
+    other = build_backbone()
+    raw = unnormalize(other.forward(other.prepare([observation(1)]), []).actions[0].numpy(), other.norm_stats["action"])
+    other.gripper = "unchanged"
+    policy = make_policy(other, checkpoints, decode=None, jpeg=False)
+    np.testing.assert_array_equal(policy.predict([observation(1)], [0])[0].actions, raw)
+
+
 def test_speculative_gives_the_actions_of_depth_ar(backbone, checkpoints):
     seen = [observation(seed, LONG if seed % 2 else "pick up the bowl") for seed in range(4)]
     exact = make_policy(backbone, checkpoints, depth_ar, draft=False).predict(seen, range(4))
