@@ -9,12 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).parents[1] / "conf"
 TRAIN_GROUPS = ("data", "chunk", "model", "quantizer", "draft", "trainer", "logger", "experiment")
-EVAL_GROUPS = ("env", "chunk", "model", "quantizer", "draft", "decoding", "logger")
+EVAL_GROUPS = ("env", "protocol", "chunk", "model", "quantizer", "draft", "decoding", "logger")
 PHASES = ("rfsq", "oft", "oft_gpu", "head", "draft")
 
 
 def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    """Names of a group's choices; a leading underscore marks what they share."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
 
 
 def composed(name: str, overrides: list[str]) -> DictConfig:

@@ -170,7 +170,8 @@ def check_simulator(allow_mujoco_version: str | None = None) -> dict[str, str]:
     """Check everything that LIBERO needs and choose the GL backend; a second or two, and the second time nothing.
 
     Returns:
-        {"mujoco": version, "gl_backend": name}, to be stamped into results.
+        {"mujoco": version, "robosuite": version, "gl_backend": name}, to be stamped into results; another MuJoCo than
+        the expected one adds {"mujoco_expected": MUJOCO_VERSION}.
 
     Raises:
         SimulatorError: with the one command that repairs it.
@@ -178,7 +179,8 @@ def check_simulator(allow_mujoco_version: str | None = None) -> dict[str, str]:
     version = check_packages(allow_mujoco_version)
     backend = choose_backend()
     check_assets()
-    return {"mujoco": version, "gl_backend": backend}
+    versions = {"mujoco": version, "robosuite": importlib.metadata.version("robosuite"), "gl_backend": backend}
+    return versions if version == MUJOCO_VERSION else versions | {"mujoco_expected": MUJOCO_VERSION}
 
 
 def main() -> int:

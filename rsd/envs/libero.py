@@ -13,7 +13,6 @@ What surprises:
 from __future__ import annotations
 
 import time
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -99,7 +98,6 @@ class LiberoEnv:
         self._waiting_action = np.asarray(waiting_action, dtype=np.float64)
         self._seed = seed
         self._init_states = task.init_states
-        self.rendering_s = 0.0
         self._looking = False
         self._ready = False  # an episode is running
         with quiet(), _numpy_seed(seed):

@@ -1,27 +1,59 @@
-"""Every choice of the group `env` builds the environment's constructor call."""
+"""Every choice of the groups `env` and `protocol` builds the environment's constructor call."""
 
 import inspect
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
+from rsd.envs.checks import check_environment
 from rsd.envs.libero import LiberoEnv
 
-CHOICES = sorted((Path(__file__).parents[2] / "conf" / "env").glob("libero_*.yaml"))
-MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520}
+CONF = Path(__file__).parents[2] / "conf"
+MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
+PROTOCOLS = {"openvla_oft": (50, 8), "openvla": (50, 1), "lerobot": (10, 8), "smoke": (1, 8)}  # trials, executed steps
 
 
-@pytest.mark.parametrize("path", CHOICES, ids=lambda path: path.stem)
-def test_choice(path):
-    config = OmegaConf.create({"env": OmegaConf.load(path)})
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("eval", list(overrides))
+
+
+def choices(group):
+    return {path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_")}
+
+
+@pytest.mark.parametrize("suite", MAX_STEPS)
+def test_suite(suite):
+    config = composed(f"env={suite}", "env.variant=swap")
     make = instantiate(config.env.make)
     assert make.func is LiberoEnv
-    assert make.keywords["suite"] == config.env.suite == path.stem
-    assert make.keywords["max_steps"] == config.env.max_steps == MAX_STEPS[path.stem]
+    assert make.keywords["suite"] == config.env.suite == suite and make.keywords["variant"] == "swap"
+    assert make.keywords["max_steps"] == config.env.max_steps == MAX_STEPS[suite]
+    assert make.keywords["waiting_action"] == [0, 0, 0, 0, 0, 0, -1]
+    assert config.env.num_tasks == (90 if suite == "libero_90" else 10)
     inspect.signature(LiberoEnv).bind(**make.keywords, task_id=3)
+    inspect.signature(check_environment).bind(**{key: config.check[key] for key in config.check if key != "_target_"})
 
 
-def test_all_four_suites_are_there():
-    assert {path.stem for path in CHOICES} >= set(MAX_STEPS)
+def test_all_suites_and_protocols_are_tested_here():
+    assert choices("env") == set(MAX_STEPS) and choices("protocol") == set(PROTOCOLS)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_protocol(protocol):
+    config = composed(f"protocol={protocol}")
+    make = instantiate(config.env.make)
+    assert make.keywords["protocol"] == f"{protocol}-1"
+    assert (config.num_trials, config.num_open_loop_steps) == PROTOCOLS[protocol]
+    assert config.protocol.clip_actions is True
+    expected = {"num_wait_steps": 10, "image_size": 256, "rotate_images": True, "seed": 0, "max_steps": 220}
+    if protocol == "lerobot":
+        expected |= {"seed": 1000, "max_steps": 280}
+    assert {key: make.keywords[key] for key in expected} == expected
+
+
+def test_accepting_another_mujoco_reaches_check_and_environment():
+    config = composed("env.allow_mujoco_version=3.3.0")
+    assert config.check.allow_mujoco_version == config.env.make.allow_mujoco_version == "3.3.0"

@@ -197,3 +197,12 @@ def test_importing_the_room_loads_no_simulator():
     modules = ("mujoco", "robosuite", "OpenGL")
     code = f"import sys, rsd.envs.libero, rsd.envs.gl; print([name for name in {modules} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_an_accepted_mujoco_is_stamped_beside_the_expected_one(broken, installed, monkeypatch):
+    installed |= {"mujoco": "3.4.0", "robosuite": "1.4.0"}
+    monkeypatch.setattr(gl, "check_assets", lambda: None)
+    found = gl.check_simulator(allow_mujoco_version="3.4.0")
+    assert found == {"mujoco": "3.4.0", "robosuite": "1.4.0", "gl_backend": "osmesa", "mujoco_expected": "3.2.3"}
+    installed["mujoco"] = "3.2.3"
+    assert "mujoco_expected" not in gl.check_simulator()

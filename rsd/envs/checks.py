@@ -1,0 +1,77 @@
+"""Everything that an environment needs, seen before anything long starts; one to two seconds, no simulation."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from rsd.envs.gl import REINSTALL_COMMAND, SimulatorError, check_simulator
+from rsd.envs.suites import check_suite
+
+LIBERO_MODULE = "libero"  # as one imports it; distributions of several names provide it
+
+
+def check_environment(
+    *,
+    suite: str,
+    variant: str | None,
+    num_tasks: int,
+    num_init_states: int,
+    allow_mujoco_version: str | None = None,
+) -> dict[str, str]:
+    """Check simulator, installed files and suite, and choose the GL backend.
+
+    Args:
+        suite, variant, num_tasks, num_init_states: See `check_suite`.
+        allow_mujoco_version: See `check_simulator`.
+
+    Returns:
+        What `check_simulator` found, to be stamped into results.
+
+    Raises:
+        SimulatorError: something is missing; the message ends in the command that repairs it.
+        ValueError: the suite is not what the configuration says.
+    """
+    versions = check_simulator(allow_mujoco_version)
+    check_installed_files()
+    check_suite(suite, variant, num_tasks=num_tasks, num_init_states=num_init_states)
+    return versions
+
+
+def check_installed_files() -> dict[str, int]:
+    """Hold the files of LIBERO's distributions (code, scene descriptions, init states, meshes) to their sizes.
+
+    The sizes are those that the installer noted. An upstream checkout on the path has noted none and is not checked.
+
+    Returns:
+        Distribution name to the number of files that were looked at.
+
+    Raises:
+        SimulatorError: a file is missing or of another size.
+    """
+    counts, wrong = {}, []
+    for name in libero_distributions():
+        files = [file for file in importlib.metadata.files(name) or [] if file.size is not None]
+        counts[name] = len(files)
+        for file in files:
+            path = Path(file.locate())
+            size = path.stat().st_size if path.is_file() else None
+            if size != file.size:
+                wrong.append(f"{path} ({'missing' if size is None else f'{size} bytes'}, expected {file.size} bytes)")
+    if wrong:
+        raise SimulatorError(
+            f"{len(wrong)} of LIBERO's files are damaged or missing, first {wrong[0]}; {REINSTALL_COMMAND}"
+        )
+    return counts
+
+
+def libero_distributions() -> list[str]:
+    """The installed distribution that provides LIBERO, and those it requires for its meshes."""
+    found = []
+    for provider in importlib.metadata.packages_distributions().get(LIBERO_MODULE, []):
+        required = [Requirement(line) for line in importlib.metadata.requires(provider) or []]
+        needed = [one.name for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
+        found += [provider, *(name for name in needed if name.startswith(LIBERO_MODULE))]
+    return list(dict.fromkeys(found))
