@@ -50,7 +50,7 @@ def start(root: Path, *overrides: str) -> subprocess.Popen:
         sys.executable,
         "scripts/collect_demos.py",
         f"paths.root={root}",
-        "check._target_=builtins.dict",
+        "env.check._target_=builtins.dict",
         "env.make._target_=tests.scripts.point_mass.RandomPointMassEnv",
         f"+env.make.marks={root / 'marks'}",
         "+env.make.seconds=0.2",
