@@ -12,6 +12,7 @@ from rsd.evaluation.paired import (
     mcnemar,
     noninferiority,
 )
+from rsd.evaluation.statistics import wilson_interval
 
 
 def test_a_published_example():
@@ -33,6 +34,11 @@ def test_no_discordant_pair_still_leaves_room_for_a_difference():
     z2 = 1.959963984540054**2
     assert difference_interval(PairedCounts(90, 0, 0, 10)) == pytest.approx((-z2 / (100 + z2), z2 / (100 + z2)))
     assert mcnemar(PairedCounts(90, 0, 0, 10)) == 1.0
+
+
+def test_against_a_reference_that_never_fails_it_is_wilsons_interval_of_the_failures():
+    low, high = wilson_interval(12, 40)
+    assert difference_interval(PairedCounts(28, 12, 0, 0)) == pytest.approx((-high, -low))
 
 
 def test_extreme_and_empty_counts():

@@ -37,8 +37,10 @@ PUBLISHED = [
 
 @pytest.mark.parametrize(("model", "suite"), PUBLISHED)
 def test_rsds_own_configuration_of_every_published_model_is_the_published_one(model, suite):
-    chunk = ["chunk='1'"] if model.startswith("openvla") else []
-    verdict = compare_with_published(TABLE, model, suite, success(400, 500), composed_settings(model, suite, *chunk))
+    overrides = ["chunk='1'", "protocol=openvla"] if model.startswith("openvla") else []
+    verdict = compare_with_published(
+        TABLE, model, suite, success(400, 500), composed_settings(model, suite, *overrides)
+    )
     assert [check for check in verdict["checks"] if check["status"] == "differs"] == []
     absent = [check["setting"] for check in verdict["checks"] if check["status"] == "not recorded"]
     assert absent == ["policy.backbone.center_crop"]  # load_backbone's default, true

