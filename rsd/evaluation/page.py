@@ -12,7 +12,7 @@ MISSING = "–"
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Render a template of this folder. Filters: number(digits), percent(digits), interval.
+    """Render a template of this folder. Filters: number(digits), percent(digits), and jinja's own.
 
     Raises:
         jinja2.UndefinedError: the template needs a value that was not given.
@@ -24,6 +24,7 @@ def render_page(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # of tojson
     environment.filters |= {"number": format_number, "percent": format_percent}
     return environment.get_template(template).render(**values)
 

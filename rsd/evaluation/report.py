@@ -9,41 +9,47 @@ report.json:
     suite           str or null
     complete        bool or null (null: config.yaml is missing, so nobody knows how many episodes were planned)
     num_planned     int or null
+    caveats         list of {severity, title, text}: what to know before reading the rates; see caveats.py
+    stamps          {"protocol" or a version's name: the values in the episodes}, one value each in a proper run
     success         statistics.summarize_success over all episodes
     tasks           list of statistics.summarize_tasks
-    episodes        list of {task_id, init_state_id, seed, success, error, num_steps, wall_s, video}
+    episodes        list of {task_id, init_state_id, seed, success, error, num_steps, wall_s, video,
+                    trace}
     decoding        statistics.summarize_decoding
     latency         latency.summarize_latency (ms per chunk)
+    time            time_shares.summarize_time or null
     config          the resolved config or null
     provenance      {choices, starts} or null
-metrics.json is flat, for sweep tables and loggers: see `flat_metrics`.
+metrics.json is flat, for sweep tables and loggers: see `flat_metrics`. Loggers get tables as well: `report_tables`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from rsd.evaluation.caveats import caveats, stamps
 from rsd.evaluation.latency import summarize_latency
-from rsd.evaluation.page import data_url, render_page
+from rsd.evaluation.page import render_page
+from rsd.evaluation.player import recorded_episodes
 from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_results
 from rsd.evaluation.rollout import add_stats
 from rsd.evaluation.statistics import summarize_decoding, summarize_success, summarize_tasks
+from rsd.evaluation.time_shares import summarize_time
 from rsd.runs import CONFIG_FILE, PROVENANCE_FILE, write_atomically
 from rsd.types import EpisodeResult
 
-SCHEMA = 1
+SCHEMA = 2
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
 METRICS_FILE = "metrics.json"
-EMBEDDED_VIDEO_BYTES = 1_000_000  # larger videos are linked, not embedded
-EMBEDDED_TOTAL_BYTES = 20_000_000
+EPISODE_FIELDS = ("task_id", "init_state_id", "seed", "success", "error", "num_steps", "wall_s", "video", "trace")
 
 
 def build_report(
@@ -55,17 +61,20 @@ def build_report(
     num_chunks = totals.get("num_chunks", 0)
     num_steps = sum(result.num_steps for result in results)
     num_planned = planned_episodes(config) if config is not None else None
-    fields = ("task_id", "init_state_id", "seed", "success", "error", "num_steps", "wall_s", "video")
+    choices = provenance["choices"] if provenance is not None else {}
     return {
         "schema": SCHEMA,
         "suite": results[0].suite if results else None,
         "complete": None if num_planned is None else len(results) == num_planned,
         "num_planned": num_planned,
+        "caveats": caveats(results, config=config, choices=choices, num_planned=num_planned),
+        "stamps": stamps(results),
         "success": summarize_success(results),
         "tasks": summarize_tasks(results),
-        "episodes": [{name: getattr(result, name) for name in fields} for result in results],
+        "episodes": [{name: getattr(result, name) for name in EPISODE_FIELDS} for result in results],
         "decoding": summarize_decoding(totals),
         "latency": summarize_latency(results, num_steps / num_chunks if num_chunks else None),
+        "time": summarize_time(results),
         "config": config,
         "provenance": provenance,
     }
@@ -90,6 +99,23 @@ def flat_metrics(report: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if value is not None}
 
 
+def report_tables(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
+    """(name, columns, rows) of each table of a report, for loggers; cells are JSON scalars or None."""
+    records = {
+        "tasks": report["tasks"],
+        "episodes": report["episodes"],
+        "latency_ms": [*report["latency"]["parts"], *filter(None, [report["latency"]["total"]])],
+        "stages": report["decoding"].get("stages", []),
+    }
+    for name, rows in records.items():
+        if rows:
+            yield name, list(rows[0]), [list(row.values()) for row in rows]
+    if report["time"] is not None:
+        yield "time_s", ["part", "seconds"], [[part["part"], part["seconds"]] for part in report["time"]["parts"]]
+    if any(counts := report["decoding"].get("accept_counts", [])):
+        yield "accept_counts", ["accepted_stages", "proposals"], [list(pair) for pair in enumerate(counts)]
+
+
 def write_report(run_dir: Path) -> dict[str, Any]:
     """Read a run folder and write report.json, report.html and metrics.json into it.
 
@@ -97,7 +123,7 @@ def write_report(run_dir: Path) -> dict[str, Any]:
         The report, as in report.json.
 
     Raises:
-        ResultsError: the folder has no results.jsonl, or it is damaged before its last line.
+        ResultsError: the folder has no results.jsonl, it is damaged before its last line, or a trace is damaged.
     """
     if not (run_dir / RESULTS_FILE).is_file():
         raise ResultsError(
@@ -117,47 +143,26 @@ def write_report(run_dir: Path) -> dict[str, Any]:
 def render_report(report: dict[str, Any], run_dir: Path) -> str:
     """The HTML page of a report; small videos are put inside, larger ones are linked relative to `run_dir`."""
     config = report["config"]
+    recorded = recorded_episodes(report, run_dir)
     return render_page(
         "report.html",
         report=report,
-        grid=_trial_grid(report),
-        videos=_videos(report, run_dir),
+        grid=_trial_grid(report, {(episode["task_id"], episode["init_state_id"]) for episode in recorded}),
+        recorded=recorded,
         config_yaml=None if config is None else OmegaConf.to_yaml(OmegaConf.create(config)),
     )
 
 
-def _trial_grid(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each task its episodes by init state; None where one is missing."""
+def _trial_grid(report: dict[str, Any], recorded: set[tuple[int, int]]) -> list[dict[str, Any]]:
+    """For each task its episodes by init state, with whether they were recorded; None where one is missing."""
     width = 1 + max((episode["init_state_id"] for episode in report["episodes"]), default=-1)
     if report["config"] is not None:
         width = max(width, report["config"]["num_trials"])
-    rows = []
-    for task in report["tasks"]:
-        cells: list[dict[str, Any] | None] = [None] * width
-        for episode in report["episodes"]:
-            if episode["task_id"] == task["task_id"]:
-                cells[episode["init_state_id"]] = episode
-        rows.append({"task_id": task["task_id"], "cells": cells})
-    return rows
-
-
-def _videos(report: dict[str, Any], run_dir: Path) -> list[dict[str, Any]]:
-    """One video a task, as {source, episode, instruction}; files that have gone are left out."""
-    videos: list[dict[str, Any]] = []
-    instructions = {task["task_id"]: task["instruction"] for task in report["tasks"]}
-    shown: set[int] = set()
-    embedded_bytes = 0
+    rows = {task["task_id"]: [None] * width for task in report["tasks"]}
     for episode in report["episodes"]:
-        if episode["video"] is None or episode["task_id"] in shown or not (run_dir / episode["video"]).is_file():
-            continue
-        shown.add(episode["task_id"])
-        path, source = run_dir / episode["video"], episode["video"]
-        size = path.stat().st_size
-        if size <= EMBEDDED_VIDEO_BYTES and embedded_bytes + size <= EMBEDDED_TOTAL_BYTES:
-            embedded_bytes += size
-            source = data_url(path, "video/mp4")
-        videos.append({"source": source, "episode": episode, "instruction": instructions[episode["task_id"]]})
-    return videos
+        place = episode["task_id"], episode["init_state_id"]
+        rows[place[0]][place[1]] = {**episode, "recorded": place in recorded}
+    return [{"task_id": task_id, "cells": cells} for task_id, cells in rows.items()]
 
 
 def main() -> None:

@@ -7,30 +7,15 @@ import sys
 import pytest
 
 from rsd.evaluation import report as report_module
-from rsd.evaluation.evaluate import evaluate, plan_episodes, resume_results
-from rsd.evaluation.report import planned_episodes, write_report
+from rsd.evaluation.report import planned_episodes, report_tables, write_report
 from rsd.evaluation.results import ResultsError
+from tests.evaluation.folders import CONFIG, make_run
 from tests.evaluation.policies import RaisingPolicy, SeeingPolicy, StillPolicy
-from tests.fakes import PointMassEnv
-
-CONFIG = "env: {num_tasks: 3}\ntasks: null\nnum_trials: 4\n"
-
-
-def run(run_dir, policy, *, num_trials=4, save_videos=0):
-    episodes = plan_episodes(
-        num_tasks=3, num_init_states=5, tasks=None, num_trials=num_trials, seed=0, save_videos=save_videos
-    )
-    done = resume_results(run_dir, episodes)
-
-    def make_env(task_id):
-        return PointMassEnv(task_id=task_id, image_size=64)
-
-    return list(evaluate(make_env=make_env, policy=policy, plan=episodes, done=done, run_dir=run_dir))
 
 
 def test_report_of_a_complete_run(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
-    run(tmp_path, SeeingPolicy(), save_videos=1)
+    make_run(tmp_path, SeeingPolicy(), save_videos=1)
     (tmp_path / "config.yaml").write_text(CONFIG)
     report = write_report(tmp_path)
     assert report["complete"] is True and report["success"]["success_rate"] == 1.0 and len(report["tasks"]) == 3
@@ -38,20 +23,24 @@ def test_report_of_a_complete_run(tmp_path):
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["success_rate"] == 1.0 and metrics["num_errors"] == 0 and 0 < metrics["acceptance_rate"] < 1
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:video/mp4;base64,") == 3 and page.count("✓") == 12 + 1  # cells and the legend
+    assert page.count("data:video/mp4;base64,") == 3
+    assert page.count("✓") == 12 + 1 + 3  # the grid, its legend, and the player's choices
+    assert page.count('href="#task2-init0"') == 2 and "#task2-init1" not in page  # recorded, and not
     assert "Incomplete" not in page
 
 
 def test_the_page_needs_nothing_from_elsewhere(tmp_path):
-    run(tmp_path, RaisingPolicy())
+    pytest.importorskip("imageio_ffmpeg")
+    make_run(tmp_path, RaisingPolicy(), save_videos=1)
     write_report(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert not re.search(r"https?://", page)
-    assert not re.search(r"<(script|link|img|iframe)\b", page)
+    assert not re.search(r"<(link|img|iframe)\b|<script[^>]*src", page)
+    assert "default-src 'none'" in page  # and the browser holds it to that
 
 
 def test_report_from_results_alone(tmp_path, monkeypatch, capsys):
-    run(tmp_path, SeeingPolicy())
+    make_run(tmp_path, SeeingPolicy())
     monkeypatch.setattr(sys, "argv", ["report", str(tmp_path)])
     report_module.main()
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
@@ -61,7 +50,7 @@ def test_report_from_results_alone(tmp_path, monkeypatch, capsys):
 
 
 def test_an_incomplete_run_says_so(tmp_path):
-    run(tmp_path, SeeingPolicy(), num_trials=2)
+    make_run(tmp_path, SeeingPolicy(), num_trials=2)
     (tmp_path / "config.yaml").write_text(CONFIG)
     report = write_report(tmp_path)
     assert report["complete"] is False
@@ -69,7 +58,7 @@ def test_an_incomplete_run_says_so(tmp_path):
 
 
 def test_a_torn_last_line_does_not_stop_the_report_and_is_not_touched(tmp_path):
-    run(tmp_path, SeeingPolicy())
+    make_run(tmp_path, SeeingPolicy())
     with open(tmp_path / "results.jsonl", "ab") as file:
         file.write(b'{"suite"')
     before = (tmp_path / "results.jsonl").read_bytes()
@@ -78,7 +67,7 @@ def test_a_torn_last_line_does_not_stop_the_report_and_is_not_touched(tmp_path):
 
 
 def test_crashed_episodes_are_listed_apart(tmp_path):
-    run(tmp_path, RaisingPolicy())
+    make_run(tmp_path, RaisingPolicy())
     report = write_report(tmp_path)
     assert report["success"]["num_errors"] == 6 and report["success"]["success_rate"] == 1.0
     page = (tmp_path / "report.html").read_text()
@@ -86,7 +75,7 @@ def test_crashed_episodes_are_listed_apart(tmp_path):
 
 
 def test_a_decoding_without_tokens_says_so(tmp_path):
-    run(tmp_path, StillPolicy(), num_trials=1)
+    make_run(tmp_path, StillPolicy(), num_trials=1)
     report = write_report(tmp_path)
     assert "acceptance_rate" not in json.loads((tmp_path / "metrics.json").read_text())
     assert report["decoding"] == {"has_tokens": False, "num_chunks": 24}
@@ -102,11 +91,13 @@ def test_a_run_without_an_episode_still_has_a_report(tmp_path):
 
 
 def test_instructions_and_errors_are_escaped(tmp_path):
-    run(tmp_path, SeeingPolicy(), num_trials=1)
+    pytest.importorskip("imageio_ffmpeg")
+    make_run(tmp_path, SeeingPolicy(), num_trials=1, save_videos=1)
     path = tmp_path / "results.jsonl"
     path.write_text(path.read_text().replace("move the point", "<script>alert(1)</script>"))
     write_report(tmp_path)
-    assert "<script>" not in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
 
 
 def test_no_results_is_an_error(tmp_path):
@@ -117,3 +108,29 @@ def test_no_results_is_an_error(tmp_path):
 def test_planned_episodes():
     assert planned_episodes({"env": {"num_tasks": 10}, "tasks": None, "num_trials": 50}) == 500
     assert planned_episodes({"env": {"num_tasks": 10}, "tasks": [3], "num_trials": 50}) == 50
+
+
+def test_tables_for_loggers(tmp_path):
+    make_run(tmp_path, SeeingPolicy())
+    report = write_report(tmp_path)
+    tables = {name: (columns, rows) for name, columns, rows in report_tables(report)}
+    assert list(tables) == ["tasks", "episodes", "latency_ms", "stages", "time_s", "accept_counts"]
+    assert all(len(row) == len(columns) for columns, rows in tables.values() for row in rows)
+    columns, rows = tables["tasks"]
+    assert [row[columns.index("success_rate")] for row in rows] == [1.0, 1.0, 1.0]
+    columns, rows = tables["latency_ms"]
+    assert [row[columns.index("part")] for row in rows] == ["vision", "llm", "total"]
+    assert rows[2][columns.index("p90")] == report["latency"]["total"]["p90"]
+    columns, rows = tables["accept_counts"]
+    assert columns == ["accepted_stages", "proposals"] and [row[0] for row in rows] == [0, 1, 2, 3]
+    assert sum(row[1] for row in rows) == report["decoding"]["num_chunks"]
+
+
+def test_tables_of_a_run_without_tokens_and_times(tmp_path):
+    make_run(tmp_path, StillPolicy(), num_trials=1)
+    path = tmp_path / "results.jsonl"
+    lines = [json.loads(line) | {"time_s": {}} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = write_report(tmp_path)
+    assert [name for name, _, _ in report_tables(report)] == ["tasks", "episodes", "latency_ms"]
+    assert "did not record where their time went" in (tmp_path / "report.html").read_text()

@@ -1,0 +1,116 @@
+"""What a reader has to know before reading a success rate: the banners at the head of a report.
+
+A run whose folder lacks config.yaml can only be held to what its episodes say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from rsd.evaluation.sequential import anytime_interval
+from rsd.types import EpisodeResult
+
+
+def caveats(
+    results: Sequence[EpisodeResult],
+    *,
+    config: dict[str, Any] | None,
+    choices: dict[str, Any],
+    num_planned: int | None,
+) -> list[dict[str, str]]:
+    """Banners, the gravest first.
+
+    Args:
+        results: All episodes of the run.
+        config: The resolved config, or None.
+        choices: The choice in each config group; empty when unknown.
+        num_planned: Episodes that the config asks for, or None.
+
+    Returns:
+        {severity ("bad" or "warn"), title, text} each.
+    """
+    found = [
+        *_crashes(results),
+        *(_of_config(config, choices) if config is not None else []),
+        *_mixtures(results),
+        *_completeness(results, config, num_planned),
+    ]
+    return sorted(found, key=lambda caveat: caveat["severity"] != "bad")
+
+
+def stamps(results: Sequence[EpisodeResult]) -> dict[str, list[str]]:
+    """ "protocol" and the name of each version, to the values that the episodes have; more than one is a mixture."""
+    values: dict[str, set[str]] = {}
+    for result in results:
+        for name, value in {"protocol": result.protocol, **result.versions}.items():
+            if value:
+                values.setdefault(name, set()).add(value)
+    return {name: sorted(own) for name, own in values.items()}
+
+
+def _crashes(results: Sequence[EpisodeResult]) -> list[dict[str, str]]:
+    num_errors = sum(result.error is not None for result in results)
+    if not num_errors:
+        return []
+    text = (
+        "They say nothing about the policy and are left out of every success rate. Listed below; tracebacks in "
+        "crashed_episodes.log."
+    )
+    return [_caveat("bad", f"{num_errors} of {len(results)} episodes crashed.", text)]
+
+
+def _of_config(config: dict[str, Any], choices: dict[str, Any]) -> list[dict[str, str]]:
+    cfg = OmegaConf.create(config)
+    found = []
+    if version := OmegaConf.select(cfg, "env.make.allow_mujoco_version"):
+        text = (
+            "The simulator's version was accepted by name. Its scores are not comparable with those of the right one."
+        )
+        found.append(_caveat("bad", f"MuJoCo {version} by override.", text))
+    if OmegaConf.select(cfg, "ablation") is not None:
+        text = (
+            "Inputs were withheld from the policy or replaced. This is no result of the policy as it is meant to run."
+        )
+        found.append(_caveat("bad", f"Ablation: {choices.get('ablation', 'see the configuration')}.", text))
+    if variant := OmegaConf.select(cfg, "env.variant"):
+        text = "Tasks of this suite were perturbed. Not comparable with rates on the original suite."
+        found.append(_caveat("warn", f"Suite variant: {variant}.", text))
+    return found
+
+
+def _mixtures(results: Sequence[EpisodeResult]) -> list[dict[str, str]]:
+    mixed = {name: values for name, values in stamps(results).items() if len(values) > 1}
+    listed = "; ".join(f"{name}: {', '.join(values)}" for name, values in mixed.items())
+    text = f"Parts of the run were made under different conditions ({listed}), and the rates mix them."
+    return [_caveat("bad", "Not one run.", text)] if mixed else []
+
+
+def _completeness(
+    results: Sequence[EpisodeResult], config: dict[str, Any] | None, num_planned: int | None
+) -> list[dict[str, str]]:
+    if num_planned is None:
+        text = "It is not known how many episodes were planned, nor under which settings."
+        return [_caveat("warn", "The folder has no config.yaml.", text)]
+    stopping = OmegaConf.select(OmegaConf.create(config), "stopping")
+    if stopping is None:
+        if len(results) == num_planned:
+            return []
+        title = f"Incomplete: {len(results)} of {num_planned} episodes."
+        return [_caveat("warn", title, "Continue with python eval.py resume=RUN_DIR.")]
+    num_success = sum(result.success for result in results)
+    num_trials = sum(result.error is None for result in results)
+    low, high = anytime_interval(num_success, num_trials)
+    title = f"Early stopping: {len(results)} of at most {num_planned} episodes."
+    text = (
+        f"The run could end as soon as its rate was known to lie above or below {100 * stopping.rate:g} %. The Wilson "
+        f"intervals below assume a number of episodes fixed beforehand; the one that holds here is {100 * low:.1f} – "
+        f"{100 * high:.1f} %."
+    )
+    return [_caveat("warn", title, text)]
+
+
+def _caveat(severity: str, title: str, text: str) -> dict[str, str]:
+    return {"severity": severity, "title": title, "text": text}

@@ -1,0 +1,65 @@
+"""The banners at the head of a report."""
+
+import pytest
+
+from rsd.evaluation.caveats import caveats, stamps
+from rsd.types import EpisodeResult
+
+CONFIG = {"env": {"num_tasks": 1, "make": {"allow_mujoco_version": None}}, "ablation": None, "stopping": None}
+
+
+def episode(init_state_id=0, *, error=None, mujoco="3.2.3"):
+    success = error is None
+    versions = {"mujoco": mujoco}
+    return EpisodeResult(
+        "s", 0, "do it", init_state_id, 0, success, 10, error=error, protocol="openvla_oft-1", versions=versions
+    )
+
+
+def titles(results, config=CONFIG, choices=None, num_planned=2):
+    return [
+        caveat["title"] for caveat in caveats(results, config=config, choices=choices or {}, num_planned=num_planned)
+    ]
+
+
+def test_a_proper_run_has_none():
+    assert titles([episode(0), episode(1)]) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "choices", "title"),
+    [
+        ({"env": {"make": {"allow_mujoco_version": "3.3.0"}}}, {}, "MuJoCo 3.3.0 by override."),
+        ({"ablation": {"_target_": "x"}}, {"ablation": "black_pictures"}, "Ablation: black_pictures."),
+        ({"env": {"variant": "swap"}}, {}, "Suite variant: swap."),
+        ({"stopping": {"rate": 0.9}}, {}, "Early stopping: 2 of at most 2 episodes."),
+    ],
+)
+def test_what_the_configuration_gives_away(change, choices, title):
+    assert titles([episode(0), episode(1)], {**CONFIG, **change}, choices) == [title]
+
+
+def test_early_stopping_gives_the_interval_that_holds_then():
+    config = {**CONFIG, "stopping": {"rate": 0.9}}
+    (caveat,) = caveats([episode(i) for i in range(30)], config=config, choices={}, num_planned=500)
+    assert "above or below 90 %" in caveat["text"] and caveat["text"].endswith("– 100.0 %.")
+
+
+def test_crashes_come_first_and_incompleteness_last():
+    results = [episode(0), episode(1, error="RuntimeError: x"), episode(2, mujoco="3.3.0")]
+    assert titles(results, num_planned=5) == [
+        "1 of 3 episodes crashed.",
+        "Not one run.",
+        "Incomplete: 3 of 5 episodes.",
+    ]
+    (mixture,) = [c for c in caveats(results, config=CONFIG, choices={}, num_planned=3) if c["title"] == "Not one run."]
+    assert "(mujoco: 3.2.3, 3.3.0)" in mixture["text"]
+
+
+def test_results_without_a_config():
+    assert titles([episode()], config=None, num_planned=None) == ["The folder has no config.yaml."]
+
+
+def test_stamps_leave_out_what_old_results_do_not_say():
+    assert stamps([episode()]) == {"protocol": ["openvla_oft-1"], "mujoco": ["3.2.3"]}
+    assert stamps([EpisodeResult("s", 0, "do it", 0, 0, True, 10)]) == {}

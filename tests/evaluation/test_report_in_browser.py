@@ -1,0 +1,69 @@
+"""The report in a real browser, opened from disk: its script runs, and nothing is fetched or complained about."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from rsd.evaluation.report import write_report
+from tests.evaluation.folders import make_run
+from tests.evaluation.policies import SeeingPolicy, StillPolicy
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on the PATH")
+
+
+def opened(page, profile, fragment=""):
+    """The document after its scripts have run, and what the browser's console said."""
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+    command += ["--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom", f"{page.as_uri()}{fragment}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    return result.stdout, [line for line in result.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    pytest.importorskip("imageio_ffmpeg")
+    run_dir = tmp_path_factory.mktemp("run")
+    make_run(run_dir, SeeingPolicy(num_open_loop_steps=3), num_trials=2, save_videos=2)
+    return run_dir
+
+
+def test_the_player_shows_each_chunk_of_the_first_episode(run_dir, tmp_path):
+    report = write_report(run_dir)
+    document, complaints = opened(run_dir / "report.html", tmp_path)
+    assert complaints == []
+    assert len(re.findall(r'class="chunk( current)?"', document)) == -(-report["episodes"][0]["num_steps"] // 3)
+    assert document.count('class="chunk current"') == 1
+    assert re.search(r"Task 0, init state 0: <span class=\"good\">success</span>", document)
+
+
+def test_a_link_opens_its_episode_and_a_click_on_the_timeline_seeks(run_dir, tmp_path):
+    report = write_report(run_dir)
+    clicking = """<script>
+      const video = document.querySelector("video");
+      const click = () => document.querySelectorAll(".chunk")[2].click();
+      if (video.readyState) click(); else video.addEventListener("loadedmetadata", click);
+    </script>"""
+    page = run_dir / "clicked.html"
+    page.write_text((run_dir / "report.html").read_text().replace("</body>", clicking + "</body>"))
+    document, complaints = opened(page, tmp_path, "#task1-init1")
+    assert complaints == []
+    assert "Task 1, init state 1" in document
+    (episode,) = [e for e in report["episodes"] if (e["task_id"], e["init_state_id"]) == (1, 1)]
+    assert len(re.findall(r'class="chunk( current)?"', document)) == -(-episode["num_steps"] // 3)
+    assert re.findall(r'class="chunk current" data-index="(\d+)"', document) == ["2"]
+    assert '<dd class="">6 – 8</dd>' in document  # its control steps
+
+
+def test_an_episode_without_a_trace_has_its_video_and_says_so(tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    make_run(tmp_path, StillPolicy(), num_trials=1, save_videos=1)
+    for trace in (tmp_path / "traces").iterdir():
+        trace.unlink()
+    write_report(tmp_path)
+    document, complaints = opened(tmp_path / "report.html", tmp_path / "profile")
+    assert complaints == [] and 'class="chunk' not in document
+    assert "No trace of this episode's chunks is there" in document
+    assert re.search(r'<video [^>]*src="data:video/mp4', document)
