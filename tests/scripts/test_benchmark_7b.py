@@ -1,6 +1,6 @@
 """The 7B benchmark's every section at tiny size on the CPU, so that GPU time is not spent on finding typing errors."""
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_7b.py"
+from rsd.models.openvla.random_weights import openvla_architecture, random_model
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_7b"
 
 
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_7b", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    before = list(sys.path)
-    spec.loader.exec_module(module)
-    sys.path[:] = before
-    return module
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Imports a module of the benchmark."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    return lambda name: importlib.import_module(f"benchmark_7b.{name}")
 
 
 def test_all_sections_at_tiny_size(tmp_path):
@@ -44,26 +43,24 @@ def test_all_sections_at_tiny_size(tmp_path):
 
 
 def test_a_failing_section_fails_the_run_and_keeps_the_others(tmp_path, benchmark, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "measure_forward", lambda *arguments: 1 / 0)
+    main = benchmark("__main__")
+    monkeypatch.setitem(main.MEASURES, "forward", lambda *arguments: 1 / 0)
     arguments = ["--out", str(tmp_path), "--device", "cpu", "--size", "tiny", "--sections", "forward", "lora"]
-    monkeypatch.setattr(sys, "argv", ["benchmark_7b.py", *arguments, "--calls", "2", "--warmup", "1"])
-    assert benchmark.main() == 1
+    monkeypatch.setattr(sys, "argv", ["benchmark_7b", *arguments, "--calls", "2", "--warmup", "1"])
+    assert main.main() == 1
     results = json.loads((tmp_path / "benchmark_7b.json").read_text())
     assert "ZeroDivisionError" in results["errors"]["forward"] and "batch 1" in results["lora"]
 
 
-def test_a_twin_shares_weights_and_can_lose_its_proprio(benchmark):
-    model = benchmark.random_model(benchmark.openvla_architecture(size="tiny"), seed=0, device="cpu")
-    other = benchmark.twin(model)
-    assert other is not model and other.projector is not model.projector
-    assert {value.data_ptr() for value in other.parameters()} == {value.data_ptr() for value in model.parameters()}
-    assert benchmark.without_proprio(model).architecture.proprio_dim is None
+def test_a_model_can_lose_its_proprio(benchmark):
+    model = random_model(openvla_architecture(size="tiny"), seed=0, device="cpu")
+    assert benchmark("cases").without_proprio(model).architecture.proprio_dim is None
     assert model.architecture.proprio_dim == 8
 
 
 def test_an_adapter_starts_as_nothing_and_adds_its_product(benchmark):
     layer = torch.nn.Linear(6, 4)
-    adapted, x = benchmark.LowRank(layer), torch.randn(3, 6)
+    adapted, x = benchmark("lora").LowRank(layer), torch.randn(3, 6)
     assert torch.equal(adapted(x), layer(x))
     with torch.no_grad():
         adapted.up.normal_()

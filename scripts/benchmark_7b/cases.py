@@ -1,0 +1,80 @@
+"""What is run: observations, inputs and a base model around random weights."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from rsd.models.openvla.backbone import OpenVLABackbone
+from rsd.models.openvla.model import OpenVLAOFT
+from rsd.models.openvla.processor import PrismaticImageProcessor
+from rsd.models.openvla.random_weights import PUBLISHED_MEANS, PUBLISHED_STDS, statistics
+from rsd.types import Observation
+
+PROMPT_LENGTH = 34  # ids of LIBERO-Spatial's longer instructions, BOS and 29871 included (SPEC §5)
+CASES = {"1 image": (("image",), False), "2 images + proprio": (("image", "wrist_image"), True)}
+TWO_VIEWS = CASES["2 images + proprio"][0]
+
+
+class FixedText:
+    """A prompt of PROMPT_LENGTH ids: random weights need no tokenizer."""
+
+    pad_id = 32000
+    example = "any"
+
+    def encode(self, instruction: str) -> list[int]:
+        return [1, *range(300, 300 + PROMPT_LENGTH - 2), 29871]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"prompt_length": PROMPT_LENGTH}
+
+
+def make_backbone(model: OpenVLAOFT, views: tuple[str, ...]) -> OpenVLABackbone:
+    size = model.architecture.dino.image_size
+    return OpenVLABackbone(
+        model=model,
+        processor=PrismaticImageProcessor(sizes=[size] * 2, means=PUBLISHED_MEANS, stds=PUBLISHED_STDS),
+        text=FixedText(),
+        norm_stats=statistics(7, 8),
+        unnorm_key="random",
+        views=views,
+        chunk_length=8,
+        center_crop=True,
+        weights_sha256=lambda: "random",
+    )
+
+
+def random_observation(seed: int, views: tuple[str, ...]) -> Observation:
+    random = np.random.default_rng(seed)
+    pictures = {}
+    for view in views:  # smooth, as camera pictures are
+        coarse = Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        pictures[view] = np.asarray(coarse.resize((256, 256), Image.Resampling.BICUBIC))
+    return Observation(pictures, random.uniform(-0.5, 0.5, 8), "any")
+
+
+def model_inputs(backbone: OpenVLABackbone, observations: list[Observation]) -> dict[str, Tensor]:
+    """Inputs of the network where it lives and in its dtype; no prompt here has pads, so there is no mask."""
+    prepared = backbone.prepare(observations)
+    return {
+        name: value.to(backbone.device, backbone.dtype if value.is_floating_point() else value.dtype)
+        for name, value in prepared.items()
+        if name != "attention_mask"
+    }
+
+
+def without_proprio(model: OpenVLAOFT) -> OpenVLAOFT:
+    """The same modules and weights for a model that has no proprio token."""
+    bare = copy.copy(model)
+    bare.architecture = dataclasses.replace(model.architecture, proprio_dim=None)
+    return bare
+
+
+def sequence_length(model: OpenVLAOFT, inputs: dict[str, Tensor]) -> int:
+    images = inputs["pixel_values"].shape[1] // model.architecture.channels_per_image
+    return inputs["input_ids"].shape[1] + images * model.architecture.num_patches + ("proprio" in inputs)
