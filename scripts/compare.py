@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rsd.evaluation.candidates import SCORE_VERSIONS, ComparisonError, group_by_seed, read_run
-from rsd.evaluation.comparison import COMPARISON_HTML, COMPARISON_JSON, build_comparison, render_comparison
+from rsd.evaluation.comparison import COMPARISON_JSON, build_comparison
+from rsd.evaluation.comparison_page import COMPARISON_HTML, render_comparison
 from rsd.evaluation.page import format_percent
 from rsd.evaluation.published import load_published
 from rsd.evaluation.results import ResultsError

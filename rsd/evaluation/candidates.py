@@ -30,7 +30,8 @@ SAME_EPISODES = (  # keys of the environment's config that change no episode
     "env.num_init_states",
 )
 
-EpisodeKey = tuple[str, int, int, int | None]  # suite, task_id, init_state_id, the run's seed (None: pair across seeds)
+EpisodeKey = tuple[str, int, int, int]  # suite, task_id, init_state_id, the run's seed or ANY_SEED
+ANY_SEED = -1
 
 
 class ComparisonError(ValueError):
@@ -86,7 +87,7 @@ class Candidate:
     def episodes(self, by_seed: bool) -> dict[EpisodeKey, EpisodeResult]:
         """Its episodes by what pairs them; without `by_seed` there must be one run."""
         return {
-            (result.suite, result.task_id, result.init_state_id, run.seed if by_seed else None): result
+            (result.suite, result.task_id, result.init_state_id, run.seed if by_seed else ANY_SEED): result
             for run in self.runs
             for result in run.results
         }
@@ -179,13 +180,7 @@ def shared_episodes(first: Candidate, second: Candidate) -> list[tuple[EpisodeKe
     """
     by_seed = len(first.runs) > 1 or len(second.runs) > 1
     left, right = first.episodes(by_seed), second.episodes(by_seed)
-    return [(key, left[key], right[key]) for key in sorted(left.keys() & right.keys(), key=episode_order)]
-
-
-def episode_order(key: EpisodeKey) -> tuple[str, int, int, int]:
-    """Sorting key of an episode: an unknown seed comes first."""
-    suite, task_id, init_state_id, seed = key
-    return suite, task_id, init_state_id, -1 if seed is None else seed
+    return [(key, left[key], right[key]) for key in sorted(left.keys() & right.keys())]
 
 
 def _only_seed_differs(first: Run, second: Run) -> bool:

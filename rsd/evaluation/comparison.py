@@ -1,6 +1,5 @@
-"""comparison.json and comparison.html: several evaluations side by side, each against the reference.
+"""comparison.json: several evaluations side by side, each against the reference. comparison_page.py shows it.
 
-comparison.json:
     schema          int, this layout's version
     margin          share; the loss that was declared acceptable
     rule            str; how the verdicts come about
@@ -26,15 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from rsd.evaluation.candidates import (
+    ANY_SEED,
     SCORE_VERSIONS,
     Candidate,
     Run,
     check_comparable,
-    episode_order,
     shared_episodes,
 )
 from rsd.evaluation.latency import summarize_latency
-from rsd.evaluation.page import render_page
 from rsd.evaluation.paired import PairedCounts, difference_interval, mcnemar, noninferiority
 from rsd.evaluation.published import compare_with_published, look_up
 from rsd.evaluation.rollout import add_stats
@@ -44,7 +42,6 @@ from rsd.types import EpisodeResult
 
 SCHEMA = 1
 COMPARISON_JSON = "comparison.json"
-COMPARISON_HTML = "comparison.html"
 REPEATED = (  # config keys that say again what stands under policy and env, or that change nothing
     *("paths", "quantizer", "draft", "model.backbone", "check", "env.check", "resume", "logger"),
     *("decoding.decode", "decoding.tokenizer", "decoding.tokenizer_checkpoint"),
@@ -85,49 +82,6 @@ def build_comparison(
         "provenance": _differences([_made_with(run) for run in _firsts(candidates)], ()),
         "notes": notes + _early_stops(candidates),
     }
-
-
-def render_comparison(comparison: dict[str, Any], candidates: Sequence[Candidate]) -> str:
-    """The HTML page of a comparison."""
-    intervals = [abs(value) for pair in comparison["comparisons"] for value in (pair["low"], pair["high"])]
-    return render_page(
-        "comparison.html",
-        comparison=comparison,
-        grid=trial_grid(candidates),
-        suite=candidates[0].results[0].suite,
-        span=min(1.0, 1.1 * max([2 * comparison["margin"], *intervals])),
-        latency_rows=_latency_rows(comparison["candidates"]),
-    )
-
-
-def _latency_rows(candidates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The parts of all candidates in the order of appearance, the total last; None where a candidate lacks one."""
-    found = [{part["part"]: part for part in c["latency"]["parts"]} for c in candidates]
-    parts = list(dict.fromkeys(name for own in found for name in own))
-    rows = [{"part": part, "values_ms": [own.get(part) for own in found]} for part in parts]
-    return [*rows, {"part": "Total", "values_ms": [c["latency"]["total"] for c in candidates]}]
-
-
-def trial_grid(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
-    """For each task its episodes, as {task_id, cells: [{title, outcomes (one a candidate), discordant}]}.
-
-    An outcome is "success", "failure", "error" or "missing". Discordant: some succeed and some fail.
-    """
-    by_seed = any(len(candidate.runs) > 1 for candidate in candidates)
-    episodes = [candidate.episodes(by_seed) for candidate in candidates]
-    rows: dict[int, list[dict[str, Any]]] = {}
-    for key in sorted(set().union(*episodes), key=episode_order):
-        _, task_id, init_state_id, seed = key
-        outcomes = [_outcome(own.get(key)) for own in episodes]
-        place = f"init state {init_state_id}" + (f", seed {seed}" if by_seed else "")
-        told = ", ".join(f"{c.letter} {outcome}" for c, outcome in zip(candidates, outcomes, strict=True))
-        cell = {
-            "title": f"{place}: {told}",
-            "outcomes": outcomes,
-            "discordant": {"success", "failure"} <= set(outcomes),
-        }
-        rows.setdefault(task_id, []).append(cell)
-    return [{"task_id": task_id, "cells": cells} for task_id, cells in sorted(rows.items())]
 
 
 def _describe(candidate: Candidate, published: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +129,7 @@ def _compare(reference: Candidate, other: Candidate, margin: float) -> dict[str,
             {
                 "task_id": first.task_id,
                 "init_state_id": first.init_state_id,
-                "seed": key[3],
+                "seed": None if key[3] == ANY_SEED else key[3],
                 "solved_by": other.letter if second.success else reference.letter,
                 "num_steps": [first.num_steps, second.num_steps],
             }
@@ -208,14 +162,6 @@ def _counted(counts: PairedCounts) -> dict[str, Any]:
         "low": low,
         "high": high,
     }
-
-
-def _outcome(result: EpisodeResult | None) -> str:
-    if result is None:
-        return "missing"
-    if result.error is not None:
-        return "error"
-    return "success" if result.success else "failure"
 
 
 def _firsts(candidates: Sequence[Candidate]) -> list[Run]:

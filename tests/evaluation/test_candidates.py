@@ -2,7 +2,14 @@
 
 import pytest
 
-from rsd.evaluation.candidates import ComparisonError, check_comparable, group_by_seed, read_run, shared_episodes
+from rsd.evaluation.candidates import (
+    ANY_SEED,
+    ComparisonError,
+    check_comparable,
+    group_by_seed,
+    read_run,
+    shared_episodes,
+)
 from rsd.evaluation.results import ResultsError
 from tests.evaluation.run_folders import config, provenance, write_run
 
@@ -26,7 +33,7 @@ def test_single_runs_are_paired_by_task_and_init_state_whatever_their_seeds(tmp_
     )
     check_comparable(first, second)
     pairs = shared_episodes(first, second)
-    assert [key[1:] for key, _, _ in pairs] == [(1, 0, None), (1, 1, None), (1, 2, None)]
+    assert [key[1:] for key, _, _ in pairs] == [(1, 0, ANY_SEED), (1, 1, ANY_SEED), (1, 2, ANY_SEED)]
     assert [(a.success, b.success) for _, a, b in pairs] == [(True, False), (False, False), (True, False)]
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rsd.evaluation.candidates import ComparisonError, group_by_seed, read_run
-from rsd.evaluation.comparison import build_comparison, render_comparison, trial_grid
+from rsd.evaluation.comparison import build_comparison
+from rsd.evaluation.comparison_page import render_comparison, trial_grid
 from rsd.evaluation.published import load_published
 from tests.evaluation.run_folders import config, provenance, write_run
 
@@ -86,6 +87,17 @@ def test_the_grid_stacks_the_candidates(pair):
         "title": "init state 0: A success, B error", "outcomes": ["success", "error"], "discordant": False
     }  # fmt: skip
     assert grid[0]["cells"][2]["discordant"] and grid[2]["cells"][0]["outcomes"] == ["missing", "success"]
+    assert [len(row["cells"]) for row in grid] == [5, 5, 5] and grid[2]["cells"][4]["outcomes"] == ["missing"] * 2
+
+
+def test_pairs_of_which_every_one_crashed_decide_nothing(tmp_path):
+    runs = [write_run(tmp_path / name, {0: row}) for name, row in (("a", "+!"), ("b", "!+"))]
+    candidates = group_by_seed([read_run(run) for run in runs])
+    comparison = build(candidates)
+    (found,) = comparison["comparisons"]
+    assert (found["num_pairs"], found["num_crashed"], found["difference"]) == (0, 2, None)
+    assert (found["verdict"], found["p_value"], found["tasks"]) == ("undecided", 1.0, [])
+    assert "2 pairs left out" in render_comparison(comparison, candidates)
 
 
 def test_latencies_of_different_devices_are_not_shown(tmp_path):

@@ -1,9 +1,12 @@
 """The stopping rule keeps its error rate when one looks after every episode; seeded simulations of whole runs."""
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from scipy.integrate import quad
 
 from rsd.evaluation.evaluate import PlannedEpisode
@@ -17,6 +20,7 @@ from rsd.evaluation.sequential import (
 )
 from rsd.types import EpisodeResult
 
+CONF = Path(__file__).parents[2] / "conf"
 RUNS, EPISODES, ALPHA = 4000, 500, 0.05
 THRESHOLD = np.log(2 / ALPHA)
 
@@ -98,6 +102,11 @@ def test_verdicts():
     rule = StopWhenDecided(rate=0.9, alpha=0.05, min_episodes=20)
     assert rule.verdict(60, 60) == "above" and rule.verdict(40, 40) is None
     assert rule.verdict(10, 20) == "below" and rule.verdict(0, 19) is None and rule.verdict(0, 0) is None
+
+
+def test_the_configuration_group_makes_the_rule():
+    rule = instantiate(OmegaConf.load(CONF / "stopping" / "decided.yaml"), rate=0.5)
+    assert (rule.rate, rule.alpha, rule.min_episodes) == (0.5, 0.05, 20)
 
 
 @pytest.mark.parametrize(
