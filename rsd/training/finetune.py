@@ -22,7 +22,7 @@ from rsd.checkpoint import CheckpointError
 from rsd.images import augment, center_crop
 from rsd.models.openvla.backbone import OpenVLABackbone
 from rsd.models.openvla.decoders import decode_action_ids
-from rsd.models.openvla.lora import add_lora, merge_lora
+from rsd.models.openvla.lora import adapter_files, add_lora, merge_lora
 from rsd.models.openvla.pretrained import load_pretrained, save_pretrained
 from rsd.models.openvla.token_loss import token_logits, token_rows
 from rsd.normalization import normalize
@@ -182,7 +182,10 @@ class FinetuneModule(LightningModule):
             )
 
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, float]:
-        """Merge the adapters, check the merged model, write it in the published layout; return validation metrics."""
+        """Merge the adapters, check the merged model, write it in the published layout; return validation metrics.
+
+        The adapters go into its folder lora_adapter, as peft writes them.
+        """
         metrics = {
             name.removeprefix("val/"): float(value)
             for name, value in self.trainer.callback_metrics.items()
@@ -199,7 +202,10 @@ class FinetuneModule(LightningModule):
             with torch.autocast(self.device.type, dtype=self.weights_dtype, enabled=mixed):
                 return self.backbone.forward(inputs, [last]).hidden_states[last]
 
+        adapters = adapter_files(self.model, base_name=self.source["hub_id"] or self.pretrained.directory.name)
         metrics["merge_difference"] = merge_lora(self.model, probe, tolerance=MERGE_TOLERANCE[self.weights_dtype])
         statistics = {datamodule.name: self.backbone.norm_stats}
-        save_pretrained(Path(directory), self.pretrained, statistics=statistics, step=self.trainer.global_step)
+        save_pretrained(
+            Path(directory), self.pretrained, statistics=statistics, step=self.trainer.global_step, others=adapters
+        )
         return metrics

@@ -70,5 +70,5 @@ def test_fine_tuning_a_published_model(root, monkeypatch, capsys):
     (export,) = (root / "checkpoints" / "base").iterdir()
     assert {path.name for path in export.iterdir()} >= {
         "config.json", "model.safetensors", "action_head--2_checkpoint.pt", "proprio_projector--2_checkpoint.pt",
-        "dataset_statistics.json", "preprocessor_config.json", "tokenizer.json",
+        "dataset_statistics.json", "preprocessor_config.json", "tokenizer.json", "lora_adapter",
     }  # fmt: skip

@@ -16,6 +16,7 @@ from rsd.checkpoint import CheckpointError
 from rsd.data.datamodules import FrameDataModule
 from rsd.models.openvla import load_backbone
 from rsd.models.openvla.lora import LoRAError, adapted_layers, add_lora, merge_lora
+from rsd.models.openvla.published import build_model
 from rsd.models.openvla.random_weights import openvla_architecture, random_model, write_random_checkpoint
 from rsd.training.finetune import FinetuneModule
 from rsd.training.oft import FrameCollate
@@ -128,6 +129,28 @@ def test_training_changes_what_it_should_and_the_export_loads_as_published(tmp_p
     inputs = backbone.prepare([datamodule.val[0]["observation"]])
     got, kept = (which.forward(inputs, [2]).hidden_states[2] for which in (backbone, module.backbone))
     assert (got - kept).abs().max() < 0.2 * kept.abs().max()  # the export is rounded to bfloat16
+
+
+@needs_peft
+def test_peft_reads_the_exported_adapters(tmp_path, root, base):
+    from peft import PeftModel
+
+    module, datamodule = build(root, base["oft"])
+    run = trainer(tmp_path / "run", 2)
+    run.fit(module, datamodule)
+    module.export(tmp_path / "export", {})
+    merged = load_file(tmp_path / "export" / "model.safetensors")
+    adapter = tmp_path / "export" / "lora_adapter"
+    assert {path.name for path in adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 4, "oft")
+
+    start = build_model(base["oft"], use_proprio=True, device="cpu", dtype=torch.float32)
+    before = start.projector.fc2.weight.clone()
+    adapted = PeftModel.from_pretrained(start, adapter).merge_and_unload().state_dict()
+    assert not torch.equal(adapted["projector.fc2.weight"], before)
+    for name, value in merged.items():
+        torch.testing.assert_close(adapted[name].bfloat16(), value, rtol=2**-7, atol=0)  # one rounding apart at most
 
 
 @needs_peft

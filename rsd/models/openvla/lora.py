@@ -7,9 +7,13 @@ heads are float32 whatever the base weights are, and run under autocast.
 
 from __future__ import annotations
 
+import copy
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from rsd.models.openvla.model import OpenVLAOFT
@@ -17,6 +21,7 @@ from rsd.models.openvla.model import OpenVLAOFT
 MAX_ALPHA = 16  # the reference's alpha is min(rank, 16)
 WHOLE = ("action_head", "proprio_projector", "noisy_action_projector")  # trained without adapters
 ADAPTER = "lora_"
+ADAPTER_FOLDER = "lora_adapter"  # beside the merged weights, as in the published fine-tuned checkpoints
 
 
 class LoRAError(RuntimeError):
@@ -58,6 +63,34 @@ def add_lora(model: OpenVLAOFT, *, rank: int, dropout: float = 0.0) -> None:
         parameter.requires_grad_(trained)
         if trained:
             parameter.data = parameter.data.float()
+
+
+def adapter_files(model: OpenVLAOFT, base_name: str) -> dict[str, bytes]:
+    """The adapters as peft writes them, to be taken before they are merged; PeftModel.from_pretrained reads them.
+
+    Args:
+        model: With adapters from `add_lora`.
+        base_name: Of the checkpoint that the adapters belong to.
+
+    Returns:
+        Path below the checkpoint's folder → contents: adapter_config.json, adapter_model.safetensors (float32).
+    """
+    from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+
+    config = copy.copy(model.peft_config["default"])
+    config.base_model_name_or_path, config.inference_mode = base_name, True
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        record = (Path(folder) / CONFIG_NAME).read_bytes()
+    weights = {
+        f"base_model.model.{name.replace('.default.', '.')}": value.detach().cpu().contiguous()
+        for name, value in model.named_parameters()
+        if ADAPTER in name
+    }
+    return {
+        f"{ADAPTER_FOLDER}/{CONFIG_NAME}": record,
+        f"{ADAPTER_FOLDER}/{SAFETENSORS_WEIGHTS_NAME}": save(weights, metadata={"format": "pt"}),
+    }
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ def save_pretrained(
     *,
     statistics: dict[str, Any],
     step: int,
+    others: Mapping[str, bytes],
     shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> None:
     """Write the trained (merged) network in the published layout, with the files that it started from.
@@ -113,6 +115,7 @@ def save_pretrained(
     Args:
         statistics: {data set name: statistics}, the new dataset_statistics.json.
         step: Optimizer steps, in the names of the side files.
+        others: Further files: name → contents.
     """
     source = pretrained.directory
     state = pretrained.model.state_dict()
@@ -124,6 +127,6 @@ def save_pretrained(
         shapes={name: value.shape for name, value in state.items()},
         tensor_of=lambda name: state[name],
         step=step,
-        others={name: (source / name).read_bytes() for name in KEPT_FILES if (source / name).is_file()},
+        others={name: (source / name).read_bytes() for name in KEPT_FILES if (source / name).is_file()} | {**others},
         shard_bytes=shard_bytes,
     )

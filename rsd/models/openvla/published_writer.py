@@ -74,7 +74,7 @@ def write_published(
         shapes: Names and shapes of all weights of the model, side components included.
         tensor_of: Gives the tensor of a name, when its shard's turn has come.
         step: In the names of the side files.
-        others: Further files, such as the tokenizer's.
+        others: Further files, such as the tokenizer's; a name may begin with one folder.
         shard_bytes: Largest shard.
 
     Raises:
@@ -93,6 +93,7 @@ def write_published(
     ):
         (partial / name).write_text(json.dumps(record, indent=2) + "\n")
     for name, content in (others or {}).items():
+        (partial / name).parent.mkdir(exist_ok=True)
         (partial / name).write_bytes(content)
     main, side = split_names(list(shapes))
     for part, names in side.items():
