@@ -21,7 +21,7 @@ ALLOWED = {
     "envs": {"types", "workers"},
     "evaluation": {"types", "runs", "workers"},
     "training": {"types", "runs", "images", "normalization", "checkpoint", "tokenizer", "models", "decoding"},
-    "serving": {"types"},
+    "serving": {"types", "evaluation"},
     "entry_point": {"runs"},
 }
 HEAVY = {

@@ -95,7 +95,7 @@ def plan_episodes(
     if not 1 <= num_trials <= num_init_states:
         raise PlanError(f"num_trials is {num_trials}, expected 1..{num_init_states}: each has its own init state")
     return [
-        PlannedEpisode(task, trial, _episode_seed(seed, task, trial), record=trial < save_videos)
+        PlannedEpisode(task, trial, episode_seed(seed, task, trial), record=trial < save_videos)
         for task in tasks
         for trial in range(num_trials)
     ]
@@ -241,5 +241,6 @@ def log_crash(run_dir: Path, planned: PlannedEpisode, text: str) -> None:
         log.write(f"task {planned.task_id}, init state {planned.init_state_id}\n{text}\n")
 
 
-def _episode_seed(seed: int, task_id: int, trial: int) -> int:
+def episode_seed(seed: int, task_id: int, trial: int) -> int:
+    """Seed of an episode: 0..2**32-1, a function of the run's seed, the task and the trial alone."""
     return int(np.random.SeedSequence((seed, task_id, trial)).generate_state(1)[0])

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from rsd.evaluation.evaluate import episode_seed
+from rsd.evaluation.rollout import check_actions, chunk_seed
 from rsd.serving.messages import (
     MessageError,
     ObservationReader,
@@ -39,8 +41,8 @@ class Session:
     Args:
         policy: What predicts. Sessions may share it, but only one of them may be answering at a time.
         reader: What the policy needs of an observation.
-        seed: The run's seed. The one of a chunk is drawn from it, the task, the init state and the chunk's number, so
-            an episode does not depend on the connection that runs it, nor on what ran before.
+        seed: The run's seed. From it follow the same seeds of episodes and chunks as in `eval.py`, whatever connection
+            runs an episode, and whatever ran before.
         about: What the hello says of this server beside the protocol, msgpack types; the harness keeps it with results.
     """
 
@@ -120,12 +122,14 @@ class Session:
             raise MessageError(f"an observation came outside of an episode: {self._why_no_task}")
         if not self._queue:
             observation = self._reader.read(payload)
-            place = (self._seed, self._task["task_id"], self._task["episode_idx"], len(self._latency_ms))
-            seed = int(np.random.SeedSequence(place).generate_state(1)[0])
+            seed = chunk_seed(
+                episode_seed(self._seed, self._task["task_id"], self._task["episode_idx"]), len(self._latency_ms)
+            )
             started = time.perf_counter()
-            prediction = self._policy.predict([observation], [seed])[0]
+            (prediction,) = self._policy.predict([observation], [seed])
             self._latency_ms.append(1000 * (time.perf_counter() - started))
-            self._queue.extend(prediction.actions[: self._policy.num_open_loop_steps])
+            count = self._policy.num_open_loop_steps
+            self._queue.extend(check_actions(prediction.actions, count, clip=True)[:count])
         return self._queue.popleft()
 
     def _end(self, payload: dict[str, Any]) -> None:

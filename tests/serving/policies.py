@@ -14,12 +14,13 @@ from rsd.serving.messages import ObservationReader, encode_array
 from rsd.types import ChunkPrediction, Observation
 
 SIZE = 16  # pixels
+UNIT = 256  # makes exact numbers of [-1, 1] out of pixels
 READER = ObservationReader(views=("image", "wrist_image"), image_size=SIZE, proprio_dim=8)
 TASK = {"name": "reach", "suite": "point_mass", "task_id": 3, "episode_idx": 5}
 
 
 class TellingPolicy:
-    """Action t of a chunk of 4 is (t, two pixels of each picture, the proprio's sum, 1); it fails on black pictures."""
+    """Action t of a chunk of 4 is (t, two pixels of each picture, the proprio's sum, 1) / UNIT; black pictures fail."""
 
     contract = IOContract(
         views=("image", "wrist_image"),
@@ -47,7 +48,7 @@ class TellingPolicy:
             if not picture.any():
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
             pixels += [picture[0, 0, 0], picture[-1, 0, 0]]
-        return np.array([[t, *pixels, observation.proprio.sum(), 1] for t in range(4)], dtype=np.float64)
+        return np.array([[t, *pixels, observation.proprio.sum(), 1] for t in range(4)]) / UNIT
 
 
 def png(picture: np.ndarray) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pytest
 from rsd.serving.messages import decode_array
 from rsd.serving.server import ServingError, serve
 from rsd.serving.session import Session
-from tests.serving.policies import HELLO, READER, START, TellingPolicy, message, observation
+from tests.serving.policies import HELLO, READER, START, UNIT, TellingPolicy, message, observation
 
 REASON = "needs pip install -e '.[harness]'"
 RECORDED = Path(__file__).parent / "client_0_8_0.msgpack"  # one episode of one step as vla-eval 0.8.0 packs it
@@ -80,7 +80,7 @@ def test_an_episode_as_the_harness_sends_it(caplog):
         connection.send(msgpack.packb(start))
         answer = exchange(connection, ask)
         assert (answer["type"], answer["seq"]) == ("action", ask["seq"])
-        assert decode_array(answer["payload"]["actions"], "actions").tolist() == [0, 10, 100, 110, 200, 3.5, 1]
+        assert (UNIT * decode_array(answer["payload"]["actions"], "actions")).tolist() == [0, 10, 100, 110, 200, 3.5, 1]
         connection.send(msgpack.packb(end))
         assert exchange(connection, hello)["type"] == "hello"  # by now the end has been read
     assert "task 3 init state 5 (reach): {'success': True} after 1 steps" in caplog.text
@@ -92,7 +92,7 @@ def test_two_clients_have_their_own_queues():
         exchange(other, HELLO)
         assert [first_action(one)[0], first_action(other)[0]] == [0, 0]
         ask = message("observation", observation())
-        assert decode_array(exchange(one, ask)["payload"]["actions"], "actions")[0] == 1
+        assert decode_array(exchange(one, ask)["payload"]["actions"], "actions")[0] == 1 / UNIT
 
 
 class JealousPolicy(TellingPolicy):
@@ -187,4 +187,4 @@ def test_the_harness_own_client():
             return (await client.act(seen))["actions"]
 
     with serving(TellingPolicy()) as address:
-        assert asyncio.run(episode(address)).tolist() == [0, 40, 40, 40, 40, 3.5, 1]
+        assert (UNIT * asyncio.run(episode(address))).tolist() == [0, 40, 40, 40, 40, 3.5, 1]

@@ -5,13 +5,29 @@ import logging
 import numpy as np
 import pytest
 
-from rsd.serving.messages import ProtocolVersionError, decode_array
+from rsd.evaluation.evaluate import plan_episodes
+from rsd.evaluation.rollout import Episode
+from rsd.serving.messages import CAMERAS, ObservationReader, ProtocolVersionError, decode_array, encode_array
 from rsd.serving.session import Session
-from tests.serving.policies import END, HELLO, READER, START, TASK, TellingPolicy, message, observation
+from tests.evaluation.policies import BrokenPolicy, SeeingPolicy
+from tests.fakes import PointMassEnv
+from tests.serving.policies import END, HELLO, READER, START, TASK, UNIT, TellingPolicy, message, observation
 
 
-def started(policy, *, seed=7, task=TASK) -> Session:
-    session = Session(policy, reader=READER, seed=seed, about={"model_server": "rsd"})
+class SeedKeepingPolicy(SeeingPolicy):
+    """Solves PointMassEnv, and remembers its seeds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seeds: list[int] = []
+
+    def predict(self, observations, seeds):
+        self.seeds += seeds
+        return super().predict(observations, seeds)
+
+
+def started(policy, *, task=TASK, reader=READER) -> Session:
+    session = Session(policy, reader=reader, seed=7, about={"model_server": "rsd"})
     session.answer(HELLO)
     session.answer(message("episode_start", {"task": task}))
     return session
@@ -20,7 +36,7 @@ def started(policy, *, seed=7, task=TASK) -> Session:
 def act(session, first_pixel=10, seq=1) -> list[float]:
     answer = session.answer(message("observation", observation(first_pixel), seq))
     assert answer["type"] == "action" and answer["seq"] == seq, answer
-    return decode_array(answer["payload"]["actions"], "actions").tolist()
+    return (UNIT * decode_array(answer["payload"]["actions"], "actions")).tolist()
 
 
 def test_the_hello_tells_the_benchmark_how_to_observe():
@@ -59,17 +75,35 @@ def test_a_new_episode_forgets_the_queue():
     assert act(session, first_pixel=50)[:2] == [0, 50]
 
 
-def test_seeds_depend_on_run_task_init_state_and_chunk_alone():
-    def seeds(seed=7, **task):
-        policy = TellingPolicy(num_open_loop_steps=1)
-        session = started(policy, seed=seed, task={**TASK, **task})
-        for _ in range(2):
-            act(session)
-        return policy.seeds
+@pytest.mark.parametrize("changed", [{}, {"task_id": 1}, {"episode_idx": 4}])
+def test_seeds_and_actions_are_those_of_an_evaluation(changed):
+    """The same task, init state and run seed, once with the environment here and once on the client's side."""
+    place = {"task_id": 2, "episode_idx": 3} | changed
+    plan = plan_episodes(num_tasks=3, num_init_states=5, tasks=[place["task_id"]], num_trials=5, seed=7, save_videos=0)
+    here, there = SeedKeepingPolicy(), SeedKeepingPolicy()
+    env = PointMassEnv(task_id=place["task_id"], image_size=64)
+    episode = Episode(env, here)
+    episode.run(init_state_id=place["episode_idx"], seed=plan[place["episode_idx"]].seed)
 
-    runs = [seeds(), seeds(seed=8), seeds(task_id=4), seeds(episode_idx=6)]
-    assert seeds() == runs[0]
-    assert len({seed for run in runs for seed in run}) == 8
+    reader = ObservationReader(views=READER.views, image_size=64, proprio_dim=8)
+    session = started(there, task={"name": env.instruction, **place}, reader=reader)
+    seen, success, num_steps = env.reset(place["episode_idx"]), False, 0
+    while not success:
+        images = {CAMERAS[view]: encode_array(picture) for view, picture in seen.images.items()}
+        payload = {"images": images, "states": encode_array(seen.proprio), "task_description": seen.instruction}
+        answer = session.answer(message("observation", payload))
+        seen, success = env.step(decode_array(answer["payload"]["actions"], "actions"))
+        num_steps += 1
+    assert num_steps == episode.num_steps and episode.success
+    assert there.seeds == here.seeds and len(here.seeds) == len(set(here.seeds)) == len(here.seen) > 1
+
+
+def test_actions_out_of_range_are_clipped_and_bad_ones_refused():
+    session = started(BrokenPolicy(np.full((8, 7), 1.5)))
+    assert act(session) == [UNIT] * 7
+    session = started(BrokenPolicy(np.full((8, 7), np.nan)))
+    answer = session.answer(message("observation", observation()))
+    assert "the policy failed: ValueError: the policy returned nan at step 0" in answer["payload"]["error"]
 
 
 @pytest.mark.parametrize(
