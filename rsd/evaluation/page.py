@@ -24,7 +24,7 @@ def render_page(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # of tojson
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}  # tojson
     environment.filters |= {"number": format_number, "percent": format_percent}
     return environment.get_template(template).render(**values)
 

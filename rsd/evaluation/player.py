@@ -1,7 +1,7 @@
 """What the page's episode player plays: for each recorded episode its video and, from its trace, figures by chunk.
 
-Small videos are put inside the page, the first trial of every task before second ones; the rest is linked, relative to
-the run folder. Of a trace only what is drawn goes into the page, not the actions.
+Traces and small videos are put inside the page as long as there is room, the first trial of every task before second
+ones; other videos are linked, relative to the run folder. Of a trace only what is drawn goes in, not the actions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rsd.evaluation.page import data_url
 from rsd.evaluation.results import ResultsError
 
 EMBEDDED_VIDEO_BYTES = 1_000_000  # larger videos are linked, not embedded
-EMBEDDED_TOTAL_BYTES = 14_000_000  # of video; as text in the page they take a third more
+EMBEDDED_TOTAL_BYTES = 23_000_000  # of traces and videos, as they stand in the page
 POSITION_DIMS = slice(0, 3)  # of an action: x, y, z
 GRIPPER_DIM = -1
 
@@ -30,30 +30,48 @@ def recorded_episodes(report: dict[str, Any], run_dir: Path) -> list[dict[str, A
 
     Returns:
         task_id, init_state_id, outcome ("success", "failure" or "crashed"), num_steps, instruction, source (a data: or
-        relative URL), chunks (see `chunk_figures`; None without a trace), fps.
+        relative URL), trace ({fps, columns, parts, rows}: a row a chunk, see `chunk_figures`, its latency_ms by part;
+        None without) and note (why there is none).
 
     Raises:
         ResultsError: a trace cannot be read.
     """
-    recorded = [e for e in report["episodes"] if e["video"] is not None and (run_dir / e["video"]).is_file()]
-    embedded = _embedded([run_dir / e["video"] for e in sorted(recorded, key=lambda e: e["init_state_id"])])
     instructions = {task["task_id"]: task["instruction"] for task in report["tasks"]}
-    episodes = []
-    for episode in recorded:
-        video = run_dir / episode["video"]
-        trace = _read_trace(run_dir / episode["trace"]) if episode["trace"] is not None else None
-        episodes.append(
-            {
-                "task_id": episode["task_id"],
-                "init_state_id": episode["init_state_id"],
-                "outcome": "crashed" if episode["error"] else "success" if episode["success"] else "failure",
-                "num_steps": episode["num_steps"],
-                "instruction": instructions[episode["task_id"]],
-                "source": data_url(video, "video/mp4") if video in embedded else episode["video"],
-                **(trace or {"fps": None, "chunks": None}),
-            }
-        )
+    recorded = [e for e in report["episodes"] if e["video"] is not None and (run_dir / e["video"]).is_file()]
+    episodes = [
+        {
+            **{name: episode[name] for name in ("task_id", "init_state_id", "num_steps")},
+            "outcome": "crashed" if episode["error"] else "success" if episode["success"] else "failure",
+            "instruction": instructions[episode["task_id"]],
+            "source": episode["video"],
+            "trace": None,
+            "note": "No trace of this episode's chunks is there, so there is only the video.",
+        }
+        for episode in recorded
+    ]
+    _embed(sorted(zip(episodes, recorded, strict=True), key=lambda pair: pair[0]["init_state_id"]), run_dir)
     return episodes
+
+
+def _embed(episodes: list[tuple[dict[str, Any], dict[str, Any]]], run_dir: Path) -> None:
+    """Put traces, then videos, into (what the player gets, the report's record), while there is room."""
+    room = EMBEDDED_TOTAL_BYTES
+    for episode, record in episodes:
+        trace = _read_trace(run_dir / record["trace"]) if record["trace"] is not None else None
+        if trace is None:
+            continue
+        size = len(json.dumps(trace))
+        if size <= room:
+            room -= size
+            episode["trace"], episode["note"] = trace, None
+        else:
+            episode["note"] = f"The page is full; the chunks are in {record['trace']}."
+    for episode, record in episodes:
+        video = run_dir / record["video"]
+        size = video.stat().st_size * 4 // 3  # in base64
+        if video.stat().st_size <= EMBEDDED_VIDEO_BYTES and size <= room:
+            room -= size
+            episode["source"] = data_url(video, "video/mp4")
 
 
 def chunk_figures(trace: dict[str, Any]) -> list[dict[str, Any]]:
@@ -66,11 +84,10 @@ def chunk_figures(trace: dict[str, Any]) -> list[dict[str, Any]]:
         gripper_steps (on which draft and target differ in the gripper's sign; both None without a draft), latency_ms.
     """
     chunks = trace["chunks"]
+    ends = [chunk["frame"] for chunk in chunks[1:]]
+    ends += [chunk["frame"] + (chunk["num_executed"] if trace["every_step"] else 1) for chunk in chunks[-1:]]
     figures = []
-    for index, chunk in enumerate(chunks):
-        next_frame = chunks[index + 1]["frame"] if index + 1 < len(chunks) else None
-        if next_frame is None:
-            next_frame = chunk["frame"] + (chunk["num_executed"] if trace["every_step"] else 1)
+    for chunk, end in zip(chunks, ends, strict=True):
         stats = chunk["stats"]
         proposed = sum(stats.get("accept_counts", []))
         difference, gripper_steps = _draft_difference(chunk)
@@ -79,7 +96,7 @@ def chunk_figures(trace: dict[str, Any]) -> list[dict[str, Any]]:
                 "step": chunk["step"],
                 "num_steps": chunk["num_executed"],
                 "frame": chunk["frame"],
-                "num_frames": next_frame - chunk["frame"],
+                "num_frames": end - chunk["frame"],
                 "accepted": stats["accept_counts"].index(1) if proposed else None,
                 "target_passes": stats.get("target_passes"),
                 "draft_passes": stats.get("draft_passes"),
@@ -100,25 +117,18 @@ def _draft_difference(chunk: dict[str, Any]) -> tuple[float | None, int | None]:
     return round(difference, 5), gripper_steps
 
 
-def _embedded(videos: list[Path]) -> set[Path]:
-    """Those of the videos, taken in this order, that fit into the page."""
-    chosen: set[Path] = set()
-    room = EMBEDDED_TOTAL_BYTES
-    for video in videos:
-        size = video.stat().st_size
-        if size <= min(EMBEDDED_VIDEO_BYTES, room):
-            chosen.add(video)
-            room -= size
-    return chosen
-
-
 def _read_trace(path: Path) -> dict[str, Any] | None:
-    """fps and chunks of a trace file; None when the file has gone."""
+    """A trace file as `recorded_episodes` gives it, names apart from values to save room; None when it has gone."""
     if not path.is_file():
         return None
     try:
         trace = json.loads(path.read_text(encoding="utf-8"))
-        return {"fps": trace["fps"], "chunks": chunk_figures(trace)}
+        figures = chunk_figures(trace)
+        parts = list(dict.fromkeys(part for figure in figures for part in figure["latency_ms"]))
+        for figure in figures:
+            figure["latency_ms"] = [figure["latency_ms"].get(part) for part in parts]
+        rows = [list(figure.values()) for figure in figures]
+        return {"fps": trace["fps"], "columns": list(figures[0]) if figures else [], "parts": parts, "rows": rows}
     except (ValueError, TypeError, KeyError, IndexError) as error:  # not JSON, or JSON of something else
         raise ResultsError(
             f"{path} is not a trace of an episode: {error!r}; remove the file and make the report again, the player "

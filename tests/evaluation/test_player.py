@@ -70,9 +70,12 @@ def test_recorded_episodes_have_the_chunks_that_were_predicted(tmp_path):
     episodes = recorded_episodes(report, tmp_path)
     assert [(episode["task_id"], episode["init_state_id"]) for episode in episodes] == [(0, 0), (1, 0), (2, 0)]
     for episode in episodes:
-        chunks = episode["chunks"]
+        trace = episode["trace"]
+        assert trace["fps"] == 2.5 and trace["parts"] == ["vision", "llm", "total"] and episode["note"] is None
+        chunks = [dict(zip(trace["columns"], row, strict=True)) for row in trace["rows"]]
         assert sum(chunk["num_steps"] for chunk in chunks) == episode["num_steps"]
         assert [chunk["frame"] for chunk in chunks] == list(range(len(chunks)))
+        assert all(chunk["latency_ms"][2] > chunk["latency_ms"][0] > 0 for chunk in chunks)
         assert all(chunk["accepted"] in (0, 1, 2) and 0 < chunk["difference"] < 0.3 for chunk in chunks)
 
 
@@ -89,20 +92,37 @@ def test_files_that_have_gone(tmp_path):
     (tmp_path / report["episodes"][0]["video"]).unlink()
     (tmp_path / report["episodes"][1]["trace"]).unlink()
     without_trace, whole = recorded_episodes(report, tmp_path)
-    assert without_trace["task_id"] == 1 and without_trace["chunks"] is None and whole["chunks"]
+    assert without_trace["task_id"] == 1 and without_trace["trace"] is None and whole["trace"] is not None
+    assert without_trace["note"].startswith("No trace of this episode's chunks is there") and whole["note"] is None
 
 
-def test_videos_that_do_not_fit_are_linked_second_trials_first(tmp_path, monkeypatch):
-    report = run(tmp_path, SeeingPolicy(), num_trials=2, save_videos=2)
-    sizes = {(e["task_id"], e["init_state_id"]): (tmp_path / e["video"]).stat().st_size for e in report["episodes"]}
-    monkeypatch.setattr(player, "EMBEDDED_TOTAL_BYTES", sum(sizes[task, 0] for task in range(3)))
-    embedded = {
-        (episode["task_id"], episode["init_state_id"]): episode["source"].startswith("data:video/mp4;base64,")
-        for episode in recorded_episodes(report, tmp_path)
+def embedded(report, run_dir):
+    """(task, init state) to whether (trace, video) are in the page."""
+    return {
+        (e["task_id"], e["init_state_id"]): (e["trace"] is not None, e["source"].startswith("data:video/mp4;base64,"))
+        for e in recorded_episodes(report, run_dir)
     }
-    assert embedded == {(task, trial): trial == 0 for task in range(3) for trial in range(2)}
+
+
+def test_what_does_not_fit_is_linked_second_trials_first(tmp_path, monkeypatch):
+    report = run(tmp_path, SeeingPolicy(), num_trials=2, save_videos=2)
+    both = recorded_episodes(report, tmp_path)
+    traces = {(e["task_id"], e["init_state_id"]): len(json.dumps(e["trace"])) for e in both}
+    videos = {(e["task_id"], e["init_state_id"]): len(e["source"]) for e in both}  # not less than the file in base64
+    first_trials = sum(videos[task, 0] for task in range(3))
+    monkeypatch.setattr(player, "EMBEDDED_TOTAL_BYTES", sum(traces.values()) + first_trials)
+    assert embedded(report, tmp_path) == {(task, trial): (True, trial == 0) for task in range(3) for trial in range(2)}
+    monkeypatch.setattr(player, "EMBEDDED_TOTAL_BYTES", sum(traces[task, 0] for task in range(3)))
+    assert embedded(report, tmp_path) == {(task, trial): (trial == 0, False) for task in range(3) for trial in range(2)}
+    second = recorded_episodes(report, tmp_path)[1]
+    assert second["note"] == "The page is full; the chunks are in traces/task00_init01.json."
+    assert second["source"] == "videos/task00_init01.mp4"
+
+
+def test_a_large_video_is_linked(tmp_path, monkeypatch):
+    report = run(tmp_path, SeeingPolicy(), num_trials=1, save_videos=1)
     monkeypatch.setattr(player, "EMBEDDED_VIDEO_BYTES", 10)
-    assert recorded_episodes(report, tmp_path)[0]["source"] == "videos/task00_init00.mp4"
+    assert embedded(report, tmp_path) == {(task, 0): (True, False) for task in range(3)}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps({"fps": 2.5, "every_step": False, "chunks": [{}]})])

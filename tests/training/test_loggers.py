@@ -6,7 +6,10 @@ import json
 import pytest
 from PIL import Image
 
+from rsd.evaluation.report import report_tables, write_report
 from rsd.training.loggers import CsvLogger, WandbLogger
+from tests.evaluation.folders import make_run
+from tests.evaluation.policies import RaisingPolicy
 
 
 def log_everything(logger, run_dir):
@@ -55,6 +58,26 @@ def test_wandb_offline_writes_a_run_without_an_account(tmp_path, monkeypatch):
     (table,) = media.rglob("episodes_*.table.json")
     assert json.loads(table.read_text())["data"] == [[0, True, None], [1, False, "E: x, y"]]
     assert content.count(b"wandb/bar/v0") == 1  # of accept_counts only
+
+
+def test_all_tables_of_an_evaluation_go_to_both_loggers(tmp_path, monkeypatch):
+    """Its cells are of mixed types: None beside numbers, texts and truth values."""
+    import wandb
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    make_run(tmp_path, RaisingPolicy())
+    tables = list(report_tables(write_report(tmp_path)))
+    for logger in (CsvLogger(run_dir=tmp_path), WandbLogger(run_dir=tmp_path, project="rsd", mode="offline")):
+        for name, columns, rows in tables:
+            logger.log_table(name, columns, rows)
+        logger.finalize("success")
+    wandb.finish()
+    names = {name for name, _, _ in tables}
+    assert names >= {"tasks", "episodes", "latency_ms", "accept_counts", "time_s"}
+    assert {path.stem for path in (tmp_path / "csv" / "version_0").glob("*.csv")} == names
+    shown = tmp_path.glob("wandb/offline-run-*/files/media/table/tables/*.table.json")
+    shown = {path.name.rsplit("_", 2)[0]: json.loads(path.read_text())["columns"] for path in shown}
+    assert shown == {name: columns for name, columns, _ in tables}
 
 
 def test_a_file_that_cannot_be_shown(tmp_path, monkeypatch):
