@@ -18,6 +18,7 @@ import numpy as np
 EPSILON = 1e-8  # openvla-oft's guard against an empty range, in normalising and un-normalising alike
 QUANTILES = ("q01", "q99")
 EXTREMES = ("min", "max")
+NO_NOOPS = "_no_noops"
 LIBERO_GRIPPER = "inverted_sign"
 
 
@@ -29,16 +30,20 @@ class UnknownKeyError(KeyError):
 
 
 def resolve_unnorm_key(norm_stats: dict[str, Any], key: str | None) -> str:
-    """Name of the statistics to use: `key` itself, or `key` + "_no_noops", or the only one when key is None.
+    """Name of the statistics to use: `key` itself, or with or without "_no_noops", or the only one when key is None.
+
+    The reference asks for the suite's name and takes "<suite>_no_noops" where that is not there: published checkpoints
+    have the one or the other. Our data sets carry the longer name, so it works both ways here.
 
     Raises:
         UnknownKeyError: no such entry; the message lists the available ones.
     """
     if key is None and len(norm_stats) == 1:
         return next(iter(norm_stats))
-    for candidate in (key, f"{key}_no_noops"):
-        if candidate in norm_stats:
-            return candidate
+    if key is not None:
+        for candidate in (key, f"{key}{NO_NOOPS}", key.removesuffix(NO_NOOPS)):
+            if candidate in norm_stats:
+                return candidate
     raise UnknownKeyError(
         f"unnorm_key {key!r} not in norm_stats; available: {sorted(norm_stats)}; set data.unnorm_key to one of them"
     )

@@ -75,6 +75,8 @@ def test_unnorm_key():
     stats = {"libero_spatial_no_noops": {}, "libero_goal_no_noops": {}}
     assert resolve_unnorm_key(stats, "libero_spatial") == "libero_spatial_no_noops"
     assert resolve_unnorm_key(stats, "libero_goal_no_noops") == "libero_goal_no_noops"
+    assert resolve_unnorm_key({"libero_spatial": {}}, "libero_spatial_no_noops") == "libero_spatial"
+    assert resolve_unnorm_key({"libero_10": {}, "libero_10_no_noops": {}}, "libero_10_no_noops") == "libero_10_no_noops"
     assert resolve_unnorm_key({"only": {}}, None) == "only"
     with pytest.raises(UnknownKeyError) as caught:
         resolve_unnorm_key(stats, "libero_space")
