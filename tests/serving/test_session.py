@@ -185,3 +185,13 @@ def test_the_log_tells_how_episodes_end(caplog):
 def test_a_clients_error_is_logged(caplog):
     assert started(TellingPolicy()).answer(message("error", {"error": "out of memory"})) is None
     assert "the client reports: {'error': 'out of memory'}" in caplog.text
+
+
+def test_the_end_of_no_episode_is_logged_and_nothing_else(caplog):
+    caplog.set_level(logging.INFO)
+    session = started(TellingPolicy())
+    for _ in range(2):
+        assert session.answer(END) is None
+    assert "no episode: {'success': True} after 2 steps; 0 chunks" in caplog.text
+    session.answer(START)
+    assert act(session)[0] == 0
