@@ -1,4 +1,7 @@
-"""Everything that an environment needs, seen before anything long starts; one to two seconds, no simulation."""
+"""Is everything there that an environment needs? A second or two, nothing is simulated.
+
+`check_environment` is what evaluation and collection ask before they start; scripts/doctor.py asks for more.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def check_environment(
     num_init_states: int,
     allow_mujoco_version: str | None = None,
 ) -> dict[str, str]:
-    """Check simulator, installed files and suite, and choose the GL backend.
+    """Check simulator and suite, and choose the GL backend.
 
     Args:
         suite, variant, num_tasks, num_init_states: See `check_suite`.
@@ -35,7 +38,6 @@ def check_environment(
         ValueError: the suite is not what the configuration says.
     """
     versions = check_simulator(allow_mujoco_version)
-    check_installed_files()
     check_suite(suite, variant, num_tasks=num_tasks, num_init_states=num_init_states)
     return versions
 
@@ -49,11 +51,14 @@ def check_installed_files() -> dict[str, int]:
         Distribution name to the number of files that were looked at.
 
     Raises:
-        SimulatorError: a file is missing or of another size.
+        SimulatorError: a distribution or a file is missing, or a file is of another size.
     """
     counts, wrong = {}, []
     for name in libero_distributions():
-        files = [file for file in importlib.metadata.files(name) or [] if file.size is not None]
+        try:
+            files = [file for file in importlib.metadata.files(name) or [] if file.size is not None]
+        except importlib.metadata.PackageNotFoundError:
+            raise SimulatorError(f"LIBERO requires {name}, which is not installed; {REINSTALL_COMMAND}") from None
         counts[name] = len(files)
         for file in files:
             path = Path(file.locate())

@@ -145,6 +145,10 @@ class LiberoEnv:
         self._ready = not (success and self._end_at_success)
         return (self._observation(observables) if observe else None), success
 
+    def init_state(self, init_state_id: int) -> np.ndarray:
+        """An evaluation init state as it is stored: time, positions and velocities, [state]."""
+        return self._init_states[init_state_id].copy()
+
     def close(self) -> None:
         """Free the simulator and its GL context; further calls do nothing."""
         self._ready = False
@@ -207,15 +211,16 @@ class LiberoEnv:
         """Place everything, run the waiting steps, and look at the last one."""
         if self.simulator is None:
             raise RuntimeError("the environment is closed")
+        self._ready = False
         for robot in self.simulator.robots:
             robot.gripper.current_action = np.zeros(robot.gripper.dof)  # robosuite's reset forgets it
         with quiet(), _numpy_seed(seed):
             self.simulator.reset()
-        self._looking = self._num_wait_steps == 0
         if init_state is None:
             init_state = self.simulator.get_sim_state()  # setting it shifts the instant at which pictures are sampled
             columns = object_columns(self.simulator.sim.model)
             check_placement(init_state, self._init_states, columns, task=f"{self.suite} task {self.task_id}", seed=seed)
+        self._looking = self._num_wait_steps == 0
         observables = self.simulator.set_init_state(init_state)
         for step in range(self._num_wait_steps):
             observables, _ = self._advance(self._waiting_action, observe=step == self._num_wait_steps - 1)

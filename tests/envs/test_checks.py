@@ -1,6 +1,7 @@
 """Files of LIBERO's distributions against what the installer noted. Nothing here loads the simulator."""
 
 import importlib.metadata
+import shutil
 
 import pytest
 
@@ -52,3 +53,9 @@ def test_a_truncated_file_is_named(site):
 def test_a_checkout_that_no_installer_put_there_is_not_checked(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "packages_distributions", dict)
     assert checks.check_installed_files() == {}
+
+
+def test_meshes_that_were_never_installed_are_named(site):
+    shutil.rmtree(site / "libero_fork_meshes-1.0.dist-info")
+    with pytest.raises(SimulatorError, match=r"LIBERO requires libero-fork-meshes, which is not installed; pip"):
+        checks.check_installed_files()

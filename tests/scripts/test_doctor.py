@@ -1,14 +1,17 @@
-"""scripts/doctor.py as a user runs it, on a random checkpoint in the published layout."""
+"""scripts/doctor.py as a user runs it, without simulating: machine, data set, and a random checkpoint's contracts."""
 
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rsd.envs import checks, gl
 from rsd.models.openvla.random_weights import openvla_architecture, write_random_checkpoint
+from tests.data.demonstrations import write_dataset
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "doctor.py"
 
@@ -23,12 +26,12 @@ def checkpoint(tmp_path):
 def doctor(checkpoint, tmp_path, monkeypatch, capsys):
     """Runs the script in this process; returns (exit code, stdout, stderr)."""
 
-    def doctor(*overrides):
-        fixed = ["model=oft_object", "data=libero_object", f"model.backbone.checkpoint={checkpoint}"]
-        fixed.append(f"paths.root={tmp_path}")
+    def doctor(*overrides, model=True):
+        fixed = ["env=libero_object", "simulator=false", f"paths.root={tmp_path}"]
+        fixed += ["model=oft_object", f"model.backbone.checkpoint={checkpoint}"] if model else []
         quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *fixed, *quiet, *overrides])
-        monkeypatch.setenv("COLUMNS", "160")
+        monkeypatch.setenv("COLUMNS", "1000")
         code = 0
         try:
             runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -39,13 +42,27 @@ def doctor(checkpoint, tmp_path, monkeypatch, capsys):
     return doctor
 
 
+def row(out: str, name: str) -> tuple[str, str]:
+    """(status, what was found) of the row with that name."""
+    (line,) = [line for line in out.splitlines() if line.split("  ")[1:] and f" {name}  " in line]
+    status, _, rest = line.partition(" ")
+    return status, rest.strip().removeprefix(name).strip()
+
+
 def test_a_sound_checkpoint(doctor):
     code, out, _ = doctor()
-    assert code == 0
-    assert out.count("ok: ") == 4 and "FAILED" not in out
-    assert "2: image, wrist_image, 56 px" in out and "8 steps of 7 dims, by l1" in out
-    assert "libero_object_no_noops, q01 to q99" in out
-    assert "states move by" in out
+    assert code == 0 and "FAILED" not in out
+    assert row(out, "pictures") == ("ok", "2: image, wrist_image, 56 px to the model")
+    assert row(out, "chunk") == ("ok", "8 steps of 7 dims, by l1")
+    assert row(out, "statistics") == ("ok", "libero_object_no_noops, q01 to q99")
+    assert row(out, "checkpoints") == ("ok", "base model and libero_object fit together")
+    assert row(out, "memory")[0] == "ok"
+    assert "a black and a white picture give different answers" in out and "states move by" in out
+
+
+def test_quick_looks_at_the_files_alone(doctor):
+    code, out, _ = doctor("quick=true")
+    assert code == 0 and row(out, "checkpoints")[0] == "ok" and "black and a white" not in out
 
 
 def test_a_blind_checkpoint_fails(doctor, checkpoint):
@@ -54,11 +71,105 @@ def test_a_blind_checkpoint_fails(doctor, checkpoint):
     weights["projector.fc3.weight"] = torch.zeros_like(weights["projector.fc3.weight"])
     save_file(weights, path)
     code, out, _ = doctor()
-    assert code == 1 and "FAILED: a black and a white picture give different answers" in out
+    assert code == 1
+    status, found = row(out, "a black and a white picture give different answers")
+    assert status == "FAILED" and found.endswith("fetch the checkpoint again")
 
 
-def test_a_contradiction_is_one_line(doctor):
-    code, _, err = doctor("chunk=16")
-    assert code == 1 and err.startswith("error: ") and "chunk_length is 8, asked for 16" in err
-    code, _, err = doctor("model.backbone.views=[image]")
-    assert code == 1 and "num_images is 2, asked for 1" in err
+def test_a_contradiction_is_a_row(doctor):
+    code, out, _ = doctor("chunk=16")
+    assert code == 1 and row(out, "base model")[0] == "FAILED" and "chunk_length is 8, asked for 16" in out
+    code, out, _ = doctor("model.backbone.views=[image]")
+    assert code == 1 and "num_images is 2, asked for 1" in out
+
+
+def test_a_missing_head_and_another_robot_are_rows(doctor):
+    code, out, _ = doctor("decoding=parallel", "quick=true")
+    assert code == 1
+    status, found = row(out, "checkpoints")
+    assert status == "FAILED" and "no tokenizer checkpoint" in found and "python train.py phase=rfsq" in found
+    code, out, _ = doctor("env.offers.proprio_dim=14", "quick=true")
+    assert code == 1 and "proprio of 8 dims is needed, offered are 14" in row(out, "checkpoints")[1]
+
+
+def test_the_released_policy_fits_together_and_not_with_another_tokenizer(doctor):
+    released = ["env=libero_spatial", "paths.checkpoints=released", "model=oft_small", "decoding=speculative"]
+    code, out, _ = doctor(*released, "quantizer=dct_d3", "quick=true", model=False)
+    assert code == 0 and "libero_spatial fit together" in row(out, "checkpoints")[1]
+    code, out, _ = doctor(*released, "quantizer=dct_d3", "quantizer.num_stages=2", "quick=true", model=False)
+    assert code == 1 and "num_stages is 3 in the checkpoint but 2 in the configuration" in row(out, "checkpoints")[1]
+
+
+def test_a_model_that_does_not_fit_into_memory_is_not_loaded(doctor, monkeypatch):
+    monkeypatch.setattr("os.sysconf", lambda name: 1000 if name == "SC_AVPHYS_PAGES" else 1)
+    code, out, _ = doctor()
+    assert code == 1 and "black and a white" not in out
+    status, found = row(out, "memory")
+    assert status == "FAILED" and "GB needed, 0.0 GB free on cpu; end other processes" in found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_a_row_and_the_model_is_left_alone(doctor):
+    code, out, _ = doctor("device=cuda")
+    assert code == 1 and "sees no GPU" in row(out, "torch")[1] and "checkpoints" not in out
+
+
+def test_no_data_set_is_a_warning_only(doctor):
+    code, out, _ = doctor(model=False)
+    status, found = row(out, "data set")
+    assert code == 0 and status == "warning" and "collect demonstrations with scripts/collect_demos.py" in found
+
+
+def test_a_whole_data_set_is_read_and_a_truncated_one_fails(doctor, tmp_path):
+    directory = write_dataset(tmp_path / "data", [3, 2])
+    place = [f"data.{key}={value}" for key, value in zip(("name", "version"), directory.parts[-2:], strict=True)]
+    code, out, _ = doctor(*place, model=False)
+    assert code == 0 and row(out, "data set") == (
+        "ok",
+        f"{directory}: 2 episodes, first and last read, LIBERO's features",
+    )
+    code, out, _ = doctor(*place, "env.offers.proprio_dim=14", model=False)
+    assert code == 1 and "lacks ['observation/state of 14 dims']" in row(out, "data set")[1]
+    (shard,) = directory.glob("*.tfrecord*")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    code, out, _ = doctor(*place, model=False)
+    assert code == 1 and "truncated" in row(out, "data set")[1]
+
+
+@pytest.mark.parametrize(("free", "status", "code"), [(5e8, "FAILED", 1), (5e9, "warning", 0), (5e10, "ok", 0)])
+def test_free_disk(doctor, monkeypatch, free, status, code):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
+    found = doctor(model=False)
+    assert found[0] == code and row(found[1], "disk")[0] == status
+    assert ("make room" in row(found[1], "disk")[1]) == (status != "ok")
+
+
+def test_a_folder_of_somebody_else_fails(doctor, monkeypatch):
+    monkeypatch.setattr("os.access", lambda folder, mode: False)
+    code, out, _ = doctor(model=False)
+    assert code == 1 and "cannot be written to; set paths.root" in row(out, "disk")[1]
+
+
+def test_a_backend_that_needs_a_screen_is_a_row(doctor, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    code, out, _ = doctor("simulator=true", model=False)
+    assert code == 1 and row(out, "simulator")[0] == "FAILED" and "unset MUJOCO_GL" in out and "scene" not in out
+
+
+@pytest.mark.parametrize(("mujoco", "status"), [("3.2.3", "ok"), ("3.4.0", "warning")])
+def test_the_simulators_packages(doctor, monkeypatch, mujoco, status):
+    versions = {"mujoco": mujoco, "robosuite": "1.4.0", "gl_backend": "osmesa"}
+    monkeypatch.setattr(gl, "check_simulator", lambda accepted: versions)
+    code, out, _ = doctor("simulator=true", "quick=true", model=False)
+    assert code == 0 and row(out, "MuJoCo")[0] == status and row(out, "GL backend") == ("ok", "osmesa renders")
+    assert row(out, "suite") == ("ok", "libero_object: 10 tasks with 50 init states or more")
+    assert ("pip install mujoco==3.2.3" in row(out, "MuJoCo")[1]) == (status == "warning")
+
+
+def test_an_incomplete_suite_and_a_missing_record_of_files(doctor, monkeypatch):
+    versions = {"mujoco": "3.2.3", "robosuite": "1.4.0", "gl_backend": "osmesa"}
+    monkeypatch.setattr(gl, "check_simulator", lambda accepted: versions)
+    monkeypatch.setattr(checks, "check_installed_files", dict)
+    code, out, _ = doctor("simulator=true", "quick=true", "env.variant=env", model=False)
+    assert code == 1 and "choose another variant of libero_object: ['lan'" in row(out, "suite")[1]
+    assert row(out, "LIBERO's files")[0] == "warning"
