@@ -143,7 +143,7 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
     """What Schedule needs to know, checked.
 
     Raises:
-        ValueError: numbers below 1, tasks that the suite does not have, or a data set of another suite.
+        ValueError: numbers below 1, tasks that the suite does not have, data of another suite, or a perturbed suite.
     """
     if cfg.num_episodes < 1 or cfg.num_workers < 1:
         raise ValueError(f"num_episodes={cfg.num_episodes}, num_workers={cfg.num_workers}; expected at least 1 of each")
@@ -153,6 +153,8 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
         raise ValueError(f"tasks is {tasks}; expected different task ids out of 0..{cfg.env.num_tasks - 1}")
     if cfg.data.suite != cfg.env.suite:
         raise ValueError(f"data.suite is {cfg.data.suite}, env.suite is {cfg.env.suite}; expected them equal")
+    if cfg.env.variant is not None:
+        raise ValueError(f"env.variant is {cfg.env.variant}: perturbed suites are for evaluation; leave it out")
     return {"suite": cfg.env.suite, "tasks": tasks, "num_episodes": cfg.num_episodes, "seed": cfg.seed}
 
 

@@ -170,6 +170,7 @@ def test_trial_counts_attempts_and_writes_nothing(tmp_path: Path):
         ("tasks=[1,1]", "expected different task ids"),
         ("num_episodes=0", "num_episodes=0"),
         ("data=libero_object", "data.suite is libero_object, env.suite is libero_spatial"),
+        ("env.variant=swap", "env.variant is swap: perturbed suites are for evaluation"),
     ],
 )
 def test_wrong_request_is_one_error(override: str, message: str):
