@@ -85,6 +85,11 @@ class FinetuneModule(LightningModule):
         """Load the published model and give it adapters, heads and the data set's statistics."""
         if hasattr(self, "backbone"):
             return
+        if self.weights_dtype != torch.float32 and not self.trainer.precision.endswith("-mixed"):
+            raise ValueError(
+                f"frozen weights in {self.weights_dtype} need a mixed precision, since adapters and heads are float32; "
+                f"the trainer's is {self.trainer.precision!r}: set trainer=finetune, or phase.module.dtype=float32"
+            )
         datamodule = self.trainer.datamodule
         stats = datamodule.norm_stats
         with torch.random.fork_rng():

@@ -209,6 +209,12 @@ def test_missing_peft_names_the_extra(monkeypatch):
         add_lora(model, rank=4)
 
 
+def test_bfloat16_weights_without_mixed_precision_are_refused(tmp_path, root, base):
+    module, datamodule = build(root, base["oft"], dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"in torch.bfloat16 need a mixed precision, .* '32-true': set trainer=finet"):
+        trainer(tmp_path, 1).fit(module, datamodule)
+
+
 def test_recipes_that_make_no_sense_are_refused(root, base):
     with pytest.raises(ValueError, match="decoder 'diffusion' cannot be fine-tuned"):
         build(root, base["oft"], decoder="diffusion")
