@@ -14,7 +14,8 @@ from rsd.entry_point import report_errors, run
 from rsd.evaluation.evaluate import ERRORS_FILE, CrashedEpisodesError, Recording, plan_episodes, resume_results
 from rsd.evaluation.parallel import evaluate_parallel
 from rsd.evaluation.progress import follow, show_report
-from rsd.evaluation.report import REPORT_HTML, flat_metrics, write_report
+from rsd.evaluation.report import log_report, write_report
+from rsd.evaluation.sequential import in_random_order, until_decided
 from rsd.runs import open_run
 
 
@@ -23,6 +24,9 @@ from rsd.runs import open_run
 def main(cfg: DictConfig) -> None:
     sizes = {name: cfg.env[name] for name in ("num_tasks", "num_init_states")}
     plan = plan_episodes(**sizes, **{name: cfg[name] for name in ("tasks", "num_trials", "seed", "save_videos")})
+    stopping = instantiate(cfg.stopping) if "stopping" in cfg else None
+    if stopping is not None:
+        plan = in_random_order(plan, cfg.seed)
     run_dir = open_run(cfg, HydraConfig.get(), found={"simulator": instantiate(cfg.check)})
     done = resume_results(run_dir, plan)
     logger = instantiate(cfg.logger)(run_dir=run_dir)
@@ -36,20 +40,18 @@ def main(cfg: DictConfig) -> None:
         policies=policies,
         plan=plan,
         done=done,
-        recording=Recording(run_dir, every_step=cfg.video_every_step),
+        recording=Recording(run_dir, every_step=cfg.video_every_step, clip_actions=cfg.protocol.clip_actions),
         suite=cfg.env.suite,
+        in_order=stopping is not None,
         **{name: cfg[name] for name in ("num_workers", "max_batch", "render_devices")},
     )
-    finished = follow(episodes, num_planned=len(plan), done=done)
+    finished = follow(until_decided(episodes, stopping, plan, done), num_planned=len(plan), done=done)
     report = write_report(run_dir)
     show_report(report, run_dir)
     if not finished:
         print(f"interrupted; continue with: python eval.py resume={run_dir}", file=sys.stderr)
         sys.exit(130)
-    logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-    logger.log_metrics(flat_metrics(report))
-    logger.log_files([run_dir / REPORT_HTML, *sorted(run_dir.glob("videos/*.mp4"))])
-    logger.finalize("success")
+    log_report(logger, report, run_dir)
     if num_errors := report["success"]["num_errors"]:
         raise CrashedEpisodesError(f"{num_errors} of {len(plan)} episodes crashed; see {run_dir / ERRORS_FILE}")
 

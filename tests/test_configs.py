@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).parents[1] / "conf"
 TRAIN_GROUPS = ("data", "chunk", "model", "quantizer", "draft", "trainer", "logger", "experiment")
-EVAL_GROUPS = ("env", "protocol", "chunk", "model", "quantizer", "draft", "decoding", "logger")
+EVAL_GROUPS = ("env", "protocol", "chunk", "model", "quantizer", "draft", "decoding", "logger", "stopping")
 PHASES = ("rfsq", "oft", "oft_gpu", "head", "draft")
 
 

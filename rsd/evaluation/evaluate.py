@@ -137,17 +137,17 @@ def evaluate(
     Args:
         make_env: Called with task_id=…; one environment lives at a time, and is kept for the trials of a task.
     """
-    stage = Stage(make_env)
+    current = CurrentEnv(make_env)
     try:
         for planned in missing_episodes(plan, done):
-            result = run_episode(stage, policy, planned, recording)
+            result = run_episode(current, policy, planned, recording)
             append_result(recording.run_dir / RESULTS_FILE, result)
             yield result
     finally:
-        stage.close()
+        current.close()
 
 
-class Stage:
+class CurrentEnv:
     """The one environment of a process: kept while the task stays, built anew after a crash.
 
     Args:
@@ -182,12 +182,12 @@ def missing_episodes(plan: Sequence[PlannedEpisode], done: Sequence[EpisodeResul
     return missing
 
 
-def run_episode(stage: Stage, policy: Policy, planned: PlannedEpisode, recording: Recording) -> EpisodeResult:
+def run_episode(current: CurrentEnv, policy: Policy, planned: PlannedEpisode, recording: Recording) -> EpisodeResult:
     """Run one episode; a crash becomes the result's error, with its traceback in crashed_episodes.log.
 
     An environment that cannot even be built raises: no other episode of the task could run either.
     """
-    env = stage.env(planned.task_id)
+    env = current.env(planned.task_id)
     start = time.perf_counter()
     every_step = recording.every_step
     episode = Episode(
@@ -199,7 +199,7 @@ def run_episode(stage: Stage, policy: Policy, planned: PlannedEpisode, recording
     except Exception as exception:  # noqa: BLE001  a crash must be reported as one, whatever simulator or model raise
         error = describe(exception)
         log_crash(recording.run_dir, planned, traceback.format_exc())
-        stage.close()
+        current.close()
     result = episode.result(
         init_state_id=planned.init_state_id,
         seed=planned.seed,

@@ -15,17 +15,17 @@ import logging
 import queue
 import threading
 import traceback
-from collections import Counter, defaultdict, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from rsd.evaluation.evaluate import (
+    CurrentEnv,
     PlannedEpisode,
     PolicyFailure,
     Recording,
-    Stage,
     describe,
     evaluate,
     log_crash,
@@ -121,7 +121,10 @@ class PolicyThreads:
 def answers(policy: Policy, requests: Sequence[Request]) -> list[ChunkPrediction | Failure]:
     """One batched prediction; if that fails, one by one, so that only the episode that fails is charged with it."""
     try:
-        return list(policy.predict([one.observation for one in requests], [one.seed for one in requests]))
+        chunks = list(policy.predict([one.observation for one in requests], [one.seed for one in requests]))
+        if len(chunks) != len(requests):
+            raise ValueError(f"the policy returned {len(chunks)} chunks for {len(requests)} observations")
+        return chunks
     except Exception as exception:  # noqa: BLE001  becomes the error of the episode, whatever the model raised
         if len(requests) == 1:
             return [Failure(describe(exception), traceback.format_exc())]
@@ -165,8 +168,9 @@ def evaluate_parallel(
     num_workers: int,
     suite: str,
     render_devices: Sequence[int] | None = None,
+    in_order: bool = False,
 ) -> Iterator[EpisodeResult]:
-    """As `evaluate`, in any order of episodes; close the generator to stop the workers early.
+    """As `evaluate`, in another order of episodes; close the generator to stop the workers early.
 
     Args:
         make_env: Called in the workers, so it has to be picklable.
@@ -177,26 +181,30 @@ def evaluate_parallel(
             process, and a simulator that dies takes it along.
         suite: Name to be stored with episodes that never came to have an environment.
         render_devices: See `rsd.workers.render_variables`.
+        in_order: See `next_episode`.
 
     Raises:
         SetupError: an environment could not be built.
+        ValueError: several policies for one worker.
     """
     if num_workers == 1:
+        if len(policies) > 1:
+            raise ValueError(f"device names {len(policies)} devices, but num_workers=1 uses one; set num_workers")
         yield from evaluate(make_env=make_env, policy=policies[0], plan=plan, done=done, recording=recording)
         return
-    waiting = _by_task(missing_episodes(plan, done))
+    waiting = missing_episodes(plan, done)
     results_file = recording.run_dir / RESULTS_FILE
     arguments = (make_env, policies[0].num_open_loop_steps, recording)
     deaths: Counter[PlannedEpisode] = Counter()
     seats = []
-    for number in range(min(num_workers, sum(map(len, waiting.values())))):
+    for number in range(min(num_workers, len(waiting))):
         variables = render_variables(render_devices, number)
         seats.append(Seat(start_worker(_work, *arguments, variables=variables), variables))
     threads = PolicyThreads(policies, max_batch)
     threads.start()
     try:
         for seat in seats:
-            _assign(seat, waiting, seats)
+            _assign(seat, waiting, seats, in_order)
         while busy := {seat.worker: seat for seat in seats if seat.episode is not None}:
             for worker in ready(list(busy)):
                 seat = busy[worker]
@@ -216,34 +224,41 @@ def evaluate_parallel(
                 if isinstance(message, BrokenSetup):
                     raise SetupError(f"{suite} task {seat.episode.task_id} cannot be set up: {message.error}")
                 append_result(results_file, message)
-                _assign(seat, waiting, seats)
+                _assign(seat, waiting, seats, in_order)
                 yield message
     finally:
         stop_workers([seat.worker for seat in seats])
         threads.stop()
 
 
-def _by_task(episodes: Sequence[PlannedEpisode]) -> dict[int, deque[PlannedEpisode]]:
-    waiting: dict[int, deque[PlannedEpisode]] = defaultdict(deque)
-    for episode in episodes:
-        waiting[episode.task_id].append(episode)
-    return waiting
+def next_episode(
+    last_task: int | None, waiting: Sequence[PlannedEpisode], on_task: Counter[int], in_order: bool
+) -> PlannedEpisode:
+    """The episode for an idle worker, which would rather stay on its last task: another scene takes seconds to build.
+
+    Args:
+        waiting: What is left of the plan, at least one.
+        on_task: How many workers are on each task.
+        in_order: Stay close to the plan's order: choose among as many of the first episodes as there are workers.
+            Otherwise a worker finishes its task, then takes the one with the most episodes for each worker on it.
+    """
+    if in_order:
+        waiting = waiting[: 1 + on_task.total()]
+    own = [episode for episode in waiting if episode.task_id == last_task]
+    if own or in_order:
+        return (own or waiting)[0]
+    left = Counter(episode.task_id for episode in waiting)
+    task = max(left, key=lambda task: (left[task] / (1 + on_task[task]), -task))
+    return next(episode for episode in waiting if episode.task_id == task)
 
 
-def next_task(last: int | None, waiting: dict[int, deque[PlannedEpisode]], on_task: Counter[int]) -> int | None:
-    """The task for an idle worker: its last one, else the one with the most episodes for each worker on it."""
-    left = {task: len(episodes) for task, episodes in waiting.items() if episodes}
-    if last in left or not left:
-        return last if left else None
-    return max(left, key=lambda task: (left[task] / (1 + on_task[task]), -task))
-
-
-def _assign(seat: Seat, waiting: dict[int, deque[PlannedEpisode]], seats: Sequence[Seat]) -> None:
+def _assign(seat: Seat, waiting: list[PlannedEpisode], seats: Sequence[Seat], in_order: bool) -> None:
     seat.episode = None
-    on_task = Counter(other.episode.task_id for other in seats if other.episode is not None)
-    task = next_task(seat.last_task, waiting, on_task)
-    if task is not None:
-        seat.episode, seat.last_task = waiting[task].popleft(), task
+    if waiting:
+        on_task = Counter(other.episode.task_id for other in seats if other.episode is not None)
+        seat.episode = next_episode(seat.last_task, waiting, on_task, in_order)
+        seat.last_task = seat.episode.task_id
+        waiting.remove(seat.episode)
         seat.worker.send(seat.episode)
 
 
@@ -274,17 +289,17 @@ def _after_death(
 def _work(connection: Connection, make_env: Callable[..., Env], num_open_loop_steps: int, recording: Recording) -> None:
     """Main function of a worker: planned episodes in, results out, until the pipe closes."""
     policy = RemotePolicy(connection, num_open_loop_steps)
-    stage = Stage(make_env)
+    current = CurrentEnv(make_env)
     try:
         while True:
             planned = connection.recv()
             try:
-                stage.env(planned.task_id)
+                current.env(planned.task_id)
             except Exception as exception:  # whatever a simulator raises; said, and raised again
                 connection.send(BrokenSetup(describe(exception)))
                 raise
-            connection.send(run_episode(stage, policy, planned, recording))
+            connection.send(run_episode(current, policy, planned, recording))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the main process is gone, or has no more episodes
     finally:
-        stage.close()
+        current.close()

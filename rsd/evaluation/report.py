@@ -140,6 +140,20 @@ def write_report(run_dir: Path) -> dict[str, Any]:
     return report
 
 
+def log_report(logger: Any, report: dict[str, Any], run_dir: Path) -> None:
+    """Hand everything in a report to a logger: configuration, figures, tables, page and videos.
+
+    Args:
+        logger: One of rsd.training.loggers, or anything with their methods.
+    """
+    logger.log_hyperparams(report["config"])
+    logger.log_metrics(flat_metrics(report))
+    for name, columns, rows in report_tables(report):
+        logger.log_table(name, columns, rows)
+    logger.log_files([run_dir / REPORT_HTML, *sorted(run_dir.glob("videos/*.mp4"))])
+    logger.finalize("success")
+
+
 def render_report(report: dict[str, Any], run_dir: Path) -> str:
     """The HTML page of a report; small videos are put inside, larger ones are linked relative to `run_dir`."""
     config = report["config"]

@@ -17,7 +17,8 @@ What surprises:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from typing import Literal
 
 import numpy as np
@@ -146,3 +147,26 @@ def count_finished(plan: Sequence[PlannedEpisode], results: Sequence[EpisodeResu
             num_trials += 1
             num_success += result.success
     return num_success, num_trials
+
+
+def until_decided(
+    episodes: Generator[EpisodeResult],
+    rule: StopWhenDecided | None,
+    plan: Sequence[PlannedEpisode],
+    done: Sequence[EpisodeResult],
+) -> Iterator[EpisodeResult]:
+    """Pass on results until the rule has its verdict, and end the evaluation then.
+
+    Args:
+        episodes: The running evaluation of `plan`; it is closed in the end.
+        rule: None never ends it early; with a rule the plan has to be in random order.
+        done: Episodes of earlier starts of the run.
+    """
+    results = list(done)
+    with closing(episodes):
+        while rule is None or rule.verdict(*count_finished(plan, results)) is None:
+            result = next(episodes, None)
+            if result is None:
+                return
+            results.append(result)
+            yield result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 
@@ -58,13 +57,6 @@ class SeeingPolicy:
         return ChunkPrediction(actions, stats, latency_ms, draft_actions)
 
 
-class DeadlyPolicy(SeeingPolicy):
-    """Takes its process with it."""
-
-    def _predict_one(self, observation: Observation, seed: int) -> ChunkPrediction:
-        os._exit(9)
-
-
 class RaisingPolicy(SeeingPolicy):
     """Its backbone raises at the second chunk of every second episode."""
 
@@ -108,6 +100,8 @@ class SilentLogger:
 
     def log_metrics(self, metrics: dict) -> None:
         self.metrics |= metrics
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None: ...
 
     def log_files(self, files: Sequence[object]) -> None: ...
 

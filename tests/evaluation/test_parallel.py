@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from rsd.evaluation.evaluate import ERRORS_FILE, Recording, evaluate, plan_episodes, resume_results
-from rsd.evaluation.parallel import PolicyThreads, Request, SetupError, answers, evaluate_parallel, next_task
+from rsd.evaluation.parallel import PolicyThreads, Request, SetupError, answers, evaluate_parallel, next_episode
 from rsd.evaluation.results import RESULTS_FILE, episode_id, read_results
+from rsd.evaluation.sequential import in_random_order
 from tests.evaluation.policies import CHUNK_LENGTH, SeeingPolicy
 from tests.fakes import PointMassEnv
 
@@ -168,8 +169,34 @@ def test_what_waits_is_answered_in_one_batch_up_to_the_limit():
 
 
 def test_workers_stay_on_their_task_and_then_help_where_most_is_left():
-    waiting = {0: [1, 2], 1: [1, 2, 3, 4], 2: []}
-    assert next_task(0, waiting, Counter({0: 1, 1: 3})) == 0
-    assert next_task(2, waiting, Counter({0: 1, 1: 1})) == 1
-    assert next_task(None, waiting, Counter({1: 3})) == 0
-    assert next_task(1, {0: [], 1: []}, Counter()) is None
+    waiting = [one for one in plan(num_trials=5) if one.task_id < 2][3:]  # two of task 0, five of task 1
+    first = {task: next(one for one in waiting if one.task_id == task) for task in (0, 1)}
+    assert next_episode(0, waiting, Counter({0: 1, 1: 3}), in_order=False) == first[0]
+    assert next_episode(2, waiting, Counter({0: 1, 1: 1}), in_order=False) == first[1]
+    assert next_episode(None, waiting, Counter({1: 3}), in_order=False) == first[0]
+
+
+def test_in_order_means_close_to_the_plans_order():
+    waiting = in_random_order(plan(), seed=0)
+    wanted = waiting[3].task_id  # a round has one episode of each of the three tasks
+    assert next_episode(None, waiting, Counter(), in_order=True) == waiting[0]
+    assert next_episode(wanted, waiting, Counter({0: 1}), in_order=True) in waiting[:2]
+    own = next_episode(wanted, waiting, Counter({0: 2}), in_order=True)
+    assert own.task_id == wanted and own in waiting[:3]
+
+
+class ShortPolicy(SeeingPolicy):
+    """Forgets the last observation of its batch."""
+
+    def predict(self, observations, seeds):
+        return super().predict(observations, seeds)[:-1]
+
+
+def test_a_policy_that_answers_too_little_is_an_error_of_the_episodes(tmp_path):
+    results = run(tmp_path, policies=[ShortPolicy()])
+    assert {result.error for result in results} == {"ValueError: the policy returned 0 chunks for 1 observations"}
+
+
+def test_several_devices_for_one_worker_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="device names 2 devices, but num_workers=1 uses one"):
+        run(tmp_path, policies=[SeeingPolicy(), SeeingPolicy()], num_workers=1)

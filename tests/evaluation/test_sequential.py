@@ -1,6 +1,7 @@
 """The stopping rule keeps its error rate when one looks after every episode; seeded simulations of whole runs."""
 
 import functools
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from scipy.integrate import quad
 
-from rsd.evaluation.evaluate import PlannedEpisode
+from rsd.evaluation.evaluate import PlannedEpisode, Recording, evaluate, plan_episodes, resume_results
 from rsd.evaluation.sequential import (
     StopWhenDecided,
     anytime_interval,
@@ -17,8 +18,11 @@ from rsd.evaluation.sequential import (
     discordant_verdict,
     in_random_order,
     log_evidence_above,
+    until_decided,
 )
 from rsd.types import EpisodeResult
+from tests.evaluation.policies import SeeingPolicy
+from tests.fakes import PointMassEnv
 
 CONF = Path(__file__).parents[2] / "conf"
 RUNS, EPISODES, ALPHA = 4000, 500, 0.05
@@ -174,3 +178,27 @@ def test_only_the_finished_beginning_of_the_plan_counts():
     found = [result(3, True), result(0, True), result(1, False, error="E: x"), result(2, False)]
     assert count_finished(plan, found[:2]) == (1, 1)  # episode 3 has overtaken 1 and 2: it would count too soon
     assert count_finished(plan, found) == (2, 3)
+
+
+def test_a_run_ends_when_the_rule_has_its_verdict_and_a_resume_does_not_go_on(tmp_path):
+    plan = in_random_order(
+        plan_episodes(num_tasks=3, num_init_states=5, tasks=None, num_trials=5, seed=7, save_videos=0), seed=7
+    )
+    rule = StopWhenDecided(rate=0.3, alpha=0.2)  # five successes in a row are enough
+    recording = Recording(tmp_path)
+
+    def start():
+        done = resume_results(tmp_path, plan)
+        episodes = evaluate(
+            make_env=partial(PointMassEnv, image_size=64),
+            policy=SeeingPolicy(),
+            plan=plan,
+            done=done,
+            recording=recording,
+        )
+        return list(until_decided(episodes, rule, plan, done))
+
+    results = start()
+    assert rule.verdict(len(results), len(results)) == "above" and len(results) < 15
+    assert rule.verdict(len(results) - 1, len(results) - 1) is None
+    assert start() == []

@@ -1,0 +1,206 @@
+"""Episodes an hour: LIBERO's own loop beside this one, with the same policy, taking turns.
+
+    python scripts/benchmark_eval.py --workers 1 2 paths=released model=oft_small env=libero_spatial tasks=[9]
+    python scripts/benchmark_eval.py --workers 1 4 16 --max-batch 16 --json scaling.json device=cuda …
+
+What follows the options are eval.py's arguments. The reference arm is OffScreenRenderEnv with two cameras, one
+environment, every step rendered and every reset compiled. Environments are built anew in every arm and round, and
+workers started: that is part of the time; loading the policy, which all arms share, is not.
+What surprises first: where an arm answers one observation at a time, its episodes must end as the reference's do, step
+for step, or no speed is reported. In larger batches the last bits of actions differ; how many episodes that changes,
+and by how much an action, is measured and printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from rsd.entry_point import name_choices
+from rsd.envs.reference import ReferenceEnv
+from rsd.evaluation.evaluate import Recording, evaluate, plan_episodes, resume_results
+from rsd.evaluation.parallel import evaluate_parallel
+from rsd.evaluation.results import episode_id
+from rsd.runs import provenance, write_atomically
+from rsd.types import ChunkPrediction, EpisodeResult, Observation, Policy
+
+CONF = Path(__file__).parents[1] / "conf"
+REFERENCE = "reference"
+NUM_KEPT = 64  # observations on which batches of different sizes are compared
+
+
+class ReferenceLoop:
+    """ReferenceEnv as an Env: renders every step, whoever looks."""
+
+    def __init__(self, *, suite: str, task_id: int, max_steps: int) -> None:
+        self.env = ReferenceEnv(suite, task_id)
+        self.suite, self.task_id, self.max_steps = suite, task_id, max_steps
+        self.instruction, self.num_init_states = self.env.instruction, len(self.env.init_states)
+        self.protocol, self.versions, self.rendering_s = REFERENCE, {}, 0.0
+
+    def reset(self, init_state_id: int) -> Observation:
+        return self.env.reset(init_state_id)
+
+    def step(self, action: np.ndarray, observe: bool = True) -> tuple[Observation | None, bool]:
+        return self.env.step(action)
+
+    def close(self) -> None:
+        self.env.close()
+
+
+class Keeping:
+    """A policy that keeps the first observations that it is shown."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.num_open_loop_steps = policy, policy.num_open_loop_steps
+        self.observations: list[Observation] = []
+
+    def predict(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ChunkPrediction]:
+        self.observations += observations[: NUM_KEPT - len(self.observations)]
+        return self.policy.predict(observations, seeds)
+
+
+def run_arm(cfg: DictConfig, policy: Policy, num_workers: int | None, max_batch: int) -> dict[str, Any]:
+    """All planned episodes once; num_workers None is the reference loop."""
+    sizes = {name: cfg.env[name] for name in ("num_tasks", "num_init_states")}
+    plan = plan_episodes(**sizes, tasks=cfg.tasks, num_trials=cfg.num_trials, seed=cfg.seed, save_videos=0)
+    with tempfile.TemporaryDirectory() as folder:
+        common = {"plan": plan, "done": resume_results(Path(folder), plan), "recording": Recording(Path(folder))}
+        started = time.perf_counter()
+        if num_workers is None:
+            make: Callable[..., Any] = lambda task_id: ReferenceLoop(  # noqa: E731
+                suite=cfg.env.suite, task_id=task_id, max_steps=cfg.env.max_steps
+            )
+            results = list(evaluate(make_env=make, policy=policy, **common))
+        else:
+            results = list(
+                evaluate_parallel(
+                    make_env=instantiate(cfg.env.make),
+                    policies=[policy],
+                    max_batch=max_batch,
+                    num_workers=num_workers,
+                    suite=cfg.env.suite,
+                    render_devices=cfg.render_devices,
+                    **common,
+                )
+            )
+        wall_s = time.perf_counter() - started
+    return {"wall_s": wall_s, "results": sorted(results, key=episode_id)}
+
+
+def outcomes(results: Sequence[EpisodeResult]) -> list[tuple]:
+    return [(*episode_id(result), result.success, result.num_steps, result.error) for result in results]
+
+
+def summarize(name: str, rounds: list[dict[str, Any]], expected: list[tuple], num_workers: int) -> dict[str, Any]:
+    """Medians over the rounds, shares of the workers' time, and how many episodes ended otherwise."""
+    last = rounds[-1]
+    busy = {
+        kind: sum(result.time_s[kind] for result in last["results"]) / (num_workers * last["wall_s"])
+        for kind in ("reset", "physics", "rendering", "policy")
+    }
+    return {
+        "arm": name,
+        "episodes": len(last["results"]),
+        "successes": sum(result.success for result in last["results"]),
+        "wall_s": [round(one["wall_s"], 2) for one in rounds],
+        "episodes_per_hour": statistics.median(3600 * len(one["results"]) / one["wall_s"] for one in rounds),
+        "time_share": {**busy, "setup and waiting for work": 1 - sum(busy.values())},
+        "differing_episodes": max(
+            sum(a != b for a, b in zip(outcomes(one["results"]), expected, strict=True)) for one in rounds
+        ),
+    }
+
+
+def batch_differences(policy: Policy, observations: Sequence[Observation], sizes: Sequence[int]) -> dict[str, Any]:
+    """Largest difference of any action from the one that the same observation gets alone, by batch size."""
+    alone = np.stack([policy.predict([one], [0])[0].actions for one in observations])  # [N, T, A]
+    differences = {}
+    for size in sizes:
+        batched = []
+        for start in range(0, len(observations), size):
+            part = observations[start : start + size]
+            batched += [prediction.actions for prediction in policy.predict(part, [0] * len(part))]
+        off = np.abs(np.stack(batched) - alone)
+        changed = int((off.reshape(len(off), -1).max(axis=1) > 1e-3).sum())
+        differences[str(size)] = {"max": float(off.max()), "chunks_off_by_1e-3": changed, "of": len(observations)}
+    return differences
+
+
+def show(arms: Sequence[dict[str, Any]], console: Console) -> None:
+    table = Table(box=None, pad_edge=False)
+    for title in ("arm", "episodes/h", "ratio", "solved", "other outcome", "physics", "rendering", "policy", "rest"):
+        table.add_column(title, justify="right")
+    for arm in arms:
+        share = arm["time_share"]
+        rest = share["reset"] + share["setup and waiting for work"]
+        table.add_row(
+            arm["arm"],
+            f"{arm['episodes_per_hour']:.0f}",
+            f"{arm['episodes_per_hour'] / arms[0]['episodes_per_hour']:.2f}",
+            f"{arm['successes']}/{arm['episodes']}",
+            str(arm["differing_episodes"]),
+            *(f"{100 * value:.0f} %" for value in (share["physics"], share["rendering"], share["policy"], rest)),
+        )
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of processes to try")
+    parser.add_argument("--max-batch", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--no-reference", action="store_true", help="only compare numbers of workers")
+    parser.add_argument("--json", type=Path)
+    arguments, overrides = parser.parse_known_args()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("eval", overrides=[*name_choices(overrides)])
+    versions = instantiate(cfg.check)
+    policy = Keeping(instantiate(cfg.policy))
+    names = [] if arguments.no_reference else [REFERENCE]
+    workers: dict[str, int | None] = dict.fromkeys(names) | {f"{n} workers": n for n in arguments.workers}
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
+    console = Console(highlight=False, soft_wrap=True)
+    for number in range(arguments.rounds):
+        for name, count in workers.items():
+            rounds[name].append(run_arm(cfg, policy, count, arguments.max_batch))
+            console.print(f"round {number}, {name}: {rounds[name][-1]['wall_s']:.1f} s")
+    first = next(iter(workers))
+    expected = outcomes(rounds[first][0]["results"])
+    arms = [summarize(name, rounds[name], expected, count or 1) for name, count in workers.items()]
+    sizes = sorted({2, *arguments.workers} - {1})
+    differences = batch_differences(policy.policy, policy.observations, sizes)
+    report = {
+        "arguments": [f"{name}={value}" for name, value in vars(arguments).items()] + overrides,
+        "cpus": len(os.sched_getaffinity(0)),
+        "versions": versions,
+        "provenance": provenance(),
+        "arms": arms,
+        "batch_differences": differences,
+    }
+    if arguments.json:
+        write_atomically(arguments.json, json.dumps(report, indent=1) + "\n")
+    if arguments.max_batch == 1 and any(arm["differing_episodes"] for arm in arms):
+        raise SystemExit(f"episodes ended otherwise than in the arm {first!r}; no speed is reported")
+    show(arms, console)
+    for size, off in differences.items():
+        console.print(f"batches of {size}: actions differ by at most {off['max']:.2g}", end="; ")
+        console.print(f"{off['chunks_off_by_1e-3']} of {off['of']} chunks by more than 1e-3")
+
+
+if __name__ == "__main__":
+    main()
