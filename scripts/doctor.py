@@ -28,7 +28,7 @@ from rsd.data.rlds import RLDSDataset
 from rsd.data.rlds_metadata import check_dataset
 from rsd.entry_point import is_expected, report_errors, run
 from rsd.envs.checks import check_installed_files
-from rsd.envs.gl import INSTALL_COMMAND, MUJOCO_VERSION, check_simulator
+from rsd.envs.gl import INSTALL_COMMAND, MUJOCO_VERSION, REINSTALL_COMMAND, check_simulator
 from rsd.envs.scene_trials import run_scene_trials
 from rsd.envs.suites import check_suite, suite_name
 from rsd.models.openvla.backbone import OpenVLABackbone
@@ -110,8 +110,12 @@ def suite(env: DictConfig) -> Iterator[Finding]:
 
 
 def scene(env: DictConfig) -> Iterator[Finding]:
-    for trial in run_scene_trials(env.allow_mujoco_version):
-        yield Finding(trial.name, OK if trial.passed else FAILED, trial.found)
+    try:
+        for trial in run_scene_trials(env.allow_mujoco_version):
+            yield Finding(trial.name, OK if trial.passed else FAILED, trial.found)
+    except Exception as error:  # noqa: BLE001  whatever the simulator raises is what there is to report
+        first_line = str(error).partition("\n")[0]
+        yield Finding("scene", FAILED, f"{type(error).__name__}: {first_line}; {REINSTALL_COMMAND}")
 
 
 def dataset(data: DictConfig, offers: DictConfig) -> Iterator[Finding]:
@@ -218,11 +222,12 @@ def findings(cfg: DictConfig) -> Iterator[Finding]:
     yield from machine
     if cfg.simulator:
         there = [*examine("simulator", simulator, cfg.env)]
-        if all(finding.status != FAILED for finding in there):
-            there += [*examine("LIBERO's files", libero_files), *examine("suite", suite, cfg.env)]
         yield from there
-        if not cfg.quick and all(finding.status != FAILED for finding in there):
-            yield from examine("scene", scene, cfg.env)
+        if all(finding.status != FAILED for finding in there):
+            yield from examine("LIBERO's files", libero_files)
+            yield from examine("suite", suite, cfg.env)
+            if not cfg.quick:
+                yield from examine("scene", scene, cfg.env)
     yield from examine("data set", dataset, cfg.data, cfg.env.offers)
     if cfg.get("model") is not None and machine[0].status != FAILED:
         yield from examine("base model", model_findings, cfg)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rsd.envs import checks, gl
+from rsd.envs import checks, gl, scene_trials
 from rsd.models.openvla.random_weights import openvla_architecture, write_random_checkpoint
 from tests.data.demonstrations import write_dataset
 
@@ -173,3 +173,16 @@ def test_an_incomplete_suite_and_a_missing_record_of_files(doctor, monkeypatch):
     code, out, _ = doctor("simulator=true", "quick=true", "env.variant=env", model=False)
     assert code == 1 and "choose another variant of libero_object: ['lan'" in row(out, "suite")[1]
     assert row(out, "LIBERO's files")[0] == "warning"
+
+
+def test_a_simulator_that_breaks_is_a_row(doctor, monkeypatch):
+    def break_down(accepted):
+        raise TypeError("mj_fullM(): incompatible arguments\nmore lines")
+
+    versions = {"mujoco": "3.4.0", "robosuite": "1.4.0", "gl_backend": "osmesa"}
+    monkeypatch.setattr(gl, "check_simulator", lambda accepted: versions)
+    monkeypatch.setattr(scene_trials, "run_scene_trials", break_down)
+    code, out, _ = doctor("simulator=true", model=False)
+    status, found = row(out, "scene")
+    assert code == 1 and status == "FAILED"
+    assert found.startswith("TypeError: mj_fullM(): incompatible arguments; pip ") and "more lines" not in out
