@@ -7,12 +7,11 @@ import pytest
 
 from rsd.envs.demonstrations import LiberoExpert, record_demonstration
 from rsd.envs.libero import LiberoEnv
+from rsd.envs.placements import SAME_M, nearest_init_state, object_columns
 from rsd.envs.schedule import Attempt
 from rsd.envs.suites import load_task
 
 pytestmark = pytest.mark.sim
-
-NEAR_M = 1e-3  # a placement within this of an evaluation state, in every object, would be the same one
 
 
 @pytest.fixture(scope="module")
@@ -63,23 +62,13 @@ def test_stored_step_is_what_a_policy_would_see(env: LiberoEnv):
         observation, _ = env.step(action, observe=step + 1 in (4, 9))
 
 
-@pytest.mark.parametrize("task_id", [8])
-def test_random_placements_are_no_evaluation_states(env: LiberoEnv, task_id: int):
-    init_states = load_task(env.suite, task_id).init_states  # [N, 1 + positions + velocities]
+def test_random_placements_are_no_evaluation_states(env: LiberoEnv):
+    init_states = load_task(env.suite, env.task_id).init_states  # [N, 1 + positions + velocities]
     sim = env.simulator.sim
-    columns = [1 + start for start in object_columns(sim)]
-    evaluation = np.stack([init_states[:, column : column + 3] for column in columns], axis=1)  # [N, objects, 3]
+    columns = object_columns(sim.model)
     env.reset(0)
-    of_reset = np.stack([sim.data.qpos[column - 1 : column + 2] for column in columns])
-    assert np.abs(evaluation[0] - of_reset)[..., :2].max() < 0.01  # the columns are the right ones: only settled since
+    number, distance = nearest_init_state(env.simulator.get_sim_state(), init_states, columns)
+    assert number == 0 and distance < 0.01  # the columns are the right ones: only settled since
     for placement in range(10):
-        env.reset_random(Attempt(env.suite, task_id, 0, placement).placement_seed)
-        objects = np.stack([sim.data.qpos[column - 1 : column + 2] for column in columns])  # [objects, 3]
-        distance = np.abs(evaluation - objects)[..., :2].max(axis=(1, 2))  # [N] horizontal: heights settle
-        assert distance.min() > NEAR_M
-
-
-def object_columns(sim) -> list[int]:
-    """Where the position of each free body begins in qpos."""
-    free_joint = 0
-    return [int(sim.model.jnt_qposadr[i]) for i in range(sim.model.njnt) if sim.model.jnt_type[i] == free_joint]
+        env.reset_random(Attempt(env.suite, env.task_id, 0, placement).placement_seed)
+        assert nearest_init_state(env.simulator.get_sim_state(), init_states, columns)[1] > SAME_M

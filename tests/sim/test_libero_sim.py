@@ -8,7 +8,9 @@ import pytest
 from rsd.envs import suites
 from rsd.envs.gl import SimulatorError, check_simulator
 from rsd.envs.libero import LiberoEnv
+from rsd.envs.placements import PlacementError
 from rsd.envs.reference import ReferenceEnv
+from rsd.envs.scene_trials import run_scene_trials
 from tests.envs.contract import EnvContract
 
 pytestmark = pytest.mark.sim
@@ -90,6 +92,19 @@ def test_random_resets_depend_on_the_seed_alone_and_are_no_init_states(build: Ca
     assert np.abs(env._init_states[:, 1:] - state[1:]).max(axis=1).min() > 1e-3
 
 
+def test_a_random_placement_that_is_an_init_state_is_refused():
+    env = LiberoEnv(suite="libero_spatial", task_id=4, max_steps=220, num_wait_steps=0, image_size=64)
+    env.reset_random(3)
+    placed = env.simulator.get_sim_state()
+    env._init_states = np.stack([env.init_state(7), placed])
+    env.reset_random(4)
+    with pytest.raises(PlacementError, match=r"libero_spatial task 4 with seed 3 is evaluation init state 1"):
+        env.reset_random(3)
+    with pytest.raises(RuntimeError, match=r"reset\(\)"):
+        env.step(np.zeros(7))
+    env.close()
+
+
 def test_fewer_views_render_fewer_pictures():
     env = LiberoEnv(suite="libero_spatial", task_id=4, max_steps=220, views=("image",))
     assert set(env.reset(0).images) == {"image"}
@@ -122,11 +137,58 @@ def test_missing_init_states_are_named(monkeypatch: pytest.MonkeyPatch):
         suites.load_task("libero_spatial", 2)
 
 
-def test_unknown_protocol_and_views():
-    with pytest.raises(ValueError, match=r"protocol 'mine' is unknown; available: \['openvla_oft'\]"):
-        LiberoEnv(suite="libero_spatial", task_id=0, max_steps=220, protocol="mine")
-    with pytest.raises(ValueError, match="views"):
+def test_unknown_views_and_a_waiting_action_of_another_robot():
+    with pytest.raises(ValueError, match=r"views \['front'\] are not known"):
         LiberoEnv(suite="libero_spatial", task_id=0, max_steps=220, views=("front",))
+    with pytest.raises(ValueError, match="waiting_action has 6 entries; expected 7"):
+        LiberoEnv(suite="libero_spatial", task_id=0, max_steps=220, waiting_action=(0,) * 6)
+
+
+def test_a_protocol_is_its_values_and_its_name(build: Callable):
+    usual = build(suite="libero_spatial", task_id=4).reset(0)
+    env = LiberoEnv(suite="libero_spatial", task_id=4, max_steps=220, rotate_images=False, protocol="mine-3")
+    assert env.protocol == "mine-3" and env.versions["mujoco"]
+    upside_down = env.reset(0)
+    np.testing.assert_array_equal(upside_down.images["image"][::-1, ::-1], usual.images["image"])
+    env.close()
+
+
+def test_actions_beyond_the_range_are_clipped_by_robosuite(build: Callable):
+    env = build(suite="libero_spatial", task_id=4)
+    ends = []
+    for scale in (1.0, 3.0):
+        env.reset(0)
+        for _ in range(3):
+            env.step(scale * np.array([1, -1, 1, 0, 0, 0, -1.0]), observe=False)
+        ends.append(env.simulator.get_sim_state())
+    np.testing.assert_array_equal(*ends)
+
+
+@pytest.mark.parametrize(
+    ("variant", "instruction", "goal"),
+    [
+        ("swap", "pick up the black bowl next to the ramekin and place it on the plate", "akita_black_bowl_1"),
+        ("object", "pick up the black bowl next to the ramekin and place it on the plate", "black_bowl_1"),
+        ("lan", "take black bowl next to ramekin and place on plate", "akita_black_bowl_1"),
+        ("task", "pick the akita black bowl next to the cookie box and place it on the plate", "akita_black_bowl_2"),
+    ],
+)
+def test_perturbed_suites_run_with_their_own_words_and_goals(variant: str, instruction: str, goal: str):
+    env = LiberoEnv(suite="libero_spatial", variant=variant, task_id=1, max_steps=220, views=("image",), image_size=64)
+    assert (env.suite, env.instruction) == (f"libero_spatial_{variant}", instruction)
+    if variant in ("lan", "task"):
+        assert env.simulator.language_instruction == instruction  # as LIBERO's own parser reads it
+    assert env.simulator.env.parsed_problem["goal_state"][0][1] == goal
+    assert env.reset(49).images["image"].max() > 0
+    observation, success = env.step(np.zeros(7))
+    assert observation.instruction == instruction and success is False
+    env.close()
+
+
+def test_the_scene_trials_pass():
+    trials = list(run_scene_trials())
+    assert [trial.name for trial in trials] == ["objects come to rest", "pictures drawn"]
+    assert all(trial.passed for trial in trials), trials
 
 
 def test_nothing_reaches_the_terminal(capfd: pytest.CaptureFixture):
@@ -139,4 +201,4 @@ def test_nothing_reaches_the_terminal(capfd: pytest.CaptureFixture):
 
 
 def test_check_simulator_says_what_it_found():
-    assert set(check_simulator()) == {"mujoco", "gl_backend"}
+    assert set(check_simulator()) == {"mujoco", "robosuite", "gl_backend"}
