@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmark_7b.cases import CASES, make_backbone, model_inputs, random_observation, sequence_length, without_proprio
 from benchmark_7b.clocks import Call, Clock, interleaved, matmul_tflops
-from rsd.models.openvla.execution import CAPTURED_LIMIT, cuda_graph, deviation, make_forward
+from rsd.models.openvla.execution import CAPTURED_LIMIT, CudaCapture, deviation, make_forward
 from rsd.models.openvla.model import OpenVLAOFT, select
 
 COMPILED_FACTOR = 2.0  # its actions may be this many times as far from the eager ones as those are from float32's
@@ -62,13 +62,13 @@ def ways_of(model: OpenVLAOFT, inputs: dict[str, Tensor], executions: tuple[str,
     for execution in executions:
         graphs = make_forward(model, execution)
         parts = part_calls(graphs.run, inputs)
-        result[execution] = {name: _tensor_of_graph(call) for name, call in parts.items() if name != "whole"}
+        result[execution] = {name: _captured(call, model) for name, call in parts.items() if name != "whole"}
         result[execution]["whole"] = lambda graphs=graphs: graphs(**whole)[1]
     return result
 
 
-def _tensor_of_graph(call: Call) -> Call:
-    replay = cuda_graph(lambda: ({}, call()))
+def _captured(call: Call, model: OpenVLAOFT) -> Call:
+    replay = CudaCapture(model.projector.fc1.weight.device)(lambda: ({}, call()))
     return lambda: replay()[1]
 
 

@@ -245,3 +245,19 @@ def test_more_shapes_than_graphs_on_a_gpu(checkpoint):
             )[1]  # fmt: skip
             torch.testing.assert_close(backbone.forward(inputs, []).actions, expected, rtol=0, atol=1e-4)
     assert len(backbone._run._graphs) == 3 and backbone._run.num_captured == 10
+
+
+@pytest.mark.gpu
+def test_moved_weights_on_a_gpu(checkpoint):
+    backbone = load_backbone(
+        checkpoint=checkpoint, unnorm_key="libero_spatial", views=VIEWS, use_proprio=True, chunk_length=8,
+        device="cuda", execution="captured", canaries=False,
+    )  # fmt: skip
+    inputs = backbone.prepare([observation(0, TEXTS[0])])
+    exact = backbone.forward(inputs, [2]).hidden_states[2]
+    cast_weights(backbone.model, torch.bfloat16)
+    rounded = backbone.forward(inputs, [2]).hidden_states[2]
+    cast_weights(backbone.model, torch.float32)  # the checkpoint's weights are bfloat16, so this loses nothing
+    torch.testing.assert_close(backbone.forward(inputs, [2]).hidden_states[2], exact, rtol=0, atol=1e-4)
+    assert rounded.dtype == torch.bfloat16 and (rounded.float() - exact).abs().max() > 0
+    assert backbone._run.num_captured == 3

@@ -47,14 +47,14 @@ def transformer_blocks(model: OpenVLAOFT) -> list[nn.Module]:
 
 def run_towers_side_by_side(vision: VisionBackbone) -> None:
     """Let DINOv2 and SigLIP share the GPU: at batch 1 the kernels of each are too small for it."""
-    vision.run_towers = partial(_side_by_side, vision, torch.cuda.Stream())
+    vision.run_towers = partial(_side_by_side, vision, torch.cuda.Stream(next(vision.parameters()).device))
 
 
 def _side_by_side(
     vision: VisionBackbone, side: torch.cuda.Stream, views: tuple[Tensor, ...], language: Tensor | None
 ) -> list[Tensor]:
     """As `VisionBackbone.run_towers`, all but the first tower on a second stream."""
-    here = torch.cuda.current_stream()
+    here = torch.cuda.current_stream(side.device)
     first, *others = zip(vision.children(), views, strict=True)
     side.wait_stream(here)
     with torch.cuda.stream(side):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -65,34 +66,46 @@ def make_forward(model: OpenVLAOFT, execution: str) -> Callable[..., Outputs]:
     check_execution(execution, decoder=model.architecture.decoder, device=weight.device)
     if execution == "eager":
         return model
-    capture = partial(cuda_graph, pool=torch.cuda.graph_pool_handle())
+    capture = CudaCapture(weight.device)
     if execution == "captured":
         return GraphedForward(model, capture=capture, limit=CAPTURED_LIMIT)
     return GraphedForward(model, run=compiled_twin(model), capture=capture, limit=COMPILED_LIMITS[weight.dtype])
 
 
-def cuda_graph(call: Callable[[], Outputs], pool: tuple[int, int] | None = None) -> Callable[[], Outputs]:
-    """The call as a CUDA graph: replaying it returns the same tensors every time, with new numbers in them.
+class CudaCapture:
+    """Captures calls on one device. The memory between inputs and outputs is shared by all graphs that are alive."""
 
-    Args:
-        call: Reads and writes at addresses that stay, and waits for nothing.
-        pool: Memory that graphs share which are never replayed at the same time.
-    """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARMUP_CALLS):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        outputs = call()
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._alive: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+        self._pool: tuple[int, int] | None = None  # of the graphs alive: a pool must not outlive its last graph
 
-    def replay() -> Outputs:
-        graph.replay()
-        return outputs
+    def __call__(self, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
+        """The call as a CUDA graph: replaying it returns the same tensors every time, with new numbers in them.
 
-    return replay
+        Args:
+            call: Reads and writes at addresses that stay, and waits for nothing.
+        """
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARMUP_CALLS):
+                    call()
+            torch.cuda.current_stream().wait_stream(stream)
+            if not self._alive:
+                self._pool = torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                outputs = call()
+        self._alive.add(graph)
+
+        def replay() -> Outputs:
+            with torch.cuda.device(self.device):
+                graph.replay()
+            return outputs
+
+        return replay
 
 
 def deviation(expected: Tensor, got: Tensor) -> dict[str, float]:
@@ -122,7 +135,7 @@ class GraphedForward:
     Args:
         model: The eager model, which every new graph is compared with.
         run: What is captured, with the model's arguments; the model itself when None.
-        capture: Makes a replay of a call; `cuda_graph`.
+        capture: Makes a replay of a call; a `CudaCapture`.
         limit: Largest accepted deviation of an output, in parts of its largest value.
         max_graphs: Graphs kept; beyond that the one that was not used for longest goes.
 

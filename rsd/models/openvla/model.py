@@ -167,7 +167,7 @@ class VisionBackbone(nn.Module):
 def cast_weights(model: OpenVLAOFT, dtype: torch.dtype) -> OpenVLAOFT:
     """Change the weights' dtype, in place, and leave the rotary frequencies in float32.
 
-    `model.to(dtype)` would round those too: in bfloat16 a position of 600 turns by up to a radian too much.
+    `model.to(dtype)` would round those too: in bfloat16 a position of 600 turns by up to 0.7 radians too far.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
