@@ -22,6 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from rsd.data import DataError
 from rsd.data.rlds import RLDSDataset
@@ -115,7 +116,8 @@ def scene(env: DictConfig) -> Iterator[Finding]:
             yield Finding(trial.name, OK if trial.passed else FAILED, trial.found)
     except Exception as error:  # noqa: BLE001  whatever the simulator raises is what there is to report
         first_line = str(error).partition("\n")[0]
-        yield Finding("scene", FAILED, f"{type(error).__name__}: {first_line}; {REINSTALL_COMMAND}")
+        remedy = f"pip install mujoco=={MUJOCO_VERSION}" if env.allow_mujoco_version else REINSTALL_COMMAND
+        yield Finding("scene", FAILED, f"{type(error).__name__}: {first_line}; {remedy}")
 
 
 def dataset(data: DictConfig, offers: DictConfig) -> Iterator[Finding]:
@@ -239,7 +241,7 @@ def main(cfg: DictConfig) -> None:
     table = Table("status", "what", Column("found", overflow="fold"), box=None, pad_edge=False, show_header=False)
     rows = list(findings(cfg))
     for row in rows:
-        table.add_row(f"[{STYLES[row.status]}]{row.status}[/]", row.name, row.found)
+        table.add_row(Text(row.status, style=STYLES[row.status]), Text(row.name), Text(row.found))
     Console(highlight=False).print(table)
     if any(row.status == FAILED for row in rows):
         sys.exit(1)

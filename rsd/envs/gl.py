@@ -130,7 +130,7 @@ def check_packages(allow_mujoco_version: str | None = None) -> str:
         raise SimulatorError(
             f"MuJoCo is {version}; expected {MUJOCO_VERSION}: scores change with the version (other floors, other "
             f"contacts, broken init states); pip install mujoco=={MUJOCO_VERSION}, or accept it with "
-            f"allow_mujoco_version={version!r}"
+            f"env.allow_mujoco_version={version}"
         )
     return version
 

@@ -184,5 +184,7 @@ def test_a_simulator_that_breaks_is_a_row(doctor, monkeypatch):
     monkeypatch.setattr(scene_trials, "run_scene_trials", break_down)
     code, out, _ = doctor("simulator=true", model=False)
     status, found = row(out, "scene")
-    assert code == 1 and status == "FAILED"
-    assert found.startswith("TypeError: mj_fullM(): incompatible arguments; pip ") and "more lines" not in out
+    assert code == 1 and status == "FAILED" and "more lines" not in out
+    assert found.startswith("TypeError: mj_fullM(): incompatible arguments; pip ") and "'.[libero]'" in found
+    _, out, _ = doctor("simulator=true", "env.allow_mujoco_version=3.4.0", model=False)
+    assert row(out, "scene")[1].endswith("pip install mujoco==3.2.3")
