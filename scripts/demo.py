@@ -1,29 +1,26 @@
 """The whole pipeline at small size, from the real simulator to a report: python scripts/demo.py [--size smoke]
 
-Every step is a command that a user could type, and is printed before it runs. An interrupted demo goes on where it was
-when started again: finished steps are skipped, the one under way is resumed. Ends in <root>/report.html.
+First a miniature of everything is made on this machine: demonstrations, tokenizer, base model, head, draft, closed-loop
+episodes. Then the policy that comes with the repository, trained in the same way for longer, is run on a few
+episodes. Interrupted, it goes on where it was when started again. Ends in <root>/report.html.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from rsd.entry_point import METRICS_FILE
 from rsd.evaluation.page import data_url, render_page
 from rsd.evaluation.report import REPORT_HTML, REPORT_JSON
-from rsd.runs import CONFIG_FILE, OVERRIDES_FILE, write_atomically
+from rsd.pipeline import PipelineError, Step, read_json, run_steps, seconds
+from rsd.runs import write_atomically
 
-TIMES_FILE = "times.json"
-RESTARTABLE = ""  # instead of a file: the command itself finds out what is left to do, and is always run
+DECODINGS = ("l1", "speculative")
+POLICIES = {"eval": "trained in this demo", "released": "that comes with the repository"}
 
 
 @dataclass(frozen=True)
@@ -37,100 +34,72 @@ class Size:
     head_steps: int
     draft_steps: int
     num_trials: int
+    released_tasks: str
+    released_trials: int
 
 
 SIZES = {
-    "demo": Size("[0,4]", 12, 2500, 500, 400, 400, 2),
-    "smoke": Size("[4]", 2, 200, 10, 20, 20, 1),
+    "demo": Size("[0,4]", 12, 2500, 500, 400, 400, 2, "[0,4,9]", 2),
+    "smoke": Size("[4]", 2, 200, 10, 20, 20, 1, "[9]", 1),
 }
-
-
-@dataclass(frozen=True)
-class Step:
-    """A command, its run folder below <root>/runs, and the file in that folder that says it has finished."""
-
-    name: str
-    command: list[str]
-    finished: str
-
-    def is_finished(self, root: Path) -> bool:
-        """Whether this very command has run to its end.
-
-        Raises:
-            SystemExit: the folder holds a run with other settings.
-        """
-        run_dir = root / "runs" / self.name
-        if self.finished == RESTARTABLE or not (run_dir / self.finished).is_file():
-            return False
-        stored = OmegaConf.to_container(OmegaConf.load(run_dir / OVERRIDES_FILE))
-        if stored != self.command[1:]:
-            sys.exit(f"{run_dir} was made with {stored}, not {self.command[1:]}; remove {root} to start afresh")
-        if self.finished != REPORT_JSON:
-            return True
-        report = read_json(run_dir / REPORT_JSON)
-        return report["complete"] and report["success"]["num_errors"] == 0
 
 
 def plan(size: Size, root: Path) -> list[Step]:
     """The steps, in order."""
     common = [f"paths.root={root}"]
-    rollout = [*common, f"tasks={size.tasks}", f"num_trials={size.num_trials}"]
+    tiny = ["model=oft_tiny", *common]
     train = {
-        "rfsq": [f"quantizer.max_steps={size.rfsq_steps}"],
-        "oft": ["model=oft_tiny", f"phase.max_steps={size.oft_steps}"],
-        "head": ["model=oft_tiny", f"phase.max_steps={size.head_steps}", "phase.datamodule.batch_size=32"],
-        "draft": ["model=oft_tiny", f"phase.max_steps={size.draft_steps}"],
+        "rfsq": [f"quantizer.max_steps={size.rfsq_steps}", *common],
+        "oft": [f"phase.max_steps={size.oft_steps}", *tiny],
+        "head": [f"phase.max_steps={size.head_steps}", "phase.datamodule.batch_size=32", *tiny],
+        "draft": [f"phase.max_steps={size.draft_steps}", *tiny],
     }
     collect = ["scripts/collect_demos.py", "env=libero_spatial", f"tasks={size.tasks}"]
-    steps = [Step("collect", [*collect, f"num_episodes={size.num_episodes}", *common], RESTARTABLE)]
+    steps = [Step("collect", [*collect, f"num_episodes={size.num_episodes}", *common], finished=None)]
     for phase, options in train.items():
-        steps.append(Step(phase, ["train.py", f"phase={phase}", *options, *common], METRICS_FILE))
+        steps.append(Step(phase, ["train.py", f"phase={phase}", *options], METRICS_FILE))
         if phase == "oft":
-            steps.append(Step("cache", ["scripts/cache_hidden_states.py", "model=oft_tiny", *common], RESTARTABLE))
-    for decoding in ("l1", "speculative"):
-        command = ["eval.py", f"decoding={decoding}", "env=libero_spatial", "model=oft_tiny", *rollout]
-        steps.append(Step(f"eval_{decoding}", command, REPORT_JSON))
+            steps.append(Step("cache", ["scripts/cache_hidden_states.py", *tiny], finished=None))
+    evaluations = {
+        "eval": [*tiny, f"tasks={size.tasks}", f"num_trials={size.num_trials}"],
+        "released": [
+            "paths=released",
+            "model=oft_small",
+            "quantizer=dct_d3",
+            *common,
+            f"tasks={size.released_tasks}",
+            f"num_trials={size.released_trials}",
+        ],
+    }
+    for name, options in evaluations.items():
+        for decoding in DECODINGS:
+            command = ["eval.py", f"decoding={decoding}", "env=libero_spatial", *options]
+            steps.append(Step(f"{name}_{decoding}", command, REPORT_JSON))
     return steps
 
 
-def run_step(step: Step, root: Path) -> None:
-    """Run a step in its own folder, resuming one that was under way; end the demo with its exit code if it fails."""
-    run_dir = root / "runs" / step.name
-    command = [sys.executable, *step.command]
-    if step.finished != RESTARTABLE:
-        started = (run_dir / CONFIG_FILE).is_file()
-        command.append(f"resume={run_dir}" if started else f"hydra.run.dir={run_dir}")
-    print(f"\n$ python {' '.join(command[1:])}", flush=True)
-    with subprocess.Popen(command) as process:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # it has had the same Ctrl-C and is saving what it has
-            sys.exit("\ninterrupted; the same command goes on from here")
-    if code != 0:
-        sys.exit(f"\nstep {step.name!r} failed; the same command goes on from here once it is repaired")
+def evaluation(root: Path, policy: str, decoding: str) -> dict[str, Any]:
+    """What the page shows of one evaluation."""
+    folder = root / "runs" / f"{policy}_{decoding}"
+    report = read_json(folder / REPORT_JSON)
+    videos = [
+        episode | {"url": data_url(folder / episode["video"], "video/mp4")}
+        for episode in report["episodes"]
+        if episode["video"] and (folder / episode["video"]).is_file()
+    ]
+    page = (folder / REPORT_HTML).relative_to(root)
+    return {"decoding": decoding, "report": report, "videos": videos, "page": page}
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def write_report(root: Path, size: str, steps: list[Step], times: dict[str, float]) -> Path:
+def write_report(root: Path, size: str, steps: list[Step]) -> Path:
     """<root>/report.html from the run folders: the steps with their times, and what each of them measured."""
     runs = root / "runs"
-    evaluations = []
-    for decoding in ("l1", "speculative"):
-        folder = runs / f"eval_{decoding}"
-        report = read_json(folder / REPORT_JSON)
-        videos = [
-            episode | {"url": data_url(folder / episode["video"], "video/mp4")}
-            for episode in report["episodes"]
-            if episode["video"]
-        ]
-        page = (folder / REPORT_HTML).relative_to(root)
-        evaluations.append({"decoding": decoding, "report": report, "videos": videos, "page": page})
+    policies = [
+        {"title": title, "evaluations": [evaluation(root, name, decoding) for decoding in DECODINGS]}
+        for name, title in POLICIES.items()
+    ]
     rows = [
-        {"name": step.name, "command": " ".join(["python", *step.command]), "seconds": times.get(step.name)}
+        {"name": step.name, "command": " ".join(["python", *step.command]), "seconds": seconds(step, root)}
         for step in steps
     ]
     plots = ("rfsq/codec.png", "head/stages.png", "draft/stages.png")
@@ -138,7 +107,7 @@ def write_report(root: Path, size: str, steps: list[Step], times: dict[str, floa
         "demo.html",
         size=size,
         steps=rows,
-        evaluations=evaluations,
+        policies=policies,
         plots={name: data_url(runs / name, "image/png") for name in plots},
         metrics={phase: read_json(runs / phase / METRICS_FILE) for phase in ("rfsq", "oft", "head", "draft")},
     )
@@ -154,19 +123,12 @@ def main() -> None:
     root = arguments.root or Path("outputs") / arguments.size
     root.mkdir(parents=True, exist_ok=True)
     steps = plan(SIZES[arguments.size], root)
-    times: dict[str, float] = read_json(root / TIMES_FILE) or {}
-    for step in steps:
-        if step.is_finished(root):
-            print(f"step {step.name!r} is finished")
-            continue
-        started = time.monotonic()
-        try:
-            run_step(step, root)
-        finally:
-            times[step.name] = times.get(step.name, 0.0) + time.monotonic() - started
-            write_atomically(root / TIMES_FILE, json.dumps(times, indent=1) + "\n")
-    report = write_report(root, arguments.size, steps, times)
-    print(f"\n{sum(times.values()) / 60:.1f} minutes in all\nreport: {report}")
+    try:
+        run_steps(steps, root)
+    except PipelineError as error:
+        sys.exit(f"\n{error}")
+    report = write_report(root, arguments.size, steps)
+    print(f"\n{sum(seconds(step, root) for step in steps) / 60:.1f} minutes in all\nreport: {report}")
 
 
 if __name__ == "__main__":

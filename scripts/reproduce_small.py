@@ -10,20 +10,20 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import time
+import sys
 from pathlib import Path
 from typing import Any
 
-from demo import RESTARTABLE, Step, read_json, run_step
-
 from rsd.entry_point import METRICS_FILE
 from rsd.evaluation.report import REPORT_JSON
+from rsd.pipeline import PipelineError, Step, read_json, run_steps, seconds
 from rsd.runs import PROVENANCE_FILE, write_atomically
 
 DECODINGS = ("l1", "speculative", "depth_ar", "parallel")
 ABLATIONS = ("black_pictures", "other_instruction", "zero_proprio")
+VARIANTS = ("swap", "object", "lan", "task")  # LIBERO-PRO's
 NOISE_SCALES = "[0.0,0.2,0.4]"  # of the executed actions in free space: states to recover from
-TIMES = "times"  # folder below the root: seconds of each step
+FEW_TRIALS = 10  # episodes a task of ablations and variants
 RESULTS_JSON, RESULTS_TABLE = "small_policy.json", "small_policy.md"
 
 
@@ -40,35 +40,36 @@ def plan(arguments: argparse.Namespace) -> list[Step]:
     heads = [f"phase.max_steps={arguments.head_steps}", "phase.datamodule.batch_size=256"]
     heads += ["+phase.datamodule.memory_gb=16", *(f"phase.datamodule.{option}" for option in cache)]
     evaluate = ["eval.py", "env=libero_spatial", *model, "device=cuda", workers, "save_videos=0"]
+    evaluate.append(f"max_batch={arguments.workers}")
     steps = [
-        Step("collect", [*collect, *common], RESTARTABLE),
+        Step("collect", [*collect, *common], finished=None),
         Step("oft", ["train.py", "phase=oft_gpu", "model=oft_small", *gpu, *oft, *common], METRICS_FILE),
         Step("rfsq", ["train.py", "phase=rfsq", f"quantizer={arguments.quantizer}", *common], METRICS_FILE),
         Step(
             "cache",
             ["scripts/cache_hidden_states.py", "model=oft_small", "device=cuda", *cache, *common],
-            RESTARTABLE,
+            finished=None,
         ),
         Step("head", ["train.py", "phase=head", *model, *gpu, *heads, *common], METRICS_FILE),
         Step("draft", ["train.py", "phase=draft", *model, *gpu, *heads, *common], METRICS_FILE),
     ]
     options = {decoding: [f"decoding={decoding}", f"num_trials={arguments.num_trials}"] for decoding in DECODINGS}
-    few = f"num_trials={min(10, arguments.num_trials)}"
+    few = f"num_trials={min(FEW_TRIALS, arguments.num_trials)}"
     options |= {ablation: [f"ablation={ablation}", few] for ablation in ABLATIONS}
+    options |= {variant: [f"env.variant={variant}", few] for variant in VARIANTS}
     steps += [Step(f"eval_{name}", [*evaluate, *own, *common], REPORT_JSON) for name, own in options.items()]
     return steps
 
 
 def collect_results(root: Path, steps: list[Step]) -> dict[str, Any]:
-    """What every finished step measured, with its command, time and provenance."""
+    """What every step has measured so far, with its command, time and provenance."""
     results = {}
     for step in steps:
-        folder = root / "runs" / step.name
-        record: dict[str, Any] = {"command": " ".join(["python", *step.command])}
-        record["seconds"] = read_json(root / TIMES / f"{step.name}.json")
+        folder = step.folder(root)
+        record: dict[str, Any] = {"command": " ".join(["python", *step.command]), "seconds": seconds(step, root)}
         report, metrics = read_json(folder / REPORT_JSON), read_json(folder / METRICS_FILE)
         if report is not None:
-            record["report"] = {name: value for name, value in report.items() if name != "episodes"}
+            record["report"] = {name: value for name, value in report.items() if name not in ("episodes", "config")}
             record["episodes"] = [
                 [episode["task_id"], episode["init_state_id"], episode["success"], episode["num_steps"]]
                 for episode in report["episodes"]
@@ -85,18 +86,28 @@ def collect_results(root: Path, steps: list[Step]) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """Markdown: a row for each evaluation, then a row for each step's time."""
     lines = ["| run | success | 95 % interval | episodes | mean steps |", "|---|---|---|---|---|"]
-    for name, record in results.items():
-        if "report" in record:
-            success = record["report"]["success"]
-            mean_steps = sum(episode[-1] for episode in record["episodes"]) / len(record["episodes"])
-            lines.append(
-                f"| {name.removeprefix('eval_')} | {100 * success['success_rate']:.1f} % | "
-                f"{100 * success['success_low']:.1f}–{100 * success['success_high']:.1f} % | "
-                f"{success['num_episodes']} | {mean_steps:.0f} |"
-            )
+    lines += [row(name.removeprefix("eval_"), record) for name, record in results.items() if "report" in record]
     lines += ["", "| step | seconds |", "|---|---|"]
     lines += [f"| {name} | {record['seconds']:.0f} |" for name, record in results.items() if record["seconds"]]
     return "\n".join(lines) + "\n"
+
+
+def row(name: str, record: dict[str, Any]) -> str:
+    """One evaluation; crashed episodes and missing ones are named."""
+    success, report = record["report"]["success"], record["report"]
+    num_trials = success["num_episodes"] - success["num_errors"]
+    if num_trials == 0:
+        return f"| {name} | – | – | {success['num_errors']} crashed | – |"
+    mean_steps = sum(episode[-1] for episode in record["episodes"]) / len(record["episodes"])
+    episodes = str(num_trials)
+    if success["num_errors"]:
+        episodes += f", {success['num_errors']} crashed"
+    if not report["complete"]:
+        episodes += f", of {report['num_planned']} planned"
+    return (
+        f"| {name} | {100 * success['success_rate']:.1f} % | "
+        f"{100 * success['success_low']:.1f}–{100 * success['success_high']:.1f} % | {episodes} | {mean_steps:.0f} |"
+    )
 
 
 def main() -> None:
@@ -104,8 +115,8 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("outputs/small"), help="where everything goes")
     parser.add_argument("--results", type=Path, default=None, help="where tables go; <root>/results by default")
     parser.add_argument("--workers", type=int, default=16, help="processes; about 2 GB of memory each")
-    parser.add_argument("--num-episodes", type=int, default=500)
-    parser.add_argument("--oft-steps", type=int, default=2500)
+    parser.add_argument("--num-episodes", type=int, default=1000)
+    parser.add_argument("--oft-steps", type=int, default=3000)
     parser.add_argument("--head-steps", type=int, default=3000)
     parser.add_argument("--num-trials", type=int, default=50, help="episodes a task, 1..50")
     parser.add_argument("--quantizer", default="dct_d3")
@@ -118,24 +129,17 @@ def main() -> None:
     chosen = names if arguments.only is None else arguments.only.split(",")
     if not set(chosen) <= set(names):
         parser.error(f"--only {arguments.only} names steps that do not exist; the steps are {', '.join(names)}")
-    (root / TIMES).mkdir(exist_ok=True)
-    for step in steps:
-        if step.name not in chosen:
-            continue
-        if step.is_finished(root):
-            print(f"step {step.name!r} is finished")
-            continue
-        started = time.monotonic()
-        run_step(step, root)
-        file = root / TIMES / f"{step.name}.json"  # a file a step, so that steps may run side by side
-        write_atomically(file, json.dumps((read_json(file) or 0.0) + time.monotonic() - started) + "\n")
+    try:
+        run_steps([step for step in steps if step.name in chosen], root)
+    except PipelineError as error:
+        sys.exit(f"\n{error}")
     directory: Path = arguments.results or root / "results"
     directory.mkdir(parents=True, exist_ok=True)
     results = collect_results(root, steps)
     write_atomically(directory / RESULTS_JSON, json.dumps(results) + "\n")
     write_atomically(directory / RESULTS_TABLE, table(results))
     for step in steps:
-        for plot in sorted((root / "runs" / step.name).glob("*.png")):
+        for plot in sorted(step.folder(root).glob("*.png")):
             shutil.copy(plot, directory / f"{step.name}_{plot.name}")
     print(f"\n{table(results)}results: {directory}")
 

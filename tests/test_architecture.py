@@ -23,6 +23,7 @@ ALLOWED = {
     "training": {"types", "runs", "images", "normalization", "checkpoint", "tokenizer", "models", "decoding"},
     "serving": {"types", "evaluation"},
     "entry_point": {"runs"},
+    "pipeline": {"runs"},
 }
 HEAVY = {
     "libero": ["envs"],

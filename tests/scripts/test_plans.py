@@ -1,0 +1,63 @@
+"""Every command that demo.py and reproduce_small.py would run composes, and their tables say what is missing."""
+
+import argparse
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from rsd.entry_point import name_choices
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = {
+    "train.py": "train",
+    "eval.py": "eval",
+    "scripts/collect_demos.py": "collect",
+    "scripts/cache_hidden_states.py": "cache",
+}
+demo, reproduce = (
+    SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))) for name in ("demo", "reproduce_small")
+)
+OPTIONS = argparse.Namespace(
+    root=Path("small"), workers=16, num_episodes=20, oft_steps=9, head_steps=9, num_trials=50, quantizer="dct_d3"
+)
+STEPS = [(size, step) for size in demo.SIZES for step in demo.plan(demo.SIZES[size], Path("demo"))]
+STEPS += [("small", step) for step in reproduce.plan(OPTIONS)]
+
+
+@pytest.mark.parametrize(("size", "step"), STEPS, ids=[f"{size}-{step.name}" for size, step in STEPS])
+def test_every_command_composes(size, step):
+    script, *overrides = step.command
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        compose(CONFIGS[script], overrides=name_choices(overrides))
+
+
+def test_names_are_unique():
+    for size in {size for size, _ in STEPS}:
+        names = [step.name for own, step in STEPS if own == size]
+        assert len(set(names)) == len(names)
+
+
+def record(num_success, num_trials, num_errors=0, complete=True):
+    success = {"num_episodes": num_trials + num_errors, "num_errors": num_errors, "num_success": num_success}
+    success |= {"success_rate": num_success / num_trials if num_trials else None, "success_low": 0.5}
+    success |= {"success_high": 0.875}
+    report = {"success": success, "complete": complete, "num_planned": 10}
+    return {"report": report, "episodes": [[0, n, True, 100] for n in range(num_trials + num_errors)], "seconds": 61.7}
+
+
+def test_the_table_names_crashed_and_missing_episodes():
+    results = {
+        "collect": {"seconds": 12.2},
+        "eval_l1": record(9, 10),
+        "eval_parallel": record(4, 5, num_errors=1, complete=False),
+        "eval_swap": record(0, 0, num_errors=2),
+        "eval_task": {"seconds": None},
+    }
+    lines = reproduce.table(results).splitlines()
+    assert lines[2] == "| l1 | 90.0 % | 50.0–87.5 % | 10 | 100 |"
+    assert lines[3] == "| parallel | 80.0 % | 50.0–87.5 % | 5, 1 crashed, of 10 planned | 100 |"
+    assert lines[4] == "| swap | – | – | 2 crashed | – |"
+    assert "| collect | 12 |" in lines and not any("task" in line for line in lines)
