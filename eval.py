@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from rsd.entry_point import report_errors, run
+from rsd.envs.suites import suite_name
 from rsd.evaluation.evaluate import ERRORS_FILE, CrashedEpisodesError, Recording, plan_episodes, resume_results
 from rsd.evaluation.parallel import evaluate_parallel
 from rsd.evaluation.progress import follow, show_report
@@ -22,8 +23,8 @@ from rsd.runs import open_run
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 @report_errors
 def main(cfg: DictConfig) -> None:
-    sizes = {name: cfg.env[name] for name in ("num_tasks", "num_init_states")}
-    plan = plan_episodes(**sizes, **{name: cfg[name] for name in ("tasks", "num_trials", "seed", "save_videos")})
+    asked = {name: cfg[name] for name in ("tasks", "num_trials", "seed", "save_videos")}
+    plan = plan_episodes(num_tasks=cfg.env.num_tasks, num_init_states=cfg.env.num_init_states, **asked)
     stopping = instantiate(cfg.stopping) if "stopping" in cfg else None
     if stopping is not None:
         plan = in_random_order(plan, cfg.seed)
@@ -31,8 +32,7 @@ def main(cfg: DictConfig) -> None:
     done = resume_results(run_dir, plan)
     logger = instantiate(cfg.logger)(run_dir=run_dir)
     make_env = instantiate(cfg.env.make)
-    if "ablation" in cfg:
-        make_env = partial(instantiate(cfg.ablation), make=make_env)
+    make_env = partial(instantiate(cfg.ablation), make=make_env) if "ablation" in cfg else make_env
     devices = [cfg.device] if isinstance(cfg.device, str) else cfg.device
     policies = [instantiate(OmegaConf.merge(cfg, {"device": device}).policy) for device in devices]
     episodes = evaluate_parallel(
@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> None:
         plan=plan,
         done=done,
         recording=Recording(run_dir, every_step=cfg.video_every_step, clip_actions=cfg.protocol.clip_actions),
-        suite=cfg.env.suite,
+        suite=suite_name(cfg.env.suite, cfg.env.variant),
         in_order=stopping is not None,
         **{name: cfg[name] for name in ("num_workers", "max_batch", "render_devices")},
     )

@@ -32,6 +32,7 @@ from rich.table import Table
 
 from rsd.entry_point import name_choices
 from rsd.envs.reference import ReferenceEnv
+from rsd.envs.suites import suite_name
 from rsd.evaluation.evaluate import Recording, evaluate, plan_episodes, resume_results
 from rsd.evaluation.parallel import evaluate_parallel
 from rsd.evaluation.results import episode_id
@@ -83,7 +84,7 @@ def run_arm(cfg: DictConfig, policy: Policy, num_workers: int | None, max_batch:
         started = time.perf_counter()
         if num_workers is None:
             make: Callable[..., Any] = lambda task_id: ReferenceLoop(  # noqa: E731
-                suite=cfg.env.suite, task_id=task_id, max_steps=cfg.env.max_steps
+                suite=suite_name(cfg.env.suite, cfg.env.variant), task_id=task_id, max_steps=cfg.env.max_steps
             )
             results = list(evaluate(make_env=make, policy=policy, **common))
         else:
@@ -93,7 +94,7 @@ def run_arm(cfg: DictConfig, policy: Policy, num_workers: int | None, max_batch:
                     policies=[policy],
                     max_batch=max_batch,
                     num_workers=num_workers,
-                    suite=cfg.env.suite,
+                    suite=suite_name(cfg.env.suite, cfg.env.variant),
                     render_devices=cfg.render_devices,
                     **common,
                 )
