@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 APT := $(shell if [ "$$(id -u)" = 0 ]; then echo apt-get; elif sudo -n true 2>/dev/null; then echo sudo -n apt-get; fi)
 
-.PHONY: demo smoke test sim lint setup gl clean
+.PHONY: demo smoke test sim reproduce lint setup gl clean
 
 demo: gl
 	$(BIN)/python scripts/demo.py --size demo
@@ -19,6 +19,9 @@ test: setup
 sim: gl  ## tests that need the simulator; about ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m sim
 
+reproduce: gl  ## the small policy from nothing, on one GPU: half an hour with 16 cores
+	$(BIN)/python scripts/reproduce_small.py
+
 lint: setup
 	$(BIN)/ruff check .
 
@@ -28,7 +31,7 @@ $(VENV)/.ready: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and "rsd needs Python 3.11 or 3.12: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet -e '.[libero,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[libero,harness,dev]'
 	touch $@
 
 gl: setup  ## libraries that render without a screen, where they are missing
