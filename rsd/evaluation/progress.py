@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from rsd.evaluation.report import REPORT_HTML
 from rsd.evaluation.statistics import summarize_success, summarize_tasks
 from rsd.types import EpisodeResult
 
@@ -123,9 +124,10 @@ def show_report(report: dict, run_dir: Path) -> None:
     success = report["success"]
     state = ""
     if report["complete"] is False:
-        state = f"incomplete: {success['num_episodes']} of {report['num_planned']} episodes, "
+        why = "incomplete" if report["config"].get("stopping") is None else "stopped early"
+        state = f"{why}: {success['num_episodes']} of {report['num_planned']} episodes, "
     console.print(f"{state}success {format_success(success)}, errors {success['num_errors']}", markup=False)
-    console.print(f"report: {run_dir / 'report.html'}", markup=False)
+    console.print(f"report: {run_dir / REPORT_HTML}", markup=False)
 
 
 def task_lines(results: list[EpisodeResult]) -> list[str]:

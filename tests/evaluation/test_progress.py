@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from rsd.evaluation.progress import EvaluationProgress, follow, format_duration, format_success
+from rsd.evaluation.progress import EvaluationProgress, follow, format_duration, format_success, show_report
 from rsd.evaluation.statistics import summarize_success
 from rsd.types import EpisodeResult
 
@@ -90,3 +90,13 @@ def test_durations(seconds, text):
 def test_success_without_episodes():
     assert format_success(summarize_success([])) == "no episode yet"
     assert format_success(summarize_success([episode(0, success=False, error="E: x")])) == "no episode without error"
+
+
+@pytest.mark.parametrize(
+    ("stopping", "state"), [(None, "incomplete: 2 of 5"), ({"rate": 0.9}, "stopped early: 2 of 5")]
+)
+def test_the_last_words_say_why_episodes_are_missing(stopping, state, tmp_path, capsys):
+    report = {"success": summarize_success([episode(0), episode(1)]), "complete": False, "num_planned": 5}
+    show_report(report | {"config": {"stopping": stopping}}, tmp_path)
+    out = capsys.readouterr().out
+    assert f"{state} episodes, success 2/2 100.0 %" in out and str(tmp_path / "report.html") in out
