@@ -1,10 +1,12 @@
 """The loop: plan, crashes, kill -9 at random points, full disk."""
 
+import json
 import os
 import random
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from rsd.evaluation.evaluate import ERRORS_FILE, PlanError, Recording, evaluate, plan_episodes, resume_results
@@ -151,6 +153,24 @@ def test_videos_of_the_first_trials(tmp_path):
     results = run(tmp_path, SeeingPolicy(), plan(num_trials=2, save_videos=1))
     assert [result.video is not None for result in results] == [True, False] * 3
     assert all((tmp_path / result.video).read_bytes()[4:8] == b"ftyp" for result in results if result.video)
+
+
+def test_an_episode_whose_video_cannot_be_written_keeps_its_outcome(tmp_path, caplog):
+    pytest.importorskip("imageio_ffmpeg")
+    (tmp_path / "videos").touch()  # a file where the folder should be
+    (result,) = run(tmp_path, SeeingPolicy(), plan(tasks=[0], num_trials=1, save_videos=1))
+    assert result.success and result.error is None and (result.video, result.trace) == (None, None)
+    assert "task00_init00 cannot be looked at later: " in caplog.text
+
+
+def test_recorded_episodes_have_a_trace_beside_their_video(tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    (result,) = run(tmp_path, SeeingPolicy(), plan(tasks=[0], num_trials=1, save_videos=1))
+    trace = json.loads((tmp_path / result.trace).read_text())
+    assert (trace["success"], trace["num_steps"], trace["fps"]) == (True, result.num_steps, 2.5)
+    assert sum(chunk["num_executed"] for chunk in trace["chunks"]) == result.num_steps
+    assert len(trace["chunks"]) == result.stats["num_chunks"]
+    assert np.shape(trace["chunks"][0]["draft_actions"]) == (8, 7)
 
 
 def test_missing_ffmpeg_is_named_before_the_first_episode(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import resource
+import signal
 
 import pytest
 
@@ -67,3 +69,19 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(ResultsError, match=r"No space left on device.*resume="):
         append_result(path, episode(0, 1))
     assert path.read_bytes() == before
+
+
+def test_a_line_that_fits_only_in_part_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "results.jsonl"
+    append_result(path, episode(0, 0))
+    whole = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, limits[1]))
+    try:
+        with pytest.raises(ResultsError, match=r"only 20 of \d+ bytes were written; the disk is probably full"):
+            append_result(path, episode(0, 1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == whole
