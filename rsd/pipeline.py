@@ -13,11 +13,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
-from rsd.runs import CONFIG_FILE, MAY_DIFFER, OVERRIDES_FILE, write_atomically
+from rsd.runs import CONFIG_FILE, MAY_DIFFER, OVERRIDES_FILE, read_json, write_atomically
 
 RUNS, TIMES = "runs", "times"  # folders below the root: run folders, and the seconds that each step took
 
@@ -112,8 +111,3 @@ def run_step(step: Step, root: Path) -> None:
 def seconds(step: Step, root: Path) -> float | None:
     """What the step took so far; None when it was never run."""
     return read_json(root / TIMES / f"{step.name}.json")
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; None when there is none."""
-    return json.loads(path.read_text()) if path.is_file() else None

@@ -27,6 +27,7 @@ from rsd import __version__
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.yaml"
 PROVENANCE_FILE = "provenance.json"
+METRICS_FILE = "metrics.json"  # flat figures of a finished run
 RECORDED_PACKAGES = (
     "torch",
     "transformers",
@@ -51,6 +52,11 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; None when there is none."""
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def resume_arguments(argv: Sequence[str]) -> list[str]:

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsd.entry_point import METRICS_FILE
 from rsd.evaluation.page import data_url, render_page
 from rsd.evaluation.report import REPORT_HTML, REPORT_JSON
-from rsd.pipeline import PipelineError, Step, read_json, run_steps, seconds
-from rsd.runs import write_atomically
+from rsd.pipeline import PipelineError, Step, run_steps, seconds
+from rsd.runs import METRICS_FILE, read_json, write_atomically
 
 DECODINGS = ("l1", "speculative")
 POLICIES = {"eval": "trained in this demo", "released": "that comes with the repository"}

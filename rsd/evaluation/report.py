@@ -42,13 +42,12 @@ from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_results
 from rsd.evaluation.rollout import add_stats
 from rsd.evaluation.statistics import summarize_decoding, summarize_success, summarize_tasks
 from rsd.evaluation.time_shares import summarize_time
-from rsd.runs import CONFIG_FILE, PROVENANCE_FILE, write_atomically
+from rsd.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, write_atomically
 from rsd.types import EpisodeResult
 
 SCHEMA = 2
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
-METRICS_FILE = "metrics.json"
 EPISODE_FIELDS = ("task_id", "init_state_id", "seed", "success", "error", "num_steps", "wall_s", "video", "trace")
 
 

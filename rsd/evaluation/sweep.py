@@ -28,8 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rsd.evaluation.page import render_page
-from rsd.evaluation.report import METRICS_FILE
-from rsd.runs import write_atomically
+from rsd.runs import METRICS_FILE, read_json, write_atomically
 
 JOB_FILE = "job.json"
 CSV_FILE = "sweep.csv"
@@ -57,8 +56,8 @@ def read_sweep(sweep_dir: Path) -> list[SweepRun]:
         overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
         parts = (override.lstrip("+~").partition("=") for override in overrides)
         pairs = {key: value.strip("'") for key, _, value in parts}
-        job = _read_json(folder / JOB_FILE) or {"status": UNFINISHED, "error": None}
-        metrics = _read_json(folder / METRICS_FILE) or {}
+        job = read_json(folder / JOB_FILE) or {"status": UNFINISHED, "error": None}
+        metrics = read_json(folder / METRICS_FILE) or {}
         runs.append(SweepRun(folder.name, pairs, job["status"], job["error"], metrics))
     return runs
 
@@ -157,10 +156,6 @@ def _show(table: Table, sweep_dir: Path) -> None:
     console.print(
         f"Table of the runs: {sweep_dir / HTML_FILE} and {sweep_dir / CSV_FILE}", soft_wrap=True, markup=False
     )
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def main() -> None:
