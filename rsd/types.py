@@ -250,4 +250,4 @@ class Policy(Protocol):
     num_open_loop_steps: int
 
     def predict(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ChunkPrediction]:
-        """One chunk per observation; all that is random in it comes from its own seed, 0..2**63-1, whatever the batch."""
+        """One chunk per observation; what is random in it comes from its own seed, 0..2**63-1, whatever the batch."""

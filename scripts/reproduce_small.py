@@ -21,9 +21,6 @@ from rsd.runs import METRICS_FILE, PROVENANCE_FILE, read_json, write_atomically
 DECODINGS = ("l1", "speculative", "depth_ar", "parallel")
 ABLATIONS = ("black_pictures", "other_instruction", "zero_proprio")
 VARIANTS = ("swap", "object")  # LIBERO-PRO's; lan and task have words that the small model refuses
-    "swap",
-    "object",
-)  # LIBERO-PRO's; lan and task use words that a model of these ten instructions does not know
 NOISE_SCALES = "[0.0,0.2,0.4]"  # of the executed actions in free space: states to recover from
 FEW_TRIALS = 10  # episodes a task of ablations and variants
 RESULTS_JSON, RESULTS_TABLE = "small_policy.json", "small_policy.md"
