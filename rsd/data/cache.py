@@ -185,7 +185,7 @@ class CacheReader:
         problems = [problem for entry in entries if (problem := shard_problem(self.directory, entry, verify))]
         if problems:
             raise CacheError(f"damaged cache: {'; '.join(problems)}; repair it with: {record['command']}")
-        starts = torch.tensor([0, *(entry["rows"] for entry in entries)]).cumsum(0)   # [shards + 1]
+        starts = torch.tensor([0, *(entry["rows"] for entry in entries)]).cumsum(0)  # [shards + 1]
         if starts[-1] != record["num_frames"]:
             raise CacheError(
                 f"{self.directory} is incomplete: {starts[-1]} of {record['num_frames']} frames; "
@@ -237,10 +237,10 @@ class CacheReader:
         """
         rows = torch.as_tensor(rows, dtype=torch.int64)
         names = [*map(hidden_name, layers), "actions", "base_actions", "episode", "step"]
-        shard_of_row = torch.bucketize(rows, self._starts, right=True) - 1             # [B]
+        shard_of_row = torch.bucketize(rows, self._starts, right=True) - 1  # [B]
         result = {name: _empty_like_rows(self._shards[0][name], len(rows)) for name in names}
         for shard in shard_of_row.unique().tolist():
-            places = (shard_of_row == shard).nonzero()[:, 0]                           # where in the batch they go
+            places = (shard_of_row == shard).nonzero()[:, 0]  # where in the batch they go
             for name in names:
                 result[name][places] = self._shards[shard][name][rows[places] - self._starts[shard]]
         hidden = {layer: result.pop(hidden_name(layer)) for layer in layers}

@@ -106,17 +106,19 @@ class CacheWriter:
         self.layout = layout
         batches = max(1, shard_bytes // (row_bytes(layout) * batch_size))
         self.rows_per_shard = batches * batch_size
-        self._record = as_json({
-            "format": FORMAT,
-            "content": content,
-            "num_frames": num_frames,
-            "rows_per_shard": self.rows_per_shard,
-            "batch_size": batch_size,
-            "row": {name: [list(shape), str(dtype)] for name, (shape, dtype) in layout.items()},
-            "norm_stats": norm_stats,
-            "provenance": provenance,
-            "command": command,
-        })
+        self._record = as_json(
+            {
+                "format": FORMAT,
+                "content": content,
+                "num_frames": num_frames,
+                "rows_per_shard": self.rows_per_shard,
+                "batch_size": batch_size,
+                "row": {name: [list(shape), str(dtype)] for name, (shape, dtype) in layout.items()},
+                "norm_stats": norm_stats,
+                "provenance": provenance,
+                "command": command,
+            }
+        )
         self._done: set[int] = set()  # first rows of the finished shards
         self._lock: int | None = None
 
@@ -204,9 +206,7 @@ class CacheWriter:
         for name, (shape, dtype) in self.layout.items():
             tensor = rows[name]
             if tensor.shape != (count, *shape) or tensor.dtype != dtype:
-                raise ValueError(
-                    f"{name} is {list(tensor.shape)} {tensor.dtype}, expected {[count, *shape]} {dtype}"
-                )
+                raise ValueError(f"{name} is {list(tensor.shape)} {tensor.dtype}, expected {[count, *shape]} {dtype}")
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         """Add one line to the index. A torn one, from a full disk, is cut off when the cache is opened again."""

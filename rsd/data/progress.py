@@ -29,8 +29,13 @@ def track(unit: str, *, total: int, done: int, report: Callable[[str], None]) ->
     count = 0
     last_line = started
     bar = Progress(
-        TextColumn(unit), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.1f}/s"), TextColumn("ETA"),
-        TimeRemainingColumn(), disable=not sys.stdout.isatty(),
+        TextColumn(unit),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.1f}/s"),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        disable=not sys.stdout.isatty(),
     )
 
     def advance(units: int) -> None:

@@ -46,12 +46,12 @@ class LinearBackbone:
             pictures = [observation.images[view].astype(np.float32) / 255 for view in self.views]
             statistics = [value for picture in pictures for value in (picture.mean(), picture.std())]
             rows.append(np.concatenate([statistics, observation.proprio]))
-        return {"features": torch.from_numpy(np.stack(rows)).float()}                 # [B, 2 views + P]
+        return {"features": torch.from_numpy(np.stack(rows)).float()}  # [B, 2 views + P]
 
     def forward(self, inputs: dict[str, Tensor], layers: Sequence[int]) -> BackboneOutput:
         self.forward_passes += 1
-        states = torch.einsum("lkhf,bf->lbkh", self.maps, inputs["features"])         # [layers, B, K, H]
-        actions = states[-1].mean(dim=-1).reshape(-1, T, A).tanh()                    # [B, T, A]
+        states = torch.einsum("lkhf,bf->lbkh", self.maps, inputs["features"])  # [layers, B, K, H]
+        actions = states[-1].mean(dim=-1).reshape(-1, T, A).tanh()  # [B, T, A]
         return BackboneOutput({layer: states[layer - 1] for layer in layers}, actions)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -107,8 +107,15 @@ def write(directory, *, backbone=None, frames=None, layers=LAYERS, batch_size=BA
     backbone = backbone or LinearBackbone()
     frames = frames if frames is not None else ToyFrames()
     write_cache(
-        backbone=backbone, frames=frames, directory=Path(directory), content=content_of(backbone, frames, layers),
-        batch_size=batch_size, shard_bytes=SHARD_BYTES, command="make-the-cache", report=report, **extra,
+        backbone=backbone,
+        frames=frames,
+        directory=Path(directory),
+        content=content_of(backbone, frames, layers),
+        batch_size=batch_size,
+        shard_bytes=SHARD_BYTES,
+        command="make-the-cache",
+        report=report,
+        **extra,
     )
 
 

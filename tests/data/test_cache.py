@@ -181,8 +181,11 @@ def test_the_key_depends_on_everything_that_determines_the_numbers():
     frames, backbone = ToyFrames(), LinearBackbone()
     base = content_of(backbone, frames)
     others = [
-        content_of(LinearBackbone(seed=1), frames), content_of(backbone, ToyFrames((3,))),
-        content_of(backbone, frames, [2]), base | {"unnorm_key": "other"}, base | {"chunk_length": 16},
+        content_of(LinearBackbone(seed=1), frames),
+        content_of(backbone, ToyFrames((3,))),
+        content_of(backbone, frames, [2]),
+        base | {"unnorm_key": "other"},
+        base | {"chunk_length": 16},
     ]
     assert len({content_key(content) for content in [base, *others]}) == 6
     assert content_key(content_of(backbone, frames, [4, 2, 2])) == content_key(base)
@@ -261,8 +264,16 @@ def test_no_cache_and_a_broken_record_are_named(tmp_path):
 
 def ensure(root, load, lines=None, **extra):
     arguments = {
-        "root": root, "name": "linear-toy", "backbone": load, "dataset": ToyFrames, "layers": LAYERS, "chunk_length": T,
-        "unnorm_key": "toy_no_noops", "batch_size": BATCH, "shard_mb": 1, "command": "make-the-cache",
+        "root": root,
+        "name": "linear-toy",
+        "backbone": load,
+        "dataset": ToyFrames,
+        "layers": LAYERS,
+        "chunk_length": T,
+        "unnorm_key": "toy_no_noops",
+        "batch_size": BATCH,
+        "shard_mb": 1,
+        "command": "make-the-cache",
         "report": (lines if lines is not None else []).append,
     }
     return ensure_cache(**(arguments | extra))

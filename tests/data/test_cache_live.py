@@ -43,8 +43,15 @@ def reader(tmp_path_factory, backbone, frames):
         fingerprint=backbone.fingerprint(), frames=frames, layers=LAYERS, chunk_length=8, unnorm_key=backbone.unnorm_key
     )
     write_cache(
-        backbone=backbone, frames=frames, directory=directory, content=content, batch_size=BATCH, shard_bytes=10**5,
-        command="make-the-cache", num_workers=1, report=lambda line: None,
+        backbone=backbone,
+        frames=frames,
+        directory=directory,
+        content=content,
+        batch_size=BATCH,
+        shard_bytes=10**5,
+        command="make-the-cache",
+        num_workers=1,
+        report=lambda line: None,
     )
     return CacheReader(directory, expected=content, verify=True)
 

@@ -107,8 +107,15 @@ def fit(directory, root, max_steps, ckpt_path=None):
     module = Recorder()
     checkpoint = ModelCheckpoint(root, save_last=True, save_top_k=0, every_n_train_steps=1)
     trainer = Trainer(
-        max_steps=max_steps, accelerator="cpu", logger=False, callbacks=[checkpoint], enable_progress_bar=False,
-        enable_model_summary=False, val_check_interval=None, check_val_every_n_epoch=None, num_sanity_val_steps=0,
+        max_steps=max_steps,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[checkpoint],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        val_check_interval=None,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
     )
     trainer.fit(module, datamodule(directory), ckpt_path=ckpt_path)
     return module

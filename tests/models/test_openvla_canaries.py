@@ -1,6 +1,5 @@
 """Models that run and cannot be right are refused when they are loaded."""
 
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -46,4 +45,3 @@ def test_reversed_statistics_are_refused(published):
     edit_json(published / "dataset_statistics.json", swap)
     with pytest.raises(CanaryError, match="statistics are present and ordered"):
         load(published)
-

@@ -90,6 +90,7 @@ def check_last_step(recorded):
 
 def solve_step(recorded, noisy, unknown, expected):
     """One damped Gauss-Newton step in the unknown entries of the noisy chunk."""
+
     def residual(candidate):
         return (recorded.states(candidate) - expected).flatten()
 

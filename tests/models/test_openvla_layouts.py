@@ -103,5 +103,3 @@ def test_unmerged_lora_in_a_vision_side_file_is_merged():
         merged = merge_lora(stored)
         assert set(merged) == {f"{stem}.weight", f"{stem}.bias", "other"}
         torch.testing.assert_close(merged[f"{stem}.weight"], base + scale * up @ down)
-
-

@@ -79,8 +79,10 @@ def test_the_7b_model_has_the_published_names_and_shapes():
         shapes.setdefault(re.sub(r"\.\d+\.(?!weight|bias)", ".{i}.", name, count=1), list(value.shape))
     for name, shape in PUBLISHED_SHAPES.items():
         assert shapes[name] == shape, name
-    counts = {prefix: sum(name.startswith(prefix) and name.endswith("norm1.weight") for name in state)
-              for prefix in ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")}
+    counts = {
+        prefix: sum(name.startswith(prefix) and name.endswith("norm1.weight") for name in state)
+        for prefix in ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
+    }
     assert list(counts.values()) == [24, 27]
     assert sum(name.endswith("q_proj.weight") for name in state) == 32
     total = sum(value.numel() for name, value in state.items() if not name.startswith(("action_head", "proprio")))

@@ -125,5 +125,3 @@ def test_the_host_holds_one_shard_beside_the_model(tmp_path):
     command = [sys.executable, "-c", MEASURE, str(tmp_path)]
     peak = int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
     assert peak < 6 * shard_bytes + 1.5 * shard_bytes
-
-

@@ -101,9 +101,7 @@ def test_checkpoint_round_trip(tmp_path, tokenizer):
     loaded, layer = load_stage_head(tmp_path / "h", kind="head", code_shape=tokenizer.code_shape, **CONTRACT)
     hidden, indices = torch.randn(2, 56, 12), random_indices(tokenizer, 2)
     assert layer == 3
-    assert torch.equal(
-        loaded(loaded.features(hidden), indices, 0, 4), head(head.features(hidden), indices, 0, 4)
-    )
+    assert torch.equal(loaded(loaded.features(hidden), indices, 0, 4), head(head.features(hidden), indices, 0, 4))
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,16 @@ def root(tmp_path_factory):
 
 def arguments(root, *overrides):
     return [
-        str(SCRIPT), "model=oft_tiny", f"data.name={NAME}", f"data.unnorm_key={NAME}", f"paths.root={root}",
-        "cache.batch_size=4", "cache.num_workers=0", "hydra/job_logging=none", "hydra/hydra_logging=none", *overrides,
+        str(SCRIPT),
+        "model=oft_tiny",
+        f"data.name={NAME}",
+        f"data.unnorm_key={NAME}",
+        f"paths.root={root}",
+        "cache.batch_size=4",
+        "cache.num_workers=0",
+        "hydra/job_logging=none",
+        "hydra/hydra_logging=none",
+        *overrides,
     ]
 
 
@@ -67,7 +75,10 @@ def test_it_fills_the_cache_and_says_where(root, run):
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(root, run, tmp_path):
     overrides = [f"paths.cache={tmp_path}/cache", "cache.shard_mb=0", "cache.batch_size=1"]
     process = subprocess.Popen(
-        [sys.executable, *arguments(root, *overrides)], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
+        [sys.executable, *arguments(root, *overrides)],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     while process.poll() is None and not list(Path(tmp_path, "cache").glob("*/index.jsonl")):
