@@ -3,6 +3,10 @@
 A head that only ever sees true prefixes has no idea what to do after a wrong one. So prefixes are corrupted in
 training, and the label of a stage is the residual of the prefix that was actually shown: later stages learn to repair
 earlier ones.
+
+What surprises first: the tokens to predict need not be those of the demonstrations. With labels="base" they are those
+of the base model's own chunk, which is a function of the very states that the head reads. The target then says in
+tokens what the base model says in numbers, and a draft guesses what that target will say.
 """
 
 from __future__ import annotations
@@ -48,6 +52,9 @@ def corrupted_labels(
     return torch.stack(shown, dim=-1), torch.stack(labels, dim=-1)
 
 
+LABELS = ("data", "base")
+
+
 class StageHeadModule(LightningModule):
     """Cross-entropy of every stage, on true, corrupted and hidden prefixes.
 
@@ -57,10 +64,14 @@ class StageHeadModule(LightningModule):
         layer: Base model layer whose states are read.
         num_stages: Stages to predict, or None for all of the tokenizer's.
         width, num_layers, num_heads: Of the StageHead.
+        labels: Whose chunk the tokens are: "data" for the demonstration's, "base" for the base model's own.
         learning_rate: Peak of a one-cycle schedule over the trainer's max_steps.
         corruption_rate: Probability that a shown token is one level off, in the corrupted half of each batch.
         hidden_rate: Share of batches in which the prefix is cut off at a random stage.
         seed: Of corruption and hiding; step n draws from (seed, n) alone.
+
+    Raises:
+        ValueError: `labels` is something else.
     """
 
     def __init__(
@@ -74,13 +85,16 @@ class StageHeadModule(LightningModule):
         width: int,
         num_layers: int,
         num_heads: int,
+        labels: str,
         learning_rate: float,
         corruption_rate: float,
         hidden_rate: float,
         seed: int,
     ):
         super().__init__()
-        self.kind, self.layer, self.seed = kind, layer, seed
+        if labels not in LABELS:
+            raise ValueError(f"phase.module.labels is {labels!r}, expected one of {list(LABELS)}")
+        self.kind, self.layer, self.seed, self.labels = kind, layer, seed, labels
         self.tokenizer, self.tokenizer_provenance = load_tokenizer(tokenizer, Path(tokenizer_checkpoint))
         self.num_stages = num_stages or self.tokenizer.code_shape.num_stages
         self.size = {"width": width, "num_layers": num_layers, "num_heads": num_heads}
@@ -108,8 +122,17 @@ class StageHeadModule(LightningModule):
     def _normalized(self, actions: Tensor) -> Tensor:
         return torch.from_numpy(normalize(actions.cpu().numpy(), self.norm_stats["action"])).to(self.device)
 
+    def _base_chunk(self, batch: dict[str, Any]) -> Tensor:
+        """What the robot would execute of the base model's chunk: clipped, the gripper open or closed. [B, T, A]."""
+        chunk = batch["base_actions"].to(self.device)
+        return torch.cat([chunk[..., :-1].clamp(-1, 1), (chunk[..., -1:] > 0.5).to(chunk)], dim=-1)
+
+    def _wanted(self, batch: dict[str, Any]) -> Tensor:
+        """The chunks whose tokens are to be predicted, normalised, [B, T, A]."""
+        return self._base_chunk(batch) if self.labels == "base" else self._normalized(batch["actions"])
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        actions = self._normalized(batch["actions"])  # [B, T, A]
+        actions = self._wanted(batch)  # [B, T, A]
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
         half = len(actions) // 2
         true, corrupted = actions[:half], actions[half:]
@@ -134,8 +157,8 @@ class StageHeadModule(LightningModule):
         return per_stage.mean()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        actions = self._normalized(batch["actions"])
-        labels = self.tokenizer.encode(actions)[..., : self.num_stages]
+        actions, base = self._normalized(batch["actions"]), self._base_chunk(batch)
+        labels = self.tokenizer.encode(self._wanted(batch))[..., : self.num_stages]
         features = self.head.features(batch["hidden"][self.layer])
         logits = self.head(features, labels, 0, self.num_stages)
         greedy = depth_ar(
@@ -144,9 +167,8 @@ class StageHeadModule(LightningModule):
             batch_size=len(actions),
         )
         decoded = self.tokenizer.decode(greedy.indices)
-        errors = torch.stack(
-            [(decoded - actions).abs().mean(), (batch["base_actions"].to(actions) - actions).abs().mean()]
-        )
+        base_l1 = (batch["base_actions"].to(actions) - actions).abs().mean()
+        errors = torch.stack([(decoded - actions).abs().mean(), base_l1, (decoded - base).abs().mean()])
         self._outputs.append((logits.cpu(), labels.cpu(), errors.cpu() * len(actions)))
 
     def on_validation_epoch_end(self) -> None:
@@ -154,13 +176,15 @@ class StageHeadModule(LightningModule):
         self._outputs.clear()
         labels = torch.cat(labels)
         self.report: dict[str, Any] = stage_report(torch.cat(logits), labels, self.head.levels.cpu())
-        greedy_l1, base_l1 = (torch.stack(errors).sum(dim=0) / len(labels)).tolist()
-        self.report |= {"greedy_l1": greedy_l1, "base_l1": base_l1, "num_chunks": len(labels)}
+        greedy_l1, base_l1, greedy_to_base_l1 = (torch.stack(errors).sum(dim=0) / len(labels)).tolist()
+        self.report |= {"greedy_l1": greedy_l1, "base_l1": base_l1, "greedy_to_base_l1": greedy_to_base_l1}
+        self.report["num_chunks"] = len(labels)
         for name in ("token_accuracy", "stage_accuracy", "ece", "nll"):
             for stage, value in enumerate(self.report[name], start=1):
                 self.log(f"val/{name}/{stage}", value)
         self.log("val/greedy_l1", greedy_l1, prog_bar=True)
         self.log("val/base_l1", base_l1)
+        self.log("val/greedy_to_base_l1", greedy_to_base_l1)
         self.log("val/nll", sum(self.report["nll"]) / self.num_stages)
 
     def configure_optimizers(self) -> Any:

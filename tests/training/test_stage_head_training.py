@@ -62,6 +62,7 @@ def make_module(make_tokenizer, tmp_path, **changes) -> StageHeadModule:
         "width": 32,
         "num_layers": 1,
         "num_heads": 2,
+        "labels": "data",
         "learning_rate": 3e-3,
         "corruption_rate": 0.1,
         "hidden_rate": 0.25,
@@ -100,6 +101,41 @@ def test_learns_and_exports(make_tokenizer, tmp_path):
     with torch.inference_mode():
         logits = [model(model.features(batch["hidden"][3]), known, 0, 4) for model in (head, module.head.eval())]
     assert layer == 3 and torch.equal(*logits)
+
+
+def test_the_tokens_may_be_those_of_the_base_models_own_chunk(make_tokenizer, tmp_path):
+    module, datamodule = make_module(make_tokenizer, tmp_path, labels="base"), ToyStates()
+    batch = datamodule.batch(range(8))
+    batch["base_actions"] = 3 * batch["base_actions"]  # beyond [-1, 1]; the gripper's ones become 2.7
+    wanted = module._wanted(batch)
+    assert wanted.min() >= -1 and wanted.max() <= 1
+    assert torch.equal(wanted[..., -1], batch["actions"][..., -1])  # 0 and 1
+
+
+class OppositeBase(ToyStates):
+    """A base model that moves the other way."""
+
+    def batch(self, rows) -> dict:
+        batch = super().batch(rows)
+        signs = torch.tensor([-1.0] * 6 + [1.0])
+        return batch | {"base_actions": batch["actions"] * signs}
+
+
+def test_a_head_comes_closer_to_whom_it_was_trained_on(tmp_path):
+    save_tokenizer(transform(), tmp_path / "tokenizer", {"unnorm_key": KEY})
+    datamodule, distances = OppositeBase(), {}
+    for labels in ("data", "base"):
+        module = make_module(transform, tmp_path, labels=labels)
+        run = trainer(tmp_path / labels, 150)
+        run.fit(module, datamodule)
+        run.validate(module, datamodule, verbose=False)
+        distances[labels] = (module.report["greedy_to_base_l1"], module.report["greedy_l1"])
+    assert distances["base"][0] < distances["data"][0] and distances["base"][1] > distances["data"][1]
+
+
+def test_unknown_labels_are_refused(make_tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"phase.module.labels is 'expert', expected one of \['data', 'base'\]"):
+        make_module(make_tokenizer, tmp_path, labels="expert")
 
 
 def test_two_steps_a_stop_and_two_more_are_four_steps(make_tokenizer, tmp_path):
