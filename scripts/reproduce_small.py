@@ -36,7 +36,8 @@ def plan(arguments: argparse.Namespace) -> list[Step]:
     collect.append(f"recipe.noise_scales={NOISE_SCALES}")
     oft = [f"phase.max_steps={arguments.oft_steps}", f"phase.datamodule.num_workers={arguments.workers}"]
     cache = ["cache.batch_size=256", f"cache.num_workers={arguments.workers}"]
-    heads = [f"phase.max_steps={arguments.head_steps}", "phase.datamodule.batch_size=256"]
+    heads = [f"phase.max_steps={arguments.head_steps}", f"phase.module.labels={arguments.labels}"]
+    heads.append("phase.datamodule.batch_size=256")
     heads += ["+phase.datamodule.memory_gb=16", *(f"phase.datamodule.{option}" for option in cache)]
     evaluate = ["eval.py", "env=libero_spatial", *model, "device=cuda", workers, "save_videos=0"]
     evaluate.append(f"max_batch={arguments.workers}")
@@ -117,6 +118,7 @@ def main() -> None:
     parser.add_argument("--num-episodes", type=int, default=1000)
     parser.add_argument("--oft-steps", type=int, default=3000)
     parser.add_argument("--head-steps", type=int, default=3000)
+    parser.add_argument("--labels", default="base", help="whose tokens head and draft learn: base or data")
     parser.add_argument("--num-trials", type=int, default=50, help="episodes a task, 1..50")
     parser.add_argument("--quantizer", default="dct_d3")
     parser.add_argument("--only", help="names of the steps to run now, separated by commas; all by default")

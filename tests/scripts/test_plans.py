@@ -21,7 +21,14 @@ demo, reproduce = (
     SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))) for name in ("demo", "reproduce_small")
 )
 OPTIONS = argparse.Namespace(
-    root=Path("small"), workers=16, num_episodes=20, oft_steps=9, head_steps=9, num_trials=50, quantizer="dct_d3"
+    root=Path("small"),
+    workers=16,
+    num_episodes=20,
+    oft_steps=9,
+    head_steps=9,
+    num_trials=50,
+    quantizer="dct_d3",
+    labels="base",
 )
 STEPS = [(size, step) for size in demo.SIZES for step in demo.plan(demo.SIZES[size], Path("demo"))]
 STEPS += [("small", step) for step in reproduce.plan(OPTIONS)]
