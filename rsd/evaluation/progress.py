@@ -119,7 +119,7 @@ def follow(episodes: Iterable[EpisodeResult], *, num_planned: int, done: list[Ep
 
 
 def show_report(report: dict, run_dir: Path) -> None:
-    """Print the outcome and where the report is."""
+    """Print the outcome, what makes it not comparable, and where the report is."""
     console = Console(highlight=False, soft_wrap=True)
     success = report["success"]
     state = ""
@@ -127,6 +127,8 @@ def show_report(report: dict, run_dir: Path) -> None:
         why = "incomplete" if report["config"].get("stopping") is None else "stopped early"
         state = f"{why}: {success['num_episodes']} of {report['num_planned']} episodes, "
     console.print(f"{state}success {format_success(success)}, errors {success['num_errors']}", markup=False)
+    for caveat in report["caveats"]:
+        console.print(f"note: {caveat['title']} {caveat['text']}", markup=False)
     console.print(f"report: {run_dir / REPORT_HTML}", markup=False)
 
 

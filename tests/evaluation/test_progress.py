@@ -97,6 +97,8 @@ def test_success_without_episodes():
 )
 def test_the_last_words_say_why_episodes_are_missing(stopping, state, tmp_path, capsys):
     report = {"success": summarize_success([episode(0), episode(1)]), "complete": False, "num_planned": 5}
-    show_report(report | {"config": {"stopping": stopping}}, tmp_path)
+    caveat = {"severity": "bad", "title": "Ablation: black_pictures.", "text": "Inputs were withheld."}
+    show_report(report | {"config": {"stopping": stopping}, "caveats": [caveat]}, tmp_path)
     out = capsys.readouterr().out
+    assert "note: Ablation: black_pictures. Inputs were withheld.\n" in out
     assert f"{state} episodes, success 2/2 100.0 %" in out and str(tmp_path / "report.html") in out
