@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--num-episodes", type=int, default=700)
     parser.add_argument("--oft-steps", type=int, default=3500)
     parser.add_argument("--head-steps", type=int, default=3000)
-    parser.add_argument("--labels", default="base", help="whose tokens head and draft learn: base or data")
+    parser.add_argument("--labels", default="data", help="whose tokens head and draft learn: base or data")
     parser.add_argument("--num-trials", type=int, default=50, help="episodes a task, 1..50")
     parser.add_argument("--quantizer", default="dct_d3")
     parser.add_argument("--only", help="names of the steps to run now, separated by commas; all by default")
