@@ -45,7 +45,7 @@ def main(cfg: DictConfig) -> None:
         in_order=stopping is not None,
         **{name: cfg[name] for name in ("num_workers", "max_batch", "render_devices")},
     )
-    finished = follow(until_decided(episodes, stopping, plan, done), num_planned=len(plan), done=done)
+    finished = follow(until_decided(episodes, stopping, plan, done, run_dir), num_planned=len(plan), done=done)
     report = write_report(run_dir)
     show_report(report, run_dir)
     if not finished:

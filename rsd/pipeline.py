@@ -13,11 +13,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from rsd.runs import CONFIG_FILE, MAY_DIFFER, OVERRIDES_FILE, read_json, write_atomically
+from rsd.runs import CONFIG_FILE, MAY_DIFFER, OVERRIDES_FILE, differing_keys, read_json, write_atomically
 
+SETTINGS_FILE = "settings.json"
 RUNS, TIMES = "runs", "times"  # folders below the root: run folders, and the seconds that each step took
 
 
@@ -43,6 +45,23 @@ class Step:
     def folder(self, root: Path) -> Path:
         """The run folder."""
         return root / RUNS / self.name
+
+
+def keep_settings(root: Path, settings: dict[str, Any]) -> None:
+    """Write down what decides the results of all steps, at a first start; later ones must not differ.
+
+    Raises:
+        PipelineError: they do; finished steps would be taken for those of the new settings.
+    """
+    path = root / SETTINGS_FILE
+    stored = read_json(path)
+    if stored is None:
+        root.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(settings, indent=1) + "\n")
+    elif differing := differing_keys(stored, settings):
+        raise PipelineError(
+            f"{root} was begun with other settings: {'; '.join(differing)}; give the old ones, or another folder"
+        )
 
 
 def run_steps(steps: Sequence[Step], root: Path) -> None:
@@ -83,7 +102,7 @@ def is_finished(step: Step, root: Path) -> bool:
 
 
 def _that_matter(overrides: Sequence[str]) -> list[str]:
-    return [one for one in overrides if one.partition("=")[0] not in MAY_DIFFER]
+    return [one for one in overrides if one.partition("=")[0].rpartition(".")[-1] not in MAY_DIFFER]
 
 
 def run_step(step: Step, root: Path) -> None:

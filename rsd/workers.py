@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -28,15 +28,21 @@ class WorkerDiedError(RuntimeError):
 
 @dataclass(eq=False)
 class Worker:
-    """The main process's end of a worker."""
+    """The main process's end of a worker; `send` and `close` may be called from different threads."""
 
     process: BaseProcess
     connection: Connection
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send(self, message: Any) -> None:
         """Hand over a message. One to a worker that has died or was stopped is lost: `receive` will say so."""
-        with contextlib.suppress(OSError):
+        with self._lock, contextlib.suppress(OSError):
             self.connection.send(message)
+
+    def close(self) -> None:
+        """Close the connection, not in the middle of a message; a worker that listens ends then."""
+        with self._lock:
+            self.connection.close()
 
     def receive(self) -> Any:
         """The next message; call it when `ready` has named the worker.
@@ -46,7 +52,7 @@ class Worker:
         """
         try:
             return self.connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # nothing, or a message that breaks off
             self.process.join(JOIN_S)
             raise WorkerDiedError(_cause_of_death(self.process.exitcode)) from None
 
@@ -89,8 +95,8 @@ def ready(workers: Sequence[Worker]) -> list[Worker]:
 def stop_workers(workers: Sequence[Worker]) -> None:
     """End all of them, by force those that do not go."""
     for worker in workers:
-        worker.connection.close()
-        worker.process.terminate()
+        worker.process.terminate()  # first: a worker that is blocked in a message would keep `close` waiting
+        worker.close()
     for worker in workers:
         worker.process.join(JOIN_S)
         if worker.process.is_alive():

@@ -127,7 +127,7 @@ def main() -> None:
     except PipelineError as error:
         sys.exit(f"\n{error}")
     report = write_report(root, arguments.size, steps)
-    print(f"\n{sum(seconds(step, root) for step in steps) / 60:.1f} minutes in all\nreport: {report}")
+    print(f"\n{sum(seconds(step, root) or 0.0 for step in steps) / 60:.1f} minutes in all\nreport: {report}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rsd.evaluation.report import REPORT_JSON
-from rsd.pipeline import PipelineError, Step, run_steps, seconds
+from rsd.pipeline import PipelineError, Step, keep_settings, run_steps, seconds
 from rsd.runs import METRICS_FILE, PROVENANCE_FILE, read_json, write_atomically
 
 DECODINGS = ("l1", "speculative", "depth_ar", "parallel")
@@ -23,6 +23,7 @@ ABLATIONS = ("black_pictures", "other_instruction", "zero_proprio")
 VARIANTS = ("swap", "object")  # LIBERO-PRO's; lan and task have words that the small model refuses
 NOISE_SCALES = "[0.0,0.2,0.4]"  # of the executed actions in free space: states to recover from
 FEW_TRIALS = 10  # episodes a task of ablations and variants
+MAX_BATCH = 16  # observations in one call of the policy
 RESULTS_JSON, RESULTS_TABLE = "small_policy.json", "small_policy.md"
 
 
@@ -40,7 +41,7 @@ def plan(arguments: argparse.Namespace) -> list[Step]:
     heads.append("phase.datamodule.batch_size=256")
     heads += ["+phase.datamodule.memory_gb=16", *(f"phase.datamodule.{option}" for option in cache)]
     evaluate = ["eval.py", "env=libero_spatial", *model, "device=cuda", workers, "save_videos=0"]
-    evaluate.append(f"max_batch={arguments.workers}")
+    evaluate.append(f"max_batch={MAX_BATCH}")
     steps = [
         Step("collect", [*collect, *common], finished=None),
         Step("oft", ["train.py", "phase=oft_gpu", "model=oft_small", *gpu, *oft, *common], METRICS_FILE),
@@ -130,7 +131,10 @@ def main() -> None:
     chosen = names if arguments.only is None else arguments.only.split(",")
     if not set(chosen) <= set(names):
         parser.error(f"--only {arguments.only} names steps that do not exist; the steps are {', '.join(names)}")
+    free = ("root", "results", "workers", "only")  # change no result
+    settings = {name: value for name, value in vars(arguments).items() if name not in free}
     try:
+        keep_settings(root, settings)
         run_steps([step for step in steps if step.name in chosen], root)
     except PipelineError as error:
         sys.exit(f"\n{error}")

@@ -6,6 +6,7 @@ a step that succeeded with the same command is not run again, unless one that it
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -74,9 +75,13 @@ def run_step(step: Step, out: Path, limit_s: float) -> dict[str, Any]:
         )
         timer = threading.Timer(limit_s, os.killpg, (process.pid, signal.SIGKILL))
         timer.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        timer.cancel()
-    memory.done.set()
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        finally:  # after Ctrl-C, too, which a session of its own does not hear
+            timer.cancel()
+            memory.done.set()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(status)
     seconds = time.monotonic() - started
     late = f"; stopped after {limit_s:.0f} s" if code < 0 and seconds >= limit_s else ""

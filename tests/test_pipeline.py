@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rsd.pipeline import PipelineError, Step, is_finished, run_steps, seconds
+from rsd.pipeline import PipelineError, Step, is_finished, keep_settings, run_steps, seconds
 
 SCRIPT = """
 import json, sys
@@ -71,3 +71,11 @@ def test_a_step_that_finds_out_itself_is_always_run(tmp_path):
     run_steps([step], tmp_path)
     run_steps([step], tmp_path)
     assert mark.read_text() == "xx"
+
+
+def test_settings_that_decide_the_results_must_not_change(tmp_path):
+    root = tmp_path / "small"
+    keep_settings(root, {"num_episodes": 300, "quantizer": "dct_d3"})
+    keep_settings(root, {"num_episodes": 300, "quantizer": "dct_d3"})
+    with pytest.raises(PipelineError, match="begun with other settings: num_episodes: 300 → 700; give the old ones"):
+        keep_settings(root, {"num_episodes": 700, "quantizer": "dct_d3"})

@@ -20,6 +20,7 @@ def caveats(
     config: dict[str, Any] | None,
     choices: dict[str, Any],
     num_planned: int | None,
+    stopped: dict[str, Any] | None,
 ) -> list[dict[str, str]]:
     """Banners, the gravest first.
 
@@ -28,6 +29,7 @@ def caveats(
         config: The resolved config, or None.
         choices: The choice in each config group; empty when unknown.
         num_planned: Episodes that the config asks for, or None.
+        stopped: What sequential.until_decided has written, or None.
 
     Returns:
         {severity ("bad" or "warn"), title, text} each.
@@ -36,7 +38,7 @@ def caveats(
         *_crashes(results),
         *(_of_config(config, choices) if config is not None else []),
         *_mixtures(results),
-        *_completeness(results, config, num_planned),
+        *_completeness(results, (config or {}).get("stopping"), stopped, num_planned),
     ]
     return sorted(found, key=lambda caveat: caveat["severity"] != "bad")
 
@@ -89,25 +91,26 @@ def _mixtures(results: Sequence[EpisodeResult]) -> list[dict[str, str]]:
 
 
 def _completeness(
-    results: Sequence[EpisodeResult], config: dict[str, Any] | None, num_planned: int | None
+    results: Sequence[EpisodeResult],
+    stopping: dict[str, Any] | None,
+    stopped: dict[str, Any] | None,
+    num_planned: int | None,
 ) -> list[dict[str, str]]:
     if num_planned is None:
         text = "It is not known how many episodes were planned, nor under which settings."
         return [_caveat("warn", "The folder has no config.yaml.", text)]
-    stopping = OmegaConf.select(OmegaConf.create(config), "stopping")
-    if stopping is None:
+    if stopped is None:
         if len(results) == num_planned:
             return []
         title = f"Incomplete: {len(results)} of {num_planned} episodes."
         return [_caveat("warn", title, "Continue with python eval.py resume=RUN_DIR.")]
-    num_success = sum(result.success for result in results)
-    num_trials = sum(result.error is None for result in results)
+    num_success, num_trials = stopped["num_success"], stopped["num_trials"]
     low, high = anytime_interval(num_success, num_trials)
-    title = f"Early stopping: {len(results)} of at most {num_planned} episodes."
+    title = f"Stopped early: the success rate is {stopped['verdict']} {100 * stopping['rate']:g} %."
     text = (
-        f"The run could end as soon as its rate was known to lie above or below {100 * stopping.rate:g} %. The Wilson "
-        f"intervals below assume a number of episodes fixed beforehand; the one that holds here is {100 * low:.1f} – "
-        f"{100 * high:.1f} %."
+        f"Decided after {num_trials} of at most {num_planned} episodes, {num_success} of them solved; the interval "
+        f"that holds whenever one stops is {100 * low:.1f} – {100 * high:.1f} %. Figures and intervals below are "
+        f"of all {len(results)} episodes that had ended, of which the quick ones, successes, come too early."
     )
     return [_caveat("warn", title, text)]
 

@@ -166,6 +166,13 @@ class CurrentEnv:
             self._env = self._make_env(task_id=task_id)
         return self._env
 
+    def abandon(self) -> None:
+        """As `close`, for an environment in an unknown state: what it raises is logged."""
+        try:
+            self.close()
+        except Exception:  # whatever a broken simulator raises; the next episode gets a new one
+            logging.getLogger(__name__).warning("a crashed environment could not be closed", exc_info=True)
+
     def close(self) -> None:
         """Close the environment, if there is one."""
         if self._env is not None:
@@ -199,7 +206,7 @@ def run_episode(current: CurrentEnv, policy: Policy, planned: PlannedEpisode, re
     except Exception as exception:  # noqa: BLE001  a crash must be reported as one, whatever simulator or model raise
         error = describe(exception)
         log_crash(recording.run_dir, planned, traceback.format_exc())
-        current.close()
+        current.abandon()
     result = episode.result(
         init_state_id=planned.init_state_id,
         seed=planned.seed,

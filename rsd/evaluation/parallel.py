@@ -2,7 +2,7 @@
 
 Each worker has one environment and no model. It sends what it sees; the policies, one for each computing device, live
 in threads of the main process and answer whatever is waiting as one batch. What surprises first: a worker that dies
-(segmentation fault, GL abort, out of memory) is replaced and its episode run again, up to MAX_DEATHS times.
+(segmentation fault, GL abort, out of memory) is replaced and its episode tried again, MAX_DEATHS times in all.
 
 Outcomes do not depend on the number of workers: an episode depends on its init state and its seed alone, and a policy
 on a CPU answers one observation at a time, because the last bits of a batched matrix product depend on the batch.
@@ -115,7 +115,10 @@ class PolicyThreads:
                 batch.append(another)
             workers, requests = zip(*batch, strict=True)
             for worker, answer in zip(workers, answers(policy, requests), strict=True):
-                worker.send(answer)
+                try:
+                    worker.send(answer)
+                except Exception as exception:  # noqa: BLE001  an answer that pickle refuses must not end this thread
+                    worker.send(Failure(describe(exception), traceback.format_exc()))
 
 
 def answers(policy: Policy, requests: Sequence[Request]) -> list[ChunkPrediction | Failure]:

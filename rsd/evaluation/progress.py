@@ -124,7 +124,7 @@ def show_report(report: dict, run_dir: Path) -> None:
     success = report["success"]
     state = ""
     if report["complete"] is False:
-        why = "incomplete" if report["config"].get("stopping") is None else "stopped early"
+        why = "incomplete" if report["stopped"] is None else "stopped early"
         state = f"{why}: {success['num_episodes']} of {report['num_planned']} episodes, "
     console.print(f"{state}success {format_success(success)}, errors {success['num_errors']}", markup=False)
     for caveat in report["caveats"]:

@@ -10,6 +10,7 @@ report.json:
     complete        bool or null (null: config.yaml is missing, so nobody knows how many episodes were planned)
     num_planned     int or null
     caveats         list of {severity, title, text}: what to know before reading the rates; see caveats.py
+    stopped         {verdict, num_success, num_trials} of a run that was stopped early, else null
     stamps          {"protocol" or a version's name: the values in the episodes}, one value each in a proper run
     success         statistics.summarize_success over all episodes
     tasks           list of statistics.summarize_tasks
@@ -40,9 +41,10 @@ from rsd.evaluation.page import render_page
 from rsd.evaluation.player import recorded_episodes
 from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_results
 from rsd.evaluation.rollout import add_stats
+from rsd.evaluation.sequential import VERDICT_FILE
 from rsd.evaluation.statistics import summarize_decoding, summarize_success, summarize_tasks
 from rsd.evaluation.time_shares import summarize_time
-from rsd.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, write_atomically
+from rsd.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, read_json, write_atomically
 from rsd.types import EpisodeResult
 
 SCHEMA = 2
@@ -52,7 +54,11 @@ EPISODE_FIELDS = ("task_id", "init_state_id", "seed", "success", "error", "num_s
 
 
 def build_report(
-    results: Sequence[EpisodeResult], *, config: dict[str, Any] | None, provenance: dict[str, Any] | None
+    results: Sequence[EpisodeResult],
+    *,
+    config: dict[str, Any] | None,
+    provenance: dict[str, Any] | None,
+    stopped: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of report.json; see the head of this file."""
     results = sorted(results, key=lambda result: (result.task_id, result.init_state_id))
@@ -66,7 +72,8 @@ def build_report(
         "suite": results[0].suite if results else None,
         "complete": None if num_planned is None else len(results) == num_planned,
         "num_planned": num_planned,
-        "caveats": caveats(results, config=config, choices=choices, num_planned=num_planned),
+        "caveats": caveats(results, config=config, choices=choices, num_planned=num_planned, stopped=stopped),
+        "stopped": stopped,
         "stamps": stamps(results),
         "success": summarize_success(results),
         "tasks": summarize_tasks(results),
@@ -132,7 +139,7 @@ def write_report(run_dir: Path) -> dict[str, Any]:
     config_path, provenance_path = run_dir / CONFIG_FILE, run_dir / PROVENANCE_FILE
     config = OmegaConf.to_container(OmegaConf.load(config_path)) if config_path.exists() else None
     provenance = json.loads(provenance_path.read_text()) if provenance_path.exists() else None
-    report = build_report(results, config=config, provenance=provenance)
+    report = build_report(results, config=config, provenance=provenance, stopped=read_json(run_dir / VERDICT_FILE))
     write_atomically(run_dir / REPORT_JSON, json.dumps(report, indent=1, allow_nan=False) + "\n")
     write_atomically(run_dir / METRICS_FILE, json.dumps(flat_metrics(report), indent=1) + "\n")
     write_atomically(run_dir / REPORT_HTML, render_report(report, run_dir))

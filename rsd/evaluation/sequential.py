@@ -16,9 +16,11 @@ What surprises:
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -28,7 +30,10 @@ from scipy.special import betaln, xlog1py, xlogy
 from scipy.stats import beta
 
 from rsd.evaluation.evaluate import PlannedEpisode
+from rsd.runs import write_atomically
 from rsd.types import EpisodeResult
+
+VERDICT_FILE = "verdict.json"
 
 
 class StopWhenDecided:
@@ -154,17 +159,25 @@ def until_decided(
     rule: StopWhenDecided | None,
     plan: Sequence[PlannedEpisode],
     done: Sequence[EpisodeResult],
+    run_dir: Path,
 ) -> Iterator[EpisodeResult]:
-    """Pass on results until the rule has its verdict, and end the evaluation then.
+    """Pass on results until the rule has its verdict; then write it to verdict.json and end the evaluation.
 
     Args:
         episodes: The running evaluation of `plan`; it is closed in the end.
         rule: None never ends it early; with a rule the plan has to be in random order.
         done: Episodes of earlier starts of the run.
+        run_dir: Where verdict.json goes: {verdict, num_success, num_trials}, of the finished beginning of the plan.
     """
     results = list(done)
     with closing(episodes):
-        while rule is None or rule.verdict(*count_finished(plan, results)) is None:
+        while True:
+            num_success, num_trials = count_finished(plan, results)
+            verdict = None if rule is None else rule.verdict(num_success, num_trials)
+            if verdict is not None:
+                record = {"verdict": verdict, "num_success": num_success, "num_trials": num_trials}
+                write_atomically(run_dir / VERDICT_FILE, json.dumps(record) + "\n")
+                return
             result = next(episodes, None)
             if result is None:
                 return

@@ -3,6 +3,7 @@
 import pytest
 
 from rsd.evaluation.caveats import caveats, stamps
+from rsd.evaluation.sequential import anytime_interval
 from rsd.types import EpisodeResult
 
 CONFIG = {"env": {"num_tasks": 1, "make": {"allow_mujoco_version": None}}, "ablation": None, "stopping": None}
@@ -17,9 +18,8 @@ def episode(init_state_id=0, *, error=None, mujoco="3.2.3"):
 
 
 def titles(results, config=CONFIG, choices=None, num_planned=2):
-    return [
-        caveat["title"] for caveat in caveats(results, config=config, choices=choices or {}, num_planned=num_planned)
-    ]
+    found = caveats(results, config=config, choices=choices or {}, num_planned=num_planned, stopped=None)
+    return [caveat["title"] for caveat in found]
 
 
 def test_a_proper_run_has_none():
@@ -32,17 +32,24 @@ def test_a_proper_run_has_none():
         ({"env": {"make": {"allow_mujoco_version": "3.3.0"}}}, {}, "MuJoCo 3.3.0 by override."),
         ({"ablation": {"_target_": "x"}}, {"ablation": "black_pictures"}, "Ablation: black_pictures."),
         ({"env": {"variant": "swap"}}, {}, "Suite variant: swap."),
-        ({"stopping": {"rate": 0.9}}, {}, "Early stopping: 2 of at most 2 episodes."),
     ],
 )
 def test_what_the_configuration_gives_away(change, choices, title):
     assert titles([episode(0), episode(1)], {**CONFIG, **change}, choices) == [title]
 
 
-def test_early_stopping_gives_the_interval_that_holds_then():
-    config = {**CONFIG, "stopping": {"rate": 0.9}}
-    (caveat,) = caveats([episode(i) for i in range(30)], config=config, choices={}, num_planned=500)
-    assert "above or below 90 %" in caveat["text"] and caveat["text"].endswith("– 100.0 %.")
+def test_an_early_stop_has_its_verdict_and_the_interval_that_holds_then():
+    config, results = {**CONFIG, "stopping": {"rate": 0.9}}, [episode(i) for i in range(34)]
+    stopped = {"verdict": "above", "num_success": 30, "num_trials": 31}
+    (caveat,) = caveats(results, config=config, choices={}, num_planned=500, stopped=stopped)
+    assert caveat["title"] == "Stopped early: the success rate is above 90 %."
+    low, high = anytime_interval(30, 31)
+    assert "after 31 of at most 500 episodes, 30 of them solved; the interval" in caveat["text"]
+    assert f"{100 * low:.1f} – {100 * high:.1f} %" in caveat["text"] and "all 34 episodes" in caveat["text"]
+
+
+def test_a_run_with_a_rule_but_no_verdict_is_incomplete():
+    assert titles([episode(0)], {**CONFIG, "stopping": {"rate": 0.9}}) == ["Incomplete: 1 of 2 episodes."]
 
 
 def test_crashes_come_first_and_incompleteness_last():
@@ -52,7 +59,11 @@ def test_crashes_come_first_and_incompleteness_last():
         "Not one run.",
         "Incomplete: 3 of 5 episodes.",
     ]
-    (mixture,) = [c for c in caveats(results, config=CONFIG, choices={}, num_planned=3) if c["title"] == "Not one run."]
+    (mixture,) = [
+        c
+        for c in caveats(results, config=CONFIG, choices={}, num_planned=3, stopped=None)
+        if c["title"] == "Not one run."
+    ]
     assert "(mujoco: 3.2.3, 3.3.0)" in mixture["text"]
 
 

@@ -200,3 +200,19 @@ def test_a_policy_that_answers_too_little_is_an_error_of_the_episodes(tmp_path):
 def test_several_devices_for_one_worker_are_refused(tmp_path):
     with pytest.raises(ValueError, match="device names 2 devices, but num_workers=1 uses one"):
         run(tmp_path, policies=[SeeingPolicy(), SeeingPolicy()], num_workers=1)
+
+
+class LockPolicy(SeeingPolicy):
+    """Its answers hold something that cannot travel to another process."""
+
+    def predict(self, observations, seeds):
+        chunks = super().predict(observations, seeds)
+        for chunk in chunks:
+            chunk.stats["lock"] = threading.Lock()
+        return chunks
+
+
+def test_an_answer_that_cannot_travel_is_an_error_of_its_episode_and_nothing_hangs(tmp_path):
+    results = run(tmp_path, policies=[LockPolicy()])
+    assert len(results) == 9
+    assert all(result.error.startswith("TypeError: cannot pickle") for result in results)

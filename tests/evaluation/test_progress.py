@@ -93,12 +93,12 @@ def test_success_without_episodes():
 
 
 @pytest.mark.parametrize(
-    ("stopping", "state"), [(None, "incomplete: 2 of 5"), ({"rate": 0.9}, "stopped early: 2 of 5")]
+    ("stopped", "state"), [(None, "incomplete: 2 of 5"), ({"verdict": "above"}, "stopped early: 2 of 5")]
 )
-def test_the_last_words_say_why_episodes_are_missing(stopping, state, tmp_path, capsys):
+def test_the_last_words_say_why_episodes_are_missing(stopped, state, tmp_path, capsys):
     report = {"success": summarize_success([episode(0), episode(1)]), "complete": False, "num_planned": 5}
     caveat = {"severity": "bad", "title": "Ablation: black_pictures.", "text": "Inputs were withheld."}
-    show_report(report | {"config": {"stopping": stopping}, "caveats": [caveat]}, tmp_path)
+    show_report(report | {"stopped": stopped, "caveats": [caveat]}, tmp_path)
     out = capsys.readouterr().out
     assert "note: Ablation: black_pictures. Inputs were withheld.\n" in out
     assert f"{state} episodes, success 2/2 100.0 %" in out and str(tmp_path / "report.html") in out

@@ -1,6 +1,7 @@
 """The stopping rule keeps its error rate when one looks after every episode; seeded simulations of whole runs."""
 
 import functools
+import json
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from scipy.integrate import quad
 
 from rsd.evaluation.evaluate import PlannedEpisode, Recording, evaluate, plan_episodes, resume_results
 from rsd.evaluation.sequential import (
+    VERDICT_FILE,
     StopWhenDecided,
     anytime_interval,
     count_finished,
@@ -196,9 +198,12 @@ def test_a_run_ends_when_the_rule_has_its_verdict_and_a_resume_does_not_go_on(tm
             done=done,
             recording=recording,
         )
-        return list(until_decided(episodes, rule, plan, done))
+        return list(until_decided(episodes, rule, plan, done, tmp_path))
 
     results = start()
     assert rule.verdict(len(results), len(results)) == "above" and len(results) < 15
     assert rule.verdict(len(results) - 1, len(results) - 1) is None
+    count = len(results)
+    expected = {"verdict": "above", "num_success": count, "num_trials": count}
+    assert json.loads((tmp_path / VERDICT_FILE).read_text()) == expected
     assert start() == []
