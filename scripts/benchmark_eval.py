@@ -193,10 +193,15 @@ def main() -> None:
         "arms": arms,
         "batch_differences": differences,
     }
+    single = [
+        arm["differing_episodes"]
+        for arm, count in zip(arms, workers.values(), strict=True)
+        if count in (None, 1) or arguments.max_batch == 1
+    ]
+    if any(single):
+        raise SystemExit(f"episodes ended otherwise than in the arm {first!r}; no speed is reported")
     if arguments.json:
         write_atomically(arguments.json, json.dumps(report, indent=1) + "\n")
-    if arguments.max_batch == 1 and any(arm["differing_episodes"] for arm in arms):
-        raise SystemExit(f"episodes ended otherwise than in the arm {first!r}; no speed is reported")
     show(arms, console)
     for size, off in differences.items():
         console.print(f"batches of {size}: actions differ by at most {off['max']:.2g}", end="; ")
