@@ -1,7 +1,8 @@
 """Scripted expert → an RLDS data set: python scripts/collect_demos.py env=libero_spatial num_episodes=50
 
 The same command again completes an interrupted collection, and a larger num_episodes extends a finished one. Placements
-are random; the evaluation init states are never used. Failures are counted and dropped.
+are random; the evaluation init states are never used. Failures of the expert are counted and dropped; with
+demonstrator=policy all episodes are kept.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def collect_into(writer: RLDSWriter, schedule: Schedule, recipe: Recipe, console
     attempts = collect(schedule, recipe, report=console.print, **workers)
     with closing(attempts), progress(schedule.num_missing, console) as advance:
         for attempt, demonstration in attempts:
-            if demonstration.outcome == "success":
+            if demonstration.outcome in schedule.counted:
                 try:
                     writer.write_episode(as_rlds(attempt, demonstration))
                 except OSError as error:
@@ -175,7 +176,7 @@ def main(cfg: DictConfig) -> None:
     directory = Path(cfg.data.root) / cfg.data.name / cfg.data.version
     try:
         with RLDSWriter(directory, cfg.data.name, cfg.data.version) as writer:
-            schedule = Schedule(**plan, stored=writer.file_paths())
+            schedule = Schedule(**plan, stored=writer.file_paths(), counted=tuple(cfg.demonstrator.keep))
             check_space(directory, len(writer), schedule.num_missing, console.print)
             collect_into(writer, schedule, recipe, console, **workers)
             console.print(summary(schedule, time.monotonic() - started))

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rsd.envs.expert import GraspPlan, PickAndPlaceExpert, SceneState
-from rsd.types import IMAGE_VIEWS, Env
+from rsd.types import IMAGE_VIEWS, Env, Observation
 
 NO_OP_NORM = 1e-4  # of the first six dims; less, with an unchanged gripper, is a no-op: the published sets' filter
 NOISE_PROBABILITY = 0.5  # share of the free-space steps that are disturbed
@@ -35,8 +35,8 @@ class Expert(Protocol):
     def scene_is_as_described(self) -> bool:
         """Whether the instruction is true of this placement; to be asked after `begin`."""
 
-    def act(self) -> tuple[np.ndarray, bool]:
-        """The right action now, [A], and whether a disturbance would be harmless."""
+    def act(self, observation: Observation | None) -> tuple[np.ndarray, bool]:
+        """The right action now, [A], and whether a disturbance would be harmless; None without rendering."""
 
     def joint_state(self) -> np.ndarray:
         """Arm joint angles, [7], rad."""
@@ -104,7 +104,7 @@ class LiberoExpert:
                 return False
         return True
 
-    def act(self) -> tuple[np.ndarray, bool]:
+    def act(self, observation: Observation | None) -> tuple[np.ndarray, bool]:
         action = self._expert.act(self._scene())
         return action, self._expert.phase.in_free_space
 
@@ -204,7 +204,7 @@ def record_demonstration(
     solved = False
     while steps_left > 0:
         joint_state = expert.joint_state()
-        action, harmless = expert.act()
+        action, harmless = expert.act(observation)
         if render and not is_no_op(action, last_gripper):
             last_gripper = float(action[6])
             demonstration.actions.append(action)

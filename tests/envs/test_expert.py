@@ -145,7 +145,7 @@ class PointMassExpert:
     def scene_is_as_described(self) -> bool:
         return self.env.placement != 13
 
-    def act(self) -> tuple[np.ndarray, bool]:
+    def act(self, observation) -> tuple[np.ndarray, bool]:
         self.calls += 1
         action = self.env.direction if self.calls % 3 else np.array([0, 0, 0, 0, 0, 0, -1.0])
         return action, True
@@ -211,7 +211,7 @@ class LastingExpert(PointMassExpert):
 
     leaves_after = 10**6
 
-    def act(self) -> tuple[np.ndarray, bool]:
+    def act(self, observation) -> tuple[np.ndarray, bool]:
         self.calls += 1
         return (self.env.direction if self.calls <= self.leaves_after else np.full(7, -1.0)), True
 

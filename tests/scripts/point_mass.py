@@ -63,7 +63,7 @@ class PointMassExpert:
     def scene_is_as_described(self) -> bool:
         return self._env.placement % 5 != 1
 
-    def act(self) -> tuple[np.ndarray, bool]:
+    def act(self, observation) -> tuple[np.ndarray, bool]:
         action = self._env.direction
         return (action if self._env.placement % 5 else -action), True
 

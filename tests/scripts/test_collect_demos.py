@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -54,7 +55,7 @@ def start(root: Path, *overrides: str) -> subprocess.Popen:
         "env.make._target_=tests.scripts.point_mass.RandomPointMassEnv",
         f"+env.make.marks={root / 'marks'}",
         "+env.make.seconds=0.2",
-        "recipe.make_expert._target_=tests.scripts.point_mass.PointMassExpert",
+        "demonstrator.make._target_=tests.scripts.point_mass.PointMassExpert",
         "tasks=[0,1,2]",
         *overrides,
     ]
@@ -150,6 +151,16 @@ def test_attempt_that_kills_its_workers_ends_the_collection(tmp_path: Path, monk
 def test_task_that_cannot_be_set_up_is_one_error(tmp_path: Path):
     with pytest.raises(CollectionError, match="cannot be collected: ValueError: task 0 has another goal"):
         collect(tmp_path, broken=0)
+
+
+def test_failures_are_kept_where_they_are_wanted(tmp_path: Path):
+    console = Console(file=StringIO(), width=200)
+    (tmp_path / "marks").mkdir()
+    with RLDSWriter(dataset(tmp_path), NAME) as writer:
+        schedule = Schedule(**PLAN | {"num_episodes": 12}, counted=("success", "failure"))
+        collect_demos.collect_into(writer, schedule, recipe(tmp_path / "marks"), console, num_workers=1)
+        outcomes = sum(schedule.outcomes.values(), start=Counter())
+        assert outcomes["failure"] > 0 and outcomes["success"] + outcomes["failure"] == len(writer) == 12
 
 
 def test_trial_counts_attempts_and_writes_nothing(tmp_path: Path):
