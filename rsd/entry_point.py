@@ -34,6 +34,13 @@ def is_expected(error: BaseException) -> bool:
     return type(error).__module__.startswith("rsd.") or isinstance(error, ValueError | OSError)
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """What a class raised in its constructor, out of the errors that Hydra wraps around it."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def report_errors(main: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator for a Hydra main, below `hydra.main`: print expected errors as one line and exit with 1.
 
@@ -48,9 +55,7 @@ def report_errors(main: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return main(cfg)
         except (ValueError, OSError, RuntimeError, LookupError, InstantiationException) as raised:
-            error = raised
-            while isinstance(error, InstantiationException) and error.__cause__ is not None:
-                error = error.__cause__
+            error = cause_of(raised)
             if not is_expected(error):
                 raise
             hydra_cfg = HydraConfig.get()

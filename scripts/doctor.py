@@ -27,7 +27,7 @@ from rich.text import Text
 from rsd.data import DataError
 from rsd.data.rlds import RLDSDataset
 from rsd.data.rlds_metadata import check_dataset
-from rsd.entry_point import is_expected, report_errors, run
+from rsd.entry_point import cause_of, is_expected, report_errors, run
 from rsd.envs.checks import check_installed_files
 from rsd.envs.gl import INSTALL_COMMAND, MUJOCO_VERSION, REINSTALL_COMMAND, check_simulator
 from rsd.envs.scene_trials import run_scene_trials
@@ -58,9 +58,7 @@ def examine(name: str, look: Callable[..., Iterable[Finding]], *arguments: objec
     try:
         yield from look(*arguments)
     except (ValueError, OSError, RuntimeError, LookupError, InstantiationException) as raised:
-        error = raised
-        while isinstance(error, InstantiationException) and error.__cause__ is not None:
-            error = error.__cause__
+        error = cause_of(raised)
         if not is_expected(error):
             raise
         yield Finding(name, FAILED, str(error))
