@@ -226,6 +226,10 @@ class Backbone(Protocol):
     action_dim: int
     hidden_dim: int
     num_layers: int
+    state_shapes: dict[
+        int, tuple[int, int]
+    ]  # layer → (states a chunk, H): K at decoder layers 1..num_layers; T at layer
+    # num_layers + 1, which is what the last linear layer of an L1 head reads
     views: tuple[str, ...]
     proprio_dim: int | None  # None for a model that is not told the proprio
     center_crop: bool

@@ -152,8 +152,9 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
     tasks = list(available) if cfg.tasks is None else list(cfg.tasks)
     if not tasks or len(set(tasks)) < len(tasks) or not set(tasks) <= set(available):
         raise ValueError(f"tasks is {tasks}; expected different task ids out of 0..{cfg.env.num_tasks - 1}")
-    if cfg.data.suite != cfg.env.suite:
-        raise ValueError(f"data.suite is {cfg.data.suite}, env.suite is {cfg.env.suite}; expected them equal")
+    held = list(cfg.data.get("suites", [cfg.data.suite]))
+    if cfg.env.suite not in held:
+        raise ValueError(f"{cfg.data.name} is for episodes of {held}, env.suite is {cfg.env.suite}; set data or env")
     if cfg.env.variant is not None:
         raise ValueError(f"env.variant is {cfg.env.variant}: perturbed suites are for evaluation; leave it out")
     return {"suite": cfg.env.suite, "tasks": tasks, "num_episodes": cfg.num_episodes, "seed": cfg.seed}

@@ -27,16 +27,22 @@ def backbone():
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory, backbone):
-    """Folders of a tokenizer, a head on the last layer and a draft on the first, all with random weights."""
+    """Folders of a tokenizer, a head on the L1 head's states, a draft on the first layer, random weights."""
     root = tmp_path_factory.mktemp("checkpoints")
     tokenizer = rfsq()
     save_tokenizer(tokenizer, root / "tokenizer", {"unnorm_key": UNNORM_KEY})
     sha256 = json.loads((root / "tokenizer" / "checkpoint.json").read_text())["sha256"]
     made_for = {"tokenizer": sha256, "base": backbone.fingerprint(), "unnorm_key": UNNORM_KEY}
-    for kind, layer, num_stages in (("head", 3, 4), ("draft", 1, 2)):
+    for kind, layer, states, num_stages in (("head", 4, 1, 4), ("draft", 1, 7, 2)):
         torch.manual_seed(layer)
         head = StageHead(
-            code_shape=tokenizer.code_shape, hidden_dim=32, num_stages=num_stages, width=16, num_layers=1, num_heads=2
+            code_shape=tokenizer.code_shape,
+            hidden_dim=32,
+            states_per_step=states,
+            num_stages=num_stages,
+            width=16,
+            num_layers=1,
+            num_heads=2,
         )
         save_stage_head(head, root / kind, kind=kind, layer=layer, provenance=made_for)
     return root

@@ -43,11 +43,10 @@ def hidden_name(layer: int) -> str:
     return f"hidden.{layer}"
 
 
-def row_layout(layers: Sequence[int], chunk_length: int, action_dim: int, hidden_dim: int) -> RowLayout:
-    """Tensors of one row: hidden.<layer> [K, H] bf16, actions and base_actions [T, A] float32, episode, step int64."""
+def row_layout(state_shapes: Mapping[int, tuple[int, int]], chunk_length: int, action_dim: int) -> RowLayout:
+    """Tensors of one row: hidden.<layer> [K or T, H] bf16; (base_)actions [T, A] float32; episode and step, int64."""
     chunk = ((chunk_length, action_dim), torch.float32)
-    hidden = ((chunk_length * action_dim, hidden_dim), HIDDEN_DTYPE)
-    layout: RowLayout = {hidden_name(layer): hidden for layer in layers}
+    layout: RowLayout = {hidden_name(layer): (shape, HIDDEN_DTYPE) for layer, shape in state_shapes.items()}
     return layout | {"actions": chunk, "base_actions": chunk, "episode": ((), torch.int64), "step": ((), torch.int64)}
 
 
@@ -201,10 +200,9 @@ class CacheReader:
     def __len__(self) -> int:
         return len(self.episodes)
 
-    @property
-    def hidden_dim(self) -> int:
-        """H."""
-        return self._shards[0][hidden_name(self.layers[0])].shape[-1]
+    def state_shape(self, layer: int) -> tuple[int, int]:
+        """(states a chunk, H) of a cached layer."""
+        return tuple(self._shards[0][hidden_name(layer)].shape[1:])
 
     @property
     def num_bytes(self) -> int:
@@ -232,7 +230,7 @@ class CacheReader:
             layers: Those of the cached layers that are wanted.
 
         Returns:
-            "hidden": {layer: [B, K, H] bf16}; "actions" and "base_actions": [B, T, A] float32;
+            "hidden": {layer: [B, K or T, H] bf16}; "actions" and "base_actions": [B, T, A] float32;
             "episode" and "step": [B] int64.
         """
         rows = torch.as_tensor(rows, dtype=torch.int64)

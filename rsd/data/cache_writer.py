@@ -151,12 +151,12 @@ class CacheWriter:
         """
         row = row_bytes(self.layout)
         hidden = [(name, shape) for name, (shape, _) in self.layout.items() if name.startswith("hidden.")]
-        positions, width = hidden[0][1]
+        states, width = sum(shape[0] for _, shape in hidden), hidden[0][1][1]
         needed = (self.num_frames - self.rows_done) * row
         free = shutil.disk_usage(self.directory).free
         report(
-            f"{self.num_frames} frames × {len(hidden)} layers × {positions} positions × {width} × 2 bytes = "
-            f"{self.num_frames * len(hidden) * positions * width * 2 / GIGABYTE:.3f} GB, "
+            f"{self.num_frames} frames × {states} states of {len(hidden)} layers × {width} × 2 bytes = "
+            f"{self.num_frames * states * width * 2 / GIGABYTE:.3f} GB, "
             f"with actions {self.num_frames * row / GIGABYTE:.3f} GB; {self.rows_done} frames are done, "
             f"{needed / GIGABYTE:.3f} GB to write, {free / GIGABYTE:.3f} GB free in {self.directory}"
         )

@@ -126,7 +126,9 @@ def write_cache(
         directory,
         content=content,
         num_frames=len(frames),
-        layout=row_layout(layers, backbone.chunk_length, backbone.action_dim, backbone.hidden_dim),
+        layout=row_layout(
+            {layer: backbone.state_shapes[layer] for layer in layers}, backbone.chunk_length, backbone.action_dim
+        ),
         shard_bytes=shard_bytes,
         batch_size=batch_size,
         norm_stats=backbone.norm_stats,
@@ -240,9 +242,11 @@ def _check_backbone(backbone: Backbone, content: Mapping[str, Any]) -> None:
     lines = differences(loaded, {name: content[name] for name in loaded}, sides=("loaded", "configuration"))
     if lines:
         raise CacheError("the loaded base model is not the configured one: " + "; ".join(lines))
-    absent = [layer for layer in content["layers"] if not 1 <= layer <= backbone.num_layers]
+    absent = [layer for layer in content["layers"] if layer not in backbone.state_shapes]
     if absent:
-        raise CacheError(f"layers {absent} do not exist; the base model has 1..{backbone.num_layers}; set layers")
+        raise CacheError(
+            f"layers {absent} do not exist; the base model has 1..{max(backbone.state_shapes)}; set layers"
+        )
 
 
 def _batches(start: int, stop: int, batch_size: int) -> Iterator[range]:

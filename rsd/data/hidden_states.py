@@ -52,20 +52,22 @@ class HiddenStateDataset(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"hidden": {layer: [K, H]}, "actions": [T, A], "base_actions": [T, A]}, float32."""
+        """{"hidden": {layer: [K or T, H]}, "actions": [T, A], "base_actions": [T, A]}, float32."""
         batch = self.batch([index])
         hidden = {layer: states[0] for layer, states in batch["hidden"].items()}
         return {"hidden": hidden, "actions": batch["actions"][0], "base_actions": batch["base_actions"][0]}
 
     def batch(self, indices: Sequence[int] | Tensor) -> dict[str, Any]:
-        """{"hidden": {layer: [B, K, H]}, "actions": [B, T, A] raw, "base_actions": [B, T, A] normalised}, float32."""
+        """As the datamodule's batches."""
         batch = self.cache.read(self.rows[torch.as_tensor(indices)], self.layers)
         hidden = {layer: states.float() for layer, states in batch["hidden"].items()}
         return {"hidden": hidden, "actions": batch["actions"], "base_actions": batch["base_actions"]}
 
 
 class HiddenStateDataModule(LightningDataModule):
-    """Batches {"hidden": {layer: [B, K, H]}, "actions": [B, T, A] raw, "base_actions": [B, T, A] normalised}, float32.
+    """Batches {"hidden": {layer: [B, K or T, H]}, "actions": [B, T, A] raw, "base_actions": [B, T, A] normalised}.
+
+    All float32; K states a chunk at a decoder layer, T in the L1 head.
 
     Attributes:
         cache: The opened cache; after `setup`.
@@ -121,10 +123,9 @@ class HiddenStateDataModule(LightningDataModule):
         """Name of these statistics."""
         return self.cache.content["unnorm_key"]
 
-    @property
-    def hidden_dim(self) -> int:
-        """H."""
-        return self.cache.hidden_dim
+    def state_shape(self, layer: int) -> tuple[int, int]:
+        """(states a chunk, H) of a layer."""
+        return self.cache.state_shape(layer)
 
     @property
     def fingerprint(self) -> dict[str, Any]:

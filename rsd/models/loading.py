@@ -45,7 +45,7 @@ def load_stage_head(
     """
     command = f"python train.py phase={kind}"
     loaded = load_checkpoint(directory, kind=kind, produce=command)
-    config = dict(loaded.config)
+    config = {"states_per_step": code_shape.action_dim, **loaded.config}  # older checkpoints all read decoder layers
     layer, stored_shape = config.pop("layer"), config.pop("code_shape")
     levels = tuple(tuple(tuple(entry) for entry in row) for row in stored_shape.pop("levels"))
     stored_shape = CodeShape(**stored_shape, levels=levels)

@@ -1,9 +1,10 @@
 """Target head and draft model: action hidden states → logits of each residual stage given the stages before it.
 
-Both are this class. The target reads the base model's last layer and covers all stages; a draft reads an earlier layer,
-is smaller, and covers the first few. Stage-causal by construction (the depth transformer of RQ-Transformer, arXiv
-2203.01941, with all tokens of a stage in parallel): the input of stage q is a sum over the stages before q, so nothing
-about stage q or later can reach it. One call gives any range of stages.
+Both are this class. The target covers all stages and reads what the base model's L1 head makes of the last layer, or
+the last layer where there is no such head; a draft reads an earlier layer, is smaller, and covers the first few stages.
+Stage-causal by construction (the depth transformer of RQ-Transformer, arXiv 2203.01941, with all tokens of a stage in
+parallel): the input of stage q is a sum over the stages before q, so nothing about stage q or later can reach it. One
+call gives any range of stages.
 
 Known and unknown: a stage that was not given is replaced by a learned "unknown" vector in the sum. This is what makes
 `parallel` decoding a question the model has been trained on.
@@ -25,6 +26,7 @@ class StageHead(nn.Module):
     Args:
         code_shape: The tokenizer's code.
         hidden_dim: H of the base model.
+        states_per_step: States that it has for each step of the chunk: A at a decoder layer, 1 inside an L1 head.
         num_stages: Stages that this model predicts, 1..Q.
         width: Model width.
         num_layers: Transformer layers over the T steps.
@@ -32,7 +34,15 @@ class StageHead(nn.Module):
     """
 
     def __init__(
-        self, *, code_shape: CodeShape, hidden_dim: int, num_stages: int, width: int, num_layers: int, num_heads: int
+        self,
+        *,
+        code_shape: CodeShape,
+        hidden_dim: int,
+        states_per_step: int,
+        num_stages: int,
+        width: int,
+        num_layers: int,
+        num_heads: int,
     ):
         super().__init__()
         if not 1 <= num_stages <= code_shape.num_stages:
@@ -42,6 +52,7 @@ class StageHead(nn.Module):
             )
         self.config: dict[str, Any] = {
             "hidden_dim": hidden_dim,
+            "states_per_step": states_per_step,
             "num_stages": num_stages,
             "width": width,
             "num_layers": num_layers,
@@ -55,8 +66,8 @@ class StageHead(nn.Module):
         missing = torch.arange(num_levels) >= levels[..., None]  # [T, D, Q, L]
         self.register_buffer("missing", missing, persistent=False)
 
-        self.feature_norm = nn.LayerNorm(code_shape.action_dim * hidden_dim)
-        self.feature_proj = nn.Linear(code_shape.action_dim * hidden_dim, width)
+        self.feature_norm = nn.LayerNorm(states_per_step * hidden_dim)
+        self.feature_proj = nn.Linear(states_per_step * hidden_dim, width)
         self.step_embedding = nn.Parameter(0.02 * torch.randn(steps, width))
         self.stage_embedding = nn.Parameter(0.02 * torch.randn(num_stages, width))
         self.unknown = nn.Parameter(0.02 * torch.randn(num_stages, width))
@@ -70,16 +81,16 @@ class StageHead(nn.Module):
         self.output = nn.Parameter(0.02 * torch.randn(num_stages, width, latent_dim * num_levels))
 
     def features(self, hidden: Tensor) -> Tensor:
-        """What all stages share, computed once a chunk: [B, K, H] → [B, T, W].
+        """What all stages share, computed once a chunk: [B, K or T, H] → [B, T, W].
 
         Raises:
-            ValueError: another number of action positions or another hidden width.
+            ValueError: another number of states or another hidden width.
         """
-        length, action_dim = self.code_shape.chunk_length, self.code_shape.action_dim
-        expected = (length * action_dim, self.config["hidden_dim"])
+        length = self.code_shape.chunk_length
+        expected = (length * self.config["states_per_step"], self.config["hidden_dim"])
         if tuple(hidden.shape[1:]) != expected:
             raise ValueError(f"hidden states are {list(hidden.shape)}, expected [B, {expected[0]}, {expected[1]}]")
-        hidden = hidden.reshape(hidden.shape[0], length, -1).to(self.feature_proj.weight.dtype)  # [B, T, A*H]
+        hidden = hidden.reshape(hidden.shape[0], length, -1).to(self.feature_proj.weight.dtype)  # [B, T, A*H or H]
         return self.feature_proj(self.feature_norm(hidden)) + self.step_embedding
 
     def _prefix(self, known: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from rsd.models.openvla.loading import save_backbone
 from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
 from rsd.models.openvla.processor import HALF, PrismaticImageProcessor
 from rsd.models.openvla.text import WordText
+from rsd.models.openvla.transfer import start_from
 from rsd.models.openvla.vit import ViTShape
 from rsd.normalization import normalize
 
@@ -72,6 +73,8 @@ class OFTModule(LightningModule):
         proprio_dropout: Share of training samples whose proprio is replaced by zeros, the middle of its range: it
             tells the model where in an episode it is, and would otherwise be learned instead of the pictures.
         weights_dtype: What the exported weights are rounded to, "float32" or "bfloat16".
+        start_from: Checkpoint folder of a model with the same architecture whose weights to start with; null for random
+            ones. The data set may have further words, and must have all of the checkpoint's.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class OFTModule(LightningModule):
         ema_decay: float | None = None,
         proprio_dropout: float = 0.0,
         weights_dtype: str = "float32",
+        start_from: str | None = None,
     ) -> None:
         super().__init__()
         if architecture is None:
@@ -104,6 +108,7 @@ class OFTModule(LightningModule):
         self.image_augmentation, self.seed = image_augmentation, seed
         self.ema_decay, self.proprio_dropout = ema_decay, proprio_dropout
         self.weights_dtype = getattr(torch, weights_dtype)
+        self.start_from, self.started_from = start_from, None
 
     def setup(self, stage: str) -> None:
         """Build the model for the data set: its vocabulary, statistics and widths."""
@@ -117,6 +122,8 @@ class OFTModule(LightningModule):
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             self.model = OpenVLAOFT(architecture)
+        if self.start_from is not None:
+            self.started_from = start_from(self.model, text, Path(self.start_from))
         self.average = None if self.ema_decay is None else copy.deepcopy(self.model).requires_grad_(False)
         self.backbone = OpenVLABackbone(
             model=self.model if self.average is None else self.average,
@@ -249,6 +256,7 @@ class OFTModule(LightningModule):
             "unnorm_key": self.backbone.unnorm_key,
             "data": self.trainer.datamodule.train.content_id(),
             "steps": self.trainer.global_step,
+            "started_from": self.started_from,
             "metrics": metrics,
         }
         save_backbone(Path(directory), self.backbone, record, dtype=self.weights_dtype)

@@ -112,9 +112,11 @@ class StageHeadModule(LightningModule):
             )
         self.norm_stats = datamodule.norm_stats
         if self.head is None:
+            states, hidden_dim = datamodule.state_shape(self.layer)
             self.head = StageHead(
                 code_shape=self.tokenizer.code_shape,
-                hidden_dim=datamodule.hidden_dim,
+                hidden_dim=hidden_dim,
+                states_per_step=states // self.tokenizer.code_shape.chunk_length,
                 num_stages=self.num_stages,
                 **self.size,
             )

@@ -36,6 +36,7 @@ class LinearBackbone:
         generator = torch.Generator().manual_seed(seed)
         self.seed = seed
         self.hidden_dim = hidden_dim
+        self.state_shapes = dict.fromkeys(range(1, self.num_layers + 1), (T * A, hidden_dim))
         self.norm_stats: dict[str, Any] = {"action": {"q01": [-1.0] * A, "q99": [1.0] * A}}
         self.maps = torch.randn(self.num_layers, T * A, hidden_dim, 2 * len(self.views) + P, generator=generator)
         self.forward_passes = 0

@@ -194,7 +194,7 @@ def test_the_key_depends_on_everything_that_determines_the_numbers():
 def test_the_forecast_names_all_numbers_and_refuses_what_does_not_fit(tmp_path, monkeypatch):
     lines = []
     write(tmp_path / "fits", report=lines.append)
-    assert lines[0].startswith("47 frames × 2 layers × 56 positions × 16 × 2 bytes = 0.000 GB")
+    assert lines[0].startswith("47 frames × 112 states of 2 layers × 16 × 2 bytes = 0.000 GB")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     with pytest.raises(CacheError, match=r"does not fit: 0.000 GB to write and 0.067 GB in reserve, 0.001 GB free"):
         write(tmp_path / "full")

@@ -12,7 +12,7 @@ from rsd.types import Observation
 from tests.data.demonstrations import demonstration, write_dataset
 from tests.data.tiny_base import save_tiny_base
 
-LAYERS = [2, 4]
+LAYERS = [2, 4, 5]  # the last one is the L1 head's
 LENGTHS = [12, 10]
 BATCH = 4
 

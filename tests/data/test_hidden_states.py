@@ -69,7 +69,7 @@ def test_it_says_what_the_states_are_of(directory):
     module = datamodule(directory)
     backbone, frames = LinearBackbone(), ToyFrames(LENGTHS)
     assert module.norm_stats == backbone.norm_stats
-    assert (module.unnorm_key, module.hidden_dim) == (backbone.unnorm_key, backbone.hidden_dim)
+    assert (module.unnorm_key, module.state_shape(2)) == (backbone.unnorm_key, backbone.state_shapes[2])
     assert module.fingerprint == content_of(backbone, frames)["backbone"]
     assert module.content_id() == frames.content_id()
 

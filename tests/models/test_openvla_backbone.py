@@ -56,8 +56,11 @@ def test_layers_below_the_last_do_not_depend_on_what_else_is_asked_for(backbone)
     alone, both = backbone.forward(inputs, layers=[2]), backbone.forward(inputs, layers=[1, 2, 3])
     assert torch.equal(alone.hidden_states[2], both.hidden_states[2])
     assert torch.equal(alone.actions, both.actions)
-    with pytest.raises(ValueError, match=r"layers \[0, 4\] do not exist; the model has layers 1..3"):
-        backbone.forward(inputs, layers=[0, 2, 4])
+    head = backbone.forward(inputs, layers=[4])  # one after the decoder's three: inside the L1 head
+    assert backbone.state_shapes == {1: (56, 32), 2: (56, 32), 3: (56, 32), 4: (8, 32)}
+    assert torch.equal(backbone.model.action_head.chunk(head.hidden_states[4]), both.actions)
+    with pytest.raises(ValueError, match=r"layers \[0, 5\] do not exist; the model has layers 1..4"):
+        backbone.forward(inputs, layers=[0, 2, 5])
 
 
 def test_attention_is_bidirectional(backbone):

@@ -14,7 +14,13 @@ def make_head(tokenizer, num_stages=None, seed=0) -> StageHead:
     torch.manual_seed(seed)
     num_stages = num_stages or tokenizer.code_shape.num_stages
     head = StageHead(
-        code_shape=tokenizer.code_shape, hidden_dim=12, num_stages=num_stages, width=32, num_layers=2, num_heads=4
+        code_shape=tokenizer.code_shape,
+        hidden_dim=12,
+        states_per_step=7,
+        num_stages=num_stages,
+        width=32,
+        num_layers=2,
+        num_heads=4,
     )
     with torch.no_grad():  # larger than at initialisation, so that a leak would show
         for parameter in head.parameters():

@@ -65,11 +65,11 @@ def only_cache(root):
 def test_it_fills_the_cache_and_says_where(root, run):
     code, out, _ = run()
     assert code == 0
-    assert "24 frames × 2 layers × 56 positions × 128 × 2 bytes = 0.001 GB" in out
-    assert out.splitlines()[-1].startswith("24 frames of 2 episodes, layers [2, 4], 0.001 GB")
+    assert "24 frames × 64 states of 2 layers × 128 × 2 bytes = 0.000 GB" in out
+    assert out.splitlines()[-1].startswith("24 frames of 2 episodes, layers [2, 5], 0.000 GB")
     assert out.rstrip().endswith(str(only_cache(root)))
     reader = CacheReader(only_cache(root), verify=True)
-    assert (len(reader), reader.layers, reader.hidden_dim) == (24, [2, 4], 128)
+    assert (len(reader), reader.layers, reader.state_shape(5)) == (24, [2, 5], (8, 128))
 
 
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(root, run, tmp_path):

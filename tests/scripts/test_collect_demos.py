@@ -180,7 +180,7 @@ def test_trial_counts_attempts_and_writes_nothing(tmp_path: Path):
         ("tasks=[0,10]", r"tasks is \[0, 10\]; expected different task ids out of 0..9"),
         ("tasks=[1,1]", "expected different task ids"),
         ("num_episodes=0", "num_episodes=0"),
-        ("data=libero_object", "data.suite is libero_object, env.suite is libero_spatial"),
+        ("data=libero_object", r"is for episodes of \['libero_object'\], env.suite is libero_spatial"),
         ("env.variant=swap", "env.variant is swap: perturbed suites are for evaluation"),
     ],
 )
@@ -195,6 +195,13 @@ def test_data_set_follows_the_environment():
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = hydra.compose("collect", ["env=libero_object"])
     assert (cfg.data.name, collect_demos.plan_of(cfg)["suite"]) == ("libero_object_no_noops", "libero_object")
+
+
+def test_a_data_set_of_several_suites_takes_each_of_them():
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for suite in ("libero_spatial", "libero_object", "libero_goal"):
+            cfg = hydra.compose("collect", [f"env={suite}", "data=libero_suites"])
+            assert collect_demos.plan_of(cfg)["suite"] == suite
 
 
 class Full:

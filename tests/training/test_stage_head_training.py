@@ -21,7 +21,7 @@ STATS = {"action": {"q01": [-1.0] * 7, "q99": ONES, "min": [-1.0] * 7, "max": ON
 class ToyStates(LightningDataModule):
     """Hidden states that hold the chunk itself, one action dim a position, in a fixed random basis."""
 
-    unnorm_key, norm_stats, hidden_dim, fingerprint = KEY, STATS, 12, {"weights": "toy"}
+    unnorm_key, norm_stats, fingerprint = KEY, STATS, {"weights": "toy"}
 
     def __init__(self, batch_size: int = 32) -> None:
         super().__init__()
@@ -43,6 +43,9 @@ class ToyStates(LightningDataModule):
 
     def content_id(self) -> str:
         return "toy"
+
+    def state_shape(self, layer: int) -> tuple[int, int]:
+        return tuple(self.states.shape[1:])
 
 
 @pytest.fixture(params=[rfsq, transform], ids=["rfsq", "transform"])

@@ -90,6 +90,14 @@ class OpenVLABackbone:
         return self.model.llm_config.num_hidden_layers
 
     @property
+    def state_shapes(self) -> dict[int, tuple[int, int]]:
+        width = self.hidden_dim
+        shapes = dict.fromkeys(range(1, self.num_layers + 1), (self.chunk_length * self.action_dim, width))
+        if self.decoder == "l1":
+            shapes[self.num_layers + 1] = (self.chunk_length, width)
+        return shapes
+
+    @property
     def proprio_dim(self) -> int | None:
         return self.model.architecture.proprio_dim
 
@@ -190,14 +198,14 @@ class OpenVLABackbone:
 
     @torch.no_grad()
     def forward(self, inputs: dict[str, Tensor], layers: Sequence[int]) -> BackboneOutput:
-        """Hidden states of the layers (1..num_layers) at the action positions, and the chunk in float32.
+        """Hidden states of the layers (keys of `state_shapes`), and the chunk in float32.
 
         Inputs are moved to the model's device, and floating ones to its dtype. A mask without pads is left out: the
         faster attention kernels take none.
         """
-        wrong = [layer for layer in layers if not 1 <= layer <= self.num_layers]
+        wrong = [layer for layer in layers if layer not in self.state_shapes]
         if wrong:
-            raise ValueError(f"layers {wrong} do not exist; the model has layers 1..{self.num_layers}")
+            raise ValueError(f"layers {wrong} do not exist; the model has layers 1..{max(self.state_shapes)}")
         channels = len(self.views) * self.model.architecture.channels_per_image
         if inputs["pixel_values"].shape[1] != channels:
             raise ObservationError(

@@ -35,9 +35,13 @@ class Prompt(NamedTuple):
 
 
 def l1(model: OpenVLAOFT, patches: Tensor, prompt: Prompt, layers: Sequence[int]) -> tuple[States, Tensor]:
-    """One pass; the L1 head turns the last states into the chunk."""
-    states, last = _parallel_states(model, patches, prompt, layers)
-    return states, model.action_head(last)
+    """One pass; the L1 head turns the last states into the chunk. Its own states count as one more layer."""
+    head_layer = model.llm_config.num_hidden_layers + 1
+    states, last = _parallel_states(model, patches, prompt, [layer for layer in layers if layer != head_layer])
+    features = model.action_head.features(last)  # [B, T, H]
+    if head_layer in layers:
+        states[head_layer] = features
+    return states, model.action_head.chunk(features)
 
 
 def discrete(model: OpenVLAOFT, patches: Tensor, prompt: Prompt, layers: Sequence[int]) -> tuple[States, Tensor]:

@@ -73,10 +73,14 @@ class ResidualMLP(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, output_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the last linear layer reads, [..., hidden_dim]."""
         x = F.relu(self.fc1(self.layer_norm1(x)))
         for block in self.mlp_resnet_blocks:
             x = block(x)
-        return self.fc2(self.layer_norm2(x))
+        return self.layer_norm2(x)
 
 
 class L1ActionHead(nn.Module):
@@ -91,8 +95,16 @@ class L1ActionHead(nn.Module):
         self.model = ResidualMLP(action_dim * hidden_dim, hidden_dim, action_dim)
 
     def forward(self, states: Tensor) -> Tensor:
+        return self.chunk(self.features(states))
+
+    def features(self, states: Tensor) -> Tensor:
+        """What the chunk is read from by a linear layer, one vector a time step, [B, T, H]."""
         batch, tokens, width = states.shape
-        return self.model(states.reshape(batch, tokens // self.action_dim, self.action_dim * width))
+        return self.model.features(states.reshape(batch, tokens // self.action_dim, self.action_dim * width))
+
+    def chunk(self, features: Tensor) -> Tensor:
+        """The linear layer: [B, T, H] → [B, T, A]."""
+        return self.model.fc2(features)
 
 
 class NoisePredictor(nn.Module):

@@ -230,12 +230,14 @@ class OpenVLAOFT(nn.Module):
             attention_mask: [B, L]; true or 1 for real tokens; None when all are real, which is faster.
             action_start: Index in input_ids of the first action token, [B], int64.
             chunk_length: T.
-            layers: Layers whose states to return, 1..num_layers; layer i is the output of decoder layer i.
+            layers: Layers whose states to return; layer i is the output of decoder layer i, and with an L1 head layer
+                num_layers + 1 is what that head's last linear layer reads.
             proprio: Normalised, [B, P]; None for a model without proprio projector.
             noise: What a diffusion head starts from, [B, T, A]; None for the others.
 
         Returns:
-            States at the action slots of each layer, [B, K, H], and the normalised chunk, [B, T, A].
+            States at the action slots of each layer, [B, K, H], of the L1 head's layer [B, T, H], and the normalised
+            chunk, [B, T, A].
         """
         features = self.vision_features(pixel_values, input_ids, attention_mask, action_start, chunk_length)
         prompt = Prompt(input_ids, attention_mask, action_start, chunk_length, proprio, noise)
