@@ -11,6 +11,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsd.decoding import StageLogits
 from rsd.decoding.sampling import Noise
 from rsd.jpeg import jpeg_round_trip
+from rsd.models.base_target import BaseTarget
 from rsd.models.loading import load_stage_head
 from rsd.models.stage_head import StageHead
 from rsd.normalization import robot_actions, unnormalize
 from rsd.tokenizer import ActionTokenizer, load_tokenizer
-from rsd.types import Backbone, ChunkPrediction, DecodingResult, Observation
+from rsd.types import Backbone, BackboneOutput, ChunkPrediction, DecodingResult, Observation
 
 Decode = Callable[..., DecodingResult]
+CONTINUOUS_DECODERS = ("l1", "diffusion")
 
 
 class PolicyError(RuntimeError):
@@ -97,11 +101,11 @@ class IOContract:
 
 @dataclasses.dataclass
 class TokenParts:
-    """What a decoding over tokens needs beside the base model."""
+    """What a decoding over tokens needs beside the base model. Without a head, the base model's chunk is the target."""
 
     tokenizer: ActionTokenizer
-    head: StageHead
-    head_layer: int
+    head: StageHead | None
+    head_layer: int | None
     draft: StageHead | None
     draft_layer: int | None
     decode: Decode
@@ -185,7 +189,7 @@ class VLAPolicy:
             if self.tokens is None:
                 normalized, stats = output.actions, [{} for _ in observations]
             else:
-                result = self._decode(output.hidden_states, seeds, watch)
+                result = self._decode(output, seeds, watch)
                 proposal = result.proposal
                 with watch.part("tokenizer"):
                     normalized = self.tokens.tokenizer.decode(result.indices)  # [B, T, A]
@@ -217,16 +221,20 @@ class VLAPolicy:
     def _layers(self) -> list[int]:
         if self.tokens is None:
             return []
-        layers = {self.tokens.head_layer}
-        if self.tokens.draft_layer is not None:
-            layers.add(self.tokens.draft_layer)
-        return sorted(layers)
+        return sorted({self.tokens.head_layer, self.tokens.draft_layer} - {None})
 
-    def _decode(self, hidden: dict[int, Tensor], seeds: Sequence[int], watch: Stopwatch) -> DecodingResult:
-        """Bind the heads to this observation's features and run the decoding; time both separately."""
+    def _target(self, output: BackboneOutput) -> StageLogits:
+        """The target for these observations: the trained head on their states, or the base model's chunk."""
         parts = self.tokens
+        if parts.head is None:
+            return BaseTarget(parts.tokenizer, output.actions)
+        return partial(parts.head, parts.head.features(output.hidden_states[parts.head_layer]))
+
+    def _decode(self, output: BackboneOutput, seeds: Sequence[int], watch: Stopwatch) -> DecodingResult:
+        """Bind target and draft to these observations and run the decoding; time both separately."""
+        parts, hidden = self.tokens, output.hidden_states
         with watch.part("target"):
-            target_features = parts.head.features(hidden[parts.head_layer])
+            stage_logits = self._target(output)
         draft_features = None
         if parts.draft is not None:
             with watch.part("draft"):
@@ -234,7 +242,7 @@ class VLAPolicy:
 
         def target(known: Tensor, start: int, stop: int) -> Tensor:
             with watch.part("target"):
-                return parts.head(target_features, known, start, stop)
+                return stage_logits(known, start, stop)
 
         def draft(known: Tensor, start: int, stop: int) -> Tensor:
             with watch.part("draft"):
@@ -246,7 +254,7 @@ class VLAPolicy:
                 target,
                 draft if parts.draft is not None else None,
                 levels=self.levels,
-                batch_size=len(target_features),
+                batch_size=len(output.actions),
                 noise=Noise(seeds, self.device),
             )
         for name, before in model_ms.items():  # "acceptance" is what the decoding takes beside its model calls
@@ -295,7 +303,8 @@ def load_policy(
     Args:
         backbone: Loaded base model.
         tokenizer: Freshly built, filled from `tokenizer_checkpoint`; None with decode None.
-        head_checkpoint, draft_checkpoint: Folders; the draft's is None for decodings without one.
+        head_checkpoint: Folder; None makes the base model's own chunk the target.
+        draft_checkpoint: Folder; None for decodings without a draft.
         decode: One of `rsd.decoding`, its own options bound; None for the base model's continuous head.
         num_open_loop_steps, device, jpeg: As in VLAPolicy.
         num_threads: Computing threads of this process on the CPU; None leaves them as they are.
@@ -318,16 +327,22 @@ def load_policy(
         "base": backbone.fingerprint(),
         "unnorm_key": backbone.unnorm_key,
     }
-    num_stages = tokenizer.code_shape.num_stages
-    head, head_layer = load_stage_head(Path(head_checkpoint), kind="head", **contract)
-    _require_stages("head", head_checkpoint, head.num_stages, num_stages)
-    draft, draft_layer = None, None
+    head, head_layer, draft, draft_layer = None, None, None, None
+    if head_checkpoint is not None:
+        head, head_layer = load_stage_head(Path(head_checkpoint), kind="head", **contract)
+        _require_stages("head", head_checkpoint, head.num_stages, tokenizer.code_shape.num_stages)
+        head = head.to(where)
+    elif backbone.decoder not in CONTINUOUS_DECODERS:
+        raise PolicyError(
+            f"the base model makes its chunk with {backbone.decoder!r}, and only a continuous head's chunk "
+            f"({' or '.join(CONTINUOUS_DECODERS)}) can be the target itself; train one (phase=head) and set target=head"
+        )
     if draft_checkpoint is not None:
         draft, draft_layer = load_stage_head(Path(draft_checkpoint), kind="draft", **contract)
         asked = getattr(decode, "keywords", {}).get("num_draft_stages", draft.num_stages)
         _require_stages("draft", draft_checkpoint, draft.num_stages, asked)
         draft = draft.to(where)
-    parts = TokenParts(tokenizer.to(where), head.to(where), head_layer, draft, draft_layer, decode)
+    parts = TokenParts(tokenizer.to(where), head, head_layer, draft, draft_layer, decode)
     return _checked(VLAPolicy(tokens=parts, **common), offered)
 
 

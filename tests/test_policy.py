@@ -10,6 +10,7 @@ import torch
 from rsd.checkpoint import CheckpointError
 from rsd.decoding import depth_ar, parallel, speculative
 from rsd.jpeg import jpeg_round_trip
+from rsd.models.base_target import executed
 from rsd.models.loading import save_stage_head
 from rsd.models.stage_head import StageHead
 from rsd.normalization import robot_actions, unnormalize
@@ -98,6 +99,27 @@ def test_speculative_gives_the_actions_of_depth_ar(backbone, checkpoints):
         assert prediction.stats["proposed_stages"] >= 2 and sum(prediction.stats["accept_counts"]) == 1
     (first, *_) = make_policy(backbone, checkpoints, parallel, draft=False).predict(seen, range(4))
     assert first.stats["target_passes"] == 1
+
+
+def test_without_a_head_the_base_models_own_chunk_is_the_target(backbone, checkpoints):
+    seen = [observation(seed) for seed in range(3)]
+    exact = make_policy(backbone, checkpoints, depth_ar, draft=False, head_checkpoint=None)
+    tokenizer = exact.tokens.tokenizer
+    images = [Observation({v: jpeg_round_trip(o.images[v]) for v in o.images}, o.proprio, o.instruction) for o in seen]
+    with torch.inference_mode():
+        chunk = executed(backbone.forward(backbone.prepare(images), []).actions)
+        expected = unnormalize(tokenizer.decode(tokenizer.encode(chunk)).numpy(), backbone.norm_stats["action"])
+    for prediction, raw in zip(exact.predict(seen, range(3)), expected, strict=True):
+        np.testing.assert_allclose(prediction.actions, robot_actions(raw), atol=1e-5)
+    fast = make_policy(backbone, checkpoints, SPECULATIVE, head_checkpoint=None).predict(seen, range(3))
+    for reference, prediction in zip(exact.predict(seen, range(3)), fast, strict=True):
+        np.testing.assert_array_equal(prediction.actions, reference.actions)
+
+
+def test_a_base_model_that_speaks_in_tokens_cannot_be_the_target(backbone, checkpoints, monkeypatch):
+    monkeypatch.setattr(type(backbone), "decoder", property(lambda self: "discrete"))
+    with pytest.raises(PolicyError, match="makes its chunk with 'discrete'"):
+        make_policy(backbone, checkpoints, depth_ar, draft=False, head_checkpoint=None)
 
 
 def test_sampling_depends_on_the_seed_and_not_on_the_batch(backbone, checkpoints):

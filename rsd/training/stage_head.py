@@ -19,6 +19,7 @@ from pytorch_lightning import LightningModule
 from torch import Generator, Tensor
 
 from rsd.decoding import depth_ar
+from rsd.models.base_target import executed
 from rsd.models.loading import save_stage_head
 from rsd.models.stage_head import StageHead
 from rsd.normalization import normalize
@@ -125,9 +126,8 @@ class StageHeadModule(LightningModule):
         return torch.from_numpy(normalize(actions.cpu().numpy(), self.norm_stats["action"])).to(self.device)
 
     def _base_chunk(self, batch: dict[str, Any]) -> Tensor:
-        """What the robot would execute of the base model's chunk: clipped, the gripper open or closed. [B, T, A]."""
-        chunk = batch["base_actions"].to(self.device)
-        return torch.cat([chunk[..., :-1].clamp(-1, 1), (chunk[..., -1:] > 0.5).to(chunk)], dim=-1)
+        """What the robot would execute of the base model's chunk, [B, T, A]."""
+        return executed(batch["base_actions"].to(self.device))
 
     def _wanted(self, batch: dict[str, Any]) -> Tensor:
         """The chunks whose tokens are to be predicted, normalised, [B, T, A]."""
