@@ -1,8 +1,9 @@
-"""The small policy from nothing, on one GPU: python scripts/reproduce_small.py [--root DIR] [--workers 16]
+"""The small policy from nothing, on one GPU: python scripts/reproduce_small.py [--root DIR] [--workers 16] [--base DIR]
 
-Demonstrations of the scripted expert, the base model, tokenizer, hidden states, target head, draft, and closed-loop
-evaluation on LIBERO-Spatial's official init states. Every step is a command that a user could type, and is printed
-before it runs; an interrupted run goes on where it was. Ends with a table of results and one of times in --results.
+A base model is trained on demonstrations of LIBERO-Spatial, and then goes on with those of three suites; tokenizer,
+hidden states, target head and draft follow, and closed-loop evaluation on the official init states. Every step is a
+command that a user could type, and is printed before it runs; an interrupted run goes on where it was. Ends with tables
+of results and times in --results. With --base the first model is not trained, but taken from there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from rsd.evaluation.report import REPORT_JSON
 from rsd.pipeline import PipelineError, Step, keep_settings, run_steps, seconds
 from rsd.runs import METRICS_FILE, PROVENANCE_FILE, read_json, write_atomically
 
-DECODINGS = ("l1", "speculative", "depth_ar", "parallel")
+SUITES = {"libero_spatial": 200, "libero_object": 260, "libero_goal": 300}  # demonstrations of the second data set
+FIRST_BASE = "checkpoints/base/oft_small-libero_spatial_no_noops-t8"
+DECODINGS = ("speculative", "depth_ar", "parallel")
 ABLATIONS = ("black_pictures", "other_instruction", "zero_proprio")
 VARIANTS = ("swap", "object")  # LIBERO-PRO's; lan and task have words that the small model refuses
 NOISE_SCALES = "[0.0,0.2,0.4]"  # of the executed actions in free space: states to recover from
@@ -29,37 +32,85 @@ RESULTS_JSON, RESULTS_TABLE = "small_policy.json", "small_policy.md"
 
 def plan(arguments: argparse.Namespace) -> list[Step]:
     """The steps, in order."""
-    common = [f"paths.root={arguments.root}"]
+    steps = [] if arguments.base else first_base(arguments)
+    return [*steps, *base_of_all_suites(arguments), *heads(arguments), *evaluations(arguments)]
+
+
+def first_base(arguments: argparse.Namespace) -> list[Step]:
+    """A base model for LIBERO-Spatial alone."""
+    data = ["env=libero_spatial", f"num_episodes={arguments.num_episodes}"]
+    return [collect("collect", data, arguments), train_base("oft", [], arguments.oft_steps, arguments)]
+
+
+def base_of_all_suites(arguments: argparse.Namespace) -> list[Step]:
+    """The same model, trained further on a smaller data set of all suites."""
+    steps = []
+    for suite, num_episodes in SUITES.items():
+        count = max(1, round(num_episodes * arguments.suites_scale))
+        data = ["data=libero_suites", f"env={suite}", f"num_episodes={count}"]
+        steps.append(collect(f"collect_{suite}", data, arguments))
+    first = arguments.base or arguments.root / FIRST_BASE
+    options = ["data=libero_suites", f"phase.module.start_from={first}"]
+    return [*steps, train_base("oft_suites", options, arguments.suites_steps, arguments)]
+
+
+def heads(arguments: argparse.Namespace) -> list[Step]:
+    """Tokenizer, hidden states, target head and draft."""
+    common = ["data=libero_suites", f"paths.root={arguments.root}"]
     model = ["model=oft_small", f"quantizer={arguments.quantizer}"]
-    gpu = ["trainer=gpu", "device=cuda", "val_every=1000", "save_every=2000"]
-    workers = f"num_workers={arguments.workers}"
-    collect = ["scripts/collect_demos.py", "env=libero_spatial", f"num_episodes={arguments.num_episodes}", workers]
-    collect.append(f"recipe.noise_scales={NOISE_SCALES}")
-    oft = [f"phase.max_steps={arguments.oft_steps}", f"phase.datamodule.num_workers={arguments.workers}"]
     cache = ["cache.batch_size=256", f"cache.num_workers={arguments.workers}"]
-    heads = [f"phase.max_steps={arguments.head_steps}", f"phase.module.labels={arguments.labels}"]
-    heads.append("phase.datamodule.batch_size=256")
-    heads += ["+phase.datamodule.memory_gb=16", *(f"phase.datamodule.{option}" for option in cache)]
-    evaluate = ["eval.py", "env=libero_spatial", *model, "device=cuda", workers, "save_videos=0"]
-    evaluate.append(f"max_batch={MAX_BATCH}")
-    steps = [
-        Step("collect", [*collect, *common], finished=None),
-        Step("oft", ["train.py", "phase=oft_gpu", "model=oft_small", *gpu, *oft, *common], METRICS_FILE),
+    train = [f"phase.max_steps={arguments.head_steps}", f"phase.module.labels={arguments.labels}", *gpu()]
+    train += ["phase.datamodule.batch_size=256", "+phase.datamodule.memory_gb=16"]
+    train += [f"phase.datamodule.{option}" for option in cache]
+    caching = ["scripts/cache_hidden_states.py", "model=oft_small", "device=cuda", *cache, *common]
+    return [
         Step("rfsq", ["train.py", "phase=rfsq", f"quantizer={arguments.quantizer}", *common], METRICS_FILE),
-        Step(
-            "cache",
-            ["scripts/cache_hidden_states.py", "model=oft_small", "device=cuda", *cache, *common],
-            finished=None,
-        ),
-        Step("head", ["train.py", "phase=head", *model, *gpu, *heads, *common], METRICS_FILE),
-        Step("draft", ["train.py", "phase=draft", *model, *gpu, *heads, *common], METRICS_FILE),
+        Step("cache", caching, finished=None),
+        Step("head", ["train.py", "phase=head", *model, *train, *common], METRICS_FILE),
+        Step("draft", ["train.py", "phase=draft", *model, *train, *common], METRICS_FILE),
     ]
-    options = {decoding: [f"decoding={decoding}", f"num_trials={arguments.num_trials}"] for decoding in DECODINGS}
-    few = f"num_trials={min(FEW_TRIALS, arguments.num_trials)}"
-    options |= {ablation: [f"ablation={ablation}", few] for ablation in ABLATIONS}
-    options |= {variant: [f"env.variant={variant}", few] for variant in VARIANTS}
-    steps += [Step(f"eval_{name}", [*evaluate, *own, *common], REPORT_JSON) for name, own in options.items()]
-    return steps
+
+
+def evaluations(arguments: argparse.Namespace) -> list[Step]:
+    """l1 on every suite; on libero_spatial the decodings, ablations and variants, too."""
+    common = [
+        "data=libero_suites",
+        "model=oft_small",
+        f"quantizer={arguments.quantizer}",
+        "device=cuda",
+        "save_videos=0",
+    ]
+    common += [f"num_workers={arguments.workers}", f"max_batch={MAX_BATCH}", f"paths.root={arguments.root}"]
+    many, few = (f"num_trials={min(count, arguments.num_trials)}" for count in (arguments.num_trials, FEW_TRIALS))
+    spatial = "env=libero_spatial"
+    asked = {"l1": [spatial, many]}
+    asked |= {f"l1_{suite}": [f"env={suite}", many] for suite in SUITES if suite != "libero_spatial"}
+    asked |= {decoding: [spatial, f"decoding={decoding}", many] for decoding in DECODINGS}
+    asked["speculative_base"] = [spatial, "decoding=speculative", "target=base", many]
+    asked |= {ablation: [spatial, f"ablation={ablation}", few] for ablation in ABLATIONS}
+    asked |= {variant: [spatial, f"env.variant={variant}", few] for variant in VARIANTS}
+    return [Step(f"eval_{name}", ["eval.py", *own, *common], REPORT_JSON) for name, own in asked.items()]
+
+
+def collect(name: str, data: list[str], arguments: argparse.Namespace) -> Step:
+    """Demonstrations of one suite."""
+    options = [
+        f"num_workers={arguments.workers}",
+        f"recipe.noise_scales={NOISE_SCALES}",
+        f"paths.root={arguments.root}",
+    ]
+    return Step(name, ["scripts/collect_demos.py", *data, *options], finished=None)
+
+
+def train_base(name: str, own: list[str], max_steps: int, arguments: argparse.Namespace) -> Step:
+    """phase=oft_gpu."""
+    options = [f"phase.max_steps={max_steps}", f"phase.datamodule.num_workers={arguments.workers}", *gpu()]
+    command = ["train.py", "phase=oft_gpu", "model=oft_small", *own, *options, f"paths.root={arguments.root}"]
+    return Step(name, command, METRICS_FILE)
+
+
+def gpu() -> list[str]:
+    return ["trainer=gpu", "device=cuda", "val_every=1000", "save_every=2000"]
 
 
 def collect_results(root: Path, steps: list[Step]) -> dict[str, Any]:
@@ -116,10 +167,15 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("outputs/small"), help="where everything goes")
     parser.add_argument("--results", type=Path, default=None, help="where tables go; <root>/results by default")
     parser.add_argument("--workers", type=int, default=16, help="processes; about 2 GB of memory each")
-    parser.add_argument("--num-episodes", type=int, default=700)
+    parser.add_argument(
+        "--base", type=Path, help="base model for LIBERO-Spatial to go on from, instead of training one"
+    )
+    parser.add_argument("--num-episodes", type=int, default=700, help="demonstrations for the first base model")
     parser.add_argument("--oft-steps", type=int, default=3500)
+    parser.add_argument("--suites-scale", type=float, default=1.0, help="share of the second data set's demonstrations")
+    parser.add_argument("--suites-steps", type=int, default=2400)
     parser.add_argument("--head-steps", type=int, default=3000)
-    parser.add_argument("--labels", default="data", help="whose tokens head and draft learn: base or data")
+    parser.add_argument("--labels", default="base", help="whose tokens head and draft learn: base or data")
     parser.add_argument("--num-trials", type=int, default=50, help="episodes a task, 1..50")
     parser.add_argument("--quantizer", default="dct_d3")
     parser.add_argument("--only", help="names of the steps to run now, separated by commas; all by default")
@@ -133,6 +189,7 @@ def main() -> None:
         parser.error(f"--only {arguments.only} names steps that do not exist; the steps are {', '.join(names)}")
     free = ("root", "results", "workers", "only")  # change no result
     settings = {name: value for name, value in vars(arguments).items() if name not in free}
+    settings["base"] = arguments.base and str(arguments.base)
     try:
         keep_settings(root, settings)
         run_steps([step for step in steps if step.name in chosen], root)

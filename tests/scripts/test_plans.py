@@ -23,8 +23,11 @@ demo, reproduce = (
 OPTIONS = argparse.Namespace(
     root=Path("small"),
     workers=16,
+    base=None,
     num_episodes=20,
     oft_steps=9,
+    suites_scale=0.1,
+    suites_steps=9,
     head_steps=9,
     num_trials=50,
     quantizer="dct_d3",
@@ -32,6 +35,7 @@ OPTIONS = argparse.Namespace(
 )
 STEPS = [(size, step) for size in demo.SIZES for step in demo.plan(demo.SIZES[size], Path("demo"))]
 STEPS += [("small", step) for step in reproduce.plan(OPTIONS)]
+GIVEN = argparse.Namespace(**{**vars(OPTIONS), "base": Path("given")})
 
 
 @pytest.mark.parametrize(("size", "step"), STEPS, ids=[f"{size}-{step.name}" for size, step in STEPS])
@@ -45,6 +49,15 @@ def test_names_are_unique():
     for size in {size for size, _ in STEPS}:
         names = [step.name for own, step in STEPS if own == size]
         assert len(set(names)) == len(names)
+
+
+def test_a_given_base_model_is_gone_on_from():
+    names, given = ([step.name for step in reproduce.plan(options)] for options in (OPTIONS, GIVEN))
+    assert names == ["collect", "oft", *given]
+    (step,) = (step for step in reproduce.plan(GIVEN) if step.name == "oft_suites")
+    assert "phase.module.start_from=given" in step.command
+    (step,) = (step for step in reproduce.plan(OPTIONS) if step.name == "oft_suites")
+    assert f"phase.module.start_from=small/{reproduce.FIRST_BASE}" in step.command
 
 
 def record(num_success, num_trials, num_errors=0, complete=True):
