@@ -19,11 +19,21 @@ NO_OP_NORM = 1e-4  # of the first six dims; less, with an unchanged gripper, is 
 NOISE_PROBABILITY = 0.5  # share of the free-space steps that are disturbed
 ROTATION_NOISE = 0.5  # rotation noise relative to position noise
 DISPLACED_M = 0.03  # an object this far outside the region its task describes was thrown there by overlapping placement
-RIM_GRASPS = {"akita_black_bowl": (-0.05, 0.0, 0.025)}  # grip point minus origin, m, for objects too wide for the hand
-CENTRE_GRASP = (0.0, 0.0, 0.0)
 SIDEWAYS = np.pi / 2  # rad: fingers open along x
+CENTRE_GRASP = (0.0, 0.0, 0.0)
+GRASPS = {  # category: (grip point minus origin, m; yaw, rad), for objects that are not taken at their centre
+    "akita_black_bowl": ((-0.05, 0.0, 0.025), SIDEWAYS),  # at the rim; it is too wide for the hand
+    "wine_bottle": ((0.0, 0.0, 0.12), SIDEWAYS),  # at the neck; its origin is its base
+}
 ON_PLAN = {"release_height": 0.02, "carry_height": 0.12}  # target: the origin of the object to put it on
 IN_PLAN = {"release_height": 0.05, "carry_height": 0.20}  # target: the centre of the region to put it in
+PLACES = {  # targets whose origin is not where the object will stand, or that are high
+    "akita_black_bowl_1": {"release_height": 0.055, "carry_height": 0.12},  # let go at the rim, not pressed into it
+    "flat_stove_1_cook_region": {"release_height": 0.035, "carry_height": 0.12},  # the burner is 2.6 cm above it
+    "wooden_cabinet_1_top_side": {"release_height": 0.015, "carry_height": 0.05, "lift_height": 0.26},
+    # a bottle that is leant back 46 degrees falls onto the rack's slope, its base against the lip
+    "wine_rack_1_top_region": {"release_height": 0.03, "carry_height": 0.10, "lift_height": 0.30, "tilt": 0.8},
+}
 
 
 class Expert(Protocol):
@@ -84,9 +94,9 @@ class LiberoExpert:
 
     def begin(self) -> None:
         body = self._domain.get_object(self._object)
-        heights = ON_PLAN if self._relation == "on" else IN_PLAN
-        if body.category_name in RIM_GRASPS:
-            offset, yaw = RIM_GRASPS[body.category_name], SIDEWAYS
+        heights = PLACES.get(self._target, ON_PLAN if self._relation == "on" else IN_PLAN)
+        if body.category_name in GRASPS:
+            offset, yaw = GRASPS[body.category_name]
         else:
             x, y = self._half_widths(body.contact_geoms)
             offset, yaw = CENTRE_GRASP, SIDEWAYS if x < y else 0.0

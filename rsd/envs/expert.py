@@ -57,6 +57,7 @@ class GraspPlan:
         carry_height: The same while carrying.
         hover_height: Height of the grip point above its grasp from which the hand descends vertically.
         lift_height: Rise of the hand before it carries.
+        tilt: Rotation of the hand about the world's x from carrying on, rad; above 0 the hand points towards +y.
     """
 
     offset: tuple[float, float, float]
@@ -65,6 +66,7 @@ class GraspPlan:
     carry_height: float
     hover_height: float = 0.08
     lift_height: float = 0.12
+    tilt: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,9 @@ class PickAndPlaceExpert:
         self._anchor = np.zeros(3)  # grip point at the start of the phase, [3]
         self._anchor_object = np.zeros(3)  # object at the start of the phase, [3]
         self._last_pos: np.ndarray | None = None
+        self._anchor_hand = Rotation.identity()  # the hand at the start of the phase
         self._hand = Rotation.from_euler("z", plan.yaw) * Rotation.from_quat([1.0, 0.0, 0.0, 0.0])  # points down
+        self._tilted = Rotation.from_euler("x", plan.tilt) * self._hand
 
     def act(self, state: SceneState) -> np.ndarray:
         """Move on to the next phase when this one is finished, and return its action.
@@ -159,10 +163,13 @@ class PickAndPlaceExpert:
             return Phase.CARRY if state.object_pos[2] - self._anchor_object[2] > LIFTED_M else Phase.REACH
         if self.phase in (Phase.CARRY, Phase.LOWER):
             held, anchor = state.eef_pos - state.object_pos, self._anchor - self._anchor_object
+            if plan.tilt:  # the object turns with the hand
+                anchor = (Rotation.from_quat(state.eef_quat) * self._anchor_hand.inv()).apply(anchor)
             if float(np.linalg.norm(held - anchor)) > LOST_M:
                 return Phase.REACH
         if self.phase is Phase.CARRY:
-            return Phase.LOWER if above else Phase.CARRY
+            turned = not plan.tilt or float(np.linalg.norm(self._turn(state))) < NEAR_RAD
+            return Phase.LOWER if above and turned else Phase.CARRY
         if self.phase is Phase.LOWER:
             low = state.object_pos[2] - state.target_pos[2] < plan.release_height
             return Phase.RELEASE if low or impatient else Phase.LOWER
@@ -174,8 +181,11 @@ class PickAndPlaceExpert:
         self.phase = phase
         self._steps_in_phase = 0
         self._anchor, self._anchor_object = state.eef_pos.copy(), state.object_pos.copy()
+        self._anchor_hand = Rotation.from_quat(state.eef_quat)
         self.num_grasps += phase is Phase.GRASP
 
     def _turn(self, state: SceneState) -> np.ndarray:
         """Rotation vector from the hand's orientation to the wanted one, world axes, [3], rad."""
-        return (self._hand * Rotation.from_quat(state.eef_quat).inv()).as_rotvec()
+        carrying = self.phase in (Phase.CARRY, Phase.LOWER, Phase.RELEASE, Phase.RETREAT)
+        wanted = self._tilted if carrying else self._hand
+        return (wanted * Rotation.from_quat(state.eef_quat).inv()).as_rotvec()
