@@ -61,14 +61,14 @@ class OperationPlan:
         travel: How far the joint must have moved, m or rad.
         slide: Way of the grip point per unit of travel, [3]; zeros for a knob that is gripped at its axis.
         turns: Whether the hand turns with the joint, about the vertical.
-        tilt: Rotation of the hand about the world's x, rad; 0 points down, below 0 it points towards -y.
+        tilt: Rotation vector of the hand from pointing down, rad; about +x it points towards +y, about +y towards -x.
         standoff: Distance from the grip, against the hand's pointing direction, from which the hand engages, m.
     """
 
     travel: float
     slide: tuple[float, float, float] = (0.0, 0.0, 0.0)
     turns: bool = False
-    tilt: float = 0.0
+    tilt: tuple[float, float, float] = (0.0, 0.0, 0.0)
     standoff: float = 0.08
 
 
@@ -103,7 +103,7 @@ class OperationExpert:
         self._anchor = np.zeros(3)  # grip point at the start of the phase, [3]
         self._anchor_hand = Rotation.identity()  # the hand at the start of the phase
         self._last_pos: np.ndarray | None = None
-        self._rest = Rotation.from_euler("x", plan.tilt) * POINTING_DOWN
+        self._rest = Rotation.from_rotvec(plan.tilt) * POINTING_DOWN
         self._back = -plan.standoff * self._rest.apply([0.0, 0.0, 1.0])  # [3]
 
     def act(self, state: PartState) -> np.ndarray:

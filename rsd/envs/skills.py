@@ -30,9 +30,10 @@ PLACES = {  # targets whose origin is not where the object will stand, or that a
     "wine_rack_1_top_region": {"release_height": 0.03, "carry_height": 0.10, "lift_height": 0.30, "tilt": 0.8},
 }
 DRAWER_OPEN_M = 0.145  # LIBERO calls a drawer open above 0.14; it stops at 0.16
-HANDLE_TILT = -1.35  # rad: nearly level, pointing into the cabinet; the fingers close above and below the bar
+HANDLE_TILT = (-1.35, 0.0, 0.0)  # rad: nearly level, pointing into the cabinet; the fingers close above and below the bar
 HANDLE_OFFSET_M = 0.004  # grip point in front of the bar's centre
 KNOB_ON_RAD = 0.8  # LIBERO calls the stove on from 0.5
+KNOB_TILT = (0.0, 0.5, 0.0)  # rad: towards the robot; so near its base, a hand that points down is singular
 KNOB_GRIP_M = 0.035  # grip point above the knob's origin
 
 
@@ -170,7 +171,7 @@ class TurnOn:
         self._expert: OperationExpert | None = None
 
     def begin(self) -> None:
-        self._expert = OperationExpert(OperationPlan(travel=KNOB_ON_RAD, turns=True))
+        self._expert = OperationExpert(OperationPlan(travel=KNOB_ON_RAD, turns=True, tilt=KNOB_TILT))
 
     def act(self) -> tuple[np.ndarray, bool]:
         model, data = self._domain.sim.model, self._domain.sim.data
