@@ -1,8 +1,8 @@
-"""A scripted expert for handles and knobs: a phase machine that grips a part on a joint and moves it.
+"""A scripted expert for handles, knobs and rims: a phase machine that grips a part and moves it its way.
 
-Drawers and knobs differ in one number each: along which way the grip travels with the joint, and how far the hand turns
-with it. What would surprise you: while it moves, the hand aims a fixed lead ahead of where the part is now, never at
-where the part should end. So a part that resists is pulled steadily, and one that slips out of the hand is gripped again.
+A drawer and a plate slide, a knob turns the hand. What would surprise you: while it moves, the hand aims a fixed lead
+ahead of where the part is now, never at where the part should end. So a part that resists is pulled steadily, and one
+that slips out of the hand is gripped again.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class OperationPlan:
     """How to take a part and how to move it. World axes.
 
     Attributes:
-        travel: How far the joint must have moved, m or rad.
+        travel: How far the part must have moved, m or rad.
         slide: Way of the grip point per unit of travel, [3]; zeros for a knob that is gripped at its axis.
-        turns: Whether the hand turns with the joint, about the vertical.
+        turns: Whether the hand turns with the part, about the vertical.
         tilt: Rotation vector of the hand from pointing down, rad; about +x it points towards +y, about +y towards -x.
         standoff: Distance from the grip, against the hand's pointing direction, from which the hand engages, m.
     """
@@ -80,7 +80,7 @@ class PartState:
         eef_pos: Grip point, [3], m.
         eef_quat: Orientation of the hand, [4], xyzw.
         grip_pos: Where the part is to be gripped, [3], m; moves with the part.
-        travel: How far the joint has moved, m or rad.
+        travel: How far the part has moved along its way, m or rad.
     """
 
     eef_pos: np.ndarray

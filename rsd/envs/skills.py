@@ -1,7 +1,7 @@
 """What the scripted expert can do in LIBERO: from a task's goal and the simulator's state to a phase machine's input.
 
 The phase machines know no simulator; here is what they must be told: where things are gripped and where they go. What
-surprises first: a region of LIBERO is a site that may lie inside the furniture, so its height is not where things stand.
+surprises first: a region of LIBERO is a site that may lie inside the furniture; its height is not where things stand.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ PLACES = {  # targets whose origin is not where the object will stand, or that a
     # a bottle that is leant back 46 degrees falls onto the rack's slope, its base against the lip
     "wine_rack_1_top_region": {"release_height": 0.03, "carry_height": 0.10, "lift_height": 0.30, "tilt": 0.8},
 }
+DRAGS = {  # flat objects that are dragged to their place: grip point, at the rim, minus origin, m
+    "plate_1": (0.0, 0.058, 0.004),
+}
+DRAG_TOLERANCE_M = 0.015  # short of the centre of the region; LIBERO accepts 0.04
 DRAWER_OPEN_M = 0.145  # LIBERO calls a drawer open above 0.14; it stops at 0.16
-HANDLE_TILT = (-1.35, 0.0, 0.0)  # rad: nearly level, pointing into the cabinet; the fingers close above and below the bar
+HANDLE_TILT = (-1.35, 0.0, 0.0)  # rad: nearly level, into the cabinet; the fingers close above and below the bar
 HANDLE_OFFSET_M = 0.004  # grip point in front of the bar's centre
 KNOB_ON_RAD = 0.8  # LIBERO calls the stove on from 0.5
 KNOB_TILT = (0.0, 0.5, 0.0)  # rad: towards the robot; so near its base, a hand that points down is singular
@@ -58,6 +62,8 @@ def skill_for(goal_state: Sequence[Sequence[str]], domain: Any) -> Skill:
         ValueError: several goals, or one that no skill reaches.
     """
     match goal_state:
+        case [["on", name, region]] if name in DRAGS:
+            return Drag(domain, name, region)
         case [["on" | "in" as relation, name, target]]:
             return PickAndPlace(domain, name, target, relation)
         case [["open", region]]:
@@ -113,6 +119,39 @@ class PickAndPlace:
         extents = [np.abs(data.geom_xmat[i].reshape(3, 3)) @ model.geom_size[i] for i in numbers]  # each [3]
         x, y, _ = np.max(extents, axis=0)
         return float(x), float(y)
+
+
+class Drag:
+    """Drag one flat object by its rim over the table to a region.
+
+    Args:
+        domain: See skill_for.
+        name: The object; one of DRAGS.
+        region: The region.
+    """
+
+    def __init__(self, domain: Any, name: str, region: str) -> None:
+        self._domain, self._object, self._region = domain, name, region
+        self._expert: OperationExpert | None = None
+        self._start = np.zeros(3)
+
+    def begin(self) -> None:
+        _, self._start, way = self._look()
+        distance = float(np.linalg.norm(way))
+        self._expert = OperationExpert(OperationPlan(travel=distance - DRAG_TOLERANCE_M, slide=tuple(way / distance)))
+
+    def act(self) -> tuple[np.ndarray, bool]:
+        (eef_pos, eef_quat), object_pos, _ = self._look()
+        travel = float((object_pos - self._start) @ np.array(self._expert.plan.slide))
+        grip_pos = object_pos + np.array(DRAGS[self._object])
+        action = self._expert.act(PartState(eef_pos, eef_quat, grip_pos, travel))
+        return action, self._expert.phase.in_free_space
+
+    def _look(self) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
+        """The hand, the object, [3], and its way to the region over the table, [3], m."""
+        states = self._domain.object_states_dict
+        here, there = (np.array(states[name].get_geom_state()["pos"]) for name in (self._object, self._region))
+        return hand_pose(self._domain), here, (there - here) * np.array([1.0, 1.0, 0.0])
 
 
 class OpenDrawer:
