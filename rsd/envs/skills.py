@@ -64,7 +64,7 @@ def skill_for(goal_state: Sequence[Sequence[str]], domain: Any) -> Skill:
     match goal_state:
         case [["on", name, region]] if name in DRAGS:
             return Drag(domain, name, region)
-        case [["on" | "in" as relation, name, target]]:
+        case [["on" | "in" as relation, name, target]] if not is_drawer(target, domain):
             return PickAndPlace(domain, name, target, relation)
         case [["open", region]]:
             return OpenDrawer(domain, region)
@@ -72,8 +72,14 @@ def skill_for(goal_state: Sequence[Sequence[str]], domain: Any) -> Skill:
             return TurnOn(domain, stove)
     raise ValueError(
         f"the task's goal is {[list(goal) for goal in goal_state]}; the scripted expert reaches one goal out of: "
-        "on, in, open, turnon; choose other tasks with tasks=[...]"
+        "on, in (not in a drawer), open, turnon; choose other tasks with tasks=[...]"
     )
+
+
+def is_drawer(region: str, domain: Any) -> bool:
+    """Whether a region is inside a part of a fixture that moves."""
+    site = domain.object_sites_dict.get(region)
+    return site is not None and site.parent_name in domain.fixtures_dict and bool(site.joints)
 
 
 class PickAndPlace:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from rsd.envs.demonstrations import disturb, inside, is_no_op, pick_and_place_goal, record_demonstration
+from rsd.envs.demonstrations import disturb, inside, is_no_op, record_demonstration
 from rsd.envs.expert import CLOSE, OPEN, GraspPlan, Phase, PickAndPlaceExpert, SceneState
 from tests.fakes import PointMassEnv
 
@@ -145,17 +145,6 @@ def test_disturbance_is_for_motion_only_and_stays_within_the_limits():
     assert np.abs(disturbed).max() <= 1 and (disturbed[:, 6] == 1).all()
     assert disturb(action, 0.0, random) is action
     np.testing.assert_array_equal(action, [1, -1, 0, 0, 0, 0, 1])
-
-
-def test_goal_is_read_from_the_parsed_problem():
-    assert pick_and_place_goal([["on", "bowl_1", "plate_1"]]) == ("bowl_1", "plate_1", "on")
-    assert pick_and_place_goal([["in", "milk_1", "basket_1_contain_region"]])[2] == "in"
-
-
-@pytest.mark.parametrize("goal", [[], [["open", "drawer_1"]], [["on", "a", "b"], ["on", "c", "d"]]])
-def test_other_goals_are_refused_by_name(goal):
-    with pytest.raises(ValueError, match="choose libero_spatial or libero_object"):
-        pick_and_place_goal(goal)
 
 
 def test_box_with_margin():
