@@ -12,18 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rsd.envs.expert import GraspPlan, PickAndPlaceExpert, SceneState
+from rsd.envs.skills import skill_for
 from rsd.types import IMAGE_VIEWS, Env, Observation
 
 NO_OP_NORM = 1e-4  # of the first six dims; less, with an unchanged gripper, is a no-op: the published sets' filter
 NOISE_PROBABILITY = 0.5  # share of the free-space steps that are disturbed
 ROTATION_NOISE = 0.5  # rotation noise relative to position noise
 DISPLACED_M = 0.03  # an object this far outside the region its task describes was thrown there by overlapping placement
-RIM_GRASPS = {"akita_black_bowl": (-0.05, 0.0, 0.025)}  # grip point minus origin, m, for objects too wide for the hand
-CENTRE_GRASP = (0.0, 0.0, 0.0)
-SIDEWAYS = np.pi / 2  # rad: fingers open along x
-ON_PLAN = {"release_height": 0.02, "carry_height": 0.12}  # target: the origin of the object to put it on
-IN_PLAN = {"release_height": 0.05, "carry_height": 0.20}  # target: the centre of the region to put it in
 
 
 class Expert(Protocol):
@@ -68,7 +63,7 @@ class Demonstration:
 
 
 class LiberoExpert:
-    """Scripted expert for LIBERO tasks whose goal is to put one object on, or in, another.
+    """Scripted expert for LIBERO tasks with one goal that rsd.envs.skills knows how to reach.
 
     Args:
         env: A rsd.envs.libero.LiberoEnv.
@@ -79,24 +74,18 @@ class LiberoExpert:
 
     def __init__(self, env: Any) -> None:
         self._domain = env.simulator.env
-        self._object, self._target, self._relation = pick_and_place_goal(self._domain.parsed_problem["goal_state"])
-        self._expert: PickAndPlaceExpert | None = None
+        goal_state = self._domain.parsed_problem["goal_state"]
+        self._skill = skill_for(goal_state, self._domain)
+        self._names = goal_state[0][1:]
 
     def begin(self) -> None:
-        body = self._domain.get_object(self._object)
-        heights = ON_PLAN if self._relation == "on" else IN_PLAN
-        if body.category_name in RIM_GRASPS:
-            offset, yaw = RIM_GRASPS[body.category_name], SIDEWAYS
-        else:
-            x, y = self._half_widths(body.contact_geoms)
-            offset, yaw = CENTRE_GRASP, SIDEWAYS if x < y else 0.0
-        self._expert = PickAndPlaceExpert(GraspPlan(offset=offset, yaw=yaw, **heights))
+        self._skill.begin()
 
     def scene_is_as_described(self) -> bool:
         """False when overlapping objects were thrown apart in the waiting steps; LIBERO's sampler permits that."""
         problem = self._domain.parsed_problem
         for relation, name, *place in problem["initial_state"]:
-            if relation != "on" or name not in (self._object, self._target) or place[0] not in problem["regions"]:
+            if relation != "on" or name not in self._names or place[0] not in problem["regions"]:
                 continue
             boxes = problem["regions"][place[0]]["ranges"]  # none for a region on a fixture
             xy = self._domain.sim.data.body_xpos[self._domain.obj_body_id[name]][:2]
@@ -105,46 +94,11 @@ class LiberoExpert:
         return True
 
     def act(self, observation: Observation | None) -> tuple[np.ndarray, bool]:
-        action = self._expert.act(self._scene())
-        return action, self._expert.phase.in_free_space
+        return self._skill.act()
 
     def joint_state(self) -> np.ndarray:
         robot = self._domain.robots[0]
         return np.array(self._domain.sim.data.qpos[robot._ref_joint_pos_indexes])
-
-    def _half_widths(self, geoms: Sequence[str]) -> tuple[float, float]:
-        """Largest half extents of these box geoms along the world's x and y, m."""
-        model, data = self._domain.sim.model, self._domain.sim.data
-        numbers = [model.geom_name2id(name) for name in geoms]
-        extents = [np.abs(data.geom_xmat[i].reshape(3, 3)) @ model.geom_size[i] for i in numbers]  # each [3]
-        x, y, _ = np.max(extents, axis=0)
-        return float(x), float(y)
-
-    def _scene(self) -> SceneState:
-        data, robot = self._domain.sim.data, self._domain.robots[0]
-        states = self._domain.object_states_dict
-        hand_wxyz = data.get_body_xquat(robot.robot_model.eef_name)
-        return SceneState(
-            eef_pos=np.array(data.site_xpos[robot.eef_site_id]),
-            eef_quat=np.roll(hand_wxyz, -1),
-            object_pos=np.array(states[self._object].get_geom_state()["pos"]),
-            target_pos=np.array(states[self._target].get_geom_state()["pos"]),
-        )
-
-
-def pick_and_place_goal(goal_state: Sequence[Sequence[str]]) -> tuple[str, str, str]:
-    """(object, target, "on" or "in") of a parsed goal such as [["on", "akita_black_bowl_1", "plate_1"]].
-
-    Raises:
-        ValueError: the goal is not a single "on" or "in".
-    """
-    if len(goal_state) != 1 or len(goal_state[0]) != 3 or goal_state[0][0] not in ("on", "in"):
-        raise ValueError(
-            f"the scripted expert puts one object on or in another; the task's goal is {list(goal_state)}; "
-            "choose libero_spatial or libero_object"
-        )
-    relation, name, target = goal_state[0]
-    return name, target, relation
 
 
 def inside(xy: np.ndarray, box: Sequence[float], margin: float) -> bool:

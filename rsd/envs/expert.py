@@ -26,6 +26,7 @@ STILL_M = 0.0008  # movement in one step below which the hand counts as standing
 LIFTED_M = 0.03  # rise of the object that proves the grasp
 LOST_M = 0.03  # change of the grip-to-object offset that proves that the object was lost
 UP = np.array([0.0, 0.0, 1.0])
+POINTING_DOWN = Rotation.from_quat([1.0, 0.0, 0.0, 0.0])  # the hand in its rest pose; the fingers open along y
 
 
 class Phase(Enum):
@@ -57,6 +58,7 @@ class GraspPlan:
         carry_height: The same while carrying.
         hover_height: Height of the grip point above its grasp from which the hand descends vertically.
         lift_height: Rise of the hand before it carries.
+        tilt: Rotation of the hand about the world's x from carrying on, rad; above 0 the hand points towards +y.
     """
 
     offset: tuple[float, float, float]
@@ -65,6 +67,7 @@ class GraspPlan:
     carry_height: float
     hover_height: float = 0.08
     lift_height: float = 0.12
+    tilt: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,9 @@ class PickAndPlaceExpert:
         self._anchor = np.zeros(3)  # grip point at the start of the phase, [3]
         self._anchor_object = np.zeros(3)  # object at the start of the phase, [3]
         self._last_pos: np.ndarray | None = None
-        self._hand = Rotation.from_euler("z", plan.yaw) * Rotation.from_quat([1.0, 0.0, 0.0, 0.0])  # points down
+        self._anchor_hand = Rotation.identity()  # the hand at the start of the phase
+        self._hand = Rotation.from_euler("z", plan.yaw) * POINTING_DOWN
+        self._tilted = Rotation.from_euler("x", plan.tilt) * self._hand
 
     def act(self, state: SceneState) -> np.ndarray:
         """Move on to the next phase when this one is finished, and return its action.
@@ -114,10 +119,7 @@ class PickAndPlaceExpert:
         self._steps_in_phase += 1
         self._last_pos = state.eef_pos.copy()
         goal, gripper = self._goal(state)
-        delta = POSITION_GAIN * (goal - state.eef_pos)  # [3]
-        delta = delta / max(1.0, float(np.abs(delta).max()))  # keeps the direction
-        turn = np.clip(ROTATION_GAIN * self._turn(state), -1.0, 1.0)  # [3]
-        return np.concatenate([delta, turn, [gripper]])
+        return motion(goal - state.eef_pos, self._turn(state), gripper)
 
     def _goal(self, state: SceneState) -> tuple[np.ndarray, float]:
         """Where the grip point should be, [3], and the gripper's command."""
@@ -159,10 +161,13 @@ class PickAndPlaceExpert:
             return Phase.CARRY if state.object_pos[2] - self._anchor_object[2] > LIFTED_M else Phase.REACH
         if self.phase in (Phase.CARRY, Phase.LOWER):
             held, anchor = state.eef_pos - state.object_pos, self._anchor - self._anchor_object
+            if plan.tilt:  # the object turns with the hand
+                anchor = (Rotation.from_quat(state.eef_quat) * self._anchor_hand.inv()).apply(anchor)
             if float(np.linalg.norm(held - anchor)) > LOST_M:
                 return Phase.REACH
         if self.phase is Phase.CARRY:
-            return Phase.LOWER if above else Phase.CARRY
+            turned = not plan.tilt or float(np.linalg.norm(self._turn(state))) < NEAR_RAD
+            return Phase.LOWER if above and turned else Phase.CARRY
         if self.phase is Phase.LOWER:
             low = state.object_pos[2] - state.target_pos[2] < plan.release_height
             return Phase.RELEASE if low or impatient else Phase.LOWER
@@ -174,8 +179,27 @@ class PickAndPlaceExpert:
         self.phase = phase
         self._steps_in_phase = 0
         self._anchor, self._anchor_object = state.eef_pos.copy(), state.object_pos.copy()
+        self._anchor_hand = Rotation.from_quat(state.eef_quat)
         self.num_grasps += phase is Phase.GRASP
 
     def _turn(self, state: SceneState) -> np.ndarray:
         """Rotation vector from the hand's orientation to the wanted one, world axes, [3], rad."""
-        return (self._hand * Rotation.from_quat(state.eef_quat).inv()).as_rotvec()
+        carrying = self.phase in (Phase.CARRY, Phase.LOWER, Phase.RELEASE, Phase.RETREAT)
+        wanted = self._tilted if carrying else self._hand
+        return (wanted * Rotation.from_quat(state.eef_quat).inv()).as_rotvec()
+
+
+def motion(error: np.ndarray, turn: np.ndarray, gripper: float) -> np.ndarray:
+    """The action that goes towards a goal, as fast as is allowed.
+
+    Args:
+        error: From the grip point to where it should be, [3], m.
+        turn: Rotation vector from the hand's orientation to the wanted one, world axes, [3], rad.
+        gripper: OPEN or CLOSE.
+
+    Returns:
+        [7], float64, each in [-1, 1].
+    """
+    delta = POSITION_GAIN * error  # [3]
+    delta = delta / max(1.0, float(np.abs(delta).max()))  # keeps the direction
+    return np.concatenate([delta, np.clip(ROTATION_GAIN * turn, -1.0, 1.0), [gripper]])

@@ -1,9 +1,12 @@
 """The scripted expert's phases, against a point that moves exactly as told, and the pure functions of recording."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
-from rsd.envs.demonstrations import disturb, inside, is_no_op, pick_and_place_goal, record_demonstration
+from rsd.envs.demonstrations import disturb, inside, is_no_op, record_demonstration
 from rsd.envs.expert import CLOSE, OPEN, GraspPlan, Phase, PickAndPlaceExpert, SceneState
 from tests.fakes import PointMassEnv
 
@@ -90,6 +93,35 @@ def test_hand_turns_to_the_yaw_of_the_plan_before_it_descends():
     np.testing.assert_allclose(action[3:6], [0, 0, 1], atol=1e-12)
 
 
+def test_tilted_plan_turns_the_hand_once_it_carries_and_lowers_only_when_it_is_turned():
+    expert = PickAndPlaceExpert(replace(PLAN, tilt=0.8))
+    scene = Scene()
+    while expert.phase is not Phase.CARRY:
+        action = expert.act(scene.state())
+        scene.step(action)
+        assert expert.phase is Phase.CARRY or np.abs(action[3:6]).max() < 1e-9
+    np.testing.assert_allclose(action[3:6], [1, 0, 0], atol=1e-9)  # this hand does not turn
+    for _ in range(60):
+        scene.step(expert.act(scene.state()))
+    assert expert.phase is Phase.CARRY
+    turned = (Rotation.from_euler("x", 0.8) * Rotation.from_quat(DOWN)).as_quat()
+    expert.act(replace(scene.state(), eef_quat=turned))
+    assert expert.phase is Phase.LOWER
+
+
+def test_object_that_turns_with_a_tilting_hand_is_not_lost():
+    expert = PickAndPlaceExpert(replace(PLAN, offset=(0.0, 0.0, 0.12), tilt=0.8))
+    held = np.array([0.0, 0.0, -0.12])  # the object hangs below the hand
+    expert.phase = Phase.LIFT
+    expert._enter(Phase.CARRY, SceneState(np.zeros(3), DOWN, held, np.ones(3)))
+    turn = Rotation.from_euler("x", 0.8)
+    turned = (turn * Rotation.from_quat(DOWN)).as_quat()
+    expert.act(SceneState(np.zeros(3), turned, turn.apply(held), np.ones(3)))
+    assert expert.phase is Phase.CARRY
+    expert.act(SceneState(np.zeros(3), turned, held, np.ones(3)))
+    assert expert.phase is Phase.REACH
+
+
 @pytest.mark.parametrize(
     ("motion", "gripper", "last_gripper", "expected"),
     [
@@ -113,17 +145,6 @@ def test_disturbance_is_for_motion_only_and_stays_within_the_limits():
     assert np.abs(disturbed).max() <= 1 and (disturbed[:, 6] == 1).all()
     assert disturb(action, 0.0, random) is action
     np.testing.assert_array_equal(action, [1, -1, 0, 0, 0, 0, 1])
-
-
-def test_goal_is_read_from_the_parsed_problem():
-    assert pick_and_place_goal([["on", "bowl_1", "plate_1"]]) == ("bowl_1", "plate_1", "on")
-    assert pick_and_place_goal([["in", "milk_1", "basket_1_contain_region"]])[2] == "in"
-
-
-@pytest.mark.parametrize("goal", [[], [["open", "drawer_1"]], [["on", "a", "b"], ["on", "c", "d"]]])
-def test_other_goals_are_refused_by_name(goal):
-    with pytest.raises(ValueError, match="choose libero_spatial or libero_object"):
-        pick_and_place_goal(goal)
 
 
 def test_box_with_margin():

@@ -36,10 +36,29 @@ def test_solves_libero_object():
         env.close()
 
 
-def test_refuses_a_suite_with_other_goals():
-    env = LiberoEnv(suite="libero_goal", task_id=0, max_steps=300)
+@pytest.mark.parametrize(
+    "task_id",
+    [
+        0,  # open the middle drawer
+        5,  # push the plate
+        7,  # turn on the stove
+        9,  # put the wine bottle on the rack
+    ],
+)
+def test_solves_libero_goal(task_id: int):
+    env = LiberoEnv(suite="libero_goal", task_id=task_id, max_steps=300)
     try:
-        with pytest.raises(ValueError, match="choose libero_spatial or libero_object"):
+        demonstration = record_demonstration(env, LiberoExpert(env), seed=3, noise_scales=(0.15,), render=False)
+        assert demonstration.outcome == "success"
+        assert demonstration.num_steps < 200
+    finally:
+        env.close()
+
+
+def test_refuses_a_task_with_another_goal():
+    env = LiberoEnv(suite="libero_goal", task_id=3, max_steps=300)
+    try:
+        with pytest.raises(ValueError, match=r"akita_black_bowl_1.*choose other tasks"):
             LiberoExpert(env)
     finally:
         env.close()
