@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
 from pathlib import Path
 
@@ -56,20 +57,28 @@ def check_installed_files() -> dict[str, int]:
     counts, wrong = {}, []
     for name in libero_distributions():
         try:
-            files = [file for file in importlib.metadata.files(name) or [] if file.size is not None]
+            expected = recorded_sizes(importlib.metadata.distribution(name))
         except importlib.metadata.PackageNotFoundError:
             raise SimulatorError(f"LIBERO requires {name}, which is not installed; {REINSTALL_COMMAND}") from None
-        counts[name] = len(files)
-        for file in files:
-            path = Path(file.locate())
-            size = path.stat().st_size if path.is_file() else None
-            if size != file.size:
-                wrong.append(f"{path} ({'missing' if size is None else f'{size} bytes'}, expected {file.size} bytes)")
+        counts[name] = len(expected)
+        for path, size in expected.items():
+            found = path.stat().st_size if path.is_file() else None
+            if found != size:
+                wrong.append(f"{path} ({'missing' if found is None else f'{found} bytes'}, expected {size} bytes)")
     if wrong:
         raise SimulatorError(
             f"{len(wrong)} of LIBERO's files are damaged or missing, first {wrong[0]}; {REINSTALL_COMMAND}"
         )
     return counts
+
+
+def recorded_sizes(distribution: importlib.metadata.Distribution) -> dict[Path, int]:
+    """Path to bytes of all files whose sizes the installer noted.
+
+    Read from the record itself: from Python 3.12 on, `Distribution.files` leaves out those that are missing.
+    """
+    rows = csv.reader((distribution.read_text("RECORD") or "").splitlines())  # path, hash, size
+    return {Path(distribution.locate_file(path)): int(size) for path, _, size in rows if size}
 
 
 def libero_distributions() -> list[str]:
