@@ -29,8 +29,8 @@ PLACES = {  # targets whose origin is not where the object will stand, or that a
     # a bottle that is leant back 46 degrees falls onto the rack's slope, its base against the lip
     "wine_rack_1_top_region": {"release_height": 0.03, "carry_height": 0.10, "lift_height": 0.30, "tilt": 0.8},
 }
-DRAGS = {  # flat objects that are dragged to their place: grip point, at the rim, minus origin, m
-    "plate_1": (0.0, 0.058, 0.004),
+DRAGS = {  # flat objects that are dragged to a place on the table: grip point, at the rim, minus origin, m
+    ("plate_1", "main_table_stove_front_region"): (0.0, 0.058, 0.004),
 }
 DRAG_TOLERANCE_M = 0.015  # short of the centre of the region; LIBERO accepts 0.04
 DRAWER_OPEN_M = 0.145  # LIBERO calls a drawer open above 0.14; it stops at 0.16
@@ -62,7 +62,7 @@ def skill_for(goal_state: Sequence[Sequence[str]], domain: Any) -> Skill:
         ValueError: several goals, or one that no skill reaches.
     """
     match goal_state:
-        case [["on", name, region]] if name in DRAGS:
+        case [["on", name, region]] if (name, region) in DRAGS:
             return Drag(domain, name, region)
         case [["on" | "in" as relation, name, target]] if not is_drawer(target, domain):
             return PickAndPlace(domain, name, target, relation)
@@ -132,8 +132,8 @@ class Drag:
 
     Args:
         domain: See skill_for.
-        name: The object; one of DRAGS.
-        region: The region.
+        name: The object.
+        region: The region; together they are one of DRAGS.
     """
 
     def __init__(self, domain: Any, name: str, region: str) -> None:
@@ -149,7 +149,7 @@ class Drag:
     def act(self) -> tuple[np.ndarray, bool]:
         (eef_pos, eef_quat), object_pos, _ = self._look()
         travel = float((object_pos - self._start) @ np.array(self._expert.plan.slide))
-        grip_pos = object_pos + np.array(DRAGS[self._object])
+        grip_pos = object_pos + np.array(DRAGS[self._object, self._region])
         action = self._expert.act(PartState(eef_pos, eef_quat, grip_pos, travel))
         return action, self._expert.phase.in_free_space
 

@@ -23,6 +23,7 @@ DOMAIN = SimpleNamespace(
         (["in", "milk_1", "basket_1_contain_region"], PickAndPlace),
         (["on", "akita_black_bowl_1", "cabinet_1_top_side"], PickAndPlace),
         (["on", "plate_1", "main_table_stove_front_region"], Drag),
+        (["on", "plate_1", "flat_stove_1_cook_region"], PickAndPlace),
     ],
 )
 def test_goal_decides_the_skill(goal, expected):
