@@ -20,6 +20,7 @@ from rsd.pipeline import PipelineError, Step, keep_settings, run_steps, seconds
 from rsd.runs import METRICS_FILE, PROVENANCE_FILE, read_json, write_atomically
 
 SUITES = {"libero_spatial": 200, "libero_object": 260, "libero_goal": 300}  # demonstrations of the second data set
+DEMONSTRATED = dict.fromkeys(SUITES, "null") | {"libero_goal": "[0,1,2,4,5,6,7,8,9]"}  # tasks that the expert can do
 FIRST_BASE = "checkpoints/base/oft_small-libero_spatial_no_noops-t8"
 DECODINGS = ("speculative", "depth_ar", "parallel")
 ABLATIONS = ("black_pictures", "other_instruction", "zero_proprio")
@@ -47,7 +48,7 @@ def base_of_all_suites(arguments: argparse.Namespace) -> list[Step]:
     steps = []
     for suite, num_episodes in SUITES.items():
         count = max(1, round(num_episodes * arguments.suites_scale))
-        data = ["data=libero_suites", f"env={suite}", f"num_episodes={count}"]
+        data = ["data=libero_suites", f"env={suite}", f"num_episodes={count}", f"tasks={DEMONSTRATED[suite]}"]
         steps.append(collect(f"collect_{suite}", data, arguments))
     first = arguments.base or arguments.root / FIRST_BASE
     options = ["data=libero_suites", f"phase.module.start_from={first}"]
@@ -60,7 +61,7 @@ def heads(arguments: argparse.Namespace) -> list[Step]:
     model = ["model=oft_small", f"quantizer={arguments.quantizer}"]
     cache = ["cache.batch_size=256", f"cache.num_workers={arguments.workers}"]
     train = [f"phase.max_steps={arguments.head_steps}", f"phase.module.labels={arguments.labels}", *gpu()]
-    train += ["phase.datamodule.batch_size=256", "+phase.datamodule.memory_gb=16"]
+    train += ["phase.datamodule.batch_size=512", "+phase.datamodule.memory_gb=16"]
     train += [f"phase.datamodule.{option}" for option in cache]
     caching = ["scripts/cache_hidden_states.py", "model=oft_small", "device=cuda", *cache, *common]
     return [
