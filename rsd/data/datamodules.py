@@ -13,7 +13,7 @@ from typing import Any
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from rsd.data.datasets import ChunkDataset, FrameDataset
+from rsd.data.datasets import ChunkDataset, FrameDataset, clipping_notes
 from rsd.data.shuffle import Fetch, ShuffledLoader, batch_loader
 
 Collate = Callable[[list[dict[str, Any]]], Any]
@@ -139,6 +139,8 @@ class FrameDataModule(_RLDSDataModule):
         if not hasattr(self, "train"):
             self.train = FrameDataset(self.dataset_dir, self.chunk_length, "train", self.views)
             self.val = FrameDataset(self.dataset_dir, self.chunk_length, "val", self.views)
+            for note in clipping_notes(self.train.trajectories, self.train.norm_stats["action"]):
+                print(f"note: {note}", flush=True)
 
     def _fetch(self, dataset: FrameDataset) -> Fetch:
         return functools.partial(_collated, dataset=dataset, collate=self.collate)

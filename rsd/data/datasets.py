@@ -27,6 +27,7 @@ from rsd.data.trajectories import (
     check_finite,
     chunk_actions,
     chunk_starts,
+    clipped_motion,
     compute_statistics,
     require_chunks,
     standardize_actions,
@@ -37,6 +38,7 @@ from rsd.types import IMAGE_VIEWS, Observation
 
 SPLITS = ("train", "val", "all")
 HOLD_OUT_EVERY = 10  # episodes
+MUCH_CLIPPED = 0.4  # share of a task's movement in one dim; a drawer with 0.73 was never opened (docs/small_policy.md)
 
 
 @dataclass
@@ -109,6 +111,24 @@ def load_trajectories(rlds: RLDSDataset) -> list[Trajectory]:
             )
         )
     return trajectories
+
+
+def clipping_notes(trajectories: Sequence[Trajectory], statistics: dict[str, Any]) -> list[str]:
+    """A line for each task of which normalisation cuts off more than MUCH_CLIPPED of the movement in some dim.
+
+    Args:
+        statistics: norm_stats["action"] of the whole data set.
+    """
+    notes = []
+    for instruction in sorted({trajectory.instruction for trajectory in trajectories}):
+        own = np.concatenate([one.actions for one in trajectories if one.instruction == instruction])  # [n, A]
+        share = clipped_motion(own, statistics)  # [A]
+        if share.max() > MUCH_CLIPPED:
+            notes.append(
+                f"{instruction!r}: {100 * share.max():.0f} % of the movement in action dim {share.argmax()} is beyond "
+                "q01..q99 of the data set, and normalisation cuts it off; a policy cannot learn it"
+            )
+    return notes
 
 
 class _ChunkIndex(Dataset):

@@ -14,6 +14,8 @@ import numpy as np
 from rsd.data import DataError
 from rsd.normalization import standardize_gripper
 
+HARDLY_MOVES = 0.01  # mean magnitude of a dim, in robot units of at most 1, below which it counts as unused
+
 
 def standardize_actions(raw: np.ndarray) -> np.ndarray:
     """Raw robosuite actions [n, A] → the same with the gripper as 1 open, 0 close; [n, A], float32."""
@@ -75,6 +77,24 @@ def compute_statistics(actions: Sequence[np.ndarray], proprios: Sequence[np.ndar
         "num_transitions": len(flat),
         "num_trajectories": len(actions),
     }
+
+
+def clipped_motion(actions: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:
+    """How much of what these actions move is beyond q01..q99, and therefore cut off by normalisation.
+
+    Quantiles are of the whole data set: what few of its tasks need, and those only now and then, lies outside.
+
+    Args:
+        actions: Of one task, [n, A], standardised, not normalised.
+        statistics: norm_stats["action"] of the data set.
+
+    Returns:
+        Share of each dim's total movement, [A], in 0..1; 0 for dims that are not normalised or hardly move.
+    """
+    inside = np.clip(actions, statistics["q01"], statistics["q99"])
+    total = np.abs(actions).sum(axis=0)
+    share = np.abs(actions - inside).sum(axis=0) / np.maximum(total, HARDLY_MOVES * len(actions))
+    return np.where(statistics["mask"], share, 0.0)
 
 
 def chunk_starts(num_steps: int, chunk_length: int) -> int:

@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader
 
 from rsd.data import DataError
 from rsd.data.datamodules import ChunkDataModule, FrameDataModule
-from rsd.data.datasets import ChunkDataset, FrameDataset, split_episodes
+from rsd.data.datasets import ChunkDataset, FrameDataset, Trajectory, clipping_notes, split_episodes
 from rsd.data.libero_records import episode_features
 from rsd.data.rlds import RLDSWriter
 from rsd.data.tf_example import encode_example
 from rsd.data.tfrecord import frame
-from rsd.data.trajectories import standardize_actions
+from rsd.data.trajectories import compute_statistics, standardize_actions
 from rsd.jpeg import jpeg_round_trip
 from rsd.types import IMAGE_VIEWS, Observation
 from tests.data.demonstrations import NAME, demonstration, write_dataset
@@ -42,6 +42,20 @@ def test_split(count: int, val: list[int]):
     assert split_episodes(count, "val") == val
     assert split_episodes(count, "train") == [index for index in range(count) if index not in val]
     assert split_episodes(count, "all") == list(range(count))
+
+
+def test_a_task_whose_rare_motions_normalisation_cuts_off_is_named():
+    def trajectory(instruction, turn):
+        actions = np.zeros((100, 7), dtype=np.float32)
+        actions[:, 0] = np.linspace(-1, 1, 100)
+        actions[:10, 3] = turn
+        return Trajectory(actions, np.zeros((100, 8), dtype=np.float32), instruction)
+
+    trajectories = [trajectory("pick it up", 0.0)] * 19 + [trajectory("open it", -0.8)]  # 0.5 % of all steps turn
+    statistics = compute_statistics([one.actions for one in trajectories], [one.proprio for one in trajectories])
+    (note,) = clipping_notes(trajectories, statistics["action"])
+    assert note.startswith("'open it': 100 % of the movement in action dim 3 is beyond q01..q99")
+    assert clipping_notes(trajectories[:19], statistics["action"]) == []
 
 
 def test_split_errors():

@@ -12,6 +12,7 @@ from rsd.data.trajectories import (
     check_finite,
     chunk_actions,
     chunk_actions_padded,
+    clipped_motion,
     compute_statistics,
     require_chunks,
     standardize_actions,
@@ -31,6 +32,14 @@ def test_chunks_of_a_five_step_trajectory():
         [[12, 0], [13, 1], [14, 1]],
     ]
     assert chunk_actions(trajectory, 3).tolist() == expected
+
+
+def test_share_of_the_movement_that_normalisation_cuts_off():
+    """0.9 of 1.2 in the first dim lies beyond 0.1; the second is inside; the third hardly moves; the gripper passes."""
+    actions = np.array([[1.0, 0.1, 0.001, 1], [0.1, -0.1, 0.0, 0], [-0.1, 0.1, 0.0, 1]])
+    statistics = {"q01": [-0.1, -0.1, 0.0, 0], "q99": [0.1, 0.1, 0.0, 0], "mask": [True, True, True, False]}
+    expected = [0.9 / 1.2, 0.0, 0.001 / (3 * 0.01), 0.0]
+    np.testing.assert_allclose(clipped_motion(actions, statistics), expected)
 
 
 def test_padded_chunks_of_a_three_step_trajectory():

@@ -98,7 +98,7 @@ def test_a_named_cache_of_other_layers_is_one_clear_error(run, tmp_path):
     directory = only_cache(tmp_path)
     code, _, errors = run(f"cache.directory={directory}")
     assert code == 1
-    assert "layers: cache [3], configuration [2, 4]" in errors
+    assert "layers: cache [3], configuration [2, 5]" in errors
     assert "Traceback" not in errors
     assert CacheReader(directory).layers == [3]
 
