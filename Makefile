@@ -19,7 +19,7 @@ test: setup
 sim: gl  ## tests that need the simulator; about ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m sim
 
-reproduce: gl  ## the small policy from nothing, on one GPU: about 36 minutes with an H200 and 16 cores
+reproduce: gl  ## the small policy from nothing, then on three suites: on one GPU, about an hour with 16 cores
 	$(BIN)/python scripts/reproduce_small.py
 
 lint: setup

@@ -65,6 +65,7 @@ def plan(size: Size, root: Path) -> list[Step]:
             "paths=released",
             "model=oft_small",
             "quantizer=dct_d3",
+            "target=base",
             *common,
             f"tasks={size.released_tasks}",
             f"num_trials={size.released_trials}",

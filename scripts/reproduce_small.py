@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--num-episodes", type=int, default=700, help="demonstrations for the first base model")
     parser.add_argument("--oft-steps", type=int, default=3500)
     parser.add_argument("--suites-scale", type=float, default=1.0, help="share of the second data set's demonstrations")
-    parser.add_argument("--suites-steps", type=int, default=2400)
+    parser.add_argument("--suites-steps", type=int, default=2900)
     parser.add_argument("--head-steps", type=int, default=3000)
     parser.add_argument("--labels", default="base", help="whose tokens head and draft learn: base or data")
     parser.add_argument("--num-trials", type=int, default=50, help="episodes a task, 1..50")
