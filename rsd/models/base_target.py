@@ -5,7 +5,7 @@ it are, a stage's most probable level is the greedy digit of what they leave ove
 return the base model's code, and a draft is held to what the base model itself would do.
 
 What surprises first: stages that were not given are the chunk's own greedy ones, so nothing is unknown and `parallel`
-returns what `depth_ar` returns; and a pass costs nothing beside the base model.
+returns what `depth_ar` returns; and a pass is arithmetic on one chunk, so passes saved save next to nothing.
 """
 
 from __future__ import annotations

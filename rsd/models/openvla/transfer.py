@@ -1,7 +1,7 @@
 """Starting a small base model from a trained one that knows fewer words: further tasks without starting again.
 
 What surprises first: statistics are not transferred. They are the new data set's, so the same robot motion has slightly
-other normalised numbers than the old weights were trained for; a few hundred steps of training make up for it.
+other normalised numbers than the old weights were trained for, and training has to make up for it.
 """
 
 from __future__ import annotations
