@@ -2,6 +2,8 @@
 
 norm_stats of one data set is the published JSON layout: {"action": {q01, q99, min, max, mean, std, mask}, "proprio":
 {...}, "num_transitions", "num_trajectories"}. A file of statistics maps data set names (unnorm keys) to such entries.
+Which two of its numbers stand for -1 and 1 is part of an entry, as "bounds": a name in BOUNDS. Published entries do not
+say it, and mean "quantiles" unless their robot says otherwise (conf/robot).
 
 The gripper: RLDS stores robosuite's command (-1 open, +1 close); models see 1 open, 0 close; the environment wants
 robosuite's command again. That is LIBERO's rule; robots other than LIBERO's execute what the model says, and their
@@ -16,8 +18,9 @@ from typing import Any
 import numpy as np
 
 EPSILON = 1e-8  # openvla-oft's guard against an empty range, in normalising and un-normalising alike
-QUANTILES = ("q01", "q99")
-EXTREMES = ("min", "max")
+QUANTILES = "quantiles"  # "bounds_q99" of the reference: the LIBERO policies
+EXTREMES = "extremes"  # "bounds" of the reference: nothing that was demonstrated is cut off
+BOUNDS = {QUANTILES: ("q01", "q99"), EXTREMES: ("min", "max")}
 NO_NOOPS = "_no_noops"
 LIBERO_GRIPPER = "inverted_sign"
 
@@ -49,33 +52,57 @@ def resolve_unnorm_key(norm_stats: dict[str, Any], key: str | None) -> str:
     )
 
 
+def with_bounds(norm_stats: dict[str, Any], bounds: str) -> dict[str, Any]:
+    """The same statistics, to be normalised with these bounds; "quantiles" are not written down.
+
+    Args:
+        norm_stats: {"action", "proprio", ...} of one data set.
+        bounds: A name in BOUNDS.
+
+    Raises:
+        ValueError: no such bounds.
+    """
+    if bounds not in BOUNDS:
+        raise ValueError(f"bounds {bounds!r}, expected one of {sorted(BOUNDS)}")
+    said = {} if bounds == QUANTILES else {"bounds": bounds}
+    parts = {
+        part: {name: value for name, value in norm_stats[part].items() if name != "bounds"} | said
+        for part in ("action", "proprio")
+        if part in norm_stats
+    }
+    return norm_stats | parts
+
+
+def bounds_of(stats: dict[str, Any]) -> str:
+    """Name of the bounds that one entry ("action" or "proprio") is normalised with."""
+    return stats.get("bounds", QUANTILES)
+
+
+def bounded_range(stats: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """What -1 and 1 stand for, [dims] each, float64; for one entry ("action" or "proprio")."""
+    low, high = (np.asarray(stats[name], dtype=np.float64) for name in BOUNDS[bounds_of(stats)])
+    return low, high
+
+
 def _mask(stats: dict[str, Any]) -> np.ndarray:
     """Which dims are normalised at all, [dims], bool; statistics without a mask normalise every dim."""
     return np.asarray(stats.get("mask", np.ones_like(stats["q01"])), dtype=bool)
 
 
-def _range(stats: dict[str, Any], bounds: tuple[str, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    low, high = (np.asarray(stats[name], dtype=np.float64) for name in bounds)
-    return low, high, _mask(stats)
-
-
-def normalize(
-    values: np.ndarray, stats: dict[str, Any], zero_constant: bool = True, bounds: tuple[str, str] = QUANTILES
-) -> np.ndarray:
-    """Map [q01, q99] to [-1, 1] and clip; dims outside the mask pass unchanged.
+def normalize(values: np.ndarray, stats: dict[str, Any], zero_constant: bool = True) -> np.ndarray:
+    """Map the statistics' bounds to [-1, 1] and clip; dims outside the mask pass unchanged.
 
     Args:
         values: [..., dims], in robot units.
         stats: One entry ("action" or "proprio") of the statistics.
         zero_constant: Set dims with min == max to 0, as training does; the reference's evaluation does not.
-        bounds: QUANTILES ("bounds_q99" of the reference, used by the LIBERO policies) or EXTREMES ("bounds").
 
     Returns:
         [..., dims], float32.
     """
-    low, high, mask = _range(stats, bounds)
+    low, high = bounded_range(stats)
     scaled = np.clip(2 * (values - low) / (high - low + EPSILON) - 1, -1, 1)
-    result = np.where(mask, scaled, values)
+    result = np.where(_mask(stats), scaled, values)
     if zero_constant:
         result = np.where(np.asarray(stats["min"]) == np.asarray(stats["max"]), 0.0, result)
     return result.astype(np.float32)
@@ -87,11 +114,11 @@ def normalize_gaussian(values: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
     return np.where(_mask(stats), (values - mean) / (std + EPSILON), values).astype(np.float32)
 
 
-def unnormalize(values: np.ndarray, stats: dict[str, Any], bounds: tuple[str, str] = QUANTILES) -> np.ndarray:
+def unnormalize(values: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
     """Inverse of `normalize` inside the bounds; values are not clipped. [..., dims], float64."""
-    low, high, mask = _range(stats, bounds)
+    low, high = bounded_range(stats)
     values = np.asarray(values, dtype=np.float64)
-    return np.where(mask, 0.5 * (values + 1) * (high - low + EPSILON) + low, values)
+    return np.where(_mask(stats), 0.5 * (values + 1) * (high - low + EPSILON) + low, values)
 
 
 def standardize_gripper(raw: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from rsd.jpeg import jpeg_round_trip
 from rsd.models.base_target import BaseTarget
 from rsd.models.loading import load_stage_head
 from rsd.models.stage_head import StageHead
-from rsd.normalization import robot_actions, unnormalize
+from rsd.normalization import bounds_of, robot_actions, unnormalize
 from rsd.tokenizer import ActionTokenizer, load_tokenizer
 from rsd.types import Backbone, BackboneOutput, ChunkPrediction, DecodingResult, Observation
 
@@ -208,7 +208,7 @@ class VLAPolicy:
         values = normalized.float().cpu().numpy()
         if not np.isfinite(values).all():
             raise PolicyError("the model produced NaN or infinite actions; check its weights and dtype")
-        raw = unnormalize(values, self.backbone.norm_stats["action"], self.backbone.bounds)
+        raw = unnormalize(values, self.backbone.norm_stats["action"])
         return robot_actions(raw, self.backbone.gripper)
 
     def _stored(self, observation: Observation) -> Observation:
@@ -320,7 +320,12 @@ def load_policy(
     common = {"backbone": backbone, "num_open_loop_steps": num_open_loop_steps, "jpeg": jpeg, "device": where}
     if decode is None:
         return _checked(VLAPolicy(tokens=None, **common), offered)
-    tokenizer, provenance = load_tokenizer(tokenizer, Path(tokenizer_checkpoint), unnorm_key=backbone.unnorm_key)
+    tokenizer, provenance = load_tokenizer(
+        tokenizer,
+        Path(tokenizer_checkpoint),
+        unnorm_key=backbone.unnorm_key,
+        bounds=bounds_of(backbone.norm_stats["action"]),
+    )
     contract = {
         "code_shape": tokenizer.code_shape,
         "tokenizer_sha256": provenance["sha256"],

@@ -236,7 +236,6 @@ class Backbone(Protocol):
     decoder: str  # how its own chunk is made: l1, discrete, diffusion, autoregressive
     unnorm_key: str
     norm_stats: dict[str, Any]  # {"action": {...}, "proprio": {...}} of unnorm_key
-    bounds: tuple[str, str]  # names of the statistics that -1 and 1 stand for
     gripper: str  # name of the rule that turns the model's gripper into the robot's (rsd/normalization.py)
 
     def prepare(self, observations: Sequence[Observation]) -> dict[str, Tensor]:

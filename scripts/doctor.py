@@ -35,7 +35,7 @@ from rsd.envs.suites import check_suite, suite_name
 from rsd.models.openvla.backbone import OpenVLABackbone
 from rsd.models.openvla.canaries import random_observation, run_canaries
 from rsd.models.openvla.model import cast_weights
-from rsd.normalization import unnormalize
+from rsd.normalization import BOUNDS, bounds_of, unnormalize
 
 OK, WARNING, FAILED = "ok", "warning", "FAILED"
 STYLES = {OK: "green", WARNING: "yellow", FAILED: "bold red"}
@@ -149,7 +149,7 @@ def contract(backbone: OpenVLABackbone) -> Iterator[Finding]:
         "centre crop": "yes" if backbone.center_crop else "no",
         "proprio": "none" if backbone.proprio_dim is None else f"{backbone.proprio_dim} dims",
         "chunk": f"{backbone.chunk_length} steps of {backbone.action_dim} dims, by {backbone.decoder}",
-        "statistics": f"{backbone.unnorm_key}, {' to '.join(backbone.bounds)}",
+        "statistics": f"{backbone.unnorm_key}, {' to '.join(BOUNDS[bounds_of(backbone.norm_stats['action'])])}",
         "layers": f"{backbone.num_layers} of width {backbone.hidden_dim}",
         "weights": f"{size / 1e9:.3f} billion, {str(backbone.dtype).removeprefix('torch.')}",
         "execution": backbone.execution,
@@ -199,7 +199,7 @@ def rounding(backbone: OpenVLABackbone) -> str:
     for dtype in (torch.float32, torch.bfloat16):  # bfloat16 weights are exact in float32, so this order loses nothing
         cast_weights(backbone.model, dtype)
         output = backbone.forward(inputs, [last])
-        raw = unnormalize(output.actions.cpu().numpy(), backbone.norm_stats["action"], backbone.bounds)
+        raw = unnormalize(output.actions.cpu().numpy(), backbone.norm_stats["action"])
         found[dtype] = (output.hidden_states[last].float(), raw)
     (states, actions), (rounded_states, rounded_actions) = found.values()
     relative = float((states - rounded_states).norm() / states.norm())

@@ -9,12 +9,14 @@ import pytest
 from rsd.envs.rotation import axis_angle
 from rsd.normalization import (
     UnknownKeyError,
+    bounds_of,
     normalize,
     normalize_gaussian,
     resolve_unnorm_key,
     robot_actions,
     standardize_gripper,
     unnormalize,
+    with_bounds,
 )
 
 STATS = {
@@ -34,6 +36,18 @@ def test_normalize_by_hand():
     np.testing.assert_allclose(normalize(values, STATS), expected, atol=1e-6)
     assert normalize(values, STATS).dtype == np.float32
     np.testing.assert_allclose(normalize_gaussian(values, STATS)[0], [-1.0, 0.5, 0.3], atol=1e-6)
+
+
+def test_statistics_say_with_which_of_their_numbers_they_normalise():
+    entry = with_bounds({"action": STATS, "proprio": STATS, "num_transitions": 9}, "extremes")
+    assert bounds_of(STATS) == "quantiles" and bounds_of(entry["action"]) == bounds_of(entry["proprio"]) == "extremes"
+    values = np.array([[-2.0, 3.0, 0.3], [1.0, 1.5, 1.0], [9.0, 2.0, 0.0]])
+    expected = [[-1.0, 1.0, 0.3], [0.0, -0.5, 1.0], [1.0, 0.0, 0.0]]
+    np.testing.assert_allclose(normalize(values, entry["action"]), expected, atol=1e-6)
+    np.testing.assert_allclose(unnormalize(normalize(values[:2], entry["action"]), entry["action"]), values[:2])
+    assert with_bounds(entry, "quantiles") == {"action": STATS, "proprio": STATS, "num_transitions": 9}
+    with pytest.raises(ValueError, match=r"bounds 'sigma', expected one of \['extremes', 'quantiles'\]"):
+        with_bounds(entry, "sigma")
 
 
 def test_unnormalize_inverts_normalize_inside_the_quantiles():

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from rsd.data.datasets import ChunkDataset, FrameDataset, clipping_notes
 from rsd.data.shuffle import Fetch, ShuffledLoader, batch_loader
+from rsd.normalization import QUANTILES, with_bounds
 
 Collate = Callable[[list[dict[str, Any]]], Any]
 
@@ -29,15 +30,17 @@ class _RLDSDataModule(LightningDataModule):
     train: ChunkDataset | FrameDataset
     val: ChunkDataset | FrameDataset
 
-    def __init__(self, *, root: str, name: str, version: str, batch_size: int, num_workers: int, seed: int) -> None:
+    def __init__(
+        self, *, root: str, name: str, version: str, batch_size: int, num_workers: int, seed: int, bounds: str
+    ) -> None:
         super().__init__()
         self.dataset_dir = Path(root) / name / version
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.batch_size, self.num_workers, self.seed, self.bounds = batch_size, num_workers, seed, bounds
 
     @property
     def norm_stats(self) -> dict[str, Any]:
-        """Statistics of the whole data set; after `setup`."""
-        return self.train.norm_stats
+        """Statistics of the whole data set, with the bounds to normalise with; after `setup`."""
+        return with_bounds(self.train.norm_stats, self.bounds)
 
     @property
     def name(self) -> str:
@@ -76,6 +79,7 @@ class ChunkDataModule(_RLDSDataModule):
         batch_size: Chunks a batch.
         seed: Of the shuffling.
         num_workers: Processes that fetch; chunks lie in memory, so 0 is fastest.
+        bounds: Which statistics normalise actions and proprio to [-1, 1]: "quantiles" or "extremes".
     """
 
     def __init__(
@@ -88,9 +92,16 @@ class ChunkDataModule(_RLDSDataModule):
         batch_size: int,
         seed: int,
         num_workers: int = 0,
+        bounds: str = QUANTILES,
     ) -> None:
         super().__init__(
-            root=root, name=name, version=version, batch_size=batch_size, num_workers=num_workers, seed=seed
+            root=root,
+            name=name,
+            version=version,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            bounds=bounds,
         )
         self.chunk_length = chunk_length
 
@@ -111,7 +122,7 @@ class FrameDataModule(_RLDSDataModule):
     """Batches `collate([items])` of frames with pictures; see FrameDataset for an item.
 
     Args:
-        root, name, version, chunk_length, batch_size, seed: As in ChunkDataModule.
+        root, name, version, chunk_length, batch_size, seed, bounds: As in ChunkDataModule.
         views: Pictures to decode, e.g. ("image", "wrist_image").
         num_workers: Processes that read, decode and collate.
         collate: Items → batch; picklable when there are workers. It knows the model, this module does not.
@@ -129,9 +140,16 @@ class FrameDataModule(_RLDSDataModule):
         num_workers: int,
         seed: int,
         collate: Collate,
+        bounds: str = QUANTILES,
     ) -> None:
         super().__init__(
-            root=root, name=name, version=version, batch_size=batch_size, num_workers=num_workers, seed=seed
+            root=root,
+            name=name,
+            version=version,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            bounds=bounds,
         )
         self.chunk_length, self.views, self.collate = chunk_length, tuple(views), collate
 
@@ -139,7 +157,7 @@ class FrameDataModule(_RLDSDataModule):
         if not hasattr(self, "train"):
             self.train = FrameDataset(self.dataset_dir, self.chunk_length, "train", self.views)
             self.val = FrameDataset(self.dataset_dir, self.chunk_length, "val", self.views)
-            for note in clipping_notes(self.train.trajectories, self.train.norm_stats["action"]):
+            for note in clipping_notes(self.train.trajectories, self.norm_stats["action"]):
                 print(f"note: {note}", flush=True)
 
     def _fetch(self, dataset: FrameDataset) -> Fetch:

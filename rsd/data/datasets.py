@@ -126,7 +126,7 @@ def clipping_notes(trajectories: Sequence[Trajectory], statistics: dict[str, Any
         if share.max() > MUCH_CLIPPED:
             notes.append(
                 f"{instruction!r}: {100 * share.max():.0f} % of the movement in action dim {share.argmax()} is beyond "
-                "q01..q99 of the data set: normalisation cuts it off, and a policy cannot learn that part"
+                "q01..q99 of the data set: normalisation cuts it off (data.bounds=extremes keeps it)"
             )
     return notes
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rsd.data import DataError
-from rsd.normalization import standardize_gripper
+from rsd.normalization import bounded_range, standardize_gripper
 
 HARDLY_MOVES = 0.01  # mean magnitude of a dim, in robot units of at most 1, below which it counts as unused
 
@@ -80,7 +80,7 @@ def compute_statistics(actions: Sequence[np.ndarray], proprios: Sequence[np.ndar
 
 
 def clipped_motion(actions: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:
-    """How much of what these actions move is beyond q01..q99, and therefore cut off by normalisation.
+    """How much of what these actions move is beyond the statistics' bounds, and therefore cut off by normalisation.
 
     Quantiles are of the whole data set: what few of its tasks need, and those only now and then, lies outside.
 
@@ -91,7 +91,7 @@ def clipped_motion(actions: np.ndarray, statistics: dict[str, Any]) -> np.ndarra
     Returns:
         Share of each dim's total movement, [A], in 0..1; 0 for dims that are not normalised or hardly move.
     """
-    inside = np.clip(actions, statistics["q01"], statistics["q99"])
+    inside = np.clip(actions, *bounded_range(statistics))
     total = np.abs(actions).sum(axis=0)
     share = np.abs(actions - inside).sum(axis=0) / np.maximum(total, HARDLY_MOVES * len(actions))
     return np.where(statistics["mask"], share, 0.0)

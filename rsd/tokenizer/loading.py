@@ -10,6 +10,7 @@ from rsd.tokenizer.base import ActionTokenizer
 
 KIND = "tokenizer"
 COMMAND = "python train.py phase=rfsq"
+FIRST_BOUNDS = "quantiles"  # of tokenizers whose checkpoint does not name any
 
 
 def save_tokenizer(tokenizer: ActionTokenizer, directory: Path, provenance: dict[str, Any]) -> None:
@@ -19,7 +20,7 @@ def save_tokenizer(tokenizer: ActionTokenizer, directory: Path, provenance: dict
 
 
 def load_tokenizer(
-    tokenizer: ActionTokenizer, checkpoint: Path, unnorm_key: str | None = None
+    tokenizer: ActionTokenizer, checkpoint: Path, unnorm_key: str | None = None, bounds: str | None = None
 ) -> tuple[ActionTokenizer, dict[str, Any]]:
     """Fill a freshly built tokenizer from a checkpoint.
 
@@ -27,6 +28,7 @@ def load_tokenizer(
         tokenizer: Built from the configuration; receives the weights.
         checkpoint: Folder written by `save_tokenizer`.
         unnorm_key: Data set whose normalisation the caller uses; another one in the checkpoint is an error.
+        bounds: Name of the statistics that -1 and 1 stand for (rsd/normalization.py); likewise.
 
     Returns:
         The tokenizer in evaluation mode, and its provenance with the weights' "sha256" added.
@@ -43,7 +45,10 @@ def load_tokenizer(
     ]
     if unnorm_key is not None and loaded.provenance["unnorm_key"] != unnorm_key:
         differing.append(f"unnorm_key is {loaded.provenance['unnorm_key']!r} in the checkpoint but {unnorm_key!r} here")
+    provenance = {"bounds": FIRST_BOUNDS} | loaded.provenance
+    if bounds is not None and provenance["bounds"] != bounds:
+        differing.append(f"data.bounds is {provenance['bounds']!r} in the checkpoint but {bounds!r} here")
     if differing:
         raise CheckpointError(f"tokenizer {checkpoint} does not fit: {'; '.join(differing)}; train one with {COMMAND}")
     load_weights(tokenizer, loaded, checkpoint)
-    return tokenizer.eval().requires_grad_(False), {**loaded.provenance, "sha256": loaded.sha256}
+    return tokenizer.eval().requires_grad_(False), provenance | {"sha256": loaded.sha256}

@@ -22,7 +22,7 @@ from rsd.decoding import depth_ar
 from rsd.models.base_target import executed
 from rsd.models.loading import save_stage_head
 from rsd.models.stage_head import StageHead
-from rsd.normalization import normalize
+from rsd.normalization import bounds_of, normalize
 from rsd.tokenizer import ActionTokenizer, load_tokenizer
 from rsd.training.calibration import stage_report
 from rsd.training.plots import plot_stages
@@ -112,6 +112,12 @@ class StageHeadModule(LightningModule):
                 f"those of {datamodule.unnorm_key!r}; train the tokenizer on the same data set"
             )
         self.norm_stats = datamodule.norm_stats
+        fitted, bounds = self.tokenizer_provenance["bounds"], bounds_of(self.norm_stats["action"])
+        if fitted != bounds:
+            raise ValueError(
+                f"the tokenizer was fitted with data.bounds {fitted!r}, the base model has {bounds!r}; train the "
+                "tokenizer with the base model's"
+            )
         if self.head is None:
             states, hidden_dim = datamodule.state_shape(self.layer)
             self.head = StageHead(

@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from rsd.normalization import normalize
+from rsd.normalization import bounds_of, normalize
 from rsd.tokenizer import ActionTokenizer, BinTokenizer, save_tokenizer
 from rsd.tokenizer.report import codec_report
 from rsd.training.plots import plot_codec
@@ -91,6 +91,7 @@ class TokenizerModule(LightningModule):
         record = {
             **provenance,
             "unnorm_key": datamodule.name,
+            "bounds": bounds_of(self.norm_stats["action"]),
             "norm_stats": {datamodule.name: self.norm_stats},
             "code": {"tokens": shape.tokens_per_stage, "bits": shape.bits_per_stage, "num_levels": shape.num_levels},
             "data": datamodule.content_id(),

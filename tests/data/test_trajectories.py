@@ -40,6 +40,8 @@ def test_share_of_the_movement_that_normalisation_cuts_off():
     statistics = {"q01": [-0.1, -0.1, 0.0, 0], "q99": [0.1, 0.1, 0.0, 0], "mask": [True, True, True, False]}
     expected = [0.9 / 1.2, 0.0, 0.001 / (3 * 0.01), 0.0]
     np.testing.assert_allclose(clipped_motion(actions, statistics), expected)
+    statistics |= {"min": actions.min(axis=0), "max": actions.max(axis=0), "bounds": EXTREMES}
+    assert not clipped_motion(actions, statistics).any()
 
 
 def test_padded_chunks_of_a_three_step_trajectory():
@@ -97,8 +99,8 @@ def test_golden_rlds_libero(golden_dir: Path):
             entries = (("action", actions[-1], expected["action"]), ("proprio", proprios[-1], expected["proprio"]))
             for kind, values, stats in entries:
                 results = {
-                    "bounds_q99": normalize(values, stats, bounds=QUANTILES),
-                    "bounds": normalize(values, stats, bounds=EXTREMES),
+                    "bounds_q99": normalize(values, stats | {"bounds": QUANTILES}),
+                    "bounds": normalize(values, stats | {"bounds": EXTREMES}),
                     "normal": normalize_gaussian(values, stats),
                 }
                 for name, result in results.items():

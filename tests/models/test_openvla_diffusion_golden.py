@@ -13,7 +13,7 @@ import torch
 from rsd.models.openvla import ddim, decoders, published
 from rsd.models.openvla.heads import time_embedding
 from rsd.models.openvla.model import select
-from rsd.normalization import EXTREMES, QUANTILES, unnormalize
+from rsd.normalization import EXTREMES, QUANTILES, bounded_range, unnormalize
 from tests.golden_files import GOLDEN, compose_checkpoint, golden_tests, load
 
 ATOL = 5e-5
@@ -26,7 +26,6 @@ class Recorded:
     def __init__(self, directory, name):
         aloha = "aloha" in name
         self.heads, diffusion = ("aloha_heads", "diffusion_aloha") if aloha else ("ckpt_tiny", "diffusion")
-        self.bounds = EXTREMES if aloha else QUANTILES
         sources = {"action_head": diffusion, "noisy_action_projector": diffusion, "proprio_projector": self.heads}
         folder = compose_checkpoint(directory / "checkpoint", sources)
         arguments = {"device": "cpu", "dtype": torch.float64}
@@ -41,6 +40,7 @@ class Recorded:
         self.proprio = torch.from_numpy(self.arrays["proprio_normalized"]).double().reshape(1, -1)
         statistics = published.read_json(GOLDEN / self.heads, "dataset_statistics.json")
         self.statistics = statistics[str(self.arrays["unnorm_key"])]["action"]
+        self.statistics["bounds"] = EXTREMES if aloha else QUANTILES
         self.patches = self.model.projector(self.model.vision_backbone(self.pixels))
 
     def states(self, noisy):
@@ -62,7 +62,7 @@ class Recorded:
         patches = model.projector(model.vision_backbone(self.pixels.to(dtype)))
         last = model.llm_config.num_hidden_layers
         states, actions = decoders.diffusion(model, patches, prompt, [last])
-        raw = unnormalize(actions[0].numpy(), self.statistics, self.bounds)
+        raw = unnormalize(actions[0].numpy(), self.statistics)
         model.double()
         return states[last].numpy(), raw
 
@@ -73,7 +73,7 @@ def check_last_step(recorded):
     np.testing.assert_array_equal(ddim.timesteps(num_steps), arrays["timesteps"])
     np.testing.assert_allclose(ddim.alphas_cumprod(), arrays["alphas_cumprod"], rtol=0, atol=1e-7)
     expected = torch.from_numpy(arrays["final_action_hidden_states"]).double()
-    low, high = (np.asarray(recorded.statistics[key]) for key in recorded.bounds)
+    low, high = bounded_range(recorded.statistics)
     raw = arrays["actions"]
     data = np.where(recorded.statistics["mask"], 2 * (raw - low) / (high - low + 1e-8) - 1, raw)
     alpha, noise = ddim.alphas_cumprod()[0].double(), recorded.model.action_head(expected)[0]

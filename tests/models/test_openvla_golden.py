@@ -45,7 +45,7 @@ def raw_actions(name: str, unnorm_key: np.ndarray, actions: np.ndarray) -> np.nd
     """Un-normalised with the statistics and the bounds of the array's robot."""
     folder, bounds = {"aloha": ("aloha_heads", EXTREMES), "libero": ("ckpt_tiny", QUANTILES)}[robot_of(name)]
     statistics = published.read_json(GOLDEN / folder, "dataset_statistics.json")[str(unnorm_key)]
-    return unnormalize(actions, statistics["action"], bounds)
+    return unnormalize(actions, statistics["action"] | {"bounds": bounds})
 
 
 def close(actual: torch.Tensor, expected: np.ndarray, name: str) -> None:

@@ -14,7 +14,7 @@ from rsd.checkpoint import CheckpointError
 from rsd.models.openvla import ObservationError, Robot, save_backbone
 from rsd.models.openvla.published import TIMM_SHAPES, read_architecture
 from rsd.models.openvla.text import LlamaText
-from rsd.normalization import UnknownKeyError
+from rsd.normalization import UnknownKeyError, normalize
 from tests.models.openvla_tiny import UNNORM_KEY, build_backbone, observation, plain_observation
 from tests.models.published_copy import LIBERO, VIEWS, edit_json, llama_tokenizer, load
 
@@ -224,6 +224,25 @@ def test_proprio_to_a_model_without_projector_and_the_reverse(published):
 def test_bad_views_are_refused(published, number):
     with pytest.raises(ValueError, match=r"expected 1 to 3 different ones"):
         load(published, views=[f"view{index}" for index in range(number)])
+
+
+def test_bounds_are_the_statistics_own_or_else_the_robots(published):
+    """Statistics of published files do not say which of their numbers -1 and 1 stand for."""
+    extremes = replace(LIBERO, bounds="extremes")
+    stats = load(published, robot=extremes).norm_stats["proprio"]
+    wide, narrow = (
+        load(published, robot=robot).normalized_proprio([stats["q99"]]).numpy() for robot in (extremes, LIBERO)
+    )
+    np.testing.assert_allclose(wide[0], normalize(np.array(stats["q99"]), stats, zero_constant=False), atol=1e-6)
+    np.testing.assert_allclose(narrow, 1.0, atol=1e-5)
+    assert wide.max() < 1
+
+    def say_it(record):
+        for entry in record.values():
+            entry["action"]["bounds"] = entry["proprio"]["bounds"] = "extremes"
+
+    edit_json(published / "dataset_statistics.json", say_it)
+    assert load(published, robot=LIBERO).norm_stats["action"]["bounds"] == "extremes"
 
 
 def test_another_robot_is_refused(published):

@@ -54,6 +54,16 @@ def test_another_data_set_is_refused(tmp_path):
         load_tokenizer(rfsq(), tmp_path / "t", unnorm_key="libero_10_no_noops")
 
 
+def test_actions_normalised_otherwise_are_refused(tmp_path):
+    """A checkpoint that does not say it is one of quantiles."""
+    save_tokenizer(rfsq(), tmp_path / "old", PROVENANCE)
+    assert load_tokenizer(rfsq(), tmp_path / "old", bounds="quantiles")[1]["bounds"] == "quantiles"
+    with pytest.raises(CheckpointError, match=r"data\.bounds is 'quantiles' in the checkpoint but 'extremes' here"):
+        load_tokenizer(rfsq(), tmp_path / "old", bounds="extremes")
+    save_tokenizer(rfsq(), tmp_path / "t", PROVENANCE | {"bounds": "extremes"})
+    assert load_tokenizer(rfsq(), tmp_path / "t", bounds="extremes")[1]["bounds"] == "extremes"
+
+
 def test_missing_checkpoint_names_the_command(tmp_path):
     with pytest.raises(CheckpointError, match="make it with: python train"):
         load_tokenizer(rfsq(), tmp_path / "nothing")

@@ -12,6 +12,7 @@ from rsd.data.datamodules import FrameDataModule
 from rsd.data.rlds import RLDSWriter
 from rsd.images import center_crop
 from rsd.models.openvla import load_backbone
+from rsd.normalization import BOUNDS, unnormalize
 from rsd.training.oft import FrameCollate, OFTModule
 from tests.data.demonstrations import NAME, demonstration, write_dataset
 
@@ -47,7 +48,7 @@ CONV = {
 }
 
 
-def build(root: Path, **changes) -> tuple[OFTModule, FrameDataModule]:
+def build(root: Path, bounds: str = "quantiles", **changes) -> tuple[OFTModule, FrameDataModule]:
     arguments = {
         "architecture": ARCHITECTURE,
         "image_size": SIZE,
@@ -70,6 +71,7 @@ def build(root: Path, **changes) -> tuple[OFTModule, FrameDataModule]:
         num_workers=0,
         seed=0,
         collate=FrameCollate(image_size=changes.get("image_size", SIZE), views=VIEWS),
+        bounds=bounds,
     )
     return OFTModule(**{**arguments, **changes}), datamodule
 
@@ -147,14 +149,16 @@ def test_training_learns_which_task_it_is(tmp_path):
     assert error < 0.5 * (module.median_action - target).abs().mean()
 
 
-def test_export_is_what_was_trained(root, tmp_path):
-    module, trainer = fit(root, tmp_path, 3)
+@pytest.mark.parametrize("bounds", ["quantiles", "extremes"])
+def test_export_is_what_was_trained(root, tmp_path, bounds):
+    module, trainer = fit(root, tmp_path, 3, bounds=bounds)
     trainer.validate(module, trainer.datamodule, verbose=False)
     metrics = module.export(tmp_path / "base", {"command": ["python", "train.py"]})
     assert set(metrics) == {"l1", "l1_median_action", "gripper_accuracy"}
     backbone = load_backbone(
         checkpoint=tmp_path / "base", unnorm_key="libero_toy", views=VIEWS, use_proprio=True, chunk_length=T
     )
+    assert backbone.norm_stats == trainer.datamodule.norm_stats
     dataset = trainer.datamodule.val
     items = [dataset[row] for row in range(len(dataset))]
     with torch.no_grad():  # validation's own image path against prepare's
@@ -164,6 +168,12 @@ def test_export_is_what_was_trained(root, tmp_path):
     assert torch.equal(backbone.forward(inputs, layers=[]).actions, expected)
     targets = module._normalized(batch["actions"])
     assert (expected - targets).abs().mean().item() == pytest.approx(metrics["l1"], abs=1e-6)
+    low, high = (np.asarray(backbone.norm_stats["action"][name]) for name in BOUNDS[bounds])
+    raw = unnormalize(targets.numpy(), backbone.norm_stats["action"])
+    inside = (raw[..., :-1] >= low[:-1] - 1e-6) & (raw[..., :-1] <= high[:-1] + 1e-6)
+    assert inside.all()
+    if bounds == "extremes":  # nothing that was demonstrated is cut off
+        np.testing.assert_allclose(raw, batch["actions"], atol=1e-6)
 
 
 def test_augmentation_differs_from_step_to_step_and_from_camera_to_camera(root, tmp_path):

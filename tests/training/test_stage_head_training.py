@@ -115,6 +115,13 @@ def test_the_tokens_may_be_those_of_the_base_models_own_chunk(make_tokenizer, tm
     assert torch.equal(wanted[..., -1], batch["actions"][..., -1])  # 0 and 1
 
 
+def test_a_tokenizer_of_other_bounds_is_refused(make_tokenizer, tmp_path):
+    module, datamodule = make_module(make_tokenizer, tmp_path), ToyStates()
+    datamodule.norm_stats = {"action": STATS["action"] | {"bounds": "extremes"}}
+    with pytest.raises(ValueError, match=r"fitted with data\.bounds 'quantiles', the base model has 'extremes'"):
+        trainer(tmp_path / "run", 1).fit(module, datamodule)
+
+
 class OppositeBase(ToyStates):
     """A base model that moves the other way."""
 

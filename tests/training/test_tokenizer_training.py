@@ -71,6 +71,7 @@ def test_training_lowers_the_error_and_exports_what_was_trained(root, tmp_path):
     assert metrics["bins256"]["mse"][0] < 1e-5 and len(metrics["mse"]) == 4
     assert (tmp_path / "codec.png").stat().st_size > 1000
     loaded, provenance = load_tokenizer(rfsq(), tmp_path / "checkpoint", unnorm_key=NAME)
+    assert provenance["bounds"] == "quantiles"
     chunks = module._normalized(datamodule.val.actions)
     assert torch.equal(loaded.encode(chunks), module.tokenizer.encode(chunks))
     assert provenance["norm_stats"][NAME]["action"]["q01"] == datamodule.norm_stats["action"]["q01"]

@@ -18,7 +18,7 @@ from rsd.models.openvla.execution import make_forward
 from rsd.models.openvla.model import OpenVLAOFT
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.text import BOS, STOP, TextEncoder
-from rsd.normalization import LIBERO_GRIPPER, QUANTILES, normalize
+from rsd.normalization import LIBERO_GRIPPER, normalize
 from rsd.types import BackboneOutput, Observation
 
 MAX_IMAGES = 3  # more than any published checkpoint was trained with
@@ -36,7 +36,6 @@ class OpenVLABackbone:
         model: The network; `backbone.model` is what phase=oft trains.
         views: Names of the pictures, in the order of the model's images.
         norm_stats: Statistics of unnorm_key.
-        bounds: Names of the two statistics that are mapped to -1 and 1.
         execution: How `forward` runs the model (see execution.py). No part of the fingerprint: states made in one way
             serve heads that are run in another.
         gripper: Name in GRIPPERS: what turns the model's gripper into the robot's.
@@ -54,7 +53,6 @@ class OpenVLABackbone:
         chunk_length: int,
         center_crop: bool,
         weights_sha256: Callable[[], str],
-        bounds: tuple[str, str] = QUANTILES,
         execution: str = "eager",
         gripper: str = LIBERO_GRIPPER,
     ) -> None:
@@ -72,7 +70,6 @@ class OpenVLABackbone:
         self.center_crop = center_crop
         self.image_size = processor.sizes[0]
         self._weights_sha256 = weights_sha256
-        self.bounds = bounds
         self.execution = execution
         self.gripper = gripper
         self._run = make_forward(model, execution)
@@ -194,7 +191,7 @@ class OpenVLABackbone:
         widths = {len(vector) for vector in proprio}
         if widths != {expected}:
             raise ObservationError(f"proprio has {sorted(widths)} dims, the model's projector takes {expected}")
-        return torch.from_numpy(normalize(np.stack(proprio), self.norm_stats["proprio"], False, self.bounds))
+        return torch.from_numpy(normalize(np.stack(proprio), self.norm_stats["proprio"], zero_constant=False))
 
     @torch.no_grad()
     def forward(self, inputs: dict[str, Tensor], layers: Sequence[int]) -> BackboneOutput:
@@ -224,8 +221,7 @@ class OpenVLABackbone:
 
     def fingerprint(self) -> dict[str, Any]:
         """Weights, architecture, image pipeline, text and statistics; JSON types."""
-        bounds = {} if self.bounds == QUANTILES else {"bounds": list(self.bounds)}
-        return bounds | {
+        return {
             "weights_sha256": self._weights_sha256(),
             "architecture": self.model.architecture.to_json(),
             "dtype": str(self.dtype).removeprefix("torch."),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rsd.images import CAMERA_SIZE
 from rsd.models.openvla.backbone import OpenVLABackbone
+from rsd.normalization import bounded_range
 from rsd.types import Observation
 
 WHITE = 255
@@ -52,7 +53,7 @@ def _proprio(backbone: OpenVLABackbone, part: float) -> np.ndarray:
     """A vector at this part of its range in every dim; empty for a model that is not told the proprio."""
     if not backbone.use_proprio:
         return np.zeros(0)
-    low, high = (np.asarray(backbone.norm_stats["proprio"][name]) for name in backbone.bounds)
+    low, high = bounded_range(backbone.norm_stats["proprio"])
     return low + part * (high - low)
 
 
@@ -92,7 +93,7 @@ def check_canaries(backbone: OpenVLABackbone) -> list[Canary]:
 
 
 def _statistics(backbone: OpenVLABackbone) -> Canary:
-    low, high = (np.asarray(backbone.norm_stats["action"][name], dtype=float) for name in backbone.bounds)
+    low, high = bounded_range(backbone.norm_stats["action"])
     good = len(low) == backbone.action_dim and bool((np.isfinite(low) & np.isfinite(high) & (low <= high)).all())
     found = f"{backbone.unnorm_key}: {len(low)} dims, widest range {float((high - low).max()):.3g}"
     return Canary("statistics are present and ordered", good, found)

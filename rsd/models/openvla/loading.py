@@ -18,9 +18,9 @@ from rsd.models.openvla.canaries import check_canaries
 from rsd.models.openvla.execution import check_execution
 from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
 from rsd.models.openvla.processor import PrismaticImageProcessor
-from rsd.models.openvla.robots import BOUNDS, Robot
+from rsd.models.openvla.robots import Robot
 from rsd.models.openvla.text import PROMPT, VICUNA_PROMPT, LlamaText, TextEncoder, WordText
-from rsd.normalization import LIBERO_GRIPPER, QUANTILES, resolve_unnorm_key
+from rsd.normalization import LIBERO_GRIPPER, resolve_unnorm_key, with_bounds
 
 KIND = "base"
 PRODUCE = "python train.py phase=oft model=oft_tiny"
@@ -214,13 +214,12 @@ def _load_published(
         model=model,
         processor=processor,
         text=text or LlamaText(directory, prompt),
-        norm_stats=stats,
+        norm_stats=stats if robot is None or "bounds" in stats["action"] else with_bounds(stats, robot.bounds),
         unnorm_key=key,
         views=views,
         chunk_length=chunk_length,
         center_crop=center_crop,
         weights_sha256=partial(_published_sha256, directory),
-        bounds=QUANTILES if robot is None else BOUNDS[robot.bounds],
         execution=execution,
         gripper=LIBERO_GRIPPER if robot is None else robot.gripper,
     )

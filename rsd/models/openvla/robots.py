@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rsd.normalization import EXTREMES, GRIPPERS, LIBERO_GRIPPER, QUANTILES
-
-BOUNDS = {"quantiles": QUANTILES, "extremes": EXTREMES}
+from rsd.normalization import BOUNDS, GRIPPERS, LIBERO_GRIPPER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +19,7 @@ class Robot:
         name: For messages.
         chunk_length: T of an OFT checkpoint.
         action_dim, proprio_dim: A and P.
-        bounds: "quantiles" (q01, q99) or "extremes" (min, max).
+        bounds: "quantiles" (q01, q99) or "extremes" (min, max), for statistics that do not say it themselves.
         gripper: What is done with the model's gripper before it is executed: "inverted_sign" (robosuite's command) or
             "unchanged".
     """
