@@ -1,9 +1,9 @@
 """The small policy from nothing, on one GPU: python scripts/reproduce_small.py [--root DIR] [--workers 16] [--base DIR]
 
-A base model is trained on demonstrations of LIBERO-Spatial, and then goes on with those of three suites; tokenizer,
-hidden states, target head and draft follow, and closed-loop evaluation on the official init states. Every step is a
-command that a user could type, and is printed before it runs; an interrupted run goes on where it was. Ends with tables
-of results and times in --results. With --base the first model is not trained, but taken from there.
+A base model is trained on demonstrations of LIBERO-Spatial and goes on with those of three suites. Target head and
+draft learn its tokens on episodes that it acts in itself. Closed-loop evaluation on the official init states follows.
+Every step is a command that a user could type, and is printed before it runs; an interrupted run goes on where it was.
+Ends with tables of results and times in --results. With --base the first model is not trained, but taken from there.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from rsd.evaluation.report import REPORT_JSON
 from rsd.pipeline import PipelineError, Step, keep_settings, run_steps, seconds
 from rsd.runs import METRICS_FILE, PROVENANCE_FILE, read_json, write_atomically
 
-SUITES = {"libero_spatial": 200, "libero_object": 260, "libero_goal": 300}  # demonstrations of the second data set
+SUITES = {"libero_spatial": 300, "libero_object": 300, "libero_goal": 450}  # demonstrations of the second data set
+VISITED = {"libero_spatial": 200, "libero_object": 150, "libero_goal": 150}  # episodes in which the base model acts
 DEMONSTRATED = dict.fromkeys(SUITES, "null") | {"libero_goal": "[0,1,2,4,5,6,7,8,9]"}  # tasks that the expert can do
 FIRST_BASE = "checkpoints/base/oft_small-libero_spatial_no_noops-t8"
 DECODINGS = ("speculative", "depth_ar", "parallel")
 ABLATIONS = ("black_pictures", "other_instruction", "zero_proprio")
 VARIANTS = ("swap", "object")  # LIBERO-PRO's; lan and task have words that the small model refuses
 NOISE_SCALES = "[0.0,0.2,0.4]"  # of the executed actions in free space: states to recover from
+VISITED_NOISE = "[0.0,0.1,0.2]"  # of all executed actions
 FEW_TRIALS = 10  # episodes a task of ablations and variants
 MAX_BATCH = 16  # observations in one call of the policy
 RESULTS_JSON, RESULTS_TABLE = "small_policy.json", "small_policy.md"
@@ -40,7 +42,7 @@ def plan(arguments: argparse.Namespace) -> list[Step]:
 def first_base(arguments: argparse.Namespace) -> list[Step]:
     """A base model for LIBERO-Spatial alone."""
     data = ["env=libero_spatial", f"num_episodes={arguments.num_episodes}"]
-    return [collect("collect", data, arguments), train_base("oft", [], arguments.oft_steps, arguments)]
+    return [collect("collect", data, NOISE_SCALES, arguments), train_base("oft", [], arguments.oft_steps, arguments)]
 
 
 def base_of_all_suites(arguments: argparse.Namespace) -> list[Step]:
@@ -49,23 +51,30 @@ def base_of_all_suites(arguments: argparse.Namespace) -> list[Step]:
     for suite, num_episodes in SUITES.items():
         count = max(1, round(num_episodes * arguments.suites_scale))
         data = ["data=libero_suites", f"env={suite}", f"num_episodes={count}", f"tasks={DEMONSTRATED[suite]}"]
-        steps.append(collect(f"collect_{suite}", data, arguments))
+        steps.append(collect(f"collect_{suite}", data, NOISE_SCALES, arguments))
     first = arguments.base or arguments.root / FIRST_BASE
     options = ["data=libero_suites", f"phase.module.start_from={first}"]
     return [*steps, train_base("oft_suites", options, arguments.suites_steps, arguments)]
 
 
 def heads(arguments: argparse.Namespace) -> list[Step]:
-    """Tokenizer, hidden states, target head and draft."""
+    """Tokenizer on the demonstrations; hidden states, target head and draft on episodes of the base model itself."""
     common = ["data=libero_suites", f"paths.root={arguments.root}"]
+    visited = f"paths.data={arguments.root / 'visited'}"
     model = ["model=oft_small", f"quantizer={arguments.quantizer}"]
+    steps = [Step("rfsq", ["train.py", "phase=rfsq", f"quantizer={arguments.quantizer}", *common], METRICS_FILE)]
+    for suite, num_episodes in VISITED.items():
+        count = max(1, round(num_episodes * arguments.suites_scale))
+        data = ["data=libero_suites", f"env={suite}", f"num_episodes={count}", f"tasks={DEMONSTRATED[suite]}"]
+        data += ["demonstrator=policy", "model=oft_small", "seed=1", visited]
+        steps.append(collect(f"visit_{suite}", data, VISITED_NOISE, arguments))
     cache = ["cache.batch_size=256", f"cache.num_workers={arguments.workers}"]
-    train = [f"phase.max_steps={arguments.head_steps}", f"phase.module.labels={arguments.labels}", *gpu()]
+    train = [f"phase.max_steps={arguments.head_steps}", "phase.module.labels=base", *gpu(), visited]
     train += ["phase.datamodule.batch_size=512", "+phase.datamodule.memory_gb=16"]
     train += [f"phase.datamodule.{option}" for option in cache]
-    caching = ["scripts/cache_hidden_states.py", "model=oft_small", "device=cuda", *cache, *common]
+    caching = ["scripts/cache_hidden_states.py", "model=oft_small", "device=cuda", visited, *cache, *common]
     return [
-        Step("rfsq", ["train.py", "phase=rfsq", f"quantizer={arguments.quantizer}", *common], METRICS_FILE),
+        *steps,
         Step("cache", caching, finished=None),
         Step("head", ["train.py", "phase=head", *model, *train, *common], METRICS_FILE),
         Step("draft", ["train.py", "phase=draft", *model, *train, *common], METRICS_FILE),
@@ -93,11 +102,12 @@ def evaluations(arguments: argparse.Namespace) -> list[Step]:
     return [Step(f"eval_{name}", ["eval.py", *own, *common], REPORT_JSON) for name, own in asked.items()]
 
 
-def collect(name: str, data: list[str], arguments: argparse.Namespace) -> Step:
-    """Demonstrations of one suite."""
+def collect(name: str, data: list[str], noise_scales: str, arguments: argparse.Namespace) -> Step:
+    """Episodes of one suite."""
     options = [
         f"num_workers={arguments.workers}",
-        f"recipe.noise_scales={NOISE_SCALES}",
+        f"render_devices={list(range(arguments.gpus))}",
+        f"recipe.noise_scales={noise_scales}",
         f"paths.root={arguments.root}",
     ]
     return Step(name, ["scripts/collect_demos.py", *data, *options], finished=None)
@@ -168,15 +178,15 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("outputs/small"), help="where everything goes")
     parser.add_argument("--results", type=Path, default=None, help="where tables go; <root>/results by default")
     parser.add_argument("--workers", type=int, default=16, help="processes; about 2 GB of memory each")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs that simulators draw on in turn while collecting")
     parser.add_argument(
         "--base", type=Path, help="base model for LIBERO-Spatial to go on from, instead of training one"
     )
     parser.add_argument("--num-episodes", type=int, default=700, help="demonstrations for the first base model")
     parser.add_argument("--oft-steps", type=int, default=3500)
     parser.add_argument("--suites-scale", type=float, default=1.0, help="share of the second data set's demonstrations")
-    parser.add_argument("--suites-steps", type=int, default=2900)
+    parser.add_argument("--suites-steps", type=int, default=3500)
     parser.add_argument("--head-steps", type=int, default=3000)
-    parser.add_argument("--labels", default="base", help="whose tokens head and draft learn: base or data")
     parser.add_argument("--num-trials", type=int, default=50, help="episodes a task, 1..50")
     parser.add_argument("--quantizer", default="dct_d3")
     parser.add_argument("--only", help="names of the steps to run now, separated by commas; all by default")
@@ -188,7 +198,7 @@ def main() -> None:
     chosen = names if arguments.only is None else arguments.only.split(",")
     if not set(chosen) <= set(names):
         parser.error(f"--only {arguments.only} names steps that do not exist; the steps are {', '.join(names)}")
-    free = ("root", "results", "workers", "only")  # change no result
+    free = ("root", "results", "workers", "gpus", "only")  # change no result
     settings = {name: value for name, value in vars(arguments).items() if name not in free}
     settings["base"] = arguments.base and str(arguments.base)
     try:

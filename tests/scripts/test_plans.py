@@ -31,7 +31,7 @@ OPTIONS = argparse.Namespace(
     head_steps=9,
     num_trials=50,
     quantizer="dct_d3",
-    labels="base",
+    gpus=2,
 )
 STEPS = [(size, step) for size in demo.SIZES for step in demo.plan(demo.SIZES[size], Path("demo"))]
 STEPS += [("small", step) for step in reproduce.plan(OPTIONS)]
