@@ -84,6 +84,17 @@ def bounded_range(stats: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
+def quantile_units(stats: dict[str, Any]) -> np.ndarray:
+    """Factors that turn differences of normalised values into parts of half of q01..q99, [dims], float32.
+
+    Ones where the bounds are the quantiles, in dims that are not normalised, and in those whose quantiles are equal.
+    """
+    low, high = bounded_range(stats)
+    width = np.asarray(stats["q99"]) - np.asarray(stats["q01"])
+    scaled = _mask(stats) & (width > EPSILON)
+    return np.where(scaled, (high - low) / np.where(scaled, width, 1.0), 1.0).astype(np.float32)
+
+
 def _mask(stats: dict[str, Any]) -> np.ndarray:
     """Which dims are normalised at all, [dims], bool; statistics without a mask normalise every dim."""
     return np.asarray(stats.get("mask", np.ones_like(stats["q01"])), dtype=bool)

@@ -12,6 +12,7 @@ from rsd.normalization import (
     bounds_of,
     normalize,
     normalize_gaussian,
+    quantile_units,
     resolve_unnorm_key,
     robot_actions,
     standardize_gripper,
@@ -48,6 +49,14 @@ def test_statistics_say_with_which_of_their_numbers_they_normalise():
     assert with_bounds(entry, "quantiles") == {"action": STATS, "proprio": STATS, "num_transitions": 9}
     with pytest.raises(ValueError, match=r"bounds 'sigma', expected one of \['extremes', 'quantiles'\]"):
         with_bounds(entry, "sigma")
+
+
+def test_factors_to_quantile_units():
+    """Extremes span 6 and 2 where the quantiles span 4 and 0.5; the gripper is not normalised."""
+    np.testing.assert_allclose(quantile_units(STATS | {"bounds": "extremes"}), [1.5, 4.0, 1.0])
+    np.testing.assert_array_equal(quantile_units(STATS), np.ones(3))
+    still = STATS | {"bounds": "extremes", "q99": STATS["q01"]}
+    np.testing.assert_array_equal(quantile_units(still), np.ones(3))
 
 
 def test_unnormalize_inverts_normalize_inside_the_quantiles():

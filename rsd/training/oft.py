@@ -28,10 +28,11 @@ from rsd.models.openvla.processor import HALF, PrismaticImageProcessor
 from rsd.models.openvla.text import WordText
 from rsd.models.openvla.transfer import start_from
 from rsd.models.openvla.vit import ViTShape
-from rsd.normalization import normalize
+from rsd.normalization import normalize, quantile_units
 
 SEED_STRIDE = 1_000_003  # steps of one seed never meet those of the next
 STREAM_STRIDE = 2**48  # nor those of another use of randomness
+LOSS_UNITS = ("bounds", "quantiles")
 EMA_WARMUP = 10  # the average's decay is at most (1 + n) / (EMA_WARMUP + n) at step n
 
 
@@ -73,6 +74,9 @@ class OFTModule(LightningModule):
         proprio_dropout: Share of training samples whose proprio is replaced by zeros, the middle of its range: it
             tells the model where in an episode it is, and would otherwise be learned instead of the pictures.
         weights_dtype: What the exported weights are rounded to, "float32" or "bfloat16".
+        loss_units: What an error is a part of: "bounds", the range that is mapped to [-1, 1], or "quantiles", q01..q99.
+            The same with data.bounds=quantiles. With extremes, rare wide motions make all others of that dim count less
+            in units of the bounds.
         start_from: Checkpoint folder of a model with the same architecture whose weights to start with; null for random
             ones. The data set may have further words, and must have all of the checkpoint's.
     """
@@ -93,6 +97,7 @@ class OFTModule(LightningModule):
         ema_decay: float | None = None,
         proprio_dropout: float = 0.0,
         weights_dtype: str = "float32",
+        loss_units: str = "bounds",
         start_from: str | None = None,
     ) -> None:
         super().__init__()
@@ -108,6 +113,9 @@ class OFTModule(LightningModule):
         self.image_augmentation, self.seed = image_augmentation, seed
         self.ema_decay, self.proprio_dropout = ema_decay, proprio_dropout
         self.weights_dtype = getattr(torch, weights_dtype)
+        if loss_units not in LOSS_UNITS:
+            raise ValueError(f"phase.module.loss_units is {loss_units!r}, expected one of {list(LOSS_UNITS)}")
+        self.loss_units = loss_units
         self.start_from, self.started_from = start_from, None
 
     def setup(self, stage: str) -> None:
@@ -136,6 +144,8 @@ class OFTModule(LightningModule):
             center_crop=True,
             weights_sha256=lambda: "in training",
         )
+        factors = quantile_units(norm_stats["action"]) if self.loss_units == "quantiles" else np.float32(1)
+        self.loss_factors = torch.from_numpy(np.broadcast_to(factors, architecture.action_dim).copy())  # [A]
         self.instructions = sorted({trajectory.instruction for trajectory in trajectories})
         self.prompts = self.backbone.prompts(self.instructions)  # a row an instruction
         actions = np.concatenate([trajectories[index].actions for index in datamodule.train.episodes])
@@ -203,9 +213,14 @@ class OFTModule(LightningModule):
         if self.proprio_dropout:
             keep = torch.rand(len(batch["proprio"]), generator=self._generator(1)) >= self.proprio_dropout  # [B]
         predicted = self(batch, self.training_pictures(batch), keep)  # [B, T, A]
-        loss = (predicted - self._normalized(batch["actions"])).abs().mean()
+        loss = self.loss(predicted, batch["actions"])
         self.log("train/l1", loss, prog_bar=True, batch_size=len(predicted))
         return loss
+
+    def loss(self, predicted: Tensor, actions: Tensor) -> Tensor:
+        """Mean absolute error of normalised chunks [B, T, A], in `loss_units`; `actions` are raw."""
+        error = (predicted - self._normalized(actions)).abs()
+        return (error * self.loss_factors.to(error)).mean()
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         """The step, and then the average's: before any callback saves the state."""

@@ -12,10 +12,11 @@ from rsd.data.datamodules import FrameDataModule
 from rsd.data.rlds import RLDSWriter
 from rsd.images import center_crop
 from rsd.models.openvla import load_backbone
-from rsd.normalization import BOUNDS, unnormalize
+from rsd.normalization import BOUNDS, normalize, unnormalize
 from rsd.training.oft import FrameCollate, OFTModule
 from tests.data.demonstrations import NAME, demonstration, write_dataset
 
+MOVED = np.array([0.01] * 6 + [0.0])  # robot units
 SIZE, VIEWS, T = 28, ("image", "wrist_image"), 8
 VIT = {"patch_size": 14, "embed_dim": 24, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0, "attention_pool": False}
 ARCHITECTURE = {
@@ -185,6 +186,21 @@ def test_augmentation_differs_from_step_to_step_and_from_camera_to_camera(root, 
     assert not torch.equal(first[0], first[1])
     module.seed = 1
     assert not torch.equal(first, module.training_pictures(batch))
+
+
+def test_the_loss_counts_ordinary_motions_alike_in_both_bounds(root, tmp_path):
+    """A prediction that is off by the same robot motion costs the same, if nothing is cut off."""
+    losses = {}
+    for bounds, units in (("quantiles", "bounds"), ("extremes", "bounds"), ("extremes", "quantiles")):
+        module, _ = fit(root, tmp_path, 1, bounds=bounds, loss_units=units)
+        stats = module.backbone.norm_stats["action"]
+        mean = torch.tensor(stats["mean"]).expand(2, T, 7)  # ordinary: inside the quantiles
+        moved = torch.from_numpy(normalize(mean.numpy() + MOVED, stats))
+        losses[bounds, units] = module.loss(moved, mean).item()
+    assert losses["extremes", "quantiles"] == pytest.approx(losses["quantiles", "bounds"], rel=1e-4)
+    assert losses["extremes", "bounds"] < 0.99 * losses["quantiles", "bounds"]
+    with pytest.raises(ValueError, match=r"loss_units is 'metres', expected one of \['bounds', 'quantiles'\]"):
+        build(root, loss_units="metres")
 
 
 def test_learning_rate_schedule(root, tmp_path):
