@@ -75,6 +75,13 @@ def test_data_choices_carry_suite_and_unnorm_key_together():
         assert data.suite == choice and data.name == data.unnorm_key == f"{choice}_no_noops"
 
 
+@pytest.mark.parametrize("phase", ["rfsq", "oft", "oft_gpu", "oft_lora"])
+def test_base_model_and_tokenizer_take_the_bounds_of_the_data(phase):
+    for data, bounds in (("libero_spatial", "quantiles"), ("libero_suites", "extremes")):
+        cfg = composed("train", [f"phase={phase}", f"data={data}", "model=openvla_7b"])
+        assert cfg.phase.datamodule.bounds == bounds
+
+
 def test_quantizers_instantiate_at_both_chunk_lengths():
     from hydra.utils import instantiate
 
