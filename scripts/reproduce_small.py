@@ -54,6 +54,7 @@ def base_of_all_suites(arguments: argparse.Namespace) -> list[Step]:
         steps.append(collect(f"collect_{suite}", data, NOISE_SCALES, arguments))
     first = arguments.base or arguments.root / FIRST_BASE
     options = ["data=libero_suites", f"phase.module.start_from={first}"]
+    options += [f"phase.module.loss_units={arguments.loss_units}"]
     return [*steps, train_base("oft_suites", options, arguments.suites_steps, arguments)]
 
 
@@ -186,6 +187,7 @@ def main() -> None:
     parser.add_argument("--oft-steps", type=int, default=3500)
     parser.add_argument("--suites-scale", type=float, default=1.0, help="share of the second data set's demonstrations")
     parser.add_argument("--suites-steps", type=int, default=3500)
+    parser.add_argument("--loss-units", default="bounds", help="of the second base model's training")
     parser.add_argument("--head-steps", type=int, default=3000)
     parser.add_argument("--num-trials", type=int, default=50, help="episodes a task, 1..50")
     parser.add_argument("--quantizer", default="dct_d3")

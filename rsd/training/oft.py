@@ -131,7 +131,7 @@ class OFTModule(LightningModule):
             torch.manual_seed(self.seed)
             self.model = OpenVLAOFT(architecture)
         if self.start_from is not None:
-            self.started_from = start_from(self.model, text, Path(self.start_from))
+            self.started_from = start_from(self.model, text, norm_stats, Path(self.start_from))
         self.average = None if self.ema_decay is None else copy.deepcopy(self.model).requires_grad_(False)
         self.backbone = OpenVLABackbone(
             model=self.model if self.average is None else self.average,

@@ -28,6 +28,7 @@ OPTIONS = argparse.Namespace(
     oft_steps=9,
     suites_scale=0.1,
     suites_steps=9,
+    loss_units="quantiles",
     head_steps=9,
     num_trials=50,
     quantizer="dct_d3",

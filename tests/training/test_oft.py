@@ -12,7 +12,7 @@ from rsd.data.datamodules import FrameDataModule
 from rsd.data.rlds import RLDSWriter
 from rsd.images import center_crop
 from rsd.models.openvla import load_backbone
-from rsd.normalization import BOUNDS, normalize, unnormalize
+from rsd.normalization import BOUNDS, normalize, quantile_units, unnormalize
 from rsd.training.oft import FrameCollate, OFTModule
 from tests.data.demonstrations import NAME, demonstration, write_dataset
 
@@ -175,6 +175,23 @@ def test_export_is_what_was_trained(root, tmp_path, bounds):
     assert inside.all()
     if bounds == "extremes":  # nothing that was demonstrated is cut off
         np.testing.assert_allclose(raw, batch["actions"], atol=1e-6)
+
+
+def test_training_goes_on_from_an_exported_model(root, tmp_path):
+    """At a learning rate of 0 it stays that model, also with other bounds."""
+    module, trainer = fit(root, tmp_path, 2)
+    trainer.validate(module, trainer.datamodule, verbose=False)
+    module.export(tmp_path / "base", {})
+    start = {"start_from": str(tmp_path / "base"), "learning_rate": 0.0}
+    again, _ = fit(root, tmp_path / "again", 1, **start)
+    for name, value in module.model.state_dict().items():
+        torch.testing.assert_close(again.model.state_dict()[name], value, atol=1e-6, rtol=1e-6)
+    wide, _ = fit(root, tmp_path / "wide", 1, bounds="extremes", **start)
+    assert wide.started_from == again.started_from
+    last = "action_head.model.fc2.weight"
+    ratio = wide.model.state_dict()[last] / module.model.state_dict()[last]  # [A, H]
+    expected = 1 / quantile_units(wide.backbone.norm_stats["action"])
+    np.testing.assert_allclose(ratio.numpy(), np.broadcast_to(expected[:, None], ratio.shape), rtol=1e-4)
 
 
 def test_augmentation_differs_from_step_to_step_and_from_camera_to_camera(root, tmp_path):
