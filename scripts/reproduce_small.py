@@ -107,10 +107,11 @@ def collect(name: str, data: list[str], noise_scales: str, arguments: argparse.N
     """Episodes of one suite."""
     options = [
         f"num_workers={arguments.workers}",
-        f"render_devices={list(range(arguments.gpus))}",
         f"recipe.noise_scales={noise_scales}",
         f"paths.root={arguments.root}",
     ]
+    if arguments.gpus > 1:
+        options.append(f"render_devices={list(range(arguments.gpus))}")
     return Step(name, ["scripts/collect_demos.py", *data, *options], finished=None)
 
 

@@ -244,6 +244,14 @@ def test_bounds_are_the_statistics_own_or_else_the_robots(published):
     edit_json(published / "dataset_statistics.json", say_it)
     assert load(published, robot=LIBERO).norm_stats["action"]["bounds"] == "extremes"
 
+    def misspell(record):
+        for entry in record.values():
+            entry["proprio"]["bounds"] = "extreme"
+
+    edit_json(published / "dataset_statistics.json", misspell)
+    with pytest.raises(CheckpointError, match=r"bounds \{'proprio': 'extreme'\}, expected one of \['extremes'"):
+        load(published)
+
 
 def test_another_robot_is_refused(published):
     aloha = Robot(name="aloha", chunk_length=25, action_dim=14, proprio_dim=14, bounds="extremes")

@@ -20,7 +20,7 @@ from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.robots import Robot
 from rsd.models.openvla.text import PROMPT, VICUNA_PROMPT, LlamaText, TextEncoder, WordText
-from rsd.normalization import LIBERO_GRIPPER, resolve_unnorm_key, with_bounds
+from rsd.normalization import BOUNDS, LIBERO_GRIPPER, bounds_of, resolve_unnorm_key, with_bounds
 
 KIND = "base"
 PRODUCE = "python train.py phase=oft model=oft_tiny"
@@ -243,6 +243,11 @@ def _statistics(
     if missing:
         raise CheckpointError(
             f"statistics {key!r} of {directory} lack {missing}; use the file that came with the model"
+        )
+    unknown = {part: name for part in parts if (name := bounds_of(stats[part])) not in BOUNDS}
+    if unknown:
+        raise CheckpointError(
+            f"statistics {key!r} of {directory} name bounds {unknown}, expected one of {sorted(BOUNDS)}"
         )
     return key, stats
 
