@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from rsd.data.datasets import ChunkDataset, FrameDataset, clipping_notes
 from rsd.data.shuffle import Fetch, ShuffledLoader, batch_loader
-from rsd.normalization import QUANTILES, with_bounds
+from rsd.normalization import BOUNDS, QUANTILES, with_bounds
 
 Collate = Callable[[list[dict[str, Any]]], Any]
 
@@ -31,9 +31,19 @@ class _RLDSDataModule(LightningDataModule):
     val: ChunkDataset | FrameDataset
 
     def __init__(
-        self, *, root: str, name: str, version: str, batch_size: int, num_workers: int, seed: int, bounds: str
+        self,
+        *,
+        root: str,
+        name: str,
+        version: str,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+        bounds: str = QUANTILES,
     ) -> None:
         super().__init__()
+        if bounds not in BOUNDS:
+            raise ValueError(f"data.bounds is {bounds!r}, expected one of {sorted(BOUNDS)}")
         self.dataset_dir = Path(root) / name / version
         self.batch_size, self.num_workers, self.seed, self.bounds = batch_size, num_workers, seed, bounds
 
@@ -82,27 +92,8 @@ class ChunkDataModule(_RLDSDataModule):
         bounds: Which statistics normalise actions and proprio to [-1, 1]: "quantiles" or "extremes".
     """
 
-    def __init__(
-        self,
-        *,
-        root: str,
-        name: str,
-        version: str,
-        chunk_length: int,
-        batch_size: int,
-        seed: int,
-        num_workers: int = 0,
-        bounds: str = QUANTILES,
-    ) -> None:
-        super().__init__(
-            root=root,
-            name=name,
-            version=version,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            bounds=bounds,
-        )
+    def __init__(self, *, chunk_length: int, num_workers: int = 0, **common: Any) -> None:
+        super().__init__(num_workers=num_workers, **common)
         self.chunk_length = chunk_length
 
     def setup(self, stage: str | None = None) -> None:
@@ -128,29 +119,8 @@ class FrameDataModule(_RLDSDataModule):
         collate: Items → batch; picklable when there are workers. It knows the model, this module does not.
     """
 
-    def __init__(
-        self,
-        *,
-        root: str,
-        name: str,
-        version: str,
-        chunk_length: int,
-        views: Sequence[str],
-        batch_size: int,
-        num_workers: int,
-        seed: int,
-        collate: Collate,
-        bounds: str = QUANTILES,
-    ) -> None:
-        super().__init__(
-            root=root,
-            name=name,
-            version=version,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            bounds=bounds,
-        )
+    def __init__(self, *, chunk_length: int, views: Sequence[str], collate: Collate, **common: Any) -> None:
+        super().__init__(**common)
         self.chunk_length, self.views, self.collate = chunk_length, tuple(views), collate
 
     def setup(self, stage: str | None = None) -> None:

@@ -144,8 +144,9 @@ class OFTModule(LightningModule):
             center_crop=True,
             weights_sha256=lambda: "in training",
         )
-        factors = quantile_units(norm_stats["action"]) if self.loss_units == "quantiles" else np.float32(1)
-        self.loss_factors = torch.from_numpy(np.broadcast_to(factors, architecture.action_dim).copy())  # [A]
+        factors = torch.from_numpy(quantile_units(norm_stats["action"]))  # [A]
+        factors = factors if self.loss_units == "quantiles" else torch.ones_like(factors)
+        self.register_buffer("loss_factors", factors, persistent=False)
         self.instructions = sorted({trajectory.instruction for trajectory in trajectories})
         self.prompts = self.backbone.prompts(self.instructions)  # a row an instruction
         actions = np.concatenate([trajectories[index].actions for index in datamodule.train.episodes])
@@ -220,7 +221,7 @@ class OFTModule(LightningModule):
     def loss(self, predicted: Tensor, actions: Tensor) -> Tensor:
         """Mean absolute error of normalised chunks [B, T, A], in `loss_units`; `actions` are raw."""
         error = (predicted - self._normalized(actions)).abs()
-        return (error * self.loss_factors.to(error)).mean()
+        return (error * self.loss_factors).mean()
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         """The step, and then the average's: before any callback saves the state."""

@@ -116,7 +116,7 @@ class StageHeadModule(LightningModule):
         if fitted != bounds:
             raise ValueError(
                 f"the tokenizer was fitted with data.bounds {fitted!r}, the base model has {bounds!r}; train the "
-                "tokenizer with the base model's"
+                f"tokenizer with data.bounds={bounds}"
             )
         if self.head is None:
             states, hidden_dim = datamodule.state_shape(self.layer)

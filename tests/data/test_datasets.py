@@ -156,6 +156,8 @@ def test_data_set_of_another_robot(tmp_path: Path, directory: Path):
 
 
 def test_chunk_datamodule(directory: Path):
+    with pytest.raises(ValueError, match=r"data\.bounds is 'q99', expected one of \['extremes', 'quantiles'\]"):
+        ChunkDataModule(**_paths(directory), chunk_length=T, batch_size=2, seed=0, bounds="q99")
     data = ChunkDataModule(**_paths(directory), chunk_length=T, batch_size=2, seed=0)
     data.setup()
     batches = list(data.train_dataloader())
