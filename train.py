@@ -1,5 +1,6 @@
 """Fit one phase: python train.py phase=rfsq|oft|head|draft. The groups are in conf/train.yaml."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -22,7 +23,12 @@ def main(cfg: DictConfig) -> None:
 
     if "check" in cfg.phase:
         instantiate(cfg.phase.check)
-    run_dir = open_run(cfg, HydraConfig.get())
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of several that train together; the trainer starts the others
+    if first:
+        run_dir = open_run(cfg, HydraConfig.get())
+    else:
+        run_dir = Path(HydraConfig.get().runtime.output_dir)
+        sys.stdout = open(os.devnull, "w")  # it would print the same
     seed_everything(cfg.seed, verbose=False)
     datamodule = instantiate(cfg.phase.datamodule)
     module = instantiate(cfg.phase.module)
@@ -38,6 +44,8 @@ def main(cfg: DictConfig) -> None:
         print(f"interrupted; continue with: python train.py resume={run_dir}", file=sys.stderr)
         sys.exit(130)
     trainer.validate(module, datamodule, verbose=False)
+    if not first:
+        return
 
     checkpoint = run_dir / "checkpoint"
     metrics = module.export(checkpoint, {"command": ["python", *sys.argv], "config": config})

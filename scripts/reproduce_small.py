@@ -19,7 +19,7 @@ from rsd.evaluation.report import REPORT_JSON
 from rsd.pipeline import PipelineError, Step, keep_settings, run_steps, seconds
 from rsd.runs import METRICS_FILE, PROVENANCE_FILE, read_json, write_atomically
 
-SUITES = {"libero_spatial": 300, "libero_object": 300, "libero_goal": 450}  # demonstrations of the second data set
+SUITES = {"libero_spatial": 500, "libero_object": 300, "libero_goal": 450}  # demonstrations of the second data set
 VISITED = {"libero_spatial": 200, "libero_object": 150, "libero_goal": 150}  # episodes in which the base model acts
 DEMONSTRATED = dict.fromkeys(SUITES, "null") | {"libero_goal": "[0,1,2,4,5,6,7,8,9]"}  # tasks that the expert can do
 FIRST_BASE = "checkpoints/base/oft_small-libero_spatial_no_noops-t8"
@@ -29,6 +29,7 @@ VARIANTS = ("swap", "object")  # LIBERO-PRO's; lan and task have words that the 
 NOISE_SCALES = "[0.0,0.2,0.4]"  # of the executed actions in free space: states to recover from
 VISITED_NOISE = "[0.0,0.1,0.2]"  # of all executed actions
 FEW_TRIALS = 10  # episodes a task of ablations and variants
+BATCH_SIZE = 512  # frames of a step of a base model's training
 MAX_BATCH = 16  # observations in one call of the policy
 RESULTS_JSON, RESULTS_TABLE = "small_policy.json", "small_policy.md"
 
@@ -95,7 +96,8 @@ def evaluations(arguments: argparse.Namespace) -> list[Step]:
     many, few = (f"num_trials={min(count, arguments.num_trials)}" for count in (arguments.num_trials, FEW_TRIALS))
     spatial = "env=libero_spatial"
     asked = {"l1": [spatial, many]}
-    asked |= {f"l1_{suite}": [f"env={suite}", many] for suite in SUITES if suite != "libero_spatial"}
+    for suite in ("libero_object", "libero_goal"):
+        asked[f"l1_{suite}"] = [f"env={suite}", f"tasks={DEMONSTRATED[suite]}", many]
     asked |= {decoding: [spatial, f"decoding={decoding}", many] for decoding in DECODINGS}
     asked["speculative_base"] = [spatial, "decoding=speculative", "target=base", many]
     asked |= {ablation: [spatial, f"ablation={ablation}", few] for ablation in ABLATIONS}
@@ -117,7 +119,11 @@ def collect(name: str, data: list[str], noise_scales: str, arguments: argparse.N
 
 def train_base(name: str, own: list[str], max_steps: int, arguments: argparse.Namespace) -> Step:
     """phase=oft_gpu."""
-    options = [f"phase.max_steps={max_steps}", f"phase.datamodule.num_workers={arguments.workers}", *gpu()]
+    share = max(1, arguments.workers // arguments.gpus)  # each process decodes all pictures for its own GPU
+    options = [f"phase.max_steps={max_steps}", f"phase.datamodule.num_workers={share}", *gpu()]
+    if arguments.gpus > 1:
+        options += ["trainer=gpus", f"trainer.devices={arguments.gpus}"]
+        options.append(f"phase.datamodule.batch_size={BATCH_SIZE // arguments.gpus}")
     command = ["train.py", "phase=oft_gpu", "model=oft_small", *own, *options, f"paths.root={arguments.root}"]
     return Step(name, command, METRICS_FILE)
 
@@ -180,7 +186,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("outputs/small"), help="where everything goes")
     parser.add_argument("--results", type=Path, default=None, help="where tables go; <root>/results by default")
     parser.add_argument("--workers", type=int, default=16, help="processes; about 2 GB of memory each")
-    parser.add_argument("--gpus", type=int, default=1, help="GPUs that simulators draw on in turn while collecting")
+    parser.add_argument("--gpus", type=int, default=1, help="that demonstrations are drawn and base models trained on")
     parser.add_argument(
         "--base", type=Path, help="base model for LIBERO-Spatial to go on from, instead of training one"
     )
@@ -201,7 +207,7 @@ def main() -> None:
     chosen = names if arguments.only is None else arguments.only.split(",")
     if not set(chosen) <= set(names):
         parser.error(f"--only {arguments.only} names steps that do not exist; the steps are {', '.join(names)}")
-    free = ("root", "results", "workers", "gpus", "only")  # change no result
+    free = ("root", "results", "workers", "only")  # change no result
     settings = {name: value for name, value in vars(arguments).items() if name not in free}
     settings["base"] = arguments.base and str(arguments.base)
     try:

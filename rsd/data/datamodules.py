@@ -14,7 +14,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from rsd.data.datasets import ChunkDataset, FrameDataset, clipping_notes
-from rsd.data.shuffle import Fetch, ShuffledLoader, batch_loader
+from rsd.data.shuffle import Fetch, ShuffledLoader, batch_loader, ranks
 from rsd.normalization import BOUNDS, QUANTILES, with_bounds
 
 Collate = Callable[[list[dict[str, Any]]], Any]
@@ -68,6 +68,7 @@ class _RLDSDataModule(LightningDataModule):
             batch_size=self.batch_size,
             seed=self.seed,
             num_workers=self.num_workers,
+            **ranks(self.trainer),
         )
 
     def val_dataloader(self) -> DataLoader:
@@ -86,7 +87,7 @@ class ChunkDataModule(_RLDSDataModule):
         name: For example libero_spatial_no_noops.
         version: For example 1.0.0.
         chunk_length: T.
-        batch_size: Chunks a batch.
+        batch_size: Chunks a batch, on each device.
         seed: Of the shuffling.
         num_workers: Processes that fetch; chunks lie in memory, so 0 is fastest.
         bounds: Which statistics normalise actions and proprio to [-1, 1]: "quantiles" or "extremes".

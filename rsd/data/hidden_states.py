@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from rsd.data.cache import GIGABYTE, CacheError, CacheReader
 from rsd.data.datasets import split_episodes
-from rsd.data.shuffle import ShuffledLoader, batch_loader
+from rsd.data.shuffle import ShuffledLoader, batch_loader, ranks
 
 
 class HiddenStateDataset(Dataset):
@@ -93,7 +93,7 @@ class HiddenStateDataModule(LightningDataModule):
         Args:
             cache: Opens the cache, usually `ensure_cache` with everything but the call.
             layers: Layers whose states the batches hold.
-            batch_size: Frames a batch.
+            batch_size: Frames a batch, on each device.
             seed: Of the shuffling; the order is a function of (seed, epoch).
             num_workers: Processes that fetch; 0 is fastest for a cache in memory.
             memory_gb: A cache of at most this size, in 10^9 bytes, is copied into memory.
@@ -102,6 +102,11 @@ class HiddenStateDataModule(LightningDataModule):
         self._open_cache = cache
         self.layers = list(layers)
         self.batch_size, self.seed, self.num_workers, self.memory_gb = batch_size, seed, num_workers, memory_gb
+
+    def prepare_data(self) -> None:
+        """Make the cache in one process before several open it."""
+        if self.trainer.world_size > 1:
+            self._open_cache()
 
     def setup(self, stage: str | None = None) -> None:
         if hasattr(self, "cache"):
@@ -143,6 +148,7 @@ class HiddenStateDataModule(LightningDataModule):
             batch_size=self.batch_size,
             seed=self.seed,
             num_workers=self.num_workers,
+            **ranks(self.trainer),
         )
 
     def val_dataloader(self) -> DataLoader:

@@ -51,6 +51,11 @@ def batch_loader(rows: list[int], fetch: Fetch, batch_size: int, num_workers: in
     return DataLoader(_Batches(batches, fetch), batch_size=None, num_workers=num_workers, collate_fn=_as_is)
 
 
+def ranks(trainer: Any) -> dict[str, int]:
+    """ShuffledLoader's arguments for a process of this Lightning trainer; none without a trainer."""
+    return {} if trainer is None else {"rank": trainer.global_rank, "num_ranks": trainer.world_size}
+
+
 class ShuffledLoader:
     """Training loader: a new order every epoch, resumable in the middle of one.
 
@@ -62,24 +67,39 @@ class ShuffledLoader:
         batch_size: Rows a batch; the last batch of an epoch may be smaller.
         seed: Of the order.
         num_workers: Processes that fetch ahead; 0 fetches in this one.
+        rank, num_ranks: This process among those that train together. Each gets every num_ranks-th row of the order,
+            and all equally many: up to num_ranks - 1 rows of an epoch go to none.
     """
 
-    def __init__(self, length: int, fetch: Fetch, *, batch_size: int, seed: int, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        length: int,
+        fetch: Fetch,
+        *,
+        batch_size: int,
+        seed: int,
+        num_workers: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
         self.sampler = EpochShuffle(length, seed)
         self.fetch, self.batch_size, self.num_workers = fetch, batch_size, num_workers
+        self.rank, self.num_ranks = rank, num_ranks
         self._handed_out = {"epoch": 0, "batches": 0}
         self._resuming = False
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also while an epoch is being resumed."""
-        return -(-self.sampler.length // self.batch_size)
+        return -(-(self.sampler.length // self.num_ranks) // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
         epoch = self.sampler.epoch
         resume = self._resuming and self._handed_out["epoch"] == epoch
         self._handed_out = {"epoch": epoch, "batches": self._handed_out["batches"] if resume else 0}
         self._resuming = False
-        rows = self.sampler.order()[self._handed_out["batches"] * self.batch_size :]
+        shared = self.sampler.length // self.num_ranks * self.num_ranks
+        rows = self.sampler.order()[self.rank : shared : self.num_ranks]
+        rows = rows[self._handed_out["batches"] * self.batch_size :]
         for batch in batch_loader(rows, self.fetch, self.batch_size, self.num_workers):
             self._handed_out = {"epoch": epoch, "batches": self._handed_out["batches"] + 1}
             yield batch

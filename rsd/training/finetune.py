@@ -26,7 +26,7 @@ from rsd.models.openvla.lora import adapter_files, add_lora, merge_lora
 from rsd.models.openvla.pretrained import load_pretrained, save_pretrained
 from rsd.models.openvla.token_loss import token_logits, token_rows
 from rsd.normalization import normalize
-from rsd.training.oft import SEED_STRIDE
+from rsd.training.randomness import step_generator
 
 MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # of the largest output; bfloat16 rounds merged weights
 
@@ -150,7 +150,7 @@ class FinetuneModule(LightningModule):
         pictures = batch["pictures"].flatten(0, 1)
         micro_batches = self.trainer.accumulate_grad_batches
         number = self.global_step * micro_batches + batch_idx % micro_batches
-        generator = torch.Generator().manual_seed(self.seed * SEED_STRIDE + number)
+        generator = step_generator(self.seed, number, rank=self.global_rank)
         pictures = augment(pictures, generator) if self.image_augmentation else center_crop(pictures)
         losses = self._losses(batch, pictures)
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=len(batch["actions"]))

@@ -29,9 +29,8 @@ from rsd.models.openvla.text import WordText
 from rsd.models.openvla.transfer import start_from
 from rsd.models.openvla.vit import ViTShape
 from rsd.normalization import normalize, quantile_units
+from rsd.training.randomness import step_generator
 
-SEED_STRIDE = 1_000_003  # steps of one seed never meet those of the next
-STREAM_STRIDE = 2**48  # nor those of another use of randomness
 LOSS_UNITS = ("bounds", "quantiles")
 EMA_WARMUP = 10  # the average's decay is at most (1 + n) / (EMA_WARMUP + n) at step n
 
@@ -200,7 +199,7 @@ class OFTModule(LightningModule):
 
     def _generator(self, stream: int) -> torch.Generator:
         """Randomness of this step; streams are independent of each other."""
-        return torch.Generator().manual_seed(stream * STREAM_STRIDE + self.seed * SEED_STRIDE + self.global_step)
+        return step_generator(self.seed, self.global_step, stream=stream, rank=self.global_rank)
 
     def training_pictures(self, batch: dict[str, Any]) -> Tensor:
         """Augmented pictures of a training batch, [B*M, S, S, 3], uint8; a function of (seed, step)."""

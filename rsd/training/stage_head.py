@@ -26,6 +26,7 @@ from rsd.normalization import bounds_of, normalize
 from rsd.tokenizer import ActionTokenizer, load_tokenizer
 from rsd.training.calibration import stage_report
 from rsd.training.plots import plot_stages
+from rsd.training.randomness import step_generator
 
 
 def corrupted_labels(
@@ -141,7 +142,7 @@ class StageHeadModule(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         actions = self._wanted(batch)  # [B, T, A]
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
+        generator = step_generator(self.seed, self.global_step, rank=self.global_rank)
         half = len(actions) // 2
         true, corrupted = actions[:half], actions[half:]
         shown_true, labels_true = corrupted_labels(self.tokenizer, true, 0.0, generator)

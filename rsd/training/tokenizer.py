@@ -13,6 +13,7 @@ from rsd.normalization import bounds_of, normalize
 from rsd.tokenizer import ActionTokenizer, BinTokenizer, save_tokenizer
 from rsd.tokenizer.report import codec_report
 from rsd.training.plots import plot_codec
+from rsd.training.randomness import step_generator
 
 
 class TokenizerModule(LightningModule):
@@ -50,7 +51,7 @@ class TokenizerModule(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         actions = self._normalized(batch["actions"])  # [B, T, A]
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
+        generator = step_generator(self.seed, self.global_step, rank=self.global_rank)
         depth = int(torch.randint(1, self.tokenizer.code_shape.num_stages + 1, (), generator=generator))
         full = (self.tokenizer(actions) - actions).square().mean()
         prefix = (self.tokenizer(actions, depth) - actions).square().mean()

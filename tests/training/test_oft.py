@@ -142,7 +142,7 @@ def test_training_learns_which_task_it_is(tmp_path):
             episode["steps"]["action"][:] = np.linspace(-1, 1, 7) * (-1) ** number
             writer.write_episode(episode)
         writer.finish()
-    module, trainer = fit(tmp_path, tmp_path, 60, learning_rate=3e-3)
+    module, trainer = fit(tmp_path, tmp_path, 60, learning_rate=1e-3)
     batch = next(iter(trainer.datamodule.train_dataloader()))
     target = module._normalized(batch["actions"])
     with torch.no_grad():
