@@ -1,6 +1,6 @@
 """Episodes an hour: LIBERO's own loop beside this one, with the same policy, taking turns.
 
-    python scripts/benchmark_eval.py --workers 1 2 paths=released model=oft_small env=libero_spatial tasks=[9]
+    python scripts/benchmark_eval.py --workers 1 2 experiment=released env=libero_spatial tasks=[9]
     python scripts/benchmark_eval.py --workers 1 4 16 --max-batch 16 --json scaling.json device=cuda …
 
 What follows the options are eval.py's arguments. The reference arm is OffScreenRenderEnv with two cameras, one

@@ -19,12 +19,16 @@ from rsd.pipeline import PipelineError, Step, run_steps, seconds
 from rsd.runs import METRICS_FILE, read_json, write_atomically
 
 DECODINGS = ("l1", "speculative")
-POLICIES = {"eval": "trained in this demo", "released": "that comes with the repository"}
+POLICIES = {
+    "eval": "trained in this demo",
+    "released": "that comes with the repository",
+    "goal": "that comes with the repository, on LIBERO-Goal",
+}
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large each step is; tasks of libero_spatial."""
+    """How large each step is; tasks of libero_spatial unless another suite is named."""
 
     tasks: str
     num_episodes: int
@@ -35,11 +39,12 @@ class Size:
     num_trials: int
     released_tasks: str
     released_trials: int
+    goal_tasks: str  # one episode each
 
 
 SIZES = {
-    "demo": Size("[0,4]", 12, 2500, 500, 400, 400, 2, "[0,4,9]", 2),
-    "smoke": Size("[4]", 2, 200, 10, 20, 20, 1, "[9]", 1),
+    "demo": Size("[0,4]", 12, 2500, 500, 400, 400, 2, "[0,4,9]", 2, "[0,7,9]"),
+    "smoke": Size("[4]", 2, 200, 10, 20, 20, 1, "[9]", 1, "[7]"),
 }
 
 
@@ -60,20 +65,19 @@ def plan(size: Size, root: Path) -> list[Step]:
         if phase == "oft":
             steps.append(Step("cache", ["scripts/cache_hidden_states.py", *tiny], finished=None))
     evaluations = {
-        "eval": [*tiny, f"tasks={size.tasks}", f"num_trials={size.num_trials}"],
+        "eval": ["env=libero_spatial", *tiny, f"tasks={size.tasks}", f"num_trials={size.num_trials}"],
         "released": [
-            "paths=released",
-            "model=oft_small",
-            "quantizer=dct_d3",
-            "target=base",
+            "experiment=released",
+            "env=libero_spatial",
             *common,
             f"tasks={size.released_tasks}",
             f"num_trials={size.released_trials}",
         ],
+        "goal": ["experiment=released", "env=libero_goal", *common, f"tasks={size.goal_tasks}", "num_trials=1"],
     }
     for name, options in evaluations.items():
         for decoding in DECODINGS:
-            command = ["eval.py", f"decoding={decoding}", "env=libero_spatial", *options]
+            command = ["eval.py", f"decoding={decoding}", *options]
             steps.append(Step(f"{name}_{decoding}", command, REPORT_JSON))
     return steps
 
@@ -82,8 +86,9 @@ def evaluation(root: Path, policy: str, decoding: str) -> dict[str, Any]:
     """What the page shows of one evaluation."""
     folder = root / "runs" / f"{policy}_{decoding}"
     report = read_json(folder / REPORT_JSON)
+    instructions = {task["task_id"]: task["instruction"] for task in report["tasks"]}
     videos = [
-        episode | {"url": data_url(folder / episode["video"], "video/mp4")}
+        episode | {"url": data_url(folder / episode["video"], "video/mp4"), "task": instructions[episode["task_id"]]}
         for episode in report["episodes"]
         if episode["video"] and (folder / episode["video"]).is_file()
     ]

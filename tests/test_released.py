@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def policy():
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("eval", ["paths=released", "model=oft_small", "decoding=l1"])
+        cfg = compose("eval", ["experiment=released", "decoding=l1"])
     with open_dict(cfg):
         cfg.paths.checkpoints = str(ROOT / cfg.paths.checkpoints)
     before = torch.get_num_threads()

@@ -93,10 +93,10 @@ def test_a_missing_head_and_another_robot_are_rows(doctor):
 
 
 def test_the_released_policy_fits_together_and_not_with_another_tokenizer(doctor):
-    released = ["env=libero_spatial", "paths.checkpoints=released", "model=oft_small", "decoding=speculative"]
-    code, out, _ = doctor(*released, "quantizer=dct_d3", "quick=true", model=False)
-    assert code == 0 and "libero_spatial fit together" in row(out, "checkpoints")[1]
-    code, out, _ = doctor(*released, "quantizer=dct_d3", "quantizer.num_stages=2", "quick=true", model=False)
+    released = ["experiment=released", "env=libero_goal", "decoding=speculative"]
+    code, out, _ = doctor(*released, "quick=true", model=False)
+    assert code == 0 and "libero_goal fit together" in row(out, "checkpoints")[1]
+    code, out, _ = doctor(*released, "quantizer.num_stages=2", "quick=true", model=False)
     assert code == 1 and "num_stages is 3 in the checkpoint but 2 in the configuration" in row(out, "checkpoints")[1]
 
 

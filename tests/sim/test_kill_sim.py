@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ARGUMENTS = ["paths=released", "model=oft_small", "env=libero_spatial", "tasks=[4,9]", "num_trials=2", "num_workers=2"]
+ARGUMENTS = ["experiment=released", "env=libero_spatial", "tasks=[4,9]", "num_trials=2", "num_workers=2"]
 KILLS = 3
 
 pytestmark = pytest.mark.sim
