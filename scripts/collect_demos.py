@@ -2,7 +2,7 @@
 
 The same command again completes an interrupted collection, and a larger num_episodes extends a finished one. Placements
 are random; the evaluation init states are never used. Failures of the expert are counted and dropped; with
-demonstrator=policy all episodes are kept.
+demonstrator=policy all episodes are kept. With demonstrator=corrections a policy acts first, unrecorded.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ def progress(total: int, console: Console) -> Iterator[Callable[[Attempt, Demons
 
 
 def summary(schedule: Schedule, wall_s: float) -> Table:
-    """Per task: successes out of tried placements, and steps. Displaced placements were not tried."""
+    """Per task: successes out of tried placements, and steps. Displaced and skipped placements were not tried."""
     table = Table(box=None, pad_edge=False, title_justify="left", title=f"{schedule.suite}, {wall_s:.0f} s")
-    for name in ("task", "successes", "tried", "rate", "displaced", "mean steps", "max"):
+    for name in ("task", "successes", "tried", "rate", "displaced", "skipped", "mean steps", "max"):
         table.add_column(name, justify="right")
     for task, outcomes in schedule.outcomes.items():
         table.add_row(str(task), *row(outcomes, schedule.steps[task]))
@@ -108,7 +108,8 @@ def row(outcomes: dict[str, int], steps: list[int]) -> list[str]:
     tried = outcomes["success"] + outcomes["failure"]
     rate = f"{100 * outcomes['success'] / tried:.1f} %" if tried else "–"
     lengths = [f"{sum(steps) / len(steps):.0f}", str(max(steps))] if steps else ["–", "–"]
-    return [str(outcomes["success"]), str(tried), rate, str(outcomes["displaced"]), *lengths]
+    untried = [str(outcomes[name]) for name in ("displaced", "skipped")]
+    return [str(outcomes["success"]), str(tried), rate, *untried, *lengths]
 
 
 def collect_into(writer: RLDSWriter, schedule: Schedule, recipe: Recipe, console: Console, **workers: Any) -> None:

@@ -29,7 +29,8 @@ class Recipe:
     Attributes:
         make_env: Called with task_id=, gives an Env with reset_random.
         make_expert: Called with env=, gives an Expert.
-        noise_scales, num_tail_steps: See record_demonstration.
+        noise_scales, num_tail_steps, lead_steps: See record_demonstration.
+        make_lead: Called with env=, gives who acts before the expert; None for nobody.
         render: See record_demonstration.
         store_picture: See record_demonstration; compressing in the workers keeps the main process from being the
             bottleneck.
@@ -39,6 +40,8 @@ class Recipe:
     make_expert: Callable[..., Any]
     noise_scales: tuple[float, ...]
     num_tail_steps: int = 0
+    make_lead: Callable[..., Any] | None = None
+    lead_steps: tuple[int, int] = (0, 0)
     render: bool = True
     store_picture: Callable[[np.ndarray], Any] = np.asarray
 
@@ -128,15 +131,16 @@ def assign(seat: Seat, schedule: Schedule) -> None:
 
 def work(connection: Connection, recipe: Recipe) -> None:
     """Main function of a worker: attempts in, demonstrations out, until the pipe closes."""
-    env = expert = None
+    env = expert = lead = None
     try:
         while True:
             attempt = connection.recv()
             if env is None or env.task_id != attempt.task_id:
                 if env is not None:
                     env.close()
-                env = expert = None
+                env = expert = lead = None
                 env = recipe.make_env(task_id=attempt.task_id)
+                lead = None if recipe.make_lead is None else recipe.make_lead(env=env)
                 expert = recipe.make_expert(env=env)
             demonstration = record_demonstration(
                 env,
@@ -144,6 +148,8 @@ def work(connection: Connection, recipe: Recipe) -> None:
                 seed=attempt.placement_seed,
                 noise_scales=recipe.noise_scales,
                 num_tail_steps=recipe.num_tail_steps,
+                lead=lead,
+                lead_steps=recipe.lead_steps,
                 render=recipe.render,
                 store_picture=recipe.store_picture,
             )

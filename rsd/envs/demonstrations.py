@@ -18,6 +18,7 @@ from rsd.types import IMAGE_VIEWS, Env, Observation
 NO_OP_NORM = 1e-4  # of the first six dims; less, with an unchanged gripper, is a no-op: the published sets' filter
 NOISE_PROBABILITY = 0.5  # share of the free-space steps that are disturbed
 ROTATION_NOISE = 0.5  # rotation noise relative to position noise
+OPEN_STEPS = 12  # after which a hand holds nothing, and what it put down correctly is a success
 DISPLACED_M = 0.03  # an object this far outside the region its task describes was thrown there by overlapping placement
 
 
@@ -42,10 +43,10 @@ class Demonstration:
     """What one attempt gave. Steps that were no-ops are dropped from the lists, which have n entries.
 
     Attributes:
-        outcome: "success", "failure" (step limit), or "displaced" (the instruction is not true of the placement, and
-            it was not tried).
+        outcome: "success", "failure" (step limit), "displaced" (the instruction is not true of the placement, and it
+            was not tried), or "skipped" (whoever acted before has solved the task, or never let go).
         instruction: The task in words.
-        num_steps: Executed steps, no-ops included.
+        num_steps: Executed steps, no-ops included; without those of whoever acted before.
         actions: Undisturbed actions, each [7], robot units, gripper -1 open, +1 close.
         states: Observation.proprio before each action, each [8].
         joint_states: Arm joint angles before each action, each [7], rad.
@@ -122,6 +123,27 @@ def disturb(action: np.ndarray, scale: float, random: np.random.Generator) -> np
     return disturbed
 
 
+def lead_in(
+    env: Env, lead: Expert, observation: Observation, num_steps: int, scale: float, random: np.random.Generator
+) -> Observation | None:
+    """Let the lead act for at least `num_steps` steps and until its hand has been open for OPEN_STEPS.
+
+    Returns:
+        What is seen then; None when it has solved the task before, or the step limit came first.
+    """
+    lead.begin()
+    open_steps = OPEN_STEPS  # in a row so far; an episode begins with an open hand
+    for step in range(env.max_steps):
+        if step >= num_steps and open_steps >= OPEN_STEPS:
+            return observation
+        action, harmless = lead.act(observation)
+        observation, success = env.step(disturb(action, scale, random) if harmless else action)
+        open_steps = open_steps + 1 if action[6] < 0 else 0
+        if success:
+            return None
+    return None
+
+
 def record_demonstration(
     env: Env,
     expert: Expert,
@@ -129,6 +151,8 @@ def record_demonstration(
     seed: int,
     noise_scales: Sequence[float],
     num_tail_steps: int = 0,
+    lead: Expert | None = None,
+    lead_steps: tuple[int, int] = (0, 0),
     render: bool = True,
     store_picture: Callable[[np.ndarray], Any] = np.asarray,
 ) -> Demonstration:
@@ -137,11 +161,17 @@ def record_demonstration(
     Success comes one to three steps after the gripper begins to open. A policy that predicts chunks would hardly ever
     see the opening at the start of one, therefore the expert goes on for a while.
 
+    With a `lead` the demonstration begins where that one has brought the scene to: the expert shows how to go on from
+    another's mistakes.
+
     Args:
         env: Must have `reset_random(seed)`.
         seed: Decides the placement, the noise scale of the episode and its noise.
         num_tail_steps: Steps recorded after the first success, which must hold to the end; above 0 the environment must
             not end at success.
+        lead: Acts before the expert, disturbed like it; nothing of that is recorded.
+        lead_steps: Fewest and most steps that the lead acts, evenly drawn. It goes on until its hand has been open for
+            OPEN_STEPS, because the expert begins by opening it: it would drop what it holds.
         noise_scales: One of them is drawn for the episode; standard deviation of the action noise in free space.
         render: False to look at success only: the same physics, nothing kept.
         store_picture: What to keep of a picture [H, W, 3], uint8; rsd.jpeg.encode_jpeg, for example.
@@ -153,6 +183,12 @@ def record_demonstration(
     random = np.random.default_rng(seed)
     scale = float(random.choice(np.asarray(noise_scales, dtype=np.float64)))
     demonstration = Demonstration("failure", env.instruction)
+    if lead is not None:
+        num_steps = int(random.integers(*lead_steps, endpoint=True))
+        observation = lead_in(env, lead, observation, num_steps, scale, random)
+        if observation is None:
+            return Demonstration("skipped", env.instruction)
+        expert.begin()
     last_gripper = None
     steps_left = env.max_steps
     solved = False

@@ -8,6 +8,7 @@ from scipy.spatial.transform import Rotation
 
 from rsd.envs.demonstrations import disturb, inside, is_no_op, record_demonstration
 from rsd.envs.expert import CLOSE, OPEN, GraspPlan, Phase, PickAndPlaceExpert, SceneState
+from tests import fakes
 from tests.fakes import PointMassEnv
 
 STEP_M = 0.0125  # what a LIBERO arm moves in a step at full command
@@ -247,3 +248,55 @@ def test_the_tail_after_success_is_recorded_and_must_hold():
     leaver = LastingExpert(env)
     leaver.leaves_after = short.num_steps
     assert record_demonstration(env, leaver, num_tail_steps=5, **arguments).outcome == "failure"
+
+
+class Lead(PointMassExpert):
+    """Moves away from the goal, the hand closed from the fourth step to the eighth."""
+
+    def begin(self) -> None:
+        self.steps = 0
+
+    def act(self, observation) -> tuple[np.ndarray, bool]:
+        assert observation is not None
+        self.steps += 1
+        return np.array([-1.0, 0, 0, 0, 0, 0, 1.0 if 4 <= self.steps <= 8 else -1.0]), True
+
+
+def led(lead: PointMassExpert, lead_steps: tuple[int, int], **options):
+    arguments = {"seed": 2, "noise_scales": (0.0,), "lead": lead, "lead_steps": lead_steps, **options}
+    return record_demonstration(lead.env, PointMassExpert(lead.env), **arguments)
+
+
+def test_a_demonstration_begins_where_a_lead_has_brought_the_scene():
+    env = RandomPointMassEnv()
+    start = env.reset_random(2)
+    demonstration = led(Lead(env), (2, 2))
+    assert demonstration.outcome == "success"
+    assert demonstration.states[0][0] == pytest.approx(max(0.0, start.proprio[0] - 2 * fakes.STEP_M))
+
+
+@pytest.mark.parametrize(("num_steps", "acted"), [(0, 0), (3, 3), (4, 20), (8, 20), (19, 20), (21, 21)])
+def test_a_lead_goes_on_until_its_hand_has_been_open(num_steps: int, acted: int):
+    env = RandomPointMassEnv()
+    lead = Lead(env)
+    assert led(lead, (num_steps, num_steps)).outcome == "success"
+    assert lead.steps == acted
+
+
+def test_what_the_lead_solves_or_never_lets_go_is_skipped():
+    solver = RandomPointMassEnv()
+    assert led(PointMassExpert(solver), (60, 60)).outcome == "skipped"
+    env = RandomPointMassEnv()
+    lead = Lead(env)
+    lead.act = lambda observation: (np.array([-1.0, 0, 0, 0, 0, 0, 1.0]), True)
+    skipped = led(lead, (1, 1))
+    assert (skipped.outcome, skipped.num_steps, skipped.actions) == ("skipped", 0, [])
+
+
+def test_lead_steps_are_drawn_between_the_two():
+    counts = set()
+    for seed in range(14, 50):
+        lead = Lead(RandomPointMassEnv())
+        led(lead, (21, 23), seed=seed)
+        counts.add(lead.steps)
+    assert counts == {21, 22, 23}
