@@ -1,9 +1,11 @@
 """The small policy from nothing, on one GPU: python scripts/reproduce_small.py [--root DIR] [--workers 16] [--base DIR]
 
-A base model is trained on demonstrations of LIBERO-Spatial and goes on with those of three suites. Target head and
-draft learn its tokens on episodes that it acts in itself. Closed-loop evaluation on the official init states follows.
+A base model is trained on demonstrations of LIBERO-Spatial and goes on with those of three suites, on request also with
+the expert's corrections of what it does itself. Target head and draft learn its tokens on episodes that it acts in.
+Closed-loop evaluation on the official init states follows.
 Every step is a command that a user could type, and is printed before it runs; an interrupted run goes on where it was.
-Ends with tables of results and times in --results. With --base the first model is not trained, but taken from there.
+Ends with tables of results and times in --results. With --base the first model is not trained, but taken from there;
+with --suites-base the second.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from rsd.evaluation.report import REPORT_JSON
-from rsd.pipeline import PipelineError, Step, keep_settings, run_steps, seconds
+from rsd.pipeline import RUNS, PipelineError, Step, keep_settings, run_steps, seconds
 from rsd.runs import METRICS_FILE, PROVENANCE_FILE, read_json, write_atomically
 
 SUITES = {"libero_spatial": 500, "libero_object": 300, "libero_goal": 450}  # demonstrations of the second data set
+CORRECTIONS = {"libero_spatial": 250, "libero_object": 150, "libero_goal": 100}  # added to that data set
 VISITED = {"libero_spatial": 200, "libero_object": 150, "libero_goal": 150}  # episodes in which the base model acts
 DEMONSTRATED = dict.fromkeys(SUITES, "null") | {"libero_goal": "[0,1,2,4,5,6,7,8,9]"}  # tasks that the expert can do
 FIRST_BASE = "checkpoints/base/oft_small-libero_spatial_no_noops-t8"
@@ -36,8 +39,11 @@ RESULTS_JSON, RESULTS_TABLE = "small_policy.json", "small_policy.md"
 
 def plan(arguments: argparse.Namespace) -> list[Step]:
     """The steps, in order."""
-    steps = [] if arguments.base else first_base(arguments)
-    return [*steps, *base_of_all_suites(arguments), *heads(arguments), *evaluations(arguments)]
+    steps = [] if arguments.base or arguments.suites_base else first_base(arguments)
+    steps += base_of_all_suites(arguments)
+    if arguments.corrections_scale:
+        steps += corrected_base(arguments)
+    return [*steps, *heads(arguments), *evaluations(arguments)]
 
 
 def first_base(arguments: argparse.Namespace) -> list[Step]:
@@ -53,10 +59,23 @@ def base_of_all_suites(arguments: argparse.Namespace) -> list[Step]:
         count = max(1, round(num_episodes * arguments.suites_scale))
         data = ["data=libero_suites", f"env={suite}", f"num_episodes={count}", f"tasks={DEMONSTRATED[suite]}"]
         steps.append(collect(f"collect_{suite}", data, NOISE_SCALES, arguments))
+    if arguments.suites_base:
+        return steps
     first = arguments.base or arguments.root / FIRST_BASE
-    options = ["data=libero_suites", f"phase.module.start_from={first}"]
-    options += [f"phase.module.loss_units={arguments.loss_units}"]
-    return [*steps, train_base("oft_suites", options, arguments.suites_steps, arguments)]
+    return [*steps, train_further("oft_suites", first, arguments.suites_steps, arguments)]
+
+
+def corrected_base(arguments: argparse.Namespace) -> list[Step]:
+    """The same model again, after the expert has shown how to go on from where it leads."""
+    model = arguments.suites_base or arguments.root / RUNS / "oft_suites" / "checkpoint"
+    steps = []
+    for suite, num_episodes in CORRECTIONS.items():
+        there = max(1, round(SUITES[suite] * arguments.suites_scale))
+        count = there + max(1, round(num_episodes * arguments.corrections_scale))
+        data = ["data=libero_suites", f"env={suite}", f"num_episodes={count}", f"tasks={DEMONSTRATED[suite]}"]
+        data += ["demonstrator=corrections", "model=oft_small", "seed=2", f"paths.base={model}"]
+        steps.append(collect(f"correct_{suite}", data, VISITED_NOISE, arguments))
+    return [*steps, train_further("oft_corrected", model, arguments.corrected_steps, arguments)]
 
 
 def heads(arguments: argparse.Namespace) -> list[Step]:
@@ -128,6 +147,12 @@ def train_base(name: str, own: list[str], max_steps: int, arguments: argparse.Na
     return Step(name, command, METRICS_FILE)
 
 
+def train_further(name: str, start: Path, max_steps: int, arguments: argparse.Namespace) -> Step:
+    """phase=oft_gpu on all suites, beginning with the model in `start`."""
+    own = ["data=libero_suites", f"phase.module.start_from={start}"]
+    return train_base(name, [*own, f"phase.module.loss_units={arguments.loss_units}"], max_steps, arguments)
+
+
 def gpu() -> list[str]:
     return ["trainer=gpu", "device=cuda", "val_every=1000", "save_every=2000"]
 
@@ -194,12 +219,17 @@ def main() -> None:
     parser.add_argument("--oft-steps", type=int, default=3500)
     parser.add_argument("--suites-scale", type=float, default=1.0, help="share of the second data set's demonstrations")
     parser.add_argument("--suites-steps", type=int, default=3500)
-    parser.add_argument("--loss-units", default="bounds", help="of the second base model's training")
+    parser.add_argument("--suites-base", type=Path, help="base model of all suites to correct, instead of training one")
+    parser.add_argument("--corrections-scale", type=float, default=0.0, help="share of the corrections; 0 for none")
+    parser.add_argument("--corrected-steps", type=int, default=3000)
+    parser.add_argument("--loss-units", default="quantiles", help="of the trainings on all suites")
     parser.add_argument("--head-steps", type=int, default=3000)
     parser.add_argument("--num-trials", type=int, default=50, help="episodes a task, 1..50")
     parser.add_argument("--quantizer", default="dct_d3")
     parser.add_argument("--only", help="names of the steps to run now, separated by commas; all by default")
     arguments = parser.parse_args()
+    if arguments.suites_base and not arguments.corrections_scale:
+        parser.error("--suites-base is a model to correct; give --corrections-scale, too")
     root: Path = arguments.root
     root.mkdir(parents=True, exist_ok=True)
     steps = plan(arguments)
@@ -209,7 +239,8 @@ def main() -> None:
         parser.error(f"--only {arguments.only} names steps that do not exist; the steps are {', '.join(names)}")
     free = ("root", "results", "workers", "only")  # change no result
     settings = {name: value for name, value in vars(arguments).items() if name not in free}
-    settings["base"] = arguments.base and str(arguments.base)
+    for name in ("base", "suites_base"):
+        settings[name] = settings[name] and str(settings[name])
     try:
         keep_settings(root, settings)
         run_steps([step for step in steps if step.name in chosen], root)

@@ -24,6 +24,9 @@ OPTIONS = argparse.Namespace(
     root=Path("small"),
     workers=16,
     base=None,
+    suites_base=None,
+    corrections_scale=0.1,
+    corrected_steps=9,
     num_episodes=20,
     oft_steps=9,
     suites_scale=0.1,
@@ -59,6 +62,21 @@ def test_a_given_base_model_is_gone_on_from():
     assert "phase.module.start_from=given" in step.command
     (step,) = (step for step in reproduce.plan(OPTIONS) if step.name == "oft_suites")
     assert f"phase.module.start_from=small/{reproduce.FIRST_BASE}" in step.command
+
+
+def test_corrections_are_of_the_model_that_goes_on_with_them():
+    whole = {step.name: step.command for step in reproduce.plan(OPTIONS)}
+    options = argparse.Namespace(**{**vars(OPTIONS), "suites_base": Path("given")})
+    given = {step.name: step.command for step in reproduce.plan(options)}
+    assert whole.keys() - given.keys() == {"collect", "oft", "oft_suites"}
+    for commands, model in ((whole, "small/runs/oft_suites/checkpoint"), (given, "given")):
+        assert f"phase.module.start_from={model}" in commands["oft_corrected"]
+        for suite, added in reproduce.CORRECTIONS.items():
+            assert f"paths.base={model}" in commands[f"correct_{suite}"]
+            count = round(0.1 * reproduce.SUITES[suite]) + round(0.1 * added)
+            assert f"num_episodes={count}" in commands[f"correct_{suite}"]
+    options = argparse.Namespace(**{**vars(OPTIONS), "corrections_scale": 0.0})
+    assert not [step.name for step in reproduce.plan(options) if "correct" in step.name]
 
 
 def record(num_success, num_trials, num_errors=0, complete=True):
