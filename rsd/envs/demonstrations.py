@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rsd.envs.skills import skill_for
+from rsd.envs.skills import holds_something, skill_for
 from rsd.types import IMAGE_VIEWS, Env, Observation
 
 NO_OP_NORM = 1e-4  # of the first six dims; less, with an unchanged gripper, is a no-op: the published sets' filter
 NOISE_PROBABILITY = 0.5  # share of the free-space steps that are disturbed
 ROTATION_NOISE = 0.5  # rotation noise relative to position noise
-OPEN_STEPS = 12  # after which a hand holds nothing, and what it put down correctly is a success
+EMPTY_STEPS = 12  # after these with an empty hand, what was put down in the right place is a success
 DISPLACED_M = 0.03  # an object this far outside the region its task describes was thrown there by overlapping placement
 
 
@@ -36,6 +36,9 @@ class Expert(Protocol):
 
     def joint_state(self) -> np.ndarray:
         """Arm joint angles, [7], rad."""
+
+    def holds_something(self) -> bool:
+        """Whether anything is between the fingers."""
 
 
 @dataclass
@@ -101,6 +104,9 @@ class LiberoExpert:
         robot = self._domain.robots[0]
         return np.array(self._domain.sim.data.qpos[robot._ref_joint_pos_indexes])
 
+    def holds_something(self) -> bool:
+        return holds_something(self._domain)
+
 
 def inside(xy: np.ndarray, box: Sequence[float], margin: float) -> bool:
     """Whether a point [2] lies in a box (x_min, y_min, x_max, y_max) widened by `margin` on all sides."""
@@ -126,19 +132,19 @@ def disturb(action: np.ndarray, scale: float, random: np.random.Generator) -> np
 def lead_in(
     env: Env, lead: Expert, observation: Observation, num_steps: int, scale: float, random: np.random.Generator
 ) -> Observation | None:
-    """Let the lead act for at least `num_steps` steps and until its hand has been open for OPEN_STEPS.
+    """Let the lead act for at least `num_steps` steps and until its hand has been empty for EMPTY_STEPS.
 
     Returns:
         What is seen then; None when it has solved the task before, or the step limit came first.
     """
     lead.begin()
-    open_steps = OPEN_STEPS  # in a row so far; an episode begins with an open hand
+    empty_steps = EMPTY_STEPS  # in a row so far; an episode begins with an empty hand
     for step in range(env.max_steps):
-        if step >= num_steps and open_steps >= OPEN_STEPS:
+        if step >= num_steps and empty_steps >= EMPTY_STEPS:
             return observation
         action, harmless = lead.act(observation)
         observation, success = env.step(disturb(action, scale, random) if harmless else action)
-        open_steps = open_steps + 1 if action[6] < 0 else 0
+        empty_steps = 0 if lead.holds_something() else empty_steps + 1
         if success:
             return None
     return None
@@ -170,8 +176,8 @@ def record_demonstration(
         num_tail_steps: Steps recorded after the first success, which must hold to the end; above 0 the environment must
             not end at success.
         lead: Acts before the expert, disturbed like it; nothing of that is recorded.
-        lead_steps: Fewest and most steps that the lead acts, evenly drawn. It goes on until its hand has been open for
-            OPEN_STEPS, because the expert begins by opening it: it would drop what it holds.
+        lead_steps: Fewest and most steps that the lead acts, evenly drawn. It goes on until its hand has been empty for
+            EMPTY_STEPS, because the expert begins by opening the hand.
         noise_scales: One of them is drawn for the episode; standard deviation of the action noise in free space.
         render: False to look at success only: the same physics, nothing kept.
         store_picture: What to keep of a picture [H, W, 3], uint8; rsd.jpeg.encode_jpeg, for example.

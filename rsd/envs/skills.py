@@ -232,3 +232,15 @@ def hand_pose(domain: Any) -> tuple[np.ndarray, np.ndarray]:
     data, robot = domain.sim.data, domain.robots[0]
     wxyz = data.get_body_xquat(robot.robot_model.eef_name)
     return np.array(data.site_xpos[robot.eef_site_id]), np.roll(wxyz, -1)
+
+
+def holds_something(domain: Any) -> bool:
+    """Whether both finger pads touch the same body."""
+    model, data, pads = domain.sim.model, domain.sim.data, domain.robots[0].gripper.important_geoms
+    touched = []
+    for side in ("left_fingerpad", "right_fingerpad"):
+        own = {model.geom_name2id(name) for name in pads[side]}
+        pairs = [(contact.geom1, contact.geom2) for contact in data.contact[: data.ncon]]
+        others = [b if a in own else a for a, b in pairs if (a in own) != (b in own)]
+        touched.append({int(model.geom_bodyid[geom]) for geom in others})
+    return bool(touched[0] & touched[1])

@@ -126,7 +126,7 @@ class OFTModule(LightningModule):
         trajectories = datamodule.train.trajectories  # of all splits, so that every task's words are known
         text = WordText.from_instructions(trajectory.instruction for trajectory in trajectories)
         architecture = self._architecture(text, norm_stats)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # what is drawn here is drawn on the CPU
             torch.manual_seed(self.seed)
             self.model = OpenVLAOFT(architecture)
         if self.start_from is not None:
