@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from rsd.entry_point import finish_run, publish, report_errors, run
+from rsd.entry_point import finish_run, is_first_process, publish, report_errors, run
 from rsd.runs import open_run
 
 
@@ -23,8 +23,7 @@ def main(cfg: DictConfig) -> None:
 
     if "check" in cfg.phase:
         instantiate(cfg.phase.check)
-    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of several that train together; the trainer starts the others
-    if first:
+    if is_first_process():
         run_dir = open_run(cfg, HydraConfig.get())
     else:
         run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -44,7 +43,7 @@ def main(cfg: DictConfig) -> None:
         print(f"interrupted; continue with: python train.py resume={run_dir}", file=sys.stderr)
         sys.exit(130)
     trainer.validate(module, datamodule, verbose=False)
-    if not first:
+    if not is_first_process():
         return
 
     checkpoint = run_dir / "checkpoint"

@@ -29,6 +29,11 @@ ERROR_FILE = "error.log"
 NUMBERED_GROUPS = ("chunk",)  # config groups whose choices are numbers
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that the user started; its trainer starts others like it to train together."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def is_expected(error: BaseException) -> bool:
     """Whether an error speaks to the user: one of this package's, a wrong value, or the operating system's."""
     return type(error).__module__.startswith("rsd.") or isinstance(error, ValueError | OSError)
@@ -75,11 +80,15 @@ def report_errors(main: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Call a Hydra main with the command line made ready: resume=DIR expanded, chunk=8,16 taken as names."""
-    try:
-        sys.argv[1:] = name_choices(resume_arguments(sys.argv[1:]))
-    except RunError as error:
-        sys.exit(f"error: {error}")
+    """Call a Hydra main with the command line made ready: resume=DIR expanded, chunk=8,16 taken as names.
+
+    Processes that train together with the first one are started with a command line that is ready.
+    """
+    if is_first_process():
+        try:
+            sys.argv[1:] = name_choices(resume_arguments(sys.argv[1:]))
+        except RunError as error:
+            sys.exit(f"error: {error}")
     main()
 
 

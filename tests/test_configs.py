@@ -9,7 +9,18 @@ from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).parents[1] / "conf"
 TRAIN_GROUPS = ("data", "chunk", "model", "quantizer", "draft", "trainer", "logger", "experiment")
-EVAL_GROUPS = ("env", "protocol", "chunk", "model", "quantizer", "draft", "decoding", "logger", "stopping")
+EVAL_GROUPS = (
+    "env",
+    "protocol",
+    "chunk",
+    "model",
+    "quantizer",
+    "draft",
+    "decoding",
+    "logger",
+    "stopping",
+    "experiment",
+)
 PHASES = ("rfsq", "oft", "oft_gpu", "head", "draft")
 
 
@@ -67,6 +78,19 @@ def test_eval(group, choice):
 @pytest.mark.parametrize(("name", "node"), [("collect", "recipe"), ("cache", "cache")])
 def test_scripts(name, node):
     check(composed(name, [])[node])
+
+
+@pytest.mark.parametrize("choice", choices("demonstrator"))
+def test_demonstrators(choice):
+    check(composed("collect", [f"demonstrator={choice}"])["recipe"])
+
+
+@pytest.mark.parametrize("name", ["eval", "doctor", "serve"])
+def test_the_released_policy_is_chosen_as_a_whole(name):
+    cfg = composed(name, ["experiment=released", "decoding=speculative"])
+    for part in ("base", "tokenizer", "head", "draft"):
+        assert (CONF.parent / cfg.paths[part]).is_dir(), part
+    assert (cfg.model.name, cfg.quantizer.name) == ("oft_small", "dct_d3")
 
 
 def test_data_choices_carry_suite_and_unnorm_key_together():

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from itertools import chain
 from pathlib import Path
 
@@ -19,7 +21,9 @@ ROOT = Path(__file__).parents[2]
 LENGTH = 37
 SMALL = ["phase=oft", "model.image_size=28", "model.architecture.llm.hidden_size=32"]
 SMALL += ["model.architecture.llm.intermediate_size=48", "phase.module.image_augmentation=false"]
+SMALL += ["phase.max_steps=6", "phase.module.learning_rate=1e-4", "save_every=2"]
 TWO_PROCESSES = ["trainer=gpus", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2"]
+TWO_PROCESSES += ["phase.datamodule.batch_size=4"]
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
@@ -52,34 +56,60 @@ def test_ranks_draw_different_numbers():
     assert draw(stream=1, rank=2) == draw(stream=1, rank=2)
 
 
-def train(root: Path, run: str, *overrides: str) -> subprocess.CompletedProcess:
-    arguments = [f"paths.root={root}", f"data.name={NAME}", f"data.unnorm_key={NAME}", *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("PL_GLOBAL_SEED", None)
-    return subprocess.run(
-        [sys.executable, "train.py", *arguments, f"hydra.run.dir={root / 'runs' / run}"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def start(root: Path, run: str, *overrides: str) -> subprocess.Popen:
+    """train.py in a process group of its own."""
+    arguments = [f"paths.root={root}", f"data.name={NAME}", f"data.unnorm_key={NAME}", *SMALL, *overrides]
+    arguments = [sys.executable, "train.py", *arguments, f"hydra.run.dir={root / 'runs' / run}"]
+    environment = {name: value for name, value in os.environ.items() if name != "PL_GLOBAL_SEED"}
+    options = {"cwd": ROOT, "env": {**environment, "OMP_NUM_THREADS": "1"}, "start_new_session": True, "text": True}
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
-def test_two_processes_train_what_one_trains(tmp_path: Path):
+def train(root: Path, run: str, *overrides: str) -> str:
+    """Run it to its end; returns what it prints."""
+    with start(root, run, *overrides) as process:
+        out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    return out
+
+
+def weights_of(root: Path, run: str) -> dict[str, torch.Tensor]:
+    return load_file(root / "runs" / run / "checkpoint" / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("root")
+    write_dataset(root / "data", [13, 12, 14, 11])
+    return root
+
+
+@pytest.fixture(scope="module")
+def printed(root: Path) -> dict[str, str]:
+    """Output of one process with batches of 8, and of two with batches of 4."""
+    one = train(root, "one", "phase.datamodule.batch_size=8")
+    return {"one": one, "two": train(root, "two", *TWO_PROCESSES)}
+
+
+def test_two_processes_train_what_one_trains(root: Path, printed: dict[str, str]):
     """The same weights up to rounding; run folder, checkpoint and lines on the screen come from one of them."""
-    write_dataset(tmp_path / "data", [13, 12, 14, 11])
-    steps = ["phase.max_steps=4", "phase.module.learning_rate=1e-4"]
-    one = train(tmp_path, "one", *SMALL, *steps, "phase.datamodule.batch_size=8")
-    two = train(tmp_path, "two", *SMALL, *steps, "phase.datamodule.batch_size=4", *TWO_PROCESSES)
-    assert one.returncode == 0, one.stderr
-    assert two.returncode == 0, two.stderr
-    weights, metrics = [], []
-    for run in ("one", "two"):
-        weights.append(load_file(tmp_path / "runs" / run / "checkpoint" / "weights.safetensors"))
-        metrics.append(json.loads((tmp_path / "runs" / run / "metrics.json").read_text()))
-    for name, value in weights[0].items():
-        assert (weights[1][name] - value).abs().max() < 2e-6, name
+    one, two = (weights_of(root, run) for run in ("one", "two"))
+    for name, value in one.items():
+        assert (two[name] - value).abs().max() < 2e-6, name
+    metrics = [json.loads((root / "runs" / run / "metrics.json").read_text()) for run in ("one", "two")]
     assert metrics[1] == pytest.approx(metrics[0], abs=1e-4)
-    assert two.stdout.count("run folder:") == 1
-    assert len(json.loads((tmp_path / "runs" / "two" / "provenance.json").read_text())["starts"]) == 1
+    assert printed["two"].count("run folder:") == 1
+    assert len(json.loads((root / "runs" / "two" / "provenance.json").read_text())["starts"]) == 1
+
+
+def test_two_processes_that_were_killed_go_on(root: Path, printed: dict[str, str]):
+    saved = root / "runs" / "killed" / "resume" / "last.ckpt"
+    with start(root, "killed", *TWO_PROCESSES) as process:
+        while not saved.exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (root / "runs" / "killed" / "metrics.json").exists()
+    train(root, "killed", *TWO_PROCESSES, f"resume={root / 'runs' / 'killed'}")
+    whole, resumed = (weights_of(root, run) for run in ("two", "killed"))
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
