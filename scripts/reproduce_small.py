@@ -22,7 +22,9 @@ from rsd.pipeline import RUNS, PipelineError, Step, keep_settings, run_steps, se
 from rsd.runs import METRICS_FILE, PROVENANCE_FILE, read_json, write_atomically
 
 SUITES = {"libero_spatial": 500, "libero_object": 300, "libero_goal": 450}  # demonstrations of the second data set
-CORRECTIONS = {"libero_spatial": 250, "libero_object": 150, "libero_goal": 100}  # added to that data set
+CORRECTIONS = {"libero_spatial": 250, "libero_object": 150, "libero_goal": 200}  # added to that data set
+HARD_TASKS = {"libero_spatial": 9, "libero_object": 2}  # solved least often after the second training
+HARD_CORRECTIONS = 50  # added for each of these
 VISITED = {"libero_spatial": 200, "libero_object": 150, "libero_goal": 150}  # episodes in which the base model acts
 DEMONSTRATED = dict.fromkeys(SUITES, "null") | {"libero_goal": "[0,1,2,4,5,6,7,8,9]"}  # tasks that the expert can do
 FIRST_BASE = "checkpoints/base/oft_small-libero_spatial_no_noops-t8"
@@ -31,6 +33,10 @@ ABLATIONS = ("black_pictures", "other_instruction", "zero_proprio")
 VARIANTS = ("swap", "object")  # LIBERO-PRO's; lan and task have words that the small model refuses
 NOISE_SCALES = "[0.0,0.2,0.4]"  # of the executed actions in free space: states to recover from
 VISITED_NOISE = "[0.0,0.1,0.2]"  # of all executed actions
+CORRECTED_NOISE = "[0.0,0.1,0.3]"  # of the model's actions, and of the expert's in free space
+LEAD_STEPS = "[0,60]"  # that the model acts before the expert: after more it has mostly grasped, and needs no help
+HARD_LEAD_STEPS = "[20,90]"
+NUM_TASKS = 10  # of a suite
 FEW_TRIALS = 10  # episodes a task of ablations and variants
 BATCH_SIZE = 512  # frames of a step of a base model's training
 MAX_BATCH = 16  # observations in one call of the policy
@@ -39,8 +45,10 @@ RESULTS_JSON, RESULTS_TABLE = "small_policy.json", "small_policy.md"
 
 def plan(arguments: argparse.Namespace) -> list[Step]:
     """The steps, in order."""
-    steps = [] if arguments.base or arguments.suites_base else first_base(arguments)
-    steps += base_of_all_suites(arguments)
+    steps = []
+    if not arguments.suites_base:
+        steps += [] if arguments.base else first_base(arguments)
+        steps += base_of_all_suites(arguments)
     if arguments.corrections_scale:
         steps += corrected_base(arguments)
     return [*steps, *heads(arguments), *evaluations(arguments)]
@@ -59,23 +67,32 @@ def base_of_all_suites(arguments: argparse.Namespace) -> list[Step]:
         count = max(1, round(num_episodes * arguments.suites_scale))
         data = ["data=libero_suites", f"env={suite}", f"num_episodes={count}", f"tasks={DEMONSTRATED[suite]}"]
         steps.append(collect(f"collect_{suite}", data, NOISE_SCALES, arguments))
-    if arguments.suites_base:
-        return steps
     first = arguments.base or arguments.root / FIRST_BASE
-    return [*steps, train_further("oft_suites", first, arguments.suites_steps, arguments)]
+    return [*steps, train_further("oft_suites", first, [], arguments.suites_steps, arguments)]
 
 
 def corrected_base(arguments: argparse.Namespace) -> list[Step]:
-    """The same model again, after the expert has shown how to go on from where it leads."""
+    """The same model again, after the expert has shown how to go on from where it leads.
+
+    Only these episodes are added to the data set: they include some in which the model hardly acts before the expert.
+    Proprio is not dropped out here: the trainings before it have learned to do without.
+    """
     model = arguments.suites_base or arguments.root / RUNS / "oft_suites" / "checkpoint"
+    common = ["data=libero_suites", "demonstrator=corrections", "model=oft_small", "seed=2", f"paths.base={model}"]
+    asked = {}  # name: suite, tasks, episodes in the data set, steps of the model
+    for suite, added in CORRECTIONS.items():
+        there = 0 if arguments.suites_base else max(1, round(SUITES[suite] * arguments.suites_scale))
+        count = there + max(1, round(added * arguments.corrections_scale))
+        asked[suite] = (suite, DEMONSTRATED[suite], count, LEAD_STEPS)
+        if suite in HARD_TASKS:
+            count = count // NUM_TASKS + max(1, round(HARD_CORRECTIONS * arguments.corrections_scale))
+            asked[f"{suite}_{HARD_TASKS[suite]}"] = (suite, [HARD_TASKS[suite]], count, HARD_LEAD_STEPS)
     steps = []
-    for suite, num_episodes in CORRECTIONS.items():
-        there = max(1, round(SUITES[suite] * arguments.suites_scale))
-        count = there + max(1, round(num_episodes * arguments.corrections_scale))
-        data = ["data=libero_suites", f"env={suite}", f"num_episodes={count}", f"tasks={DEMONSTRATED[suite]}"]
-        data += ["demonstrator=corrections", "model=oft_small", "seed=2", f"paths.base={model}"]
-        steps.append(collect(f"correct_{suite}", data, VISITED_NOISE, arguments))
-    return [*steps, train_further("oft_corrected", model, arguments.corrected_steps, arguments)]
+    for name, (suite, tasks, count, lead_steps) in asked.items():
+        own = [f"env={suite}", f"tasks={tasks}", f"num_episodes={count}", f"recipe.lead_steps={lead_steps}"]
+        steps.append(collect(f"correct_{name}", [*common, *own], CORRECTED_NOISE, arguments))
+    options = ["phase.module.proprio_dropout=0"]
+    return [*steps, train_further("oft_corrected", model, options, arguments.corrected_steps, arguments)]
 
 
 def heads(arguments: argparse.Namespace) -> list[Step]:
@@ -147,9 +164,9 @@ def train_base(name: str, own: list[str], max_steps: int, arguments: argparse.Na
     return Step(name, command, METRICS_FILE)
 
 
-def train_further(name: str, start: Path, max_steps: int, arguments: argparse.Namespace) -> Step:
+def train_further(name: str, start: Path, own: list[str], max_steps: int, arguments: argparse.Namespace) -> Step:
     """phase=oft_gpu on all suites, beginning with the model in `start`."""
-    own = ["data=libero_suites", f"phase.module.start_from={start}"]
+    own = [*own, "data=libero_suites", f"phase.module.start_from={start}"]
     return train_base(name, [*own, f"phase.module.loss_units={arguments.loss_units}"], max_steps, arguments)
 
 
@@ -221,7 +238,7 @@ def main() -> None:
     parser.add_argument("--suites-steps", type=int, default=3500)
     parser.add_argument("--suites-base", type=Path, help="base model of all suites to correct, instead of training one")
     parser.add_argument("--corrections-scale", type=float, default=0.0, help="share of the corrections; 0 for none")
-    parser.add_argument("--corrected-steps", type=int, default=3000)
+    parser.add_argument("--corrected-steps", type=int, default=5000)
     parser.add_argument("--loss-units", default="quantiles", help="of the trainings on all suites")
     parser.add_argument("--head-steps", type=int, default=3000)
     parser.add_argument("--num-trials", type=int, default=50, help="episodes a task, 1..50")

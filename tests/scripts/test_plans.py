@@ -68,13 +68,19 @@ def test_corrections_are_of_the_model_that_goes_on_with_them():
     whole = {step.name: step.command for step in reproduce.plan(OPTIONS)}
     options = argparse.Namespace(**{**vars(OPTIONS), "suites_base": Path("given")})
     given = {step.name: step.command for step in reproduce.plan(options)}
-    assert whole.keys() - given.keys() == {"collect", "oft", "oft_suites"}
-    for commands, model in ((whole, "small/runs/oft_suites/checkpoint"), (given, "given")):
+    before = {"collect", "oft", "oft_suites", *(f"collect_{suite}" for suite in reproduce.SUITES)}
+    assert whole.keys() - given.keys() == before
+    for commands, model, share in ((whole, "small/runs/oft_suites/checkpoint", 0.1), (given, "given", 0)):
         assert f"phase.module.start_from={model}" in commands["oft_corrected"]
         for suite, added in reproduce.CORRECTIONS.items():
             assert f"paths.base={model}" in commands[f"correct_{suite}"]
-            count = round(0.1 * reproduce.SUITES[suite]) + round(0.1 * added)
+            count = round(share * reproduce.SUITES[suite]) + round(0.1 * added)
             assert f"num_episodes={count}" in commands[f"correct_{suite}"]
+        for suite, task in reproduce.HARD_TASKS.items():
+            even = round(share * reproduce.SUITES[suite]) + round(0.1 * reproduce.CORRECTIONS[suite])
+            count = even // 10 + round(0.1 * reproduce.HARD_CORRECTIONS)
+            command = commands[f"correct_{suite}_{task}"]
+            assert {f"num_episodes={count}", f"tasks=[{task}]", f"paths.base={model}"} <= set(command)
     options = argparse.Namespace(**{**vars(OPTIONS), "corrections_scale": 0.0})
     assert not [step.name for step in reproduce.plan(options) if "correct" in step.name]
 
