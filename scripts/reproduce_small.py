@@ -68,14 +68,13 @@ def base_of_all_suites(arguments: argparse.Namespace) -> list[Step]:
         data = ["data=libero_suites", f"env={suite}", f"num_episodes={count}", f"tasks={DEMONSTRATED[suite]}"]
         steps.append(collect(f"collect_{suite}", data, NOISE_SCALES, arguments))
     first = arguments.base or arguments.root / FIRST_BASE
-    return [*steps, train_further("oft_suites", first, [], arguments.suites_steps, arguments)]
+    return [*steps, train_further("oft_suites", first, arguments.suites_steps, arguments)]
 
 
 def corrected_base(arguments: argparse.Namespace) -> list[Step]:
     """The same model again, after the expert has shown how to go on from where it leads.
 
     Only these episodes are added to the data set: they include some in which the model hardly acts before the expert.
-    Proprio is not dropped out here: the trainings before it have learned to do without.
     """
     model = arguments.suites_base or arguments.root / RUNS / "oft_suites" / "checkpoint"
     common = ["data=libero_suites", "demonstrator=corrections", "model=oft_small", "seed=2", f"paths.base={model}"]
@@ -91,8 +90,7 @@ def corrected_base(arguments: argparse.Namespace) -> list[Step]:
     for name, (suite, tasks, count, lead_steps) in asked.items():
         own = [f"env={suite}", f"tasks={tasks}", f"num_episodes={count}", f"recipe.lead_steps={lead_steps}"]
         steps.append(collect(f"correct_{name}", [*common, *own], CORRECTED_NOISE, arguments))
-    options = ["phase.module.proprio_dropout=0"]
-    return [*steps, train_further("oft_corrected", model, options, arguments.corrected_steps, arguments)]
+    return [*steps, train_further("oft_corrected", model, arguments.corrected_steps, arguments)]
 
 
 def heads(arguments: argparse.Namespace) -> list[Step]:
@@ -164,9 +162,9 @@ def train_base(name: str, own: list[str], max_steps: int, arguments: argparse.Na
     return Step(name, command, METRICS_FILE)
 
 
-def train_further(name: str, start: Path, own: list[str], max_steps: int, arguments: argparse.Namespace) -> Step:
+def train_further(name: str, start: Path, max_steps: int, arguments: argparse.Namespace) -> Step:
     """phase=oft_gpu on all suites, beginning with the model in `start`."""
-    own = [*own, "data=libero_suites", f"phase.module.start_from={start}"]
+    own = ["data=libero_suites", f"phase.module.start_from={start}"]
     return train_base(name, [*own, f"phase.module.loss_units={arguments.loss_units}"], max_steps, arguments)
 
 

@@ -81,12 +81,14 @@ class PartState:
         eef_quat: Orientation of the hand, [4], xyzw.
         grip_pos: Where the part is to be gripped, [3], m; moves with the part.
         travel: How far the part has moved along its way, m or rad.
+        fingers_open: Whether they are wide apart.
     """
 
     eef_pos: np.ndarray
     eef_quat: np.ndarray
     grip_pos: np.ndarray
     travel: float
+    fingers_open: bool = True
 
 
 class OperationExpert:
@@ -139,7 +141,8 @@ class OperationExpert:
         turned = float(np.linalg.norm(self._turn(state))) < NEAR_RAD
         impatient = steps >= PATIENCE_STEPS
         if phase is OperationPhase.REACH:
-            return OperationPhase.ENGAGE if error.max() < NEAR_XY_M and turned else phase
+            there = error.max() < NEAR_XY_M or self._on_the_way(state)
+            return OperationPhase.ENGAGE if there and turned else phase
         if phase is OperationPhase.ENGAGE:
             still = steps > 5 and float(np.linalg.norm(state.eef_pos - self._last_pos)) < STILL_M
             return OperationPhase.GRASP if error.max() < AT_GOAL_M or still or impatient else phase
@@ -154,6 +157,13 @@ class OperationExpert:
         if phase is OperationPhase.RETREAT and error.max() >= NEAR_Z_M and not impatient:
             return phase
         return OperationPhase.DONE if state.travel >= self.plan.travel else OperationPhase.REACH  # or once more
+
+    def _on_the_way(self, state: PartState) -> bool:
+        """Whether the open hand is between the grip and where it engages from."""
+        offset = state.eef_pos - state.grip_pos  # [3]
+        share = float(offset @ self._back) / self.plan.standoff**2  # 1 where it engages from, 0 at the grip
+        beside = float(np.abs(offset - share * self._back).max())
+        return state.fingers_open and 0.0 < share < 1.0 and beside < NEAR_XY_M
 
     def _turn(self, state: PartState) -> np.ndarray:
         """Rotation vector from the hand's orientation to the wanted one, world axes, [3], rad."""

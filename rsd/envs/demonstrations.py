@@ -132,19 +132,23 @@ def disturb(action: np.ndarray, scale: float, random: np.random.Generator) -> np
 def lead_in(
     env: Env, lead: Expert, observation: Observation, num_steps: int, scale: float, random: np.random.Generator
 ) -> Observation | None:
-    """Let the lead act for at least `num_steps` steps and until its hand has been empty for EMPTY_STEPS.
+    """Let the lead act for at least `num_steps` steps and until its hand has been empty and at rest for EMPTY_STEPS.
+
+    Fingers that are about to close upon something are empty, too. An expert who took over from there would show how to
+    give up a grasp that is going well.
 
     Returns:
         What is seen then; None when it has solved the task before, or the step limit came first.
     """
     lead.begin()
-    empty_steps = EMPTY_STEPS  # in a row so far; an episode begins with an empty hand
+    empty_steps, last_gripper = EMPTY_STEPS, None  # in a row so far; an episode begins with an empty hand
     for step in range(env.max_steps):
         if step >= num_steps and empty_steps >= EMPTY_STEPS:
             return observation
         action, harmless = lead.act(observation)
         observation, success = env.step(disturb(action, scale, random) if harmless else action)
-        empty_steps = 0 if lead.holds_something() else empty_steps + 1
+        moves = last_gripper is not None and action[6] != last_gripper
+        empty_steps, last_gripper = 0 if moves or lead.holds_something() else empty_steps + 1, action[6]
         if success:
             return None
     return None
@@ -176,8 +180,8 @@ def record_demonstration(
         num_tail_steps: Steps recorded after the first success, which must hold to the end; above 0 the environment must
             not end at success.
         lead: Acts before the expert, disturbed like it; nothing of that is recorded.
-        lead_steps: Fewest and most steps that the lead acts, evenly drawn. It goes on until its hand has been empty for
-            EMPTY_STEPS, because the expert begins by opening the hand.
+        lead_steps: Fewest and most steps that the lead acts, evenly drawn. It goes on until its hand has been empty and
+            its fingers at rest for EMPTY_STEPS, because the expert begins by opening the hand.
         noise_scales: One of them is drawn for the episode; standard deviation of the action noise in free space.
         render: False to look at success only: the same physics, nothing kept.
         store_picture: What to keep of a picture [H, W, 3], uint8; rsd.jpeg.encode_jpeg, for example.

@@ -2,7 +2,8 @@
 
 There are no way-points in time. Every phase is a goal for the grip point and a condition for leaving it, so the expert
 corrects disturbances, and the label of a step is right whatever was executed before it. What would surprise you: phases
-also go backwards. When the object is not in the hand after a grasp, or is lost on the way, it reaches for it again.
+also go backwards. When the object is not in the hand after a grasp, or is lost on the way, it reaches for it again. A
+hand that is on its way down when the expert takes over goes on down, and is not called back to where that begins.
 """
 
 from __future__ import annotations
@@ -79,12 +80,14 @@ class SceneState:
         eef_quat: Orientation of the hand, [4], xyzw.
         object_pos: Origin of the object to move, [3], m.
         target_pos: Origin of the place to move it to, [3], m.
+        fingers_open: Whether they are wide apart.
     """
 
     eef_pos: np.ndarray
     eef_quat: np.ndarray
     object_pos: np.ndarray
     target_pos: np.ndarray
+    fingers_open: bool = True
 
 
 class PickAndPlaceExpert:
@@ -149,7 +152,8 @@ class PickAndPlaceExpert:
         impatient = steps >= PATIENCE_STEPS
         if self.phase is Phase.REACH:
             turned = float(np.linalg.norm(self._turn(state))) < NEAR_RAD
-            return Phase.DESCEND if above and turned else Phase.REACH
+            on_the_way = error[:2].max() < NEAR_XY_M and state.eef_pos[2] < self._goal(state)[0][2]
+            return Phase.DESCEND if (above or (on_the_way and state.fingers_open)) and turned else Phase.REACH
         if self.phase is Phase.DESCEND:
             still = steps > 5 and float(np.linalg.norm(state.eef_pos - self._last_pos)) < STILL_M
             return Phase.GRASP if error.max() < AT_GOAL_M or still or impatient else Phase.DESCEND

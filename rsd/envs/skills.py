@@ -36,6 +36,7 @@ DRAG_TOLERANCE_M = 0.015  # short of the centre of the region; LIBERO accepts 0.
 DRAWER_OPEN_M = 0.145  # LIBERO calls a drawer open above 0.14; it stops at 0.16
 HANDLE_TILT = (-1.35, 0.0, 0.0)  # rad: nearly level, into the cabinet; the fingers close above and below the bar
 HANDLE_OFFSET_M = 0.004  # grip point in front of the bar's centre
+WIDE_OPEN_M = 0.07  # between the fingers; at most 0.08
 KNOB_ON_RAD = 0.8  # LIBERO calls the stove on from 0.5
 KNOB_TILT = (0.0, 0.5, 0.0)  # rad: towards the robot; so near its base, a hand that points down is singular
 KNOB_GRIP_M = 0.035  # grip point above the knob's origin
@@ -114,6 +115,7 @@ class PickAndPlace:
             eef_quat=eef_quat,
             object_pos=np.array(states[self._object].get_geom_state()["pos"]),
             target_pos=np.array(states[self._target].get_geom_state()["pos"]),
+            fingers_open=fingers_open(self._domain),
         )
         action = self._expert.act(state)
         return action, self._expert.phase.in_free_space
@@ -150,7 +152,7 @@ class Drag:
         (eef_pos, eef_quat), object_pos, _ = self._look()
         travel = float((object_pos - self._start) @ np.array(self._expert.plan.slide))
         grip_pos = object_pos + np.array(DRAGS[self._object, self._region])
-        action = self._expert.act(PartState(eef_pos, eef_quat, grip_pos, travel))
+        action = self._expert.act(PartState(eef_pos, eef_quat, grip_pos, travel, fingers_open(self._domain)))
         return action, self._expert.phase.in_free_space
 
     def _look(self) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
@@ -186,7 +188,7 @@ class OpenDrawer:
     def act(self) -> tuple[np.ndarray, bool]:
         eef_pos, eef_quat = hand_pose(self._domain)
         grip_pos = self._handle() + HANDLE_OFFSET_M * self._way_out()
-        action = self._expert.act(PartState(eef_pos, eef_quat, grip_pos, self.opening))
+        action = self._expert.act(PartState(eef_pos, eef_quat, grip_pos, self.opening, fingers_open(self._domain)))
         return action, self._expert.phase.in_free_space
 
     def _way_out(self) -> np.ndarray:
@@ -223,7 +225,7 @@ class TurnOn:
         eef_pos, eef_quat = hand_pose(self._domain)
         grip_pos = np.array(data.xanchor[self._joint]) + np.array([0.0, 0.0, KNOB_GRIP_M])
         angle = float(data.qpos[model.jnt_qposadr[self._joint]])
-        action = self._expert.act(PartState(eef_pos, eef_quat, grip_pos, angle))
+        action = self._expert.act(PartState(eef_pos, eef_quat, grip_pos, angle, fingers_open(self._domain)))
         return action, self._expert.phase.in_free_space
 
 
@@ -232,6 +234,13 @@ def hand_pose(domain: Any) -> tuple[np.ndarray, np.ndarray]:
     data, robot = domain.sim.data, domain.robots[0]
     wxyz = data.get_body_xquat(robot.robot_model.eef_name)
     return np.array(data.site_xpos[robot.eef_site_id]), np.roll(wxyz, -1)
+
+
+def fingers_open(domain: Any) -> bool:
+    """Whether the fingers are wide apart; they close within GRASP_STEPS steps."""
+    robot = domain.robots[0]
+    fingers = domain.sim.data.qpos[robot._ref_gripper_joint_pos_indexes]  # [2], m, of opposite signs
+    return bool(np.abs(fingers).sum() > WIDE_OPEN_M)
 
 
 def holds_something(domain: Any) -> bool:

@@ -89,6 +89,23 @@ def test_hand_turns_to_the_tilt_before_it_engages_and_comes_against_its_pointing
     np.testing.assert_allclose(action, [0, -1, 0, 0, 0, 0, OPEN], atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("share", "aside", "fingers_open", "phase"),
+    [
+        (0.5, 0.005, True, OperationPhase.ENGAGE),
+        (0.5, 0.005, False, OperationPhase.REACH),
+        (0.5, 0.02, True, OperationPhase.REACH),
+        (-0.5, 0.005, True, OperationPhase.REACH),  # behind the handle
+    ],
+)
+def test_hand_that_is_on_its_way_to_the_grip_is_not_called_back(share, aside, fingers_open, phase):
+    expert = OperationExpert(DRAWER)
+    hand = Rotation.from_rotvec(DRAWER.tilt) * POINTING_DOWN
+    back = -DRAWER.standoff * hand.apply([0.0, 0.0, 1.0])
+    expert.act(PartState(share * back + [aside, 0.0, 0.0], hand.as_quat(), np.zeros(3), 0.0, fingers_open))
+    assert expert.phase is phase
+
+
 def test_hand_leads_the_part_by_a_fixed_distance_or_angle():
     drawer, knob = OperationExpert(DRAWER), OperationExpert(KNOB)
     drawer.phase = knob.phase = OperationPhase.MOVE

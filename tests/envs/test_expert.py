@@ -86,6 +86,21 @@ def test_object_lost_on_the_way_is_picked_up_again():
     assert expert.phase is Phase.REACH
 
 
+@pytest.mark.parametrize(
+    ("place", "fingers_open", "phase"),
+    [
+        ((0.005, -0.005, 0.04), True, Phase.DESCEND),  # in the way that it comes down
+        ((0.005, -0.005, 0.04), False, Phase.REACH),  # has closed beside the object, say
+        ((0.02, 0.0, 0.04), True, Phase.REACH),  # would come down beside it
+    ],
+)
+def test_hand_that_is_on_its_way_down_is_not_called_back(place, fingers_open, phase):
+    scene, expert = Scene(), PickAndPlaceExpert(PLAN)
+    scene.eef = scene.object + np.array(place)
+    action = expert.act(replace(scene.state(), fingers_open=fingers_open))
+    assert expert.phase is phase and np.sign(action[2]) == (-1 if phase is Phase.DESCEND else 1)
+
+
 def test_hand_turns_to_the_yaw_of_the_plan_before_it_descends():
     expert = PickAndPlaceExpert(GraspPlan(offset=(0, 0, 0), yaw=np.pi / 2, release_height=0.02, carry_height=0.12))
     state = SceneState(np.array([0.0, 0.0, 0.1]), DOWN, np.array([0.0, 0.0, 0.02]), np.zeros(3))
@@ -256,13 +271,15 @@ def test_the_tail_after_success_is_recorded_and_must_hold():
 class Lead(PointMassExpert):
     """Moves away from the goal, and holds something from the fourth step to the eighth."""
 
+    closes_at = 10**6
+
     def begin(self) -> None:
         self.steps = 0
 
     def act(self, observation) -> tuple[np.ndarray, bool]:
         assert observation is not None
         self.steps += 1
-        return np.array([-1.0, 0, 0, 0, 0, 0, -1.0]), True
+        return np.array([-1.0, 0, 0, 0, 0, 0, 1.0 if self.steps >= self.closes_at else -1.0]), True
 
     def holds_something(self) -> bool:
         return 4 <= self.steps <= 8
@@ -285,6 +302,14 @@ def test_a_demonstration_begins_where_a_lead_has_brought_the_scene():
 def test_a_lead_goes_on_until_its_hand_has_been_empty(num_steps: int, acted: int):
     env = RandomPointMassEnv()
     lead = Lead(env)
+    assert led(lead, (num_steps, num_steps)).outcome == "success"
+    assert lead.steps == acted
+
+
+@pytest.mark.parametrize(("num_steps", "acted"), [(2, 2), (3, 15), (9, 15), (15, 15), (16, 16)])
+def test_a_lead_goes_on_until_its_fingers_have_closed_upon_nothing(num_steps: int, acted: int):
+    lead = Lead(RandomPointMassEnv())
+    lead.closes_at, lead.holds_something = 3, lambda: False
     assert led(lead, (num_steps, num_steps)).outcome == "success"
     assert lead.steps == acted
 
