@@ -88,7 +88,7 @@ class PartState:
     eef_quat: np.ndarray
     grip_pos: np.ndarray
     travel: float
-    fingers_open: bool = True
+    fingers_open: bool
 
 
 class OperationExpert:

@@ -18,7 +18,7 @@ from rsd.types import IMAGE_VIEWS, Env, Observation
 NO_OP_NORM = 1e-4  # of the first six dims; less, with an unchanged gripper, is a no-op: the published sets' filter
 NOISE_PROBABILITY = 0.5  # share of the free-space steps that are disturbed
 ROTATION_NOISE = 0.5  # rotation noise relative to position noise
-EMPTY_STEPS = 12  # after these with an empty hand, what was put down in the right place is a success
+EMPTY_STEPS = 12  # with an empty hand: what was put down is judged by then, and fingers have closed or opened
 DISPLACED_M = 0.03  # an object this far outside the region its task describes was thrown there by overlapping placement
 
 

@@ -87,7 +87,7 @@ class SceneState:
     eef_quat: np.ndarray
     object_pos: np.ndarray
     target_pos: np.ndarray
-    fingers_open: bool = True
+    fingers_open: bool
 
 
 class PickAndPlaceExpert:
@@ -147,13 +147,15 @@ class PickAndPlaceExpert:
 
     def _next_phase(self, state: SceneState) -> Phase:
         plan, steps = self.plan, self._steps_in_phase
-        error = np.abs(self._goal(state)[0] - state.eef_pos)  # [3]
-        above = bool(error[:2].max() < NEAR_XY_M and error[2] < NEAR_Z_M)
+        offset = state.eef_pos - self._goal(state)[0]  # [3]
+        error = np.abs(offset)
+        over = bool(error[:2].max() < NEAR_XY_M)
+        above = over and error[2] < NEAR_Z_M
         impatient = steps >= PATIENCE_STEPS
         if self.phase is Phase.REACH:
             turned = float(np.linalg.norm(self._turn(state))) < NEAR_RAD
-            on_the_way = error[:2].max() < NEAR_XY_M and state.eef_pos[2] < self._goal(state)[0][2]
-            return Phase.DESCEND if (above or (on_the_way and state.fingers_open)) and turned else Phase.REACH
+            on_the_way_down = over and offset[2] < 0 and state.fingers_open
+            return Phase.DESCEND if (above or on_the_way_down) and turned else Phase.REACH
         if self.phase is Phase.DESCEND:
             still = steps > 5 and float(np.linalg.norm(state.eef_pos - self._last_pos)) < STILL_M
             return Phase.GRASP if error.max() < AT_GOAL_M or still or impatient else Phase.DESCEND

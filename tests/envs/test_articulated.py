@@ -25,7 +25,7 @@ class Part:
 
     def state(self) -> PartState:
         grip = self.rest + self.travel * np.array(self.plan.slide)
-        return PartState(self.eef.copy(), self.hand.as_quat(), grip, self.travel)
+        return PartState(self.eef.copy(), self.hand.as_quat(), grip, self.travel, self.closed_steps == 0)
 
     def step(self, action: np.ndarray) -> None:
         self.closed_steps = self.closed_steps + 1 if action[6] == CLOSE else 0
@@ -79,7 +79,7 @@ def test_handle_that_slips_out_of_the_hand_is_gripped_again():
 
 def test_hand_turns_to_the_tilt_before_it_engages_and_comes_against_its_pointing_direction():
     expert = OperationExpert(replace(DRAWER, tilt=(-np.pi / 2, 0.0, 0.0)))  # level, pointing towards -y
-    state = PartState(np.array([0.0, 0.08, 0.0]), POINTING_DOWN.as_quat(), np.zeros(3), 0.0)
+    state = PartState(np.array([0.0, 0.08, 0.0]), POINTING_DOWN.as_quat(), np.zeros(3), 0.0, True)
     action = expert.act(state)  # it is where it starts to engage, 8 cm before the grip, but not turned yet
     assert expert.phase is OperationPhase.REACH
     np.testing.assert_allclose(action, [0, 0, 0, -1, 0, 0, OPEN], atol=1e-12)
@@ -110,10 +110,10 @@ def test_hand_leads_the_part_by_a_fixed_distance_or_angle():
     drawer, knob = OperationExpert(DRAWER), OperationExpert(KNOB)
     drawer.phase = knob.phase = OperationPhase.MOVE
     tilted = (Rotation.from_rotvec(DRAWER.tilt) * POINTING_DOWN).as_quat()
-    pulled = drawer.act(PartState(np.zeros(3), tilted, np.zeros(3), 0.1))
+    pulled = drawer.act(PartState(np.zeros(3), tilted, np.zeros(3), 0.1, False))
     np.testing.assert_allclose(pulled, [0, POSITION_GAIN * LEAD_M, 0, 0, 0, 0, CLOSE], atol=1e-12)
     hand = (Rotation.from_euler("z", 0.3 + LEAD_RAD - 0.1) * POINTING_DOWN).as_quat()  # 0.1 rad short of the lead
-    turned = knob.act(PartState(np.zeros(3), hand, np.zeros(3), 0.3))
+    turned = knob.act(PartState(np.zeros(3), hand, np.zeros(3), 0.3, False))
     np.testing.assert_allclose(turned, [0, 0, 0, 0, 0, ROTATION_GAIN * 0.1, CLOSE], atol=1e-12)
 
 
@@ -121,7 +121,7 @@ def test_hand_does_not_turn_a_knob_back_while_it_lets_go():
     expert = OperationExpert(KNOB)
     expert.phase = OperationPhase.MOVE
     hand = (Rotation.from_euler("z", 1.2) * POINTING_DOWN).as_quat()  # ahead of the knob, which is at 0.8
-    action = expert.act(PartState(np.zeros(3), hand, np.zeros(3), 0.8))
+    action = expert.act(PartState(np.zeros(3), hand, np.zeros(3), 0.8, False))
     assert expert.phase is OperationPhase.RELEASE
     np.testing.assert_allclose(action, [0, 0, 0, 0, 0, 0, OPEN], atol=1e-12)
 

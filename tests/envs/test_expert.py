@@ -27,7 +27,7 @@ class Scene:
         self.closed_steps = 0
 
     def state(self) -> SceneState:
-        return SceneState(self.eef.copy(), DOWN, self.object.copy(), self.target.copy())
+        return SceneState(self.eef.copy(), DOWN, self.object.copy(), self.target.copy(), self.closed_steps == 0)
 
     def step(self, action: np.ndarray) -> None:
         self.eef = self.eef + STEP_M * action[:3]
@@ -103,7 +103,7 @@ def test_hand_that_is_on_its_way_down_is_not_called_back(place, fingers_open, ph
 
 def test_hand_turns_to_the_yaw_of_the_plan_before_it_descends():
     expert = PickAndPlaceExpert(GraspPlan(offset=(0, 0, 0), yaw=np.pi / 2, release_height=0.02, carry_height=0.12))
-    state = SceneState(np.array([0.0, 0.0, 0.1]), DOWN, np.array([0.0, 0.0, 0.02]), np.zeros(3))
+    state = SceneState(np.array([0.0, 0.0, 0.1]), DOWN, np.array([0.0, 0.0, 0.02]), np.zeros(3), True)
     action = expert.act(state)
     assert expert.phase is Phase.REACH
     np.testing.assert_allclose(action[3:6], [0, 0, 1], atol=1e-12)
@@ -129,12 +129,12 @@ def test_object_that_turns_with_a_tilting_hand_is_not_lost():
     expert = PickAndPlaceExpert(replace(PLAN, offset=(0.0, 0.0, 0.12), tilt=0.8))
     held = np.array([0.0, 0.0, -0.12])  # the object hangs below the hand
     expert.phase = Phase.LIFT
-    expert._enter(Phase.CARRY, SceneState(np.zeros(3), DOWN, held, np.ones(3)))
+    expert._enter(Phase.CARRY, SceneState(np.zeros(3), DOWN, held, np.ones(3), False))
     turn = Rotation.from_euler("x", 0.8)
     turned = (turn * Rotation.from_quat(DOWN)).as_quat()
-    expert.act(SceneState(np.zeros(3), turned, turn.apply(held), np.ones(3)))
+    expert.act(SceneState(np.zeros(3), turned, turn.apply(held), np.ones(3), False))
     assert expert.phase is Phase.CARRY
-    expert.act(SceneState(np.zeros(3), turned, held, np.ones(3)))
+    expert.act(SceneState(np.zeros(3), turned, held, np.ones(3), False))
     assert expert.phase is Phase.REACH
 
 

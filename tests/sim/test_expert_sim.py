@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from rsd.envs.demonstrations import LiberoExpert, record_demonstration
+from rsd.envs.expert import CLOSE, GRASP_STEPS, OPEN
 from rsd.envs.libero import LiberoEnv
 from rsd.envs.placements import SAME_M, nearest_init_state, object_columns
 from rsd.envs.schedule import Attempt
+from rsd.envs.skills import fingers_open
 from rsd.envs.suites import load_task
 
 pytestmark = pytest.mark.sim
@@ -75,6 +77,14 @@ def test_the_hand_is_known_to_hold_what_it_carries(env: LiberoEnv):
     risen = heights > heights[0] + 0.06
     assert risen.sum() > 10 and holds[risen].mean() > 0.9  # contacts flicker for a step at times
     assert not holds[:10].any()
+
+
+def test_it_is_known_when_the_fingers_are_open(env: LiberoEnv):
+    env.reset_random(3)
+    for gripper in (OPEN, CLOSE, OPEN):
+        for _ in range(GRASP_STEPS):
+            env.step(np.array([0, 0, 0, 0, 0, 0, gripper]), observe=False)
+        assert fingers_open(env.simulator.env) is (gripper == OPEN)
 
 
 def test_goes_on_from_where_another_has_put_the_object(env: LiberoEnv):
