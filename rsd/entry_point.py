@@ -23,7 +23,8 @@ from hydra.types import RunMode
 from rich.console import Console
 from rich.table import Table
 
-from rsd.runs import CONFIG_FILE, METRICS_FILE, RunError, resume_arguments, write_atomically
+from rsd.files import write_atomically
+from rsd.runs import CONFIG_FILE, METRICS_FILE, RunError, resume_arguments
 
 ERROR_FILE = "error.log"
 NUMBERED_GROUPS = ("chunk",)  # config groups whose choices are numbers

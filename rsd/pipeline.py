@@ -17,7 +17,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rsd.runs import CONFIG_FILE, MAY_DIFFER, OVERRIDES_FILE, differing_keys, read_json, write_atomically
+from rsd.differences import differences
+from rsd.files import read_json, write_atomically
+from rsd.runs import CONFIG_FILE, MAY_DIFFER, OVERRIDES_FILE
 
 SETTINGS_FILE = "settings.json"
 RUNS, TIMES = "runs", "times"  # folders below the root: run folders, and the seconds that each step took
@@ -58,10 +60,9 @@ def keep_settings(root: Path, settings: dict[str, Any]) -> None:
     if stored is None:
         root.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(settings, indent=1) + "\n")
-    elif differing := differing_keys(stored, settings):
-        raise PipelineError(
-            f"{root} was begun with other settings: {'; '.join(differing)}; give the old ones, or another folder"
-        )
+    elif differing := differences(stored, settings):
+        places = "; ".join(map(str, differing))
+        raise PipelineError(f"{root} was begun with other settings: {places}; give the old ones, or another folder")
 
 
 def run_steps(steps: Sequence[Step], root: Path) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -23,6 +22,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from rsd import __version__
+from rsd.differences import differences
+from rsd.files import write_atomically
 
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.yaml"
@@ -42,21 +43,6 @@ MAY_DIFFER = ("resume", "logger", "num_workers", "render_devices")  # what may c
 
 class RunError(RuntimeError):
     """A run folder is not what the command needs."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; None when there is none."""
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def resume_arguments(argv: Sequence[str]) -> list[str]:
@@ -86,19 +72,6 @@ def resume_arguments(argv: Sequence[str]) -> list[str]:
         is_resume = argument.startswith("resume=")
         expanded += [f"resume={quoted}", f"hydra.run.dir={quoted}"] if is_resume else [argument]
     return expanded
-
-
-def differing_keys(stored: Any, current: Any, ignore: Sequence[str] = (), prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ, as "key: stored → current"; those under `ignore` are left out."""
-    if prefix in ignore:
-        return []
-    if isinstance(stored, dict) and isinstance(current, dict):
-        lines = []
-        for key in sorted(stored.keys() | current.keys(), key=str):
-            dotted = f"{prefix}.{key}" if prefix else str(key)
-            lines += differing_keys(stored.get(key, "(absent)"), current.get(key, "(absent)"), ignore, dotted)
-        return lines
-    return [] if stored == current else [f"{prefix}: {stored} → {current}"]
 
 
 def open_run(
@@ -142,10 +115,11 @@ def open_run(
     if not (run_dir / CONFIG_FILE).is_file():
         raise RunError(f"cannot resume: {run_dir / CONFIG_FILE} does not exist; the run never started, start it afresh")
     stored = OmegaConf.to_container(OmegaConf.load(run_dir / CONFIG_FILE))
-    different = differing_keys(stored, config, may_differ)
+    different = differences(stored, config, may_differ)
     if different:
+        places = "; ".join(map(str, different))
         raise RunError(
-            f"cannot resume {run_dir}: the configuration differs from the stored one in " + "; ".join(different) + ". "
+            f"cannot resume {run_dir}: the configuration differs from the stored one in {places}. "
             "Leave these out to continue that run, or start a new one without resume"
         )
     record = json.loads((run_dir / PROVENANCE_FILE).read_text())

@@ -36,7 +36,8 @@ from rsd.envs.suites import suite_name
 from rsd.evaluation.evaluate import Recording, evaluate, plan_episodes, resume_results
 from rsd.evaluation.parallel import evaluate_parallel
 from rsd.evaluation.results import episode_id
-from rsd.runs import provenance, write_atomically
+from rsd.files import write_atomically
+from rsd.runs import provenance
 from rsd.types import ChunkPrediction, EpisodeResult, Observation, Policy
 
 CONF = Path(__file__).parents[1] / "conf"

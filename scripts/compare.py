@@ -22,7 +22,7 @@ from rsd.evaluation.comparison_page import COMPARISON_HTML, render_comparison
 from rsd.evaluation.page import format_percent
 from rsd.evaluation.published import load_published
 from rsd.evaluation.results import ResultsError
-from rsd.runs import write_atomically
+from rsd.files import write_atomically
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "conf" / "published.yaml"
 TONES = {"non-inferior": "green", "inferior": "red", "undecided": "yellow"}

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from rsd.evaluation.report import REPORT_JSON
+from rsd.files import read_json, write_atomically
 from rsd.pipeline import RUNS, PipelineError, Step, keep_settings, run_steps, seconds
-from rsd.runs import METRICS_FILE, PROVENANCE_FILE, read_json, write_atomically
+from rsd.runs import METRICS_FILE, PROVENANCE_FILE
 
 SUITES = {"libero_spatial": 500, "libero_object": 300, "libero_goal": 450}  # demonstrations of the second data set
 CORRECTIONS = {"libero_spatial": 250, "libero_object": 150, "libero_goal": 200}  # added to that data set

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from rsd.runs import CONFIG_FILE, RunError, differing_keys, open_run, resume_arguments, write_atomically
+from rsd.runs import CONFIG_FILE, RunError, open_run, resume_arguments
 
 
 def hydra_config(run_dir: Path, overrides: list[str]):
@@ -71,15 +71,3 @@ def test_resume_arguments_without_resume_are_unchanged():
 def test_resume_arguments_that_cannot_be(tmp_path, arguments, message):
     with pytest.raises(RunError, match=message):
         resume_arguments([*arguments, f"resume={tmp_path}"])
-
-
-def test_differing_keys_ignores_whole_branches():
-    assert differing_keys({"a": {"b": 1}, "c": [1]}, {"a": {"b": 2}, "c": [1, 2]}, ignore=("a",)) == ["c: [1] → [1, 2]"]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    write_atomically(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "new \ud800")
-    assert path.read_text() == "old"

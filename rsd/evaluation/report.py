@@ -44,7 +44,8 @@ from rsd.evaluation.rollout import add_stats
 from rsd.evaluation.sequential import VERDICT_FILE
 from rsd.evaluation.statistics import summarize_decoding, summarize_success, summarize_tasks
 from rsd.evaluation.time_shares import summarize_time
-from rsd.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, read_json, write_atomically
+from rsd.files import read_json, write_atomically
+from rsd.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE
 from rsd.types import EpisodeResult
 
 SCHEMA = 2

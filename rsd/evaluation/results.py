@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-from rsd.runs import write_atomically
+from rsd.files import write_atomically
 from rsd.types import EpisodeResult
 
 RESULTS_FILE = "results.jsonl"

@@ -30,7 +30,7 @@ from scipy.special import betaln, xlog1py, xlogy
 from scipy.stats import beta
 
 from rsd.evaluation.evaluate import PlannedEpisode
-from rsd.runs import write_atomically
+from rsd.files import write_atomically
 from rsd.types import EpisodeResult
 
 VERDICT_FILE = "verdict.json"

@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rsd.evaluation.page import render_page
-from rsd.runs import METRICS_FILE, read_json, write_atomically
+from rsd.files import read_json, write_atomically
+from rsd.runs import METRICS_FILE
 
 JOB_FILE = "job.json"
 CSV_FILE = "sweep.csv"

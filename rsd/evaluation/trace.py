@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rsd.runs import write_atomically
+from rsd.files import write_atomically
 from rsd.types import ChunkPrediction
 
 DIGITS = 5  # of actions and milliseconds
