@@ -20,10 +20,10 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from rsd.checkpoint import CheckpointError
+from rsd.checkpoint import CheckpointError, check_names
 from rsd.models.openvla.decoders import DECODERS
 from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
-from rsd.models.openvla.streaming import check_names, put, read_headers, shapes_of, stream, weight_files
+from rsd.models.openvla.streaming import put, read_headers, shapes_of, stream, weight_files
 from rsd.models.openvla.vit import ViTShape
 
 HUB_TIMEOUT_S = 5.0
