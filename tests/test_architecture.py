@@ -23,7 +23,7 @@ ALLOWED = {
     "data": {"types", "jpeg", "normalization", "files", "differences", "progress"},
     "workers": set(),
     "pool": {"workers"},
-    "envs": {"types", "workers", "pool", "finding"},
+    "envs": {"types", "pool", "finding"},
     "evaluation": {"types", "files", "differences", "progress", "runs", "workers", "pool"},
     "training": {
         "types",

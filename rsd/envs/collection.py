@@ -7,7 +7,6 @@ collection. When the main process is killed, the workers leave at once.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -17,9 +16,7 @@ import numpy as np
 
 from rsd.envs.demonstrations import Demonstration, record_demonstration
 from rsd.envs.schedule import Attempt, CollectionError, Schedule
-from rsd.workers import Worker, WorkerDiedError, ready, render_variables, start_worker, stop_workers
-
-MAX_DEATHS = 3  # workers that one attempt may cost
+from rsd.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -50,18 +47,8 @@ class Recipe:
 class Crash:
     """A worker's last words: "ExceptionType: message", and whether it happened before the first reset."""
 
-    error: str
+    cause: str
     in_setup: bool
-
-
-@dataclass
-class Seat:
-    """A place for one worker, and for its successors; attempt is None while it is idle."""
-
-    worker: Worker
-    variables: dict[str, str]
-    attempt: Attempt | None = None
-    task_id: int | None = None
 
 
 def collect(
@@ -83,50 +70,28 @@ def collect(
     Raises:
         CollectionError: an attempt cost MAX_DEATHS workers, or a task could not be set up.
     """
-    deaths: Counter[Attempt] = Counter()
-    seats = []
-    for number in range(min(num_workers, schedule.num_missing)):
-        variables = render_variables(render_devices, number)
-        seats.append(Seat(start_worker(work, recipe, variables=variables), variables))
+    size = min(num_workers, schedule.num_missing)
+    pool: Pool[Attempt] = Pool(work, recipe, size=size, render_devices=render_devices)
     try:
         while True:
-            for seat in seats:
-                if seat.attempt is None:
-                    assign(seat, schedule)
-            busy = {seat.worker: seat for seat in seats if seat.attempt is not None}
-            if not busy:
+            for seat in pool.idle():
+                following = schedule.next_attempt(None if seat.last is None else seat.last.task_id)
+                if following is not None:
+                    pool.give(seat, following)
+            if not pool.jobs():
                 return
-            for worker in ready(list(busy)):
-                seat = busy[worker]
-                attempt = seat.attempt
-                try:
-                    message = worker.receive()
-                    reason = message.error if isinstance(message, Crash) else None
-                except WorkerDiedError as death:
-                    message, reason = None, str(death)
+            for seat, attempt, message in pool.listen():
                 if isinstance(message, Demonstration):
-                    seat.attempt = None
+                    seat.job = None
                     schedule.record(attempt, message.outcome, message.num_steps)
                     yield attempt, message
                     continue
-                deaths[attempt] += 1
-                if deaths[attempt] >= MAX_DEATHS or (message is not None and message.in_setup):
-                    raise CollectionError(f"{attempt.name} cannot be collected: {reason}")
-                report(f"a worker died ({reason}) in {attempt.name}; starting another, the episode is repeated")
-                schedule.give_back(attempt)
-                stop_workers([worker])
-                seat.worker = start_worker(work, recipe, variables=seat.variables)
-                seat.attempt, seat.task_id = None, None
+                broken = isinstance(message, Crash) and message.in_setup
+                if broken or not pool.replace(seat):
+                    raise CollectionError(f"{attempt.name} cannot be collected: {message.cause}")
+                report(f"a worker died ({message.cause}) in {attempt.name}; starting another, the episode is repeated")
     finally:
-        stop_workers([seat.worker for seat in seats])
-
-
-def assign(seat: Seat, schedule: Schedule) -> None:
-    """Give an idle worker the next attempt, of the task that it has loaded if possible."""
-    attempt = schedule.next_attempt(seat.task_id)
-    if attempt is not None:
-        seat.attempt, seat.task_id = attempt, attempt.task_id
-        seat.worker.send(attempt)
+        pool.stop()
 
 
 def work(connection: Connection, recipe: Recipe) -> None:

@@ -105,7 +105,6 @@ class Schedule:
         self._missing = share_out(num_episodes, {task: counts[task] for task in tasks})
         self._tried = {(attempt.task_id, attempt.placement) for attempt in existing if attempt.seed == seed}
         self._running: Counter[int] = Counter()
-        self._returned: list[Attempt] = []
         self._misses: Counter[int] = Counter()
 
     @property
@@ -122,18 +121,9 @@ class Schedule:
         if task not in open_tasks:  # first one that nobody works on, else the one with the most to do
             task = min(open_tasks, key=lambda task: (self._running[task], -self._missing[task], task))
         self._running[task] += 1
-        for attempt in self._returned:
-            if attempt.task_id == task:
-                self._returned.remove(attempt)
-                return attempt
         placement = next(number for number in range(2**31) if (task, number) not in self._tried)
         self._tried.add((task, placement))
         return Attempt(self.suite, task, self.seed, placement)
-
-    def give_back(self, attempt: Attempt) -> None:
-        """The attempt came to no end (its worker died); it will be handed out again."""
-        self._running[attempt.task_id] -= 1
-        self._returned.append(attempt)
 
     def record(self, attempt: Attempt, outcome: str, num_steps: int) -> None:
         """Count the end of an attempt.

@@ -16,8 +16,8 @@ import hydra
 import pytest
 from rich.console import Console
 
+from rsd import pool
 from rsd.data.rlds import RLDSDataset, RLDSWriter
-from rsd.envs import collection
 from rsd.envs.collection import Recipe
 from rsd.envs.schedule import Attempt, CollectionError, Schedule, share_out
 from scripts import collect_demos
@@ -143,7 +143,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path):
 
 
 def test_attempt_that_kills_its_workers_ends_the_collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(collection, "MAX_DEATHS", 1)
+    monkeypatch.setattr(pool, "MAX_DEATHS", 1)
     with pytest.raises(CollectionError, match="task_00/seed_0/placement_000000 cannot be collected: signal SIGKILL"):
         collect(tmp_path, deadly="0")
 
@@ -289,13 +289,6 @@ def test_resumed_schedule_fills_the_holes():
     plan = schedule(tasks=[0], num_episodes=4, stored=stored)
     assert plan.num_stored == 2
     assert [plan.next_attempt().placement for _ in range(2)] == [1, 3]
-
-
-def test_given_back_attempt_comes_again():
-    plan = schedule()
-    attempt = plan.next_attempt()
-    plan.give_back(attempt)
-    assert plan.next_attempt(attempt.task_id) == attempt
 
 
 def test_hopeless_task_ends_the_collection():
