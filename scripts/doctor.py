@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -32,25 +32,16 @@ from rsd.envs.checks import check_installed_files
 from rsd.envs.gl import INSTALL_COMMAND, MUJOCO_VERSION, REINSTALL_COMMAND, check_simulator
 from rsd.envs.scene_trials import run_scene_trials
 from rsd.envs.suites import check_suite, suite_name
+from rsd.finding import FAILED, OK, WARNING, Finding, judged
 from rsd.models.openvla.backbone import OpenVLABackbone
 from rsd.models.openvla.canaries import random_observation, run_canaries
 from rsd.models.openvla.model import cast_weights
 from rsd.normalization import BOUNDS, bounds_of, unnormalize
 
-OK, WARNING, FAILED = "ok", "warning", "FAILED"
 STYLES = {OK: "green", WARNING: "yellow", FAILED: "bold red"}
 NUM_OBSERVATIONS = 4
 SCARCE_GB, TOO_LITTLE_GB = 10.0, 1.0  # of free disk
 WORKING_MEMORY = 1.2  # memory that a model needs, relative to its weights
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One row: what was looked at, how it is, and what was found, with the remedy where it is not ok."""
-
-    name: str
-    status: str
-    found: str
 
 
 def examine(name: str, look: Callable[..., Iterable[Finding]], *arguments: object) -> Iterator[Finding]:
@@ -67,8 +58,8 @@ def examine(name: str, look: Callable[..., Iterable[Finding]], *arguments: objec
 def torch_and_device(device: str) -> Iterator[Finding]:
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") and torch.cuda.is_available() else device
     if device.startswith("cuda") and not torch.cuda.is_available():
-        found = f"torch {torch.__version__} sees no GPU; install its CUDA build or a driver, or say device=cpu"
-        yield Finding("torch", FAILED, found)
+        remedy = "install its CUDA build or a driver, or say device=cpu"
+        yield Finding("torch", FAILED, f"torch {torch.__version__} sees no GPU", remedy)
         return
     yield Finding("torch", OK, f"{torch.__version__} on {name}")
 
@@ -76,12 +67,12 @@ def torch_and_device(device: str) -> Iterator[Finding]:
 def free_disk(root: Path) -> Iterator[Finding]:
     folder = next(path for path in (root.absolute(), *root.absolute().parents) if path.is_dir())
     if not os.access(folder, os.W_OK):
-        yield Finding("disk", FAILED, f"{folder} cannot be written to; set paths.root to a folder of yours")
+        yield Finding("disk", FAILED, f"{folder} cannot be written to", "set paths.root to a folder of yours")
         return
     free = shutil.disk_usage(folder).free / 1e9
     status = FAILED if free < TOO_LITTLE_GB else WARNING if free < SCARCE_GB else OK
-    remedy = "" if status == OK else "; make room, or set paths.root to a folder on another disk"
-    yield Finding("disk", status, f"{free:.1f} GB free for outputs in {folder}{remedy}")
+    remedy = "make room, or set paths.root to a folder on another disk"
+    yield Finding("disk", status, f"{free:.1f} GB free for outputs in {folder}", remedy)
 
 
 def simulator(env: DictConfig) -> Iterator[Finding]:
@@ -90,14 +81,14 @@ def simulator(env: DictConfig) -> Iterator[Finding]:
     if found["mujoco"] == MUJOCO_VERSION:
         yield Finding("MuJoCo", OK, f"{found['mujoco']}, with robosuite {found['robosuite']}")
     else:
-        remedy = f"scores are not comparable; pip install mujoco=={MUJOCO_VERSION}"
-        yield Finding("MuJoCo", WARNING, f"{found['mujoco']} accepted by env.allow_mujoco_version: {remedy}")
+        words = f"{found['mujoco']} accepted by env.allow_mujoco_version: scores are not comparable"
+        yield Finding("MuJoCo", WARNING, words, f"pip install mujoco=={MUJOCO_VERSION}")
 
 
 def libero_files() -> Iterator[Finding]:
     counts = check_installed_files()
     if not counts:
-        yield Finding("LIBERO's files", WARNING, f"not compared: no installer noted their sizes; {INSTALL_COMMAND}")
+        yield Finding("LIBERO's files", WARNING, "not compared: no installer noted their sizes", INSTALL_COMMAND)
         return
     yield Finding("LIBERO's files", OK, f"{sum(counts.values())} of {next(iter(counts))} are there, in the right sizes")
 
@@ -110,12 +101,11 @@ def suite(env: DictConfig) -> Iterator[Finding]:
 
 def scene(env: DictConfig) -> Iterator[Finding]:
     try:
-        for trial in run_scene_trials(env.allow_mujoco_version):
-            yield Finding(trial.name, OK if trial.passed else FAILED, trial.found)
+        yield from run_scene_trials(env.allow_mujoco_version)
     except Exception as error:  # noqa: BLE001  whatever the simulator raises is what there is to report
         first_line = str(error).partition("\n")[0]
         remedy = f"pip install mujoco=={MUJOCO_VERSION}" if env.allow_mujoco_version else REINSTALL_COMMAND
-        yield Finding("scene", FAILED, f"{type(error).__name__}: {first_line}; {remedy}")
+        yield Finding("scene", FAILED, f"{type(error).__name__}: {first_line}", remedy)
 
 
 def dataset(data: DictConfig, offers: DictConfig) -> Iterator[Finding]:
@@ -125,7 +115,7 @@ def dataset(data: DictConfig, offers: DictConfig) -> Iterator[Finding]:
         try:
             check_dataset(directory)
         except DataError as absent:
-            yield Finding("data set", WARNING, f"{absent}; evaluation needs none")
+            yield Finding("data set", WARNING, str(absent), "evaluation needs none")
             return
     episodes = RLDSDataset(directory)
     for index in {0, len(episodes) - 1}:
@@ -136,7 +126,7 @@ def dataset(data: DictConfig, offers: DictConfig) -> Iterator[Finding]:
     for name, dims in (("observation/state", offers.proprio_dim), ("action", offers.action_dim)):
         wrong += [f"{name} of {dims} dims"] if shapes.get(name, (dims,)) != (dims,) else []
     if wrong:
-        yield Finding("data set", FAILED, f"{directory} lacks {wrong}; fetch or collect a set that has them")
+        yield Finding("data set", FAILED, f"{directory} lacks {wrong}", "fetch or collect a set that has them")
         return
     yield Finding("data set", OK, f"{directory}: {len(episodes)} episodes, first and last read, LIBERO's features")
 
@@ -166,10 +156,8 @@ def memory(backbone: OpenVLABackbone, device: str) -> Iterator[Finding]:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     needed = WORKING_MEMORY * weights
     found = f"about {needed / 1e9:.2f} GB needed, {free / 1e9:.1f} GB free on {device}"
-    if needed <= free:
-        yield Finding("memory", OK, found)
-    else:
-        yield Finding("memory", FAILED, f"{found}; end other processes, or choose another device or a smaller model")
+    remedy = "end other processes, or choose another device or a smaller model"
+    yield judged("memory", needed <= free, found, remedy)
 
 
 def together(cfg: DictConfig, backbone: OpenVLABackbone) -> Iterator[Finding]:
@@ -185,9 +173,7 @@ def loaded_model(cfg: DictConfig) -> Iterator[Finding]:
     """The canaries, and what rounding does, with the weights."""
     backbone = instantiate(cfg.backbone)(canaries=False)
     remedy = "the weights are not what the model's code expects: fetch the checkpoint again"
-    for canary in run_canaries(backbone):
-        found = canary.found if canary.passed else f"{canary.found}; {remedy}"
-        yield Finding(canary.name, OK if canary.passed else FAILED, found)
+    yield from (replace(finding, remedy=remedy) for finding in run_canaries(backbone))
     yield Finding("bfloat16 against float32", OK, rounding(backbone))
 
 
@@ -239,7 +225,7 @@ def main(cfg: DictConfig) -> None:
     table = Table("status", "what", Column("found", overflow="fold"), box=None, pad_edge=False, show_header=False)
     rows = list(findings(cfg))
     for row in rows:
-        table.add_row(Text(row.status, style=STYLES[row.status]), Text(row.name), Text(row.found))
+        table.add_row(Text(row.status, style=STYLES[row.status]), Text(row.name), Text(row.text))
     Console(highlight=False).print(table)
     if any(row.status == FAILED for row in rows):
         sys.exit(1)

@@ -7,12 +7,12 @@ where attention is bidirectional, weights that are not finite in the chosen dtyp
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rsd.finding import Finding, judged
 from rsd.images import CAMERA_SIZE
 from rsd.models.openvla.backbone import OpenVLABackbone
 from rsd.normalization import bounded_range
@@ -24,15 +24,6 @@ TOKEN_DECODERS = ("discrete", "autoregressive")
 
 class CanaryError(RuntimeError):
     """A loaded base model failed a trial."""
-
-
-@dataclass(frozen=True)
-class Canary:
-    """Result of one trial: its name, whether it passed, and what was measured, in words."""
-
-    name: str
-    passed: bool
-    found: str
 
 
 def plain_observation(backbone: OpenVLABackbone, level: int) -> Observation:
@@ -58,7 +49,7 @@ def _proprio(backbone: OpenVLABackbone, part: float) -> np.ndarray:
 
 
 @torch.inference_mode()
-def run_canaries(backbone: OpenVLABackbone) -> Iterator[Canary]:
+def run_canaries(backbone: OpenVLABackbone) -> Iterator[Finding]:
     """Run all trials; two forward passes and two of the first decoder layer."""
     yield _statistics(backbone)
     inputs = backbone.prepare([plain_observation(backbone, level) for level in (0, WHITE)])
@@ -66,40 +57,40 @@ def run_canaries(backbone: OpenVLABackbone) -> Iterator[Canary]:
     output = backbone.forward(inputs, [last])
     states, actions = output.hidden_states[last], output.actions
     broken = int((~states.isfinite()).sum() + (~actions.isfinite()).sum())
-    yield Canary("hidden states are finite", broken == 0, f"{broken} of {states.numel()} numbers are not")
+    yield judged("hidden states are finite", broken == 0, f"{broken} of {states.numel()} numbers are not")
     difference = float((states[0].float() - states[1].float()).abs().max())
     moved = float((actions[0] - actions[1]).abs().max())
     found = f"states differ by {difference:.3g}, actions by {moved:.3g}"
     # an untrained model may choose the same token for both, so the states decide where actions are made of tokens
     different = difference > 0 if backbone.decoder in TOKEN_DECODERS else moved > 0
-    yield Canary("a black and a white picture give different answers", different, found)
+    yield judged("a black and a white picture give different answers", different, found)
     yield _attention(backbone, inputs)
 
 
-def check_canaries(backbone: OpenVLABackbone) -> list[Canary]:
+def check_canaries(backbone: OpenVLABackbone) -> list[Finding]:
     """Run all trials.
 
     Raises:
         CanaryError: one failed; the message names all that did.
     """
-    results = list(run_canaries(backbone))
-    failed = [f"{canary.name}: {canary.found}" for canary in results if not canary.passed]
+    findings = list(run_canaries(backbone))
+    failed = [f"{finding.name}: {finding.found}" for finding in findings if not finding.passed]
     if failed:
         raise CanaryError(
             f"the base model runs but cannot be right: {'; '.join(failed)}; look at its checkpoint and dtype, and run "
             "python scripts/doctor.py model=… for all trials"
         )
-    return results
+    return findings
 
 
-def _statistics(backbone: OpenVLABackbone) -> Canary:
+def _statistics(backbone: OpenVLABackbone) -> Finding:
     low, high = bounded_range(backbone.norm_stats["action"])
     good = len(low) == backbone.action_dim and bool((np.isfinite(low) & np.isfinite(high) & (low <= high)).all())
     found = f"{backbone.unnorm_key}: {len(low)} dims, widest range {float((high - low).max()):.3g}"
-    return Canary("statistics are present and ordered", good, found)
+    return judged("statistics are present and ordered", good, found)
 
 
-def _attention(backbone: OpenVLABackbone, inputs: dict[str, Tensor]) -> Canary:
+def _attention(backbone: OpenVLABackbone, inputs: dict[str, Tensor]) -> Finding:
     """Change the last token's embedding; the first layer's states before it move if and only if it sees everything."""
     model = backbone.model
     embeds = model.language_model.model.embed_tokens(inputs["input_ids"][:1].to(backbone.device))  # [1, L, H]
@@ -109,4 +100,4 @@ def _attention(backbone: OpenVLABackbone, inputs: dict[str, Tensor]) -> Canary:
     before, after = (model.decoder_states(x, None, {1}, causal=causal)[1][:, :-1] for x in (embeds, changed))
     moved = float((before.float() - after.float()).abs().max())
     name = "attention is causal" if causal else "attention is bidirectional"
-    return Canary(name, (moved == 0) == causal, f"a change of the last token moves earlier states by {moved:.3g}")
+    return judged(name, (moved == 0) == causal, f"a change of the last token moves earlier states by {moved:.3g}")
