@@ -14,9 +14,9 @@ from rsd.entry_point import report_errors, run
 from rsd.envs.suites import suite_name
 from rsd.evaluation.evaluate import ERRORS_FILE, CrashedEpisodesError, Recording, plan_episodes, resume_results
 from rsd.evaluation.parallel import evaluate_parallel
-from rsd.evaluation.progress import follow, show_report
 from rsd.evaluation.report import log_report, write_report
 from rsd.evaluation.sequential import in_random_order, until_decided
+from rsd.evaluation.terminal import follow, show_report
 from rsd.runs import open_run
 
 

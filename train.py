@@ -19,7 +19,7 @@ def main(cfg: DictConfig) -> None:
     from pytorch_lightning import seed_everything
     from pytorch_lightning.callbacks import ModelCheckpoint
 
-    from rsd.training.progress import StepProgress
+    from rsd.training.step_progress import StepProgress
 
     if "check" in cfg.phase:
         instantiate(cfg.phase.check)

@@ -11,8 +11,8 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from rsd.data.rlds import RLDSWriter
@@ -28,6 +27,7 @@ from rsd.entry_point import report_errors, run
 from rsd.envs.collection import Recipe, collect
 from rsd.envs.demonstrations import Demonstration
 from rsd.envs.schedule import Attempt, CollectionError, Schedule
+from rsd.progress import Progress
 
 EPISODE_BYTES = 4_000_000  # forecast for an empty data set: 100 steps, two JPEG pictures of 18 kB each and some numbers
 RESERVE_BYTES = 64 * 2**20  # left free beside the forecast
@@ -71,25 +71,10 @@ def check_space(directory: Path, num_stored: int, num_missing: int, report: Call
         )
 
 
-@contextmanager
-def progress(total: int, console: Console) -> Iterator[Callable[[Attempt, Demonstration, Schedule], None]]:
-    """Yields a function to call after every attempt: a live bar on a terminal, a line per attempt elsewhere."""
-    columns = (TextColumn("episodes"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    started = time.monotonic()
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        row = bar.add_task("", total=total)
-
-        def advance(attempt: Attempt, demonstration: Demonstration, schedule: Schedule) -> None:
-            made = total - schedule.num_missing
-            text = f"task {attempt.task_id} placement {attempt.placement}: {demonstration.outcome}"
-            bar.update(row, completed=made, description=text)
-            if not console.is_terminal:
-                seconds = time.monotonic() - started
-                left = f", {seconds / made * (total - made):.0f} s left" if made else ""
-                steps = f"{demonstration.num_steps} steps"
-                console.print(f"{made} of {total} · {text} ({steps}) · {seconds:.0f} s{left}")
-
-        yield advance
+def in_words(attempt: Attempt, demonstration: Demonstration) -> str:
+    """What came of an attempt, in a line of progress."""
+    place = f"task {attempt.task_id} placement {attempt.placement}"
+    return f"{place}: {demonstration.outcome} ({demonstration.num_steps} steps)"
 
 
 def summary(schedule: Schedule, wall_s: float) -> Table:
@@ -118,8 +103,8 @@ def collect_into(writer: RLDSWriter, schedule: Schedule, recipe: Recipe, console
     Raises:
         CollectionError: the disk is full, or the collection cannot go on. Everything appended before stays readable.
     """
-    attempts = collect(schedule, recipe, report=console.print, **workers)
-    with closing(attempts), progress(schedule.num_missing, console) as advance:
+    attempts, total = collect(schedule, recipe, report=console.print, **workers), schedule.num_missing
+    with closing(attempts), Progress("episodes", total=total, console=console, interval_s=0) as progress:
         for attempt, demonstration in attempts:
             if demonstration.outcome in schedule.counted:
                 try:
@@ -129,16 +114,16 @@ def collect_into(writer: RLDSWriter, schedule: Schedule, recipe: Recipe, console
                         f"{attempt.name} could not be written to {writer.directory}: {error.strerror}; the "
                         f"{len(writer)} episodes before it are kept; make room, then repeat the command to go on"
                     ) from error
-            advance(attempt, demonstration, schedule)
+            progress.reach(total - schedule.num_missing, in_words(attempt, demonstration))
     writer.finish()
 
 
 def measure(schedule: Schedule, recipe: Recipe, console: Console, **workers: Any) -> None:
     """Try the schedule's placements and keep nothing."""
-    attempts = collect(schedule, recipe, report=console.print, **workers)
-    with closing(attempts), progress(schedule.num_missing, console) as advance:
+    attempts, total = collect(schedule, recipe, report=console.print, **workers), schedule.num_missing
+    with closing(attempts), Progress("episodes", total=total, console=console, interval_s=0) as progress:
         for attempt, demonstration in attempts:
-            advance(attempt, demonstration, schedule)
+            progress.reach(total - schedule.num_missing, in_words(attempt, demonstration))
 
 
 def plan_of(cfg: DictConfig) -> dict[str, Any]:

@@ -34,8 +34,8 @@ from rsd.data.cache import (
     row_layout,
 )
 from rsd.data.cache_writer import CacheWriter, empty_rows
-from rsd.data.progress import track
 from rsd.differences import differences
+from rsd.progress import track
 from rsd.types import Backbone, Observation
 
 MEGABYTE = 10**6

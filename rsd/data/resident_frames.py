@@ -14,8 +14,8 @@ import torch
 
 from rsd.data.datamodules import FrameDataModule
 from rsd.data.datasets import FrameDataset
-from rsd.data.progress import track
 from rsd.data.shuffle import Fetch, batch_loader
+from rsd.progress import track
 
 DECODE_BATCH = 64  # frames a message from a decoding process
 

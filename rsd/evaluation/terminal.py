@@ -18,6 +18,7 @@ from rich.text import Text
 
 from rsd.evaluation.report import REPORT_HTML
 from rsd.evaluation.statistics import summarize_success, summarize_tasks
+from rsd.progress import format_duration, time_left
 from rsd.types import EpisodeResult
 
 
@@ -83,10 +84,8 @@ class EvaluationProgress:
         remaining = self._num_planned - len(self._results)
         if remaining == 0:
             return "done"
-        num_new = len(self._results) - self._num_before
-        if not num_new:
-            return "ETA after the first episode"
-        return f"ETA {format_duration(remaining * (self._clock() - self._start) / num_new)}"
+        left_s = time_left(len(self._results) - self._num_before, remaining, self._clock() - self._start)
+        return "ETA after the first episode" if left_s is None else f"ETA {format_duration(left_s)}"
 
     def _table(self, whole: bool = False) -> Group:
         """All tasks, or those that fit on the terminal: the ones whose last episode is most recent."""
@@ -159,11 +158,3 @@ def format_success(summary: dict) -> str:
     if summary["success_rate"] is None:
         return format_rate(summary)
     return f"{format_rate(summary)} [{100 * summary['success_low']:.1f}, {100 * summary['success_high']:.1f}]"
-
-
-def format_duration(seconds: float) -> str:
-    """ "45 s", "12 min" or "3 h 05 min"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

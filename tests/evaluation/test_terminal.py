@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from rsd.evaluation.progress import EvaluationProgress, follow, format_duration, format_success, show_report
 from rsd.evaluation.statistics import summarize_success
+from rsd.evaluation.terminal import EvaluationProgress, follow, format_success, show_report
 from rsd.types import EpisodeResult
 
 
@@ -80,11 +80,6 @@ def test_follow_says_whether_it_was_interrupted():
 
     assert follow([episode(0)], num_planned=1, done=[])
     assert not follow(interrupted(), num_planned=2, done=[])
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (720, "12 min"), (11100, "3 h 05 min")])
-def test_durations(seconds, text):
-    assert format_duration(seconds) == text
 
 
 def test_success_without_episodes():
