@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmark_7b.cases import TWO_VIEWS, make_backbone, random_observation
+from benchmark_7b.cases import TWO_VIEWS, make_backbone
 from benchmark_7b.clocks import Clock, interleaved
 from rsd.data.fill_cache import cache_content, write_cache
+from rsd.data.made_up import picture
 from rsd.models.openvla.model import OpenVLAOFT
 from rsd.types import Observation
 
@@ -30,9 +31,10 @@ class JpegFrames:
         self.number, self.pictures = number, []
         for seed in range(16):
             stored = {}
-            for view, picture in random_observation(seed, views).images.items():
+            random = np.random.default_rng(seed)
+            for view in views:
                 buffer = io.BytesIO()
-                Image.fromarray(picture).save(buffer, format="JPEG", quality=95)
+                Image.fromarray(picture(random)).save(buffer, format="JPEG", quality=95)
                 stored[view] = buffer.getvalue()
             self.pictures.append(stored)
 

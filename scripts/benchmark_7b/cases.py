@@ -6,8 +6,6 @@ import copy
 import dataclasses
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from rsd.models.openvla.backbone import OpenVLABackbone
@@ -47,15 +45,6 @@ def make_backbone(model: OpenVLAOFT, views: tuple[str, ...]) -> OpenVLABackbone:
         center_crop=True,
         weights_sha256=lambda: "random",
     )
-
-
-def random_observation(seed: int, views: tuple[str, ...]) -> Observation:
-    random = np.random.default_rng(seed)
-    pictures = {}
-    for view in views:  # smooth, as camera pictures are
-        coarse = Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8))
-        pictures[view] = np.asarray(coarse.resize((256, 256), Image.Resampling.BICUBIC))
-    return Observation(pictures, random.uniform(-0.5, 0.5, 8), "any")
 
 
 def model_inputs(backbone: OpenVLABackbone, observations: list[Observation]) -> dict[str, Tensor]:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmark_7b.cases import CASES, make_backbone, model_inputs, random_observation, sequence_length, without_proprio
+from benchmark_7b.cases import CASES, make_backbone, model_inputs, sequence_length, without_proprio
 from benchmark_7b.clocks import Call, Clock, interleaved, matmul_tflops
+from rsd.models.openvla.canaries import random_observation
 from rsd.models.openvla.execution import CAPTURED_LIMIT, CudaCapture, deviation, make_forward
 from rsd.models.openvla.model import OpenVLAOFT, select
 
@@ -82,7 +83,7 @@ def measure_forward(options: argparse.Namespace, model: OpenVLAOFT, device: torc
     for case, (views, use_proprio) in CASES.items():
         network = model if use_proprio else without_proprio(model)
         backbone = make_backbone(network, views)
-        observation = [random_observation(0, views)]
+        observation = [random_observation(backbone, 0)]
         prepare: dict[str, Call] = {"preprocess": lambda: backbone.prepare(observation)["pixel_values"]}  # noqa: B023
         inputs = model_inputs(backbone, observation)
         entry: dict[str, Any] = {"tokens": sequence_length(network, inputs), "tflop": forward_tflop(network, inputs)}
