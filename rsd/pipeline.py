@@ -65,11 +65,14 @@ def keep_settings(root: Path, settings: dict[str, Any]) -> None:
         raise PipelineError(f"{root} was begun with other settings: {places}; give the old ones, or another folder")
 
 
-def run_steps(steps: Sequence[Step], root: Path) -> None:
+def run_steps(steps: Sequence[Step], root: Path, *, limit_s: float | None = None) -> None:
     """Run what is not finished, in order.
 
+    Args:
+        limit_s: Longest time of one step.
+
     Raises:
-        PipelineError: a step failed, was interrupted, or its folder holds a run with other settings.
+        PipelineError: a step failed, was interrupted or took too long, or its folder holds a run with other settings.
     """
     for step in steps:
         if is_finished(step, root):
@@ -77,7 +80,7 @@ def run_steps(steps: Sequence[Step], root: Path) -> None:
             continue
         started = time.monotonic()
         try:
-            run_step(step, root)
+            run_step(step, root, limit_s)
         finally:
             file = root / TIMES / f"{step.name}.json"
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -106,11 +109,11 @@ def _that_matter(overrides: Sequence[str]) -> list[str]:
     return [one for one in overrides if one.partition("=")[0].rpartition(".")[-1] not in MAY_DIFFER]
 
 
-def run_step(step: Step, root: Path) -> None:
+def run_step(step: Step, root: Path, limit_s: float | None = None) -> None:
     """Run a step in its own folder, resuming one that was under way.
 
     Raises:
-        PipelineError: it failed or was interrupted.
+        PipelineError: it failed, was interrupted or took too long.
     """
     folder = step.folder(root)
     command = [sys.executable, *step.command]
@@ -120,10 +123,13 @@ def run_step(step: Step, root: Path) -> None:
     print(f"\n$ python {' '.join(command[1:])}", flush=True)
     with subprocess.Popen(command) as process:
         try:
-            code = process.wait()
+            code = process.wait(limit_s)
         except KeyboardInterrupt:
             process.wait()  # it has had the same Ctrl-C and is saving what it has
             raise PipelineError("interrupted; the same command goes on from here") from None
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise PipelineError(f"step {step.name!r} was stopped after {limit_s:.0f} s") from None
     if code != 0:
         raise PipelineError(f"step {step.name!r} failed; the same command goes on from here once it is repaired")
 

@@ -73,6 +73,13 @@ def test_a_step_that_finds_out_itself_is_always_run(tmp_path):
     assert mark.read_text() == "xx"
 
 
+def test_a_step_that_takes_too_long_is_stopped(tmp_path):
+    step = Step("hang", ["-c", "import time; time.sleep(600)"], None)
+    with pytest.raises(PipelineError, match="step 'hang' was stopped after 1 s"):
+        run_steps([step], tmp_path, limit_s=1.0)
+    assert 1 <= seconds(step, tmp_path) < 600
+
+
 def test_settings_that_decide_the_results_must_not_change(tmp_path):
     root = tmp_path / "small"
     keep_settings(root, {"num_episodes": 300, "quantizer": "dct_d3"})
