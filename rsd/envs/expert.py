@@ -95,13 +95,11 @@ class PickAndPlaceExpert:
 
     Attributes:
         phase: The phase of the last action.
-        num_grasps: How often the gripper was closed so far.
     """
 
     def __init__(self, plan: GraspPlan) -> None:
         self.plan = plan
         self.phase = Phase.REACH
-        self.num_grasps = 0
         self._steps_in_phase = 0
         self._anchor = np.zeros(3)  # grip point at the start of the phase, [3]
         self._anchor_object = np.zeros(3)  # object at the start of the phase, [3]
@@ -186,7 +184,6 @@ class PickAndPlaceExpert:
         self._steps_in_phase = 0
         self._anchor, self._anchor_object = state.eef_pos.copy(), state.object_pos.copy()
         self._anchor_hand = Rotation.from_quat(state.eef_quat)
-        self.num_grasps += phase is Phase.GRASP
 
     def _turn(self, state: SceneState) -> np.ndarray:
         """Rotation vector from the hand's orientation to the wanted one, world axes, [3], rad."""

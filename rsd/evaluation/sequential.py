@@ -89,18 +89,6 @@ def log_evidence_above(num_success: ArrayLike, num_trials: ArrayLike, rate: floa
     return mixture - (xlogy(k, rate) + xlog1py(n - k, -rate))
 
 
-def discordant_verdict(
-    only_first: int, only_second: int, alpha: float = 0.05
-) -> Literal["first better", "second better"] | None:
-    """Which of two policies is better, from the pairs of episodes that only one of them solved; None: go on.
-
-    Were they equally good, such a pair would favour either with probability 1/2, so this is the sequential form of
-    McNemar's test. The probability of a verdict while they are equal is at most alpha, at any stopping time.
-    """
-    verdict = StopWhenDecided(rate=0.5, alpha=alpha).verdict(only_second, only_first + only_second)
-    return {"above": "second better", "below": "first better", None: None}[verdict]
-
-
 def anytime_interval(num_success: int, num_trials: int, alpha: float = 0.05) -> tuple[float, float]:
     """Interval of the success rate that holds at all numbers of episodes at once, with probability 1 - alpha.
 
