@@ -18,11 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rsd.errors import RSDError
+
 WEIGHTS_FILE = "weights.safetensors"
 JSON_FILE = "checkpoint.json"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RSDError, RuntimeError):
     """A checkpoint is missing, damaged, or not what the caller needs."""
 
 

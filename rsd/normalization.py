@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from rsd.errors import RSDError, SettingError
+
 EPSILON = 1e-8  # openvla-oft's guard against an empty range, in normalising and un-normalising alike
 QUANTILES = "quantiles"  # "bounds_q99" of the reference: the LIBERO policies
 EXTREMES = "extremes"  # "bounds" of the reference: nothing that was demonstrated is cut off
@@ -25,7 +27,7 @@ NO_NOOPS = "_no_noops"
 LIBERO_GRIPPER = "inverted_sign"
 
 
-class UnknownKeyError(KeyError):
+class UnknownKeyError(RSDError, KeyError):
     """An unnorm_key that the statistics do not hold."""
 
     def __str__(self) -> str:  # KeyError would print the message in quotes
@@ -63,7 +65,7 @@ def with_bounds(norm_stats: dict[str, Any], bounds: str) -> dict[str, Any]:
         ValueError: no such bounds.
     """
     if bounds not in BOUNDS:
-        raise ValueError(f"bounds {bounds!r}, expected one of {sorted(BOUNDS)}")
+        raise SettingError(f"bounds {bounds!r}, expected one of {sorted(BOUNDS)}")
     said = {} if bounds == QUANTILES else {"bounds": bounds}
     parts = {
         part: {name: value for name, value in norm_stats[part].items() if name != "bounds"} | said

@@ -17,13 +17,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from rsd.errors import RSDError
 from rsd.runs import CONFIG_FILE, MAY_DIFFER, OVERRIDES_FILE, differing_keys, read_json, write_atomically
 
 SETTINGS_FILE = "settings.json"
 RUNS, TIMES = "runs", "times"  # folders below the root: run folders, and the seconds that each step took
 
 
-class PipelineError(RuntimeError):
+class PipelineError(RSDError, RuntimeError):
     """A step failed, or does not fit what is on disk."""
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rsd.decoding import StageLogits
 from rsd.decoding.sampling import Noise
+from rsd.errors import RSDError
 from rsd.jpeg import jpeg_round_trip
 from rsd.models.base_target import BaseTarget
 from rsd.models.loading import load_stage_head
@@ -33,7 +34,7 @@ Decode = Callable[..., DecodingResult]
 CONTINUOUS_DECODERS = ("l1", "diffusion")
 
 
-class PolicyError(RuntimeError):
+class PolicyError(RSDError, RuntimeError):
     """The parts of a policy do not fit together, or the model produced something that is not an action."""
 
 

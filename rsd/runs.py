@@ -23,6 +23,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from rsd import __version__
+from rsd.errors import RSDError
 
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.yaml"
@@ -40,18 +41,29 @@ RECORDED_PACKAGES = (
 MAY_DIFFER = ("resume", "logger", "num_workers", "render_devices")  # what may change between the starts of one run
 
 
-class RunError(RuntimeError):
+class RunError(RSDError, RuntimeError):
     """A run folder is not what the command needs."""
 
 
+class WriteError(RSDError, OSError):
+    """A file cannot be written: no room, no permission, no such folder."""
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new, never a part."""
+    """Write a text file so that a reader sees the old content or the new, never a part.
+
+    Raises:
+        WriteError: the disk is full, or the folder is not there or not writable.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror}; make room, or choose a folder of yours") from error
 
 
 def read_json(path: Path) -> Any:

@@ -25,6 +25,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from rsd.errors import RSDError
+
 CACHE_FILE = "cache.json"
 INDEX_FILE = "index.jsonl"
 FORMAT = 1  # of the folder; part of the content key
@@ -34,7 +36,7 @@ GIGABYTE = 1e9
 RowLayout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # tensor name → shape and dtype of one row
 
 
-class CacheError(RuntimeError):
+class CacheError(RSDError, RuntimeError):
     """A cache is missing, incomplete, damaged, does not fit on the disk, or belongs to another model or data set."""
 
 

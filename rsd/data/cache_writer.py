@@ -38,6 +38,7 @@ from rsd.data.cache import (
     row_bytes,
     shard_problem,
 )
+from rsd.processes import say
 
 LOCK_FILE = "lock"
 TEMPORARY = ".tmp"
@@ -221,7 +222,7 @@ class CacheWriter:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting: another process writes {self.directory}", flush=True)
+            say(f"waiting: another process writes {self.directory}")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def _release_lock(self) -> None:

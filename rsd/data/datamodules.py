@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader
 
 from rsd.data.datasets import ChunkDataset, FrameDataset, clipping_notes
 from rsd.data.shuffle import Fetch, ShuffledLoader, batch_loader, ranks
+from rsd.errors import SettingError
 from rsd.normalization import BOUNDS, QUANTILES, with_bounds
+from rsd.processes import say
 
 Collate = Callable[[list[dict[str, Any]]], Any]
 
@@ -43,7 +45,7 @@ class _RLDSDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if bounds not in BOUNDS:
-            raise ValueError(f"data.bounds is {bounds!r}, expected one of {sorted(BOUNDS)}")
+            raise SettingError(f"data.bounds is {bounds!r}, expected one of {sorted(BOUNDS)}")
         self.dataset_dir = Path(root) / name / version
         self.batch_size, self.num_workers, self.seed, self.bounds = batch_size, num_workers, seed, bounds
 
@@ -129,7 +131,7 @@ class FrameDataModule(_RLDSDataModule):
             self.train = FrameDataset(self.dataset_dir, self.chunk_length, "train", self.views)
             self.val = FrameDataset(self.dataset_dir, self.chunk_length, "val", self.views)
             for note in clipping_notes(self.train.trajectories, self.norm_stats["action"]):
-                print(f"note: {note}", flush=True)
+                say(f"note: {note}")
 
     def _fetch(self, dataset: FrameDataset) -> Fetch:
         return functools.partial(_collated, dataset=dataset, collate=self.collate)

@@ -36,11 +36,10 @@ from rsd.data.cache import (
 )
 from rsd.data.cache_writer import CacheWriter, empty_rows
 from rsd.data.progress import track
+from rsd.processes import say
 from rsd.types import Backbone, Observation
 
 MEGABYTE = 10**6
-
-print_line = partial(print, flush=True)  # progress has to reach a log while it is made
 
 
 class Frames(Protocol):
@@ -100,7 +99,7 @@ def write_cache(
     command: str,
     num_workers: int = 0,
     provenance: Mapping[str, Any] | None = None,
-    report: Callable[[str], None] = print_line,
+    report: Callable[[str], None] = say,
 ) -> None:
     """Write a cache, or the rest of it.
 
@@ -175,7 +174,7 @@ def ensure_cache(
     outline: Callable[[], Backbone] | None = None,
     directory: Path | None = None,
     provenance: Mapping[str, Any] | None = None,
-    report: Callable[[str], None] = print_line,
+    report: Callable[[str], None] = say,
 ) -> CacheReader:
     """Open the cache of a configuration; make or complete it first where needed.
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rsd.processes import is_first_process
+
 LINE_INTERVAL_S = 10.0
 
 
@@ -35,7 +37,7 @@ def track(unit: str, *, total: int, done: int, report: Callable[[str], None]) ->
         TextColumn("{task.fields[rate]:.1f}/s"),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        disable=not sys.stdout.isatty(),
+        disable=not sys.stdout.isatty() or not is_first_process(),
     )
 
     def advance(units: int) -> None:

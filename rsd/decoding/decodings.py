@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rsd.decoding.sampling import Noise, distribution, draw, verify
+from rsd.errors import SettingError
 from rsd.types import DecodingResult
 
 DRAFT, DECISION, REPLACEMENT, TARGET = range(4)  # what a random number is for; its place is (pass, stage, one of these)
@@ -132,7 +133,7 @@ def speculative(
     """
     num_stages = levels.shape[2]
     if not 1 <= num_draft_stages <= num_stages:
-        raise ValueError(f"num_draft_stages {num_draft_stages}, expected 1..{num_stages}, the stages of the code")
+        raise SettingError(f"num_draft_stages {num_draft_stages}, expected 1..{num_stages}, the stages of the code")
     device = levels.device
     indices = torch.zeros(batch_size, *levels.shape[:2], num_stages, dtype=torch.long, device=device)
     final = torch.zeros(batch_size, dtype=torch.long, device=device)  # leading stages that are decided

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -79,3 +80,8 @@ class OtherInstruction(Ablated):
 
     def change(self, observation: Observation) -> Observation:
         return dataclasses.replace(observation, instruction=self._shown)
+
+
+def with_ablation(make_env: Callable[..., Env], ablation: Callable[..., Env] | None) -> Callable[..., Env]:
+    """What makes the environments of an evaluation: `make_env` itself without an ablation, else the ablation of it."""
+    return make_env if ablation is None else partial(ablation, make=make_env)

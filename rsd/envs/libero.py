@@ -24,6 +24,7 @@ from rsd.envs.physics import SharedStages
 from rsd.envs.placements import check_placement, object_columns
 from rsd.envs.rotation import axis_angle
 from rsd.envs.suites import load_task, quiet, silence_robosuite, suite_name
+from rsd.errors import SettingError
 from rsd.types import Observation
 
 ACTION_DIM = 7  # end-effector position and rotation deltas, gripper
@@ -78,9 +79,9 @@ class LiberoEnv:
         allow_mujoco_version: str | None = None,
     ) -> None:
         if len(waiting_action) != ACTION_DIM:
-            raise ValueError(f"waiting_action has {len(waiting_action)} entries; expected {ACTION_DIM}")
+            raise SettingError(f"waiting_action has {len(waiting_action)} entries; expected {ACTION_DIM}")
         if not views or not set(views) <= set(CAMERAS):
-            raise ValueError(f"views {list(views)} are not known; expected some of {list(CAMERAS)}")
+            raise SettingError(f"views {list(views)} are not known; expected some of {list(CAMERAS)}")
         self.versions = check_simulator(allow_mujoco_version)
         silence_robosuite()
         self.suite = suite_name(suite, variant)

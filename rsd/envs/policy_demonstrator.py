@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rsd.envs.demonstrations import LiberoExpert
+from rsd.errors import SettingError
 from rsd.types import Observation, Policy
 
 
@@ -52,11 +53,11 @@ class ChunkQueue:
         """The next action; asks the policy for a chunk when none is left.
 
         Raises:
-            ValueError: there is nothing to see.
+            SettingError: there is nothing to see.
         """
         if not self._queue:
             if observation is None:
-                raise ValueError("a policy needs pictures, and dry_run=true renders none; leave dry_run out")
+                raise SettingError("a policy needs pictures, and dry_run=true renders none; leave dry_run out")
             (prediction,) = self._policy.predict([observation], [0])
             self._queue.extend(np.clip(prediction.actions[: self._policy.num_open_loop_steps], -1.0, 1.0))
         return self._queue.popleft()

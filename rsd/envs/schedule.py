@@ -14,11 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rsd.errors import RSDError
+
 MAX_MISSES = 30  # placements of one task in a row without a success, before the collection gives up
 NAME = re.compile(r"(?P<suite>\w+)/task_(?P<task_id>\d+)/seed_(?P<seed>\d+)/placement_(?P<placement>\d+)")
 
 
-class CollectionError(RuntimeError):
+class CollectionError(RSDError, RuntimeError):
     """The collection cannot go on; what is written stays."""
 
 

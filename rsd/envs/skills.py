@@ -13,6 +13,7 @@ import numpy as np
 
 from rsd.envs.articulated import OperationExpert, OperationPlan, PartState
 from rsd.envs.expert import GraspPlan, PickAndPlaceExpert, SceneState
+from rsd.errors import SettingError
 
 SIDEWAYS = np.pi / 2  # rad: fingers open along x
 CENTRE_GRASP = (0.0, 0.0, 0.0)
@@ -60,7 +61,7 @@ def skill_for(goal_state: Sequence[Sequence[str]], domain: Any) -> Skill:
         domain: The simulated task, a BDDLBaseDomain of LIBERO.
 
     Raises:
-        ValueError: several goals, or one that no skill reaches.
+        SettingError: several goals, or one that no skill reaches.
     """
     match goal_state:
         case [["on", name, region]] if (name, region) in DRAGS:
@@ -71,7 +72,7 @@ def skill_for(goal_state: Sequence[Sequence[str]], domain: Any) -> Skill:
             return OpenDrawer(domain, region)
         case [["turnon", stove]]:
             return TurnOn(domain, stove)
-    raise ValueError(
+    raise SettingError(
         f"the task's goal is {[list(goal) for goal in goal_state]}; the scripted expert reaches one goal out of: "
         "on, in (not in a drawer), open, turnon; choose other tasks with tasks=[...]"
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from rsd.errors import RSDError
 from rsd.evaluation.report import planned_episodes
 from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_results
 from rsd.runs import CONFIG_FILE, MAY_DIFFER, PROVENANCE_FILE, differing_keys
@@ -34,7 +35,7 @@ EpisodeKey = tuple[str, int, int, int]  # suite, task_id, init_state_id, the run
 ANY_SEED = -1
 
 
-class ComparisonError(ValueError):
+class ComparisonError(RSDError, ValueError):
     """Runs that cannot be compared."""
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rsd.errors import RSDError
 from rsd.evaluation.results import (
     CRASHED_FILE,
     RESULTS_FILE,
@@ -34,15 +35,15 @@ from rsd.types import Env, EpisodeResult, Policy
 ERRORS_FILE = "crashed_episodes.log"
 
 
-class PlanError(ValueError):
+class PlanError(RSDError, ValueError):
     """The requested episodes do not exist."""
 
 
-class PolicyFailure(RuntimeError):
+class PolicyFailure(RSDError, RuntimeError):
     """The policy raised in another process; the message is "ExceptionType: message" of what it raised there."""
 
 
-class CrashedEpisodesError(RuntimeError):
+class CrashedEpisodesError(RSDError, RuntimeError):
     """Every planned episode has its line, but some crashed."""
 
 
@@ -122,6 +123,16 @@ def resume_results(run_dir: Path, plan: Sequence[PlannedEpisode]) -> list[Episod
     if crashed:
         logging.getLogger(__name__).warning("%d crashed episodes are run again; kept in %s", crashed, CRASHED_FILE)
     return [result for result in done if result.error is None]
+
+
+def check_no_crash(num_errors: int, num_planned: int, run_dir: Path) -> None:
+    """Tell of crashed episodes, after everything else is done.
+
+    Raises:
+        CrashedEpisodesError: there is one; the message names the log of them.
+    """
+    if num_errors:
+        raise CrashedEpisodesError(f"{num_errors} of {num_planned} episodes crashed; see {run_dir / ERRORS_FILE}")
 
 
 def evaluate(

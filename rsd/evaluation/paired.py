@@ -17,6 +17,7 @@ from typing import Literal
 from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 
+from rsd.errors import SettingError
 from rsd.evaluation.statistics import CONFIDENCE, wilson_interval
 
 Verdict = Literal["non-inferior", "inferior", "undecided"]
@@ -91,10 +92,10 @@ def noninferiority(low: float, high: float, margin: float) -> Verdict:
         margin: Largest acceptable loss of success rate, a share; declare it before looking.
 
     Raises:
-        ValueError: the margin is not a share between 0 and 1.
+        SettingError: the margin is not a share between 0 and 1.
     """
     if not 0 < margin < 1:
-        raise ValueError(f"the margin is {margin}, expected a share between 0 and 1: 0.02 is two points")
+        raise SettingError(f"the margin is {margin}, expected a share between 0 and 1: 0.02 is two points")
     if low > -margin:
         return "non-inferior"
     return "inferior" if high < -margin else "undecided"

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from rsd.errors import RSDError, SettingError
 from rsd.evaluation.evaluate import (
     CurrentEnv,
     PlannedEpisode,
@@ -39,7 +40,7 @@ from rsd.workers import Worker, WorkerDiedError, ready, render_variables, start_
 MAX_DEATHS = 3  # workers that one episode may cost
 
 
-class SetupError(RuntimeError):
+class SetupError(RSDError, RuntimeError):
     """A task's environment cannot be built."""
 
 
@@ -160,6 +161,11 @@ class RemotePolicy:
         return [answer]
 
 
+def device_names(device: str | Sequence[str]) -> list[str]:
+    """The computing devices, one policy each: "cuda" is one, ["cuda:0", "cuda:1"] are two."""
+    return [device] if isinstance(device, str) else list(device)
+
+
 def evaluate_parallel(
     *,
     make_env: Callable[..., Env],
@@ -188,11 +194,11 @@ def evaluate_parallel(
 
     Raises:
         SetupError: an environment could not be built.
-        ValueError: several policies for one worker.
+        SettingError: several policies for one worker.
     """
     if num_workers == 1:
         if len(policies) > 1:
-            raise ValueError(f"device names {len(policies)} devices, but num_workers=1 uses one; set num_workers")
+            raise SettingError(f"device names {len(policies)} devices, but num_workers=1 uses one; set num_workers")
         yield from evaluate(make_env=make_env, policy=policies[0], plan=plan, done=done, recording=recording)
         return
     waiting = missing_episodes(plan, done)

@@ -11,6 +11,7 @@ import json
 import os
 from pathlib import Path
 
+from rsd.errors import RSDError
 from rsd.runs import write_atomically
 from rsd.types import EpisodeResult
 
@@ -18,7 +19,7 @@ RESULTS_FILE = "results.jsonl"
 CRASHED_FILE = "crashed_results.jsonl"  # crashed episodes of earlier starts, which were run again
 
 
-class ResultsError(RuntimeError):
+class ResultsError(RSDError, RuntimeError):
     """results.jsonl cannot be read or written."""
 
 

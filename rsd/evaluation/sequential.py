@@ -29,6 +29,7 @@ from scipy.optimize import brentq
 from scipy.special import betaln, xlog1py, xlogy
 from scipy.stats import beta
 
+from rsd.errors import SettingError
 from rsd.evaluation.evaluate import PlannedEpisode
 from rsd.runs import write_atomically
 from rsd.types import EpisodeResult
@@ -47,15 +48,15 @@ class StopWhenDecided:
         min_episodes: No verdict before this many episodes; looking later costs nothing.
 
     Raises:
-        ValueError: rate or alpha is not between 0 and 1, or min_episodes is negative.
+        SettingError: rate or alpha is not between 0 and 1, or min_episodes is negative.
     """
 
     def __init__(self, *, rate: float, alpha: float = 0.05, min_episodes: int = 0) -> None:
         for name, value in (("rate", rate), ("alpha", alpha)):
             if not 0 < value < 1:
-                raise ValueError(f"stopping.{name} is {value}, expected a share between 0 and 1: 0.9 is 90 %")
+                raise SettingError(f"stopping.{name} is {value}, expected a share between 0 and 1: 0.9 is 90 %")
         if min_episodes < 0:
-            raise ValueError(f"stopping.min_episodes is {min_episodes}, expected 0 or more")
+            raise SettingError(f"stopping.min_episodes is {min_episodes}, expected 0 or more")
         self.rate = rate
         self.alpha = alpha
         self.min_episodes = min_episodes
@@ -135,6 +136,11 @@ def in_random_order(plan: Sequence[PlannedEpisode], seed: int) -> list[PlannedEp
         [own[number] for own in shuffled if number < len(own)] for number in range(max(map(len, shuffled), default=0))
     ]
     return [episodes[i] for episodes in rounds for i in random.permutation(len(episodes))]
+
+
+def in_order_for(rule: StopWhenDecided | None, plan: Sequence[PlannedEpisode], seed: int) -> list[PlannedEpisode]:
+    """The plan in the order that a stopping rule needs, which is random; as it is without a rule."""
+    return list(plan) if rule is None else in_random_order(plan, seed)
 
 
 def count_finished(plan: Sequence[PlannedEpisode], results: Sequence[EpisodeResult]) -> tuple[int, int]:

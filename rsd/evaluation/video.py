@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from rsd.errors import RSDError
+
 CONTROL_HZ = 20  # LIBERO's control frequency (robosuite's control_freq)
 REMEDY = "install it with: pip install 'rsd[libero]' (imageio-ffmpeg brings its own program), or set save_videos=0"
 
 
-class VideoError(RuntimeError):
+class VideoError(RSDError, RuntimeError):
     """A video cannot be written."""
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rsd.errors import SettingError
 from rsd.types import CodeShape
 
 
@@ -46,7 +47,7 @@ class StageHead(nn.Module):
     ):
         super().__init__()
         if not 1 <= num_stages <= code_shape.num_stages:
-            raise ValueError(
+            raise SettingError(
                 f"num_stages {num_stages} of the head, but the tokenizer has {code_shape.num_stages} stages; "
                 f"choose 1..{code_shape.num_stages}"
             )

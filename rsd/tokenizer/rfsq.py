@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rsd.errors import SettingError
 from rsd.tokenizer.base import ActionTokenizer
 from rsd.tokenizer.quantizer import ResidualQuantizer
 from rsd.types import CodeShape
@@ -44,7 +45,7 @@ class RFSQTokenizer(ActionTokenizer):
     ):
         super().__init__()
         if scale not in ("learned", "nested"):
-            raise ValueError(f"quantizer scale {scale!r}, expected 'learned' or 'nested'")
+            raise SettingError(f"quantizer scale {scale!r}, expected 'learned' or 'nested'")
         self.config = {
             "chunk_length": chunk_length,
             "action_dim": action_dim,

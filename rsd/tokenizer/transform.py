@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from rsd.errors import SettingError
 from rsd.tokenizer.base import ActionTokenizer
 from rsd.tokenizer.quantizer import ResidualQuantizer
 from rsd.types import CodeShape
@@ -51,7 +52,7 @@ class TransformTokenizer(ActionTokenizer):
     ):
         super().__init__()
         if not 1 < ratio <= num_levels:
-            raise ValueError(f"stage ratio {ratio} with {num_levels} levels, expected 1 < ratio <= {num_levels}")
+            raise SettingError(f"stage ratio {ratio} with {num_levels} levels, expected 1 < ratio <= {num_levels}")
         self.config = {
             "chunk_length": chunk_length,
             "action_dim": action_dim,

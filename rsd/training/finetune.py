@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsd.checkpoint import CheckpointError
+from rsd.errors import SettingError
 from rsd.images import augment, center_crop
 from rsd.models.openvla.backbone import OpenVLABackbone
 from rsd.models.openvla.decoders import decode_action_ids
@@ -68,9 +69,9 @@ class FinetuneModule(LightningModule):
     ) -> None:
         super().__init__()
         if decoder not in ("l1", "autoregressive"):
-            raise ValueError(f"decoder {decoder!r} cannot be fine-tuned; expected 'l1' or 'autoregressive'")
+            raise SettingError(f"decoder {decoder!r} cannot be fine-tuned; expected 'l1' or 'autoregressive'")
         if decoder == "autoregressive" and (chunk_length != 1 or use_proprio or len(views) != 1):
-            raise ValueError(
+            raise SettingError(
                 f"the original recipe takes one image, no proprio and chunks of 1; got views {list(views)}, "
                 f"use_proprio {use_proprio}, chunk_length {chunk_length}; set chunk=1 model=openvla_7b"
             )
@@ -86,7 +87,7 @@ class FinetuneModule(LightningModule):
         if hasattr(self, "backbone"):
             return
         if self.weights_dtype != torch.float32 and not self.trainer.precision.endswith("-mixed"):
-            raise ValueError(
+            raise SettingError(
                 f"frozen weights in {self.weights_dtype} need a mixed precision, since adapters and heads are float32; "
                 f"the trainer's is {self.trainer.precision!r}: set trainer=finetune, or phase.module.dtype=float32"
             )

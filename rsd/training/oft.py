@@ -19,6 +19,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
+from rsd.errors import SettingError
 from rsd.images import augment, center_crop, resize_lanczos3, stack_pictures
 from rsd.models.openvla.backbone import OpenVLABackbone
 from rsd.models.openvla.conv import ConvShape
@@ -101,7 +102,7 @@ class OFTModule(LightningModule):
     ) -> None:
         super().__init__()
         if architecture is None:
-            raise ValueError(
+            raise SettingError(
                 "phase=oft trains a small model from scratch and this model has no architecture to train "
                 "(model.architecture is null: a published checkpoint); choose model=oft_tiny"
             )
@@ -113,7 +114,7 @@ class OFTModule(LightningModule):
         self.ema_decay, self.proprio_dropout = ema_decay, proprio_dropout
         self.weights_dtype = getattr(torch, weights_dtype)
         if loss_units not in LOSS_UNITS:
-            raise ValueError(f"phase.module.loss_units is {loss_units!r}, expected one of {list(LOSS_UNITS)}")
+            raise SettingError(f"phase.module.loss_units is {loss_units!r}, expected one of {list(LOSS_UNITS)}")
         self.loss_units = loss_units
         self.start_from, self.started_from = start_from, None
 

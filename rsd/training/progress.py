@@ -17,7 +17,7 @@ class StepProgress(Callback):
     """Shows the step, the values logged with prog_bar=True, and the time left."""
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, soft_wrap=True, quiet=not trainer.is_global_zero)
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[values]}"), TextColumn("ETA"))
         self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, values="")

@@ -19,6 +19,7 @@ from pytorch_lightning import LightningModule
 from torch import Generator, Tensor
 
 from rsd.decoding import depth_ar
+from rsd.errors import SettingError
 from rsd.models.base_target import executed
 from rsd.models.loading import save_stage_head
 from rsd.models.stage_head import StageHead
@@ -95,7 +96,7 @@ class StageHeadModule(LightningModule):
     ):
         super().__init__()
         if labels not in LABELS:
-            raise ValueError(f"phase.module.labels is {labels!r}, expected one of {list(LABELS)}")
+            raise SettingError(f"phase.module.labels is {labels!r}, expected one of {list(LABELS)}")
         self.kind, self.layer, self.seed, self.labels = kind, layer, seed, labels
         self.tokenizer, self.tokenizer_provenance = load_tokenizer(tokenizer, Path(tokenizer_checkpoint))
         self.num_stages = num_stages or self.tokenizer.code_shape.num_stages
@@ -108,14 +109,14 @@ class StageHeadModule(LightningModule):
     def setup(self, stage: str) -> None:
         datamodule = self.trainer.datamodule
         if self.tokenizer_provenance["unnorm_key"] != datamodule.unnorm_key:
-            raise ValueError(
+            raise SettingError(
                 f"the tokenizer has the statistics of {self.tokenizer_provenance['unnorm_key']!r}, the hidden states "
                 f"those of {datamodule.unnorm_key!r}; train the tokenizer on the same data set"
             )
         self.norm_stats = datamodule.norm_stats
         fitted, bounds = self.tokenizer_provenance["bounds"], bounds_of(self.norm_stats["action"])
         if fitted != bounds:
-            raise ValueError(
+            raise SettingError(
                 f"the tokenizer was fitted with data.bounds {fitted!r}, the base model has {bounds!r}; train the "
                 f"tokenizer with data.bounds={bounds}"
             )

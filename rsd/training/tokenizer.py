@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
+from rsd.errors import SettingError
 from rsd.normalization import bounds_of, normalize
 from rsd.tokenizer import ActionTokenizer, BinTokenizer, save_tokenizer
 from rsd.tokenizer.report import codec_report
@@ -39,7 +40,7 @@ class TokenizerModule(LightningModule):
         if stage == "fit":
             trainable = any(parameter.requires_grad for parameter in self.tokenizer.parameters())
             if not trainable and self.trainer.max_steps > 0:
-                raise ValueError(
+                raise SettingError(
                     f"{type(self.tokenizer).__name__} is fitted, not trained; it has no weights for "
                     f"{self.trainer.max_steps} steps; set quantizer.max_steps=0"
                 )

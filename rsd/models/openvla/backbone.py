@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsd.errors import RSDError, SettingError
 from rsd.images import CAMERA_SIZE, CROP_AREA, center_crop, check_picture, resize_lanczos3, stack_pictures
 from rsd.models.openvla.execution import make_forward
 from rsd.models.openvla.model import OpenVLAOFT
@@ -25,7 +26,7 @@ MAX_IMAGES = 3  # more than any published checkpoint was trained with
 NOISE_SEED = 0
 
 
-class ObservationError(ValueError):
+class ObservationError(RSDError, ValueError):
     """An observation that does not fit the base model."""
 
 
@@ -57,9 +58,9 @@ class OpenVLABackbone:
         gripper: str = LIBERO_GRIPPER,
     ) -> None:
         if not 1 <= len(views) <= MAX_IMAGES or len(set(views)) != len(views):
-            raise ValueError(f"views {list(views)}, expected 1 to {MAX_IMAGES} different ones")
+            raise SettingError(f"views {list(views)}, expected 1 to {MAX_IMAGES} different ones")
         if len(views) > 1 and len(model.architecture.transformers) == 1:
-            raise ValueError(f"a model with a single vision tower takes one picture, got views {list(views)}")
+            raise SettingError(f"a model with a single vision tower takes one picture, got views {list(views)}")
         self.model = model
         self.processor = processor
         self.text = text
@@ -202,7 +203,7 @@ class OpenVLABackbone:
         """
         wrong = [layer for layer in layers if layer not in self.state_shapes]
         if wrong:
-            raise ValueError(f"layers {wrong} do not exist; the model has layers 1..{max(self.state_shapes)}")
+            raise SettingError(f"layers {wrong} do not exist; the model has layers 1..{max(self.state_shapes)}")
         channels = len(self.views) * self.model.architecture.channels_per_image
         if inputs["pixel_values"].shape[1] != channels:
             raise ObservationError(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsd.errors import RSDError
 from rsd.images import CAMERA_SIZE
 from rsd.models.openvla.backbone import OpenVLABackbone
 from rsd.normalization import bounded_range
@@ -22,7 +23,7 @@ WHITE = 255
 TOKEN_DECODERS = ("discrete", "autoregressive")
 
 
-class CanaryError(RuntimeError):
+class CanaryError(RSDError, RuntimeError):
     """A loaded base model failed a trial."""
 
 

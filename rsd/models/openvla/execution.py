@@ -17,6 +17,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from rsd.errors import RSDError
 from rsd.models.openvla.compilation import compiled_twin
 from rsd.models.openvla.model import OpenVLAOFT
 
@@ -34,7 +35,7 @@ CAPTURED_LIMIT = 0.01
 COMPILED_LIMITS = {torch.float32: 0.01, torch.float16: 0.05, torch.bfloat16: 0.15}
 
 
-class ExecutionError(RuntimeError):
+class ExecutionError(RSDError, RuntimeError):
     """A model cannot be run in the wanted way, or its graph does not give what the model gives."""
 
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from rsd.errors import RSDError
 from rsd.models.openvla.model import OpenVLAOFT
 
 MAX_ALPHA = 16  # the reference's alpha is min(rank, 16)
@@ -24,7 +25,7 @@ ADAPTER = "lora_"
 ADAPTER_FOLDER = "lora_adapter"  # beside the merged weights, as in the published fine-tuned checkpoints
 
 
-class LoRAError(RuntimeError):
+class LoRAError(RSDError, RuntimeError):
     """Adapters cannot be made, or do not survive merging."""
 
 

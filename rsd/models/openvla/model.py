@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, LlamaConfig, LlamaForCausalLM
 
+from rsd.errors import SettingError
 from rsd.models.openvla.conv import ConvShape, ConvVision
 from rsd.models.openvla.ddim import NUM_TRAIN_TIMESTEPS
 from rsd.models.openvla.decoders import DECODERS, Prompt, select
@@ -77,7 +78,7 @@ class Architecture:
 
     def __post_init__(self) -> None:
         if self.decoder not in DECODERS:
-            raise ValueError(f"decoder {self.decoder!r} is unknown; expected one of {sorted(DECODERS)}")
+            raise SettingError(f"decoder {self.decoder!r} is unknown; expected one of {sorted(DECODERS)}")
 
     def to_json(self) -> dict[str, Any]:
         """JSON types; fields that later versions added are left out at their defaults, so that fingerprints stay."""

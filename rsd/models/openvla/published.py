@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rsd.checkpoint import CheckpointError
+from rsd.errors import SettingError
 from rsd.models.openvla.decoders import DECODERS
 from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
 from rsd.models.openvla.streaming import check_names, put, read_headers, shapes_of, stream, weight_files
@@ -167,7 +168,7 @@ def side_weights(directory: Path, *, decoder: str, use_proprio: bool) -> dict[st
         CheckpointError: one is missing, is there and will not be used, is there twice, or is of another kind.
     """
     if decoder not in DECODERS:
-        raise ValueError(f"decoder {decoder!r} is unknown; expected one of {sorted(DECODERS)}")
+        raise SettingError(f"decoder {decoder!r} is unknown; expected one of {sorted(DECODERS)}")
     wanted = {
         "action_head": decoder in HEAD_NAMES,
         "noisy_action_projector": decoder == "diffusion",

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, processors
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from rsd.errors import SettingError
 from rsd.models.openvla.model import Architecture, OpenVLAOFT
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.published import DINO, SIGLIP, TIMM_SHAPES
@@ -40,7 +41,7 @@ def openvla_architecture(
 ) -> Architecture:
     """Shapes of OpenVLA-7B ("7b"), or of the same thing with a handful of narrow layers ("tiny")."""
     if size not in ("7b", "tiny"):
-        raise ValueError(f"size {size!r} is unknown; expected '7b' or 'tiny'")
+        raise SettingError(f"size {size!r} is unknown; expected '7b' or 'tiny'")
     dino, siglip = (dict(TIMM_SHAPES[name.split(".")[0]]) for name in (DINO, SIGLIP))
     llm: dict[str, Any] = dict(LLAMA_VOCAB)
     image_size = 224

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer
 
 from rsd.checkpoint import CheckpointError
+from rsd.errors import RSDError
 
 BOS = 1  # also the placeholder at the action positions, whose embedding is zeroed
 STOP = 2
@@ -66,7 +67,7 @@ class LlamaText:
         return {"prompt": self.prompt, "tokenizer_sha256": self.sha256}
 
 
-class UnknownWordError(ValueError):
+class UnknownWordError(RSDError, ValueError):
     """An instruction with a word that the base model was not trained on."""
 
 
