@@ -1,8 +1,8 @@
 """Is a run's success rate what was published for that model, and if not, what may be the cause?
 
 The published rate is an estimate from a number of episodes, too. So the verdict is about the difference: "inside" when
-its interval, made of both intervals, holds zero. conf/published.yaml has the rates, their sources, and the settings
-that they were measured with; a model that is not named there has no verdict.
+its interval, made of both intervals, holds zero. published.yaml beside this file has the rates, their
+sources, and the settings that they were measured with; a model that is not named there has no verdict.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from omegaconf import OmegaConf
 from rsd.evaluation.paired import independent_difference_interval
 
 ABSENT = "not recorded"
+PUBLISHED_FILE = Path(__file__).with_name("published.yaml")
 
 
-def load_published(path: Path) -> dict[str, Any]:
-    """conf/published.yaml as a dict."""
+def load_published(path: Path = PUBLISHED_FILE) -> dict[str, Any]:
+    """The published rates with their sources and settings, as published.yaml holds them."""
     return OmegaConf.to_container(OmegaConf.load(path))
 
 

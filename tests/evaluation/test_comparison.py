@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ from rsd.evaluation.comparison_page import render_comparison, trial_grid
 from rsd.evaluation.published import load_published
 from tests.evaluation.run_folders import config, provenance, write_run
 
-PUBLISHED = load_published(Path(__file__).parents[2] / "conf" / "published.yaml")
+PUBLISHED = load_published()
 STATS = {
     "num_chunks": 3, "target_passes": 6, "draft_passes": 3, "proposed_stages": 6, "accepted_stages": 3,
     "accept_counts": [1, 1, 1, 0], "accepted_tokens": [8, 4, 0], "checked_tokens": [9, 6, 0],

@@ -1,4 +1,4 @@
-"""Verdicts against conf/published.yaml, and the settings that are checked when a rate is not the published one."""
+"""Verdicts against published.yaml, and the settings that are checked when a rate is not the published one."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from rsd.evaluation.published import check_settings, compare_with_published, load_published, look_up
 
 CONF = Path(__file__).parents[2] / "conf"
-TABLE = load_published(CONF / "published.yaml")
+TABLE = load_published()
 
 
 def success(num_success: int, num_trials: int, num_errors: int = 0) -> dict:
