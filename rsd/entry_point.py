@@ -1,7 +1,7 @@
 """What every entry point does around its work: one clear error instead of a traceback, and results where others look.
 
-Expected errors (a missing checkpoint, a full disk, a wrong value) end in one line and exit code 1; the traceback goes
-to error.log in the run folder. Anything else is a defect of this program and keeps its traceback.
+This package's own errors, and what Hydra says about the configuration, end in one line and exit code 1; the traceback
+goes to error.log in the run folder. Anything else is a defect of this program and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 import sys
 import traceback
 import warnings
@@ -18,25 +17,25 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from rsd.runs import CONFIG_FILE, METRICS_FILE, RunError, resume_arguments, write_atomically
+from rsd.errors import RSDError, SettingError
+from rsd.processes import is_first_process
+from rsd.publishing import Offer, publish, write_offer
+from rsd.runs import CONFIG_FILE, METRICS_FILE, open_run, resume_arguments, write_atomically
+from rsd.usage import check_choices, usage_page
 
 ERROR_FILE = "error.log"
-NUMBERED_GROUPS = ("chunk",)  # config groups whose choices are numbers
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that the user started; its trainer starts others like it to train together."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether an error speaks to the user: one of this package's, a wrong value, or the operating system's."""
-    return type(error).__module__.startswith("rsd.") or isinstance(error, ValueError | OSError)
+    """Whether an error speaks to the user: one of this package's, or Hydra's about the configuration."""
+    return isinstance(error, RSDError | HydraException | OmegaConfBaseException)
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -46,29 +45,35 @@ def cause_of(error: BaseException) -> BaseException:
     return error
 
 
-def report_errors(main: Callable[..., Any]) -> Callable[..., Any]:
+def in_one_line(error: BaseException) -> str:
+    """The message; Hydra's, which go over several lines, in one."""
+    return str(error) if isinstance(error, RSDError) else " ".join(str(error).split())
+
+
+def report_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Decorator for a Hydra main, below `hydra.main`: print expected errors as one line and exit with 1.
 
     In a multirun the error is raised instead, so that the sweep's table shows the failed job.
     """
 
     @functools.wraps(main)
-    def wrapped(cfg: Any) -> Any:
+    def wrapped(cfg: DictConfig) -> Any:
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on intervals, workers, other products
         for chatter in ("absl", "OpenGL", "pytorch_lightning.utilities.rank_zero"):
             logging.getLogger(chatter).setLevel(logging.WARNING)
         try:
+            check_chunk(cfg)
             return main(cfg)
-        except (ValueError, OSError, RuntimeError, LookupError, InstantiationException) as raised:
+        except (RSDError, HydraException, OmegaConfBaseException) as raised:
             error = cause_of(raised)
             if not is_expected(error):
-                raise
+                raise error  # noqa: B904  of an InstantiationException Hydra would show the message alone
             hydra_cfg = HydraConfig.get()
             if hydra_cfg.mode == RunMode.MULTIRUN:
                 raise error from None
             log = Path(hydra_cfg.runtime.output_dir) / ERROR_FILE
             log.write_text("".join(traceback.format_exception(raised)))
-            print(f"error: {error}\n(traceback in {log})", file=sys.stderr)
+            print(f"error: {in_one_line(error)}\n(traceback in {log})", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
             run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -79,29 +84,62 @@ def report_errors(main: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Call a Hydra main with the command line made ready: resume=DIR expanded, chunk=8,16 taken as names.
+def check_chunk(cfg: DictConfig) -> None:
+    """See that a configuration's `chunk`, where it has one, is a number of control steps.
+
+    Raises:
+        SettingError: it is not a whole number, or below 1.
+    """
+    chunk = cfg.get("chunk", 1)
+    if type(chunk) is not int or chunk < 1:
+        raise SettingError(f"chunk is {chunk!r}, expected a whole number of control steps, 1 or more: chunk=8")
+
+
+def run(main: Callable[[], Any], config: Path) -> None:
+    """Call a Hydra main with the command line made ready: --help answered, resume=DIR expanded.
 
     Processes that train together with the first one are started with a command line that is ready.
+
+    Args:
+        main: What `hydra.main` has made.
+        config: Its root configuration, which --help reads.
     """
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(usage_page(config))
+        return
     if is_first_process():
         try:
-            sys.argv[1:] = name_choices(resume_arguments(sys.argv[1:]))
-        except RunError as error:
+            sys.argv[1:] = resume_arguments(sys.argv[1:])
+            check_choices(config, sys.argv[1:])
+        except RSDError as error:
             sys.exit(f"error: {error}")
     main()
 
 
-def name_choices(arguments: Sequence[str]) -> list[str]:
-    """Quote numbers that choose a file of a config group: Hydra would read chunk=8 as an integer and refuse it."""
-    named = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key in NUMBERED_GROUPS and equals:
-            choices = [f"'{choice}'" if choice.strip().isdigit() else choice for choice in value.split(",")]
-            argument = f"{key}={','.join(choices)}"
-        named.append(argument)
-    return named
+def begin_run(cfg: DictConfig) -> Path:
+    """Open the run folder; processes that train along take the one that the first of them has opened.
+
+    Raises:
+        RunError: see `open_run`.
+    """
+    hydra_cfg = HydraConfig.get()
+    return open_run(cfg, hydra_cfg) if is_first_process() else Path(hydra_cfg.runtime.output_dir)
+
+
+def publish_run(checkpoint: Path, name: Path) -> Path:
+    """Publish a run's checkpoint; a job of a multirun only offers it, and the sweep's end decides.
+
+    Returns:
+        Where the checkpoint can be found from now on: under its name, or in the run folder.
+
+    Raises:
+        PublishError: see `publish`.
+    """
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        write_offer(checkpoint.parent, Offer(checkpoint, name))
+        return checkpoint
+    publish(checkpoint, name)
+    return name
 
 
 def flatten(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -116,35 +154,25 @@ def flatten(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
             yield name, value
 
 
-def publish(folder: Path, name: Path) -> None:
-    """Point `name` (a symbolic link) at a run's checkpoint folder, where the next phase looks for it.
+def shown_values(flat: dict[str, float], name: str) -> list[float]:
+    """The values of one metric out of flat ones: one, or one a stage in the stages' order; none where it is missing."""
+    return [value for key, value in flat.items() if key == name or key.rpartition("/")[0] == name]
 
-    An earlier checkpoint stays in its own run folder.
 
-    Raises:
-        FileExistsError: `name` is a real folder, put there by hand; it is not replaced.
+def finish_run(run_dir: Path, title: str, metrics: dict[str, Any], shown: Sequence[str]) -> float | None:
+    """Write metrics.json (flat) and print those named in `shown`, a row each: one value, or one a stage.
+
+    Returns:
+        What a sweeper optimises: the first of them that is there, of the last stage where it has one value a stage.
     """
-    name = Path(name)
-    if name.exists() and not name.is_symlink():
-        raise FileExistsError(f"{name} is a folder of its own, not a link to a run; move it away to publish {folder}")
-    name.parent.mkdir(parents=True, exist_ok=True)
-    if name.is_symlink() and name.resolve() != folder.resolve():
-        print(f"{name} pointed to {name.resolve()}; from now on it points to {folder}")
-    link = name.with_name(name.name + ".new")
-    link.unlink(missing_ok=True)
-    link.symlink_to(os.path.relpath(folder.resolve(), name.parent.resolve()), target_is_directory=True)
-    os.replace(link, name)
-
-
-def finish_run(run_dir: Path, title: str, metrics: dict[str, Any], shown: list[str]) -> None:
-    """Write metrics.json (flat) and print those named in `shown`, a row each: one value, or one a stage."""
     flat = dict(flatten(metrics))
     write_atomically(run_dir / METRICS_FILE, json.dumps(flat, indent=1) + "\n")
+    rows = {name: shown_values(flat, name) for name in shown}
     table = Table(box=None, pad_edge=False, show_header=False)
-    for prefix in shown:
-        values = [value for name, value in flat.items() if name == prefix or name.rpartition("/")[0] == prefix]
-        table.add_row(prefix, *(f"{value:.3g}" for value in values))
+    for name, values in rows.items():
+        table.add_row(name, *(f"{value:.3g}" for value in values))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(title, soft_wrap=True, markup=False)
     console.print(table)
     console.print(f"run folder: {run_dir}", soft_wrap=True, markup=False)
+    return next((values[-1] for values in rows.values() if values), None)

@@ -30,7 +30,6 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from rsd.entry_point import name_choices
 from rsd.envs.reference import ReferenceEnv
 from rsd.envs.suites import suite_name
 from rsd.evaluation.evaluate import Recording, evaluate, plan_episodes, resume_results
@@ -169,7 +168,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments, overrides = parser.parse_known_args()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("eval", overrides=[*name_choices(overrides)])
+        cfg = compose("eval", overrides=overrides)
     versions = instantiate(cfg.check)
     policy = Keeping(instantiate(cfg.policy))
     names = [] if arguments.no_reference else [REFERENCE]

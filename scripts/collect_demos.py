@@ -28,7 +28,9 @@ from rsd.entry_point import report_errors, run
 from rsd.envs.collection import Recipe, collect
 from rsd.envs.demonstrations import Demonstration
 from rsd.envs.schedule import Attempt, CollectionError, Schedule
+from rsd.errors import SettingError
 
+CONFIG = Path(__file__).parents[1] / "conf" / "collect.yaml"
 EPISODE_BYTES = 4_000_000  # forecast for an empty data set: 100 steps, two JPEG pictures of 18 kB each and some numbers
 RESERVE_BYTES = 64 * 2**20  # left free beside the forecast
 
@@ -145,19 +147,21 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
     """What Schedule needs to know, checked.
 
     Raises:
-        ValueError: numbers below 1, tasks that the suite does not have, data of another suite, or a perturbed suite.
+        SettingError: numbers below 1, tasks that the suite does not have, data of another suite, or a perturbed suite.
     """
     if cfg.num_episodes < 1 or cfg.num_workers < 1:
-        raise ValueError(f"num_episodes={cfg.num_episodes}, num_workers={cfg.num_workers}; expected at least 1 of each")
+        raise SettingError(
+            f"num_episodes={cfg.num_episodes}, num_workers={cfg.num_workers}; expected at least 1 of each"
+        )
     available = range(cfg.env.num_tasks)
     tasks = list(available) if cfg.tasks is None else list(cfg.tasks)
     if not tasks or len(set(tasks)) < len(tasks) or not set(tasks) <= set(available):
-        raise ValueError(f"tasks is {tasks}; expected different task ids out of 0..{cfg.env.num_tasks - 1}")
+        raise SettingError(f"tasks is {tasks}; expected different task ids out of 0..{cfg.env.num_tasks - 1}")
     held = list(cfg.data.get("suites", [cfg.data.suite]))
     if cfg.env.suite not in held:
-        raise ValueError(f"{cfg.data.name} is for episodes of {held}, env.suite is {cfg.env.suite}; set data or env")
+        raise SettingError(f"{cfg.data.name} is for episodes of {held}, env.suite is {cfg.env.suite}; set data or env")
     if cfg.env.variant is not None:
-        raise ValueError(f"env.variant is {cfg.env.variant}: perturbed suites are for evaluation; leave it out")
+        raise SettingError(f"env.variant is {cfg.env.variant}: perturbed suites are for evaluation; leave it out")
     return {"suite": cfg.env.suite, "tasks": tasks, "num_episodes": cfg.num_episodes, "seed": cfg.seed}
 
 
@@ -189,4 +193,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, CONFIG)

@@ -13,11 +13,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
-import numpy as np
-import torch
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
@@ -32,11 +30,12 @@ from rsd.envs.checks import check_installed_files
 from rsd.envs.gl import INSTALL_COMMAND, MUJOCO_VERSION, REINSTALL_COMMAND, check_simulator
 from rsd.envs.scene_trials import run_scene_trials
 from rsd.envs.suites import check_suite, suite_name
-from rsd.models.openvla.backbone import OpenVLABackbone
-from rsd.models.openvla.canaries import random_observation, run_canaries
-from rsd.models.openvla.model import cast_weights
 from rsd.normalization import BOUNDS, bounds_of, unnormalize
 
+if TYPE_CHECKING:  # what needs torch is imported where it is used, so that --help comes at once
+    from rsd.models.openvla.backbone import OpenVLABackbone
+
+CONFIG = Path(__file__).parents[1] / "conf" / "doctor.yaml"
 OK, WARNING, FAILED = "ok", "warning", "FAILED"
 STYLES = {OK: "green", WARNING: "yellow", FAILED: "bold red"}
 NUM_OBSERVATIONS = 4
@@ -57,7 +56,7 @@ def examine(name: str, look: Callable[..., Iterable[Finding]], *arguments: objec
     """What `look` finds; an error that speaks to the user becomes a finding too."""
     try:
         yield from look(*arguments)
-    except (ValueError, OSError, RuntimeError, LookupError, InstantiationException) as raised:
+    except Exception as raised:
         error = cause_of(raised)
         if not is_expected(error):
             raise
@@ -65,6 +64,8 @@ def examine(name: str, look: Callable[..., Iterable[Finding]], *arguments: objec
 
 
 def torch_and_device(device: str) -> Iterator[Finding]:
+    import torch
+
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") and torch.cuda.is_available() else device
     if device.startswith("cuda") and not torch.cuda.is_available():
         found = f"torch {torch.__version__} sees no GPU; install its CUDA build or a driver, or say device=cpu"
@@ -159,6 +160,8 @@ def contract(backbone: OpenVLABackbone) -> Iterator[Finding]:
 
 def memory(backbone: OpenVLABackbone, device: str) -> Iterator[Finding]:
     """Weights and as much as the forward pass of one observation takes, against what is free."""
+    import torch
+
     weights = sum(tensor.numel() * tensor.element_size() for tensor in backbone.model.parameters())
     if device.startswith("cuda"):
         free = torch.cuda.mem_get_info(device)[0]
@@ -183,6 +186,8 @@ def together(cfg: DictConfig, backbone: OpenVLABackbone) -> Iterator[Finding]:
 
 def loaded_model(cfg: DictConfig) -> Iterator[Finding]:
     """The canaries, and what rounding does, with the weights."""
+    from rsd.models.openvla.canaries import run_canaries
+
     backbone = instantiate(cfg.backbone)(canaries=False)
     remedy = "the weights are not what the model's code expects: fetch the checkpoint again"
     for canary in run_canaries(backbone):
@@ -193,6 +198,12 @@ def loaded_model(cfg: DictConfig) -> Iterator[Finding]:
 
 def rounding(backbone: OpenVLABackbone) -> str:
     """How far bfloat16 moves states and actions; changes the dtype of the model's weights."""
+    import numpy as np
+    import torch
+
+    from rsd.models.openvla.canaries import random_observation
+    from rsd.models.openvla.model import cast_weights
+
     observations = [random_observation(backbone, seed) for seed in range(NUM_OBSERVATIONS)]
     inputs, last = backbone.prepare(observations), backbone.num_layers
     found = {}
@@ -246,4 +257,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, CONFIG)

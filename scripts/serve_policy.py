@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import logging
 from functools import partial
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,6 +22,7 @@ from rsd.runs import provenance
 from rsd.serving.server import serve
 from rsd.serving.session import Session
 
+CONFIG = Path(__file__).parents[1] / "conf" / "serve.yaml"
 log = logging.getLogger(__name__)
 
 
@@ -49,4 +51,4 @@ def announce(host: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, CONFIG)

@@ -8,11 +8,10 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).parents[1] / "conf"
-TRAIN_GROUPS = ("data", "chunk", "model", "quantizer", "draft", "trainer", "logger", "experiment")
+TRAIN_GROUPS = ("data", "model", "quantizer", "draft", "trainer", "logger", "experiment")
 EVAL_GROUPS = (
     "env",
     "protocol",
-    "chunk",
     "model",
     "quantizer",
     "draft",
@@ -67,12 +66,12 @@ def check(node: DictConfig) -> None:
 def test_train(phase, group, choice):
     if phase.startswith("oft") and group == "model" and choice not in ("oft_tiny", "oft_small"):
         pytest.skip("published models are not trained from scratch")
-    check(composed("train", [f"phase={phase}", f"{group}='{choice}'"]))
+    check(composed("train", [f"phase={phase}", f"{group}={choice}"]))
 
 
 @pytest.mark.parametrize(("group", "choice"), [(group, name) for group in EVAL_GROUPS for name in choices(group)])
 def test_eval(group, choice):
-    check(composed("eval", [f"{group}='{choice}'"]))
+    check(composed("eval", [f"{group}={choice}"]))
 
 
 @pytest.mark.parametrize(("name", "node"), [("collect", "recipe"), ("cache", "cache")])
@@ -111,7 +110,7 @@ def test_quantizers_instantiate_at_both_chunk_lengths():
 
     for quantizer in choices("quantizer"):
         for length in (8, 16):
-            cfg = composed("train", ["phase=rfsq", f"quantizer={quantizer}", f"chunk='{length}'"])
+            cfg = composed("train", ["phase=rfsq", f"quantizer={quantizer}", f"chunk={length}"])
             tokenizer = instantiate(cfg.quantizer.tokenizer)
             assert tokenizer.code_shape.chunk_length == length
             assert tokenizer.code_shape.num_stages == cfg.quantizer.num_stages

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rsd import entry_point
+from tests.callbacks import KEEP_RETURNED, RETURNED_FILE
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ["-cp", str(ROOT / "tests" / "evaluation" / "conf"), "-cn", "point_mass"]
@@ -21,13 +22,13 @@ CONFIG = ["-cp", str(ROOT / "tests" / "evaluation" / "conf"), "-cn", "point_mass
 def run_eval(monkeypatch, capfd):
     """Run eval.py's main in this process with the given arguments; returns (exit code, stdout, stderr)."""
     monkeypatch.syspath_prepend(ROOT)
-    main = importlib.import_module("eval").main
+    evaluation = importlib.import_module("eval")
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["eval.py", *CONFIG, *arguments])
         code = 0
         try:
-            entry_point.run(main)
+            entry_point.run(evaluation.main, evaluation.CONFIG)
         except SystemExit as stop:
             code = stop.code
         out, err = capfd.readouterr()
@@ -89,6 +90,12 @@ def test_workers_do_the_same_episodes(tmp_path, run_eval):
         fields = ("task_id", "init_state_id", "seed", "success", "num_steps", "stats")
         outcomes.append(sorted(([line[field] for field in fields] for line in lines), key=str))
     assert outcomes[0] == outcomes[1] and len(outcomes[0]) == 6
+
+
+def test_main_returns_the_success_rate(tmp_path, run_eval):
+    code, _, stderr = run_eval(f"hydra.run.dir={tmp_path}/run", "num_trials=1", KEEP_RETURNED)
+    assert code == 0, stderr
+    assert json.loads((tmp_path / "run" / RETURNED_FILE).read_text()) == 1.0
 
 
 def test_workers_change_no_outcome(tmp_path, run_eval):

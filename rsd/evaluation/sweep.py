@@ -3,7 +3,11 @@
 Each job's folder holds Hydra's overrides, metrics.json (flat: name to number) if the job got that far, and job.json
 (status) once it has ended. The table is made from these files alone, after every job:
 
-    python -m rsd.evaluation.sweep SWEEP_DIR
+    python -m rsd.evaluation.sweep SWEEP_DIR [--publish JOB]
+
+Jobs publish no checkpoint themselves (rsd/publishing.py). When the last one has ended, and none failed, every
+checkpoint that shares its published name with no other job is published; among those that share one, --publish chooses.
+The column "published" tells what the names point to at that moment.
 
 This module knows Hydra, because a multirun's end is told to nobody but Hydra's callbacks.
 """
@@ -27,7 +31,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from rsd.errors import RSDError, SettingError
 from rsd.evaluation.page import render_page
+from rsd.publishing import Offer, PublishError, publish, read_offer, rivals
 from rsd.runs import METRICS_FILE, read_json, write_atomically
 
 JOB_FILE = "job.json"
@@ -38,13 +44,24 @@ UNFINISHED = "not finished"
 
 @dataclass(frozen=True)
 class SweepRun:
-    """A row: the job's folder name, its overrides as key to value, its status, error and metrics."""
+    """A row: the job's folder name, its overrides as key to value, its status, error and metrics.
+
+    `offer` is the checkpoint that it made, and the name to publish it under; None for a job without one.
+    """
 
     name: str
     overrides: dict[str, str]
     status: str
     error: str | None
     metrics: dict[str, Any]
+    offer: Offer | None = None
+
+    @property
+    def published(self) -> str:
+        """The name that points to its checkpoint; "no" when none does, nothing for a job without a checkpoint."""
+        if self.offer is None:
+            return ""
+        return str(self.offer.name) if self.offer.is_published else "no"
 
 
 def read_sweep(sweep_dir: Path) -> list[SweepRun]:
@@ -58,7 +75,7 @@ def read_sweep(sweep_dir: Path) -> list[SweepRun]:
         pairs = {key: value.strip("'") for key, _, value in parts}
         job = read_json(folder / JOB_FILE) or {"status": UNFINISHED, "error": None}
         metrics = read_json(folder / METRICS_FILE) or {}
-        runs.append(SweepRun(folder.name, pairs, job["status"], job["error"], metrics))
+        runs.append(SweepRun(folder.name, pairs, job["status"], job["error"], metrics, read_offer(folder)))
     return runs
 
 
@@ -77,12 +94,14 @@ def write_sweep(sweep_dir: Path) -> Table:
     """
     runs = read_sweep(sweep_dir)
     overrides, metrics = sweep_columns(runs)
-    header = ["run", *overrides, "status", *metrics]
+    published = ["published"] if any(run.offer for run in runs) else []
+    header = ["run", *overrides, "status", *published, *metrics]
     rows = [
         [
             run.name,
             *(run.overrides.get(key, "") for key in overrides),
             run.status,
+            *(run.published for _ in published),
             *(run.metrics.get(name) for name in metrics),
         ]
         for run in runs
@@ -93,9 +112,54 @@ def write_sweep(sweep_dir: Path) -> Table:
     write_atomically(sweep_dir / CSV_FILE, text.getvalue())
     common = {key: value for key, value in (runs[0].overrides.items() if runs else ()) if key not in overrides}
     shown = [{"cells": [format_cell(cell) for cell in row], "run": run} for row, run in zip(rows, runs, strict=True)]
-    page = render_page("sweep.html", header=header, num_text=1 + len(overrides), rows=shown, common=common)
+    page = render_page(
+        "sweep.html",
+        header=header,
+        status_column=1 + len(overrides),
+        num_text=2 + len(overrides) + len(published),
+        rows=shown,
+        common=common,
+        waiting=describe_waiting(sweep_dir, runs),
+    )
     write_atomically(sweep_dir / HTML_FILE, page)
-    return _terminal_table(header, [[format_cell(cell) for cell in row] for row in rows], num_text=len(overrides) + 2)
+    return _terminal_table(
+        header, [[format_cell(cell) for cell in row] for row in rows], num_text=2 + len(overrides) + len(published)
+    )
+
+
+def publish_unshared(sweep_dir: Path) -> None:
+    """Publish the checkpoints whose name no other job of the sweep offers."""
+    for group in rivals([run.offer for run in read_sweep(sweep_dir) if run.offer is not None]):
+        if len(group) == 1:
+            try:
+                publish(group[0].checkpoint, group[0].name)
+            except PublishError as error:  # the others are published all the same
+                print(f"error: {error}", file=sys.stderr)
+
+
+def publish_job(sweep_dir: Path, job: str) -> None:
+    """Publish one job's checkpoint, whatever its name points to now.
+
+    Raises:
+        SettingError: there is no such job, or it made no checkpoint.
+        PublishError: see `publish`.
+    """
+    offers = {run.name: run.offer for run in read_sweep(sweep_dir) if run.offer is not None}
+    if job not in offers:
+        raise SettingError(f"job {job!r} of {sweep_dir} has no checkpoint to publish; those with one: {list(offers)}")
+    publish(offers[job].checkpoint, offers[job].name)
+
+
+def describe_waiting(sweep_dir: Path, runs: Sequence[SweepRun]) -> list[str]:
+    """A line for each published name that none of its jobs has: which they are, and the command that chooses one."""
+    lines = []
+    for group in rivals([run.offer for run in runs if run.offer is not None]):
+        if not any(offer.is_published for offer in group):
+            jobs = [run.name for run in runs if run.offer in group]
+            made = f"made by job{'s' if len(jobs) > 1 else ''} {', '.join(jobs)}; publish one"
+            command = f"python -m rsd.evaluation.sweep {sweep_dir} --publish {jobs[0]}"
+            lines.append(f"not published: {group[0].name}, {made} with: {command}")
+    return lines
 
 
 def _terminal_table(header: list[str], rows: list[list[str]], *, num_text: int) -> Table:
@@ -145,8 +209,9 @@ class SweepTable(Callback):
             _show(table, sweep_dir)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table."""
+        """Publish what can only be meant, and print the table."""
         sweep_dir = Path(config.hydra.sweep.dir)
+        publish_unshared(sweep_dir)
         _show(write_sweep(sweep_dir), sweep_dir)
 
 
@@ -156,13 +221,22 @@ def _show(table: Table, sweep_dir: Path) -> None:
     console.print(
         f"Table of the runs: {sweep_dir / HTML_FILE} and {sweep_dir / CSV_FILE}", soft_wrap=True, markup=False
     )
+    for line in describe_waiting(sweep_dir, read_sweep(sweep_dir)):
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def main() -> None:
     """Command line: make the table of a sweep again."""
     parser = argparse.ArgumentParser(description="Make sweep.csv and sweep.html of a multirun again.")
     parser.add_argument("sweep_dir", type=Path, help="the sweep's folder, with one folder a job")
-    sweep_dir = parser.parse_args().sweep_dir
+    parser.add_argument("--publish", metavar="JOB", help="publish the checkpoint of this job, for example 0")
+    options = parser.parse_args()
+    sweep_dir = options.sweep_dir
+    if options.publish is not None:
+        try:
+            publish_job(sweep_dir, options.publish)
+        except RSDError as error:
+            sys.exit(f"error: {error}")
     _show(write_sweep(sweep_dir), sweep_dir)
 
 

@@ -37,7 +37,7 @@ PUBLISHED = [
 
 @pytest.mark.parametrize(("model", "suite"), PUBLISHED)
 def test_rsds_own_configuration_of_every_published_model_is_the_published_one(model, suite):
-    overrides = ["chunk='1'", "protocol=openvla"] if model.startswith("openvla") else []
+    overrides = ["chunk=1", "protocol=openvla"] if model.startswith("openvla") else []
     verdict = compare_with_published(
         TABLE, model, suite, success(400, 500), composed_settings(model, suite, *overrides)
     )

@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
 from rich.console import Console
 
-from rsd.evaluation.sweep import read_sweep, sweep_columns, write_sweep
+from rsd.errors import SettingError
+from rsd.evaluation.sweep import describe_waiting, publish_job, publish_unshared, read_sweep, sweep_columns, write_sweep
+from rsd.publishing import Offer, write_offer
 
 
 def make_job(sweep_dir, number, overrides, *, metrics=None, status=None, error=None):
@@ -54,3 +57,54 @@ def test_terminal_table_shows_what_fits(tmp_path, monkeypatch):
     console.print(write_sweep(tmp_path))
     text = console.export_text()
     assert "a_long_metric_name_0" in text and "17 more columns in sweep.csv" in text and "…" not in text
+
+
+@pytest.fixture
+def offering(tmp_path):
+    """Jobs 0 and 2 made checkpoints for one name, job 1 for another, job 3 none."""
+    sweep_dir, names = tmp_path / "sweep", tmp_path / "names"
+    for number, name in enumerate(["same", "own", "same", None]):
+        make_job(sweep_dir, number, [f"seed={number}"], metrics={"mse": 0.5}, status="done" if name else "failed")
+        if name:
+            (sweep_dir / str(number) / "checkpoint").mkdir()
+            write_offer(sweep_dir / str(number), Offer(sweep_dir / str(number) / "checkpoint", names / name))
+    return sweep_dir, names
+
+
+def published(sweep_dir):
+    write_sweep(sweep_dir)
+    header, *rows = (sweep_dir / "sweep.csv").read_text().splitlines()
+    assert header == "run,seed,status,published,mse"
+    return [row.split(",")[3] for row in rows]
+
+
+def test_what_one_job_offers_alone_is_published_and_the_rest_waits(offering):
+    sweep_dir, names = offering
+    assert published(sweep_dir) == ["no", "no", "no", ""]
+    publish_unshared(sweep_dir)
+    assert published(sweep_dir) == ["no", str(names / "own"), "no", ""] and not (names / "same").exists()
+    (line,) = describe_waiting(sweep_dir, read_sweep(sweep_dir))
+    command = f"python -m rsd.evaluation.sweep {sweep_dir} --publish 0"
+    assert line == f"not published: {names / 'same'}, made by jobs 0, 2; publish one with: {command}"
+    page = (sweep_dir / "sweep.html").read_text()
+    assert command in page and '<td class="good">done</td>' in page and '<td class="n">0.5</td>' in page
+
+
+def test_a_chosen_job_is_published_and_another_can_follow(offering):
+    sweep_dir, names = offering
+    for job in ("0", "2"):
+        publish_job(sweep_dir, job)
+        assert published(sweep_dir)[int(job)] == str(names / "same") and published(sweep_dir).count("no") == 2
+    with pytest.raises(
+        SettingError, match=r"job '3' of .* has no checkpoint to publish; those with one: \['0', '1', '2'\]"
+    ):
+        publish_job(sweep_dir, "3")
+
+
+def test_a_name_that_is_a_folder_does_not_keep_the_others_from_it(offering, capsys):
+    sweep_dir, names = offering
+    (names / "same").mkdir(parents=True)
+    write_offer(sweep_dir / "0", Offer(sweep_dir / "0" / "checkpoint", names / "third"))
+    publish_unshared(sweep_dir)
+    assert published(sweep_dir) == [str(names / "third"), str(names / "own"), "no", ""]
+    assert "same is a folder of its own" in capsys.readouterr().err
