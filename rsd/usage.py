@@ -28,6 +28,7 @@ INDENT = 28
 REQUIRED = "???"
 GROUP = re.compile(r"^  - (\w+): (\S+)(?:\s+# (.*))?$", re.M)
 VALUE = re.compile(r"^(\w+): ([^\s#].*?)\s+# (.*)$", re.M)
+RUN_DIR = re.compile(r"^  run:\n    dir: (.*)$", re.M)
 MULTIRUN = ("-m", "--multirun")
 
 
@@ -140,7 +141,7 @@ def _places(config: Path) -> Iterator[str]:
     paths = OmegaConf.load(file)
     for key, _, purpose in VALUE.findall(file.read_text(encoding="utf-8")):
         yield from _folded(str(OmegaConf.select(paths, key)), purpose)
-    run_dir = OmegaConf.to_container(OmegaConf.load(config).hydra.run)["dir"]  # not resolved: it names the time
+    (run_dir,) = RUN_DIR.findall(config.read_text(encoding="utf-8"))
     run_dir = re.sub(r"\$\{paths\.(\w+)\}", lambda found: str(OmegaConf.select(paths, found[1])), run_dir)
     run_dir = re.sub(r"\$\{now:[^}]*\}", "DATE_TIME", re.sub(r"\$\{(\w+)\.name\}", r"<\1>", run_dir))
     yield from _folded(run_dir, "what this command leaves; hydra.run.dir=DIR puts it elsewhere")

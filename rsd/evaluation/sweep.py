@@ -70,8 +70,8 @@ def read_sweep(sweep_dir: Path) -> list[SweepRun]:
     folders.sort(key=lambda folder: (len(folder.name), folder.name))
     runs = []
     for folder in folders:
-        overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
-        parts = (override.lstrip("+~").partition("=") for override in overrides)
+        overrides = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
+        parts = (str(override).lstrip("+~").partition("=") for override in overrides)
         pairs = {key: value.strip("'") for key, _, value in parts}
         job = read_json(folder / JOB_FILE) or {"status": UNFINISHED, "error": None}
         metrics = read_json(folder / METRICS_FILE) or {}
@@ -192,6 +192,7 @@ class SweepTable(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Note how the job ended, and write the table."""
+        assert job_return.hydra_cfg is not None  # it is set before the job starts
         hydra_cfg = job_return.hydra_cfg.hydra
         if hydra_cfg.mode != RunMode.MULTIRUN:
             return
