@@ -13,7 +13,7 @@ from typing import Any
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from rsd.data.datasets import ChunkDataset, FrameDataset, clipping_notes
+from rsd.data.datasets import ChunkDataset, Demonstrations, FrameDataset, clipping_notes
 from rsd.data.shuffle import Fetch, ShuffledLoader, batch_loader, ranks
 from rsd.normalization import BOUNDS, QUANTILES, with_bounds
 
@@ -53,8 +53,8 @@ class _RLDSDataModule(LightningDataModule):
         return with_bounds(self.train.norm_stats, self.bounds)
 
     @property
-    def name(self) -> str:
-        """The data set's name, which is its unnorm_key; after `setup`."""
+    def unnorm_key(self) -> str:
+        """Name of these statistics, which is the data set's; after `setup`."""
         return self.train.name
 
     def content_id(self) -> str:
@@ -99,8 +99,9 @@ class ChunkDataModule(_RLDSDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if not hasattr(self, "train"):
-            self.train = ChunkDataset(self.dataset_dir, self.chunk_length, "train")
-            self.val = ChunkDataset(self.dataset_dir, self.chunk_length, "val")
+            demonstrations = Demonstrations(self.dataset_dir)
+            self.train = ChunkDataset(demonstrations, self.chunk_length, "train")
+            self.val = ChunkDataset(demonstrations, self.chunk_length, "val")
 
     def _fetch(self, dataset: ChunkDataset) -> Fetch:
         return dataset.batch
@@ -126,9 +127,10 @@ class FrameDataModule(_RLDSDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if not hasattr(self, "train"):
-            self.train = FrameDataset(self.dataset_dir, self.chunk_length, "train", self.views)
-            self.val = FrameDataset(self.dataset_dir, self.chunk_length, "val", self.views)
-            for note in clipping_notes(self.train.trajectories, self.norm_stats["action"]):
+            demonstrations = Demonstrations(self.dataset_dir, self.views)
+            self.train = FrameDataset(demonstrations, self.chunk_length, "train")
+            self.val = FrameDataset(demonstrations, self.chunk_length, "val")
+            for note in clipping_notes(demonstrations.trajectories, self.norm_stats["action"]):
                 print(f"note: {note}", flush=True)
 
     def _fetch(self, dataset: FrameDataset) -> Fetch:

@@ -110,7 +110,7 @@ class FinetuneModule(LightningModule):
             processor=self.pretrained.processor,
             text=self.pretrained.text,
             norm_stats=stats,
-            unnorm_key=datamodule.name,
+            unnorm_key=datamodule.unnorm_key,
             views=self.views,
             chunk_length=self.chunk_length,
             center_crop=True,
@@ -209,7 +209,7 @@ class FinetuneModule(LightningModule):
 
         adapters = adapter_files(self.model, base_name=self.source["hub_id"] or self.pretrained.directory.name)
         metrics["merge_difference"] = merge_lora(self.model, probe, tolerance=MERGE_TOLERANCE[self.weights_dtype])
-        statistics = {datamodule.name: self.backbone.norm_stats}
+        statistics = {datamodule.unnorm_key: self.backbone.norm_stats}
         save_pretrained(
             Path(directory), self.pretrained, statistics=statistics, step=self.trainer.global_step, others=adapters
         )

@@ -137,7 +137,7 @@ class OFTModule(LightningModule):
             processor=self._processor(),
             text=text,
             norm_stats=norm_stats,
-            unnorm_key=datamodule.name,
+            unnorm_key=datamodule.unnorm_key,
             views=self.views,
             chunk_length=self.chunk_length,
             center_crop=True,

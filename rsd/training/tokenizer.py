@@ -91,9 +91,9 @@ class TokenizerModule(LightningModule):
         metrics = {**codec_report(tokenizer, chunks), "bins256": codec_report(bins, chunks)}
         record = {
             **provenance,
-            "unnorm_key": datamodule.name,
+            "unnorm_key": datamodule.unnorm_key,
             "bounds": bounds_of(self.norm_stats["action"]),
-            "norm_stats": {datamodule.name: self.norm_stats},
+            "norm_stats": {datamodule.unnorm_key: self.norm_stats},
             "code": {"tokens": shape.tokens_per_stage, "bits": shape.bits_per_stage, "num_levels": shape.num_levels},
             "data": datamodule.content_id(),
             "metrics": metrics,

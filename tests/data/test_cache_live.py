@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from rsd.data.cache import CacheReader
-from rsd.data.datasets import FrameDataset
+from rsd.data.datasets import all_frames
 from rsd.data.fill_cache import cache_content, write_cache
 from rsd.jpeg import jpeg_round_trip
 from rsd.models.openvla import load_backbone
-from rsd.types import Observation
+from rsd.types import IMAGE_VIEWS, Observation
 from tests.data.demonstrations import demonstration, write_dataset
 from tests.data.tiny_base import save_tiny_base
 
@@ -33,7 +33,7 @@ def backbone(tmp_path_factory, dataset_dir):
 
 @pytest.fixture(scope="module")
 def frames(dataset_dir):
-    return FrameDataset(dataset_dir, 8, "all")
+    return all_frames(dataset_dir, 8, IMAGE_VIEWS)
 
 
 @pytest.fixture(scope="module")
