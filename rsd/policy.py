@@ -26,6 +26,7 @@ from rsd.models.base_target import BaseTarget
 from rsd.models.loading import load_stage_head
 from rsd.models.stage_head import StageHead
 from rsd.normalization import bounds_of, robot_actions, unnormalize
+from rsd.points import HEAD, LAYER
 from rsd.tokenizer import ActionTokenizer, load_tokenizer
 from rsd.types import Backbone, BackboneOutput, ChunkPrediction, DecodingResult, Observation
 
@@ -284,6 +285,10 @@ def _require_stages(kind: str, checkpoint: str, trained: int, asked: int) -> Non
         )
 
 
+def _layer(point: str, backbone: Backbone) -> int:
+    return backbone.num_layers + 1 if point == HEAD else int(point.removeprefix(LAYER))
+
+
 def load_policy(
     *,
     backbone: Backbone,
@@ -334,7 +339,8 @@ def load_policy(
     }
     head, head_layer, draft, draft_layer = None, None, None, None
     if head_checkpoint is not None:
-        head, head_layer = load_stage_head(Path(head_checkpoint), kind="head", **contract)
+        head, head_point = load_stage_head(Path(head_checkpoint), kind="head", **contract)
+        head_layer = _layer(head_point, backbone)
         _require_stages("head", head_checkpoint, head.num_stages, tokenizer.code_shape.num_stages)
         head = head.to(where)
     elif backbone.decoder not in CONTINUOUS_DECODERS:
@@ -343,7 +349,8 @@ def load_policy(
             f"({' or '.join(CONTINUOUS_DECODERS)}) can be the target itself; train one (phase=head) and set target=head"
         )
     if draft_checkpoint is not None:
-        draft, draft_layer = load_stage_head(Path(draft_checkpoint), kind="draft", **contract)
+        draft, draft_point = load_stage_head(Path(draft_checkpoint), kind="draft", **contract)
+        draft_layer = _layer(draft_point, backbone)
         asked = getattr(decode, "keywords", {}).get("num_draft_stages", draft.num_stages)
         _require_stages("draft", draft_checkpoint, draft.num_stages, asked)
         draft = draft.to(where)

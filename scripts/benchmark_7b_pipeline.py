@@ -32,7 +32,7 @@ def plan(options: argparse.Namespace) -> list[Step]:
     best = f"model.backbone.execution={executions[-1]}"
     model = ["model=oft_spatial", f"model.backbone.checkpoint={scratch}/checkpoint", f"device={device}"]
     if tiny:
-        model += ["model.image_size=56", "model.draft_layer=1", "model.head_layer=3"]
+        model += ["model.image_size=56", "model.draft_layer=1"]
     paths = [f"paths.root={scratch}/outputs", f"paths.data={scratch}/data"]
     train = ["train.py", *model, *paths, "val_every=1000", "save_every=1000"]
     accelerator = "trainer=cpu" if device == "cpu" else "trainer=gpu"

@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> None:
         print("\ninterrupted; finished shards are kept: the same command goes on from there", file=sys.stderr)
         sys.exit(130)
     print(
-        f"{len(cache)} frames of {cache.num_episodes} episodes, layers {cache.layers}, "
+        f"{len(cache)} frames of {cache.num_episodes} episodes, {', '.join(cache.points)}, "
         f"{cache.num_bytes / GIGABYTE:.3f} GB, {time.monotonic() - started:.1f} s in all: {cache.directory}"
     )
 

@@ -34,8 +34,8 @@ def checkpoints(tmp_path_factory, backbone):
     save_tokenizer(tokenizer, root / "tokenizer", {"unnorm_key": UNNORM_KEY})
     sha256 = json.loads((root / "tokenizer" / "checkpoint.json").read_text())["sha256"]
     made_for = {"tokenizer": sha256, "base": backbone.fingerprint(), "unnorm_key": UNNORM_KEY}
-    for kind, layer, states, num_stages in (("head", 4, 1, 4), ("draft", 1, 7, 2)):
-        torch.manual_seed(layer)
+    for seed, kind, point, states, num_stages in ((4, "head", "head", 1, 4), (1, "draft", "layer.1", 7, 2)):
+        torch.manual_seed(seed)
         head = StageHead(
             code_shape=tokenizer.code_shape,
             hidden_dim=32,
@@ -45,7 +45,7 @@ def checkpoints(tmp_path_factory, backbone):
             num_layers=1,
             num_heads=2,
         )
-        save_stage_head(head, root / kind, kind=kind, layer=layer, provenance=made_for)
+        save_stage_head(head, root / kind, kind=kind, point=point, provenance=made_for)
     return root
 
 

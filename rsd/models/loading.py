@@ -9,24 +9,25 @@ from typing import Any
 
 from rsd.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
 from rsd.models.stage_head import StageHead
+from rsd.points import point_name
 from rsd.types import CodeShape
 
 
-def save_stage_head(head: StageHead, directory: Path, *, kind: str, layer: int, provenance: dict[str, Any]) -> None:
+def save_stage_head(head: StageHead, directory: Path, *, kind: str, point: str, provenance: dict[str, Any]) -> None:
     """Write a head's or draft's checkpoint folder.
 
     Args:
         kind: "head" or "draft".
-        layer: Base model layer whose hidden states it reads.
+        point: Name of the base model's point whose states it reads.
         provenance: Must hold "tokenizer" (weights hash), "base" (fingerprint) and "unnorm_key".
     """
-    config = {**head.config, "layer": layer, "code_shape": asdict(head.code_shape)}
+    config = {**head.config, "layer": point, "code_shape": asdict(head.code_shape)}
     save_checkpoint(directory, kind=kind, config=config, weights=head.state_dict(), provenance=provenance)
 
 
 def load_stage_head(
     directory: Path, *, kind: str, code_shape: CodeShape, tokenizer_sha256: str, base: dict[str, Any], unnorm_key: str
-) -> tuple[StageHead, int]:
+) -> tuple[StageHead, str]:
     """Read a head or draft and hold it to what it will work with.
 
     Args:
@@ -38,7 +39,7 @@ def load_stage_head(
         unnorm_key: Statistics in use.
 
     Returns:
-        The head in evaluation mode, and the base model layer it reads.
+        The head in evaluation mode, and the base model's point that it reads.
 
     Raises:
         CheckpointError: missing, damaged, or made for another tokenizer, base model or data set.
@@ -46,7 +47,7 @@ def load_stage_head(
     command = f"python train.py phase={kind}"
     loaded = load_checkpoint(directory, kind=kind, produce=command)
     config = {"states_per_step": code_shape.action_dim, **loaded.config}  # older checkpoints all read decoder layers
-    layer, stored_shape = config.pop("layer"), config.pop("code_shape")
+    point, stored_shape = point_name(config.pop("layer")), config.pop("code_shape")  # older ones hold a number
     levels = tuple(tuple(tuple(entry) for entry in row) for row in stored_shape.pop("levels"))
     stored_shape = CodeShape(**stored_shape, levels=levels)
     remedy = f"train it again for this combination with {command}"
@@ -64,7 +65,7 @@ def load_stage_head(
             )
     head = StageHead(code_shape=code_shape, **config)
     load_weights(head, loaded, directory)
-    return head.eval().requires_grad_(False), layer
+    return head.eval().requires_grad_(False), point
 
 
 def _describe(shape: CodeShape) -> str:

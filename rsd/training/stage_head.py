@@ -23,6 +23,7 @@ from rsd.models.base_target import executed
 from rsd.models.loading import save_stage_head
 from rsd.models.stage_head import StageHead
 from rsd.normalization import bounds_of, normalize
+from rsd.points import point_name
 from rsd.tokenizer import ActionTokenizer, load_tokenizer
 from rsd.training.calibration import stage_report
 from rsd.training.plots import plot_stages
@@ -63,7 +64,7 @@ class StageHeadModule(LightningModule):
     Args:
         kind: "head" or "draft": what the checkpoint is called.
         tokenizer: Freshly built; filled from `tokenizer_checkpoint`.
-        layer: Base model layer whose states are read.
+        layer: What is read of the base model: a decoder layer's number, or the name of a point (rsd/points.py).
         num_stages: Stages to predict, or None for all of the tokenizer's.
         width, num_layers, num_heads: Of the StageHead.
         labels: Whose chunk the tokens are: "data" for the demonstration's, "base" for the base model's own.
@@ -82,7 +83,7 @@ class StageHeadModule(LightningModule):
         kind: str,
         tokenizer: ActionTokenizer,
         tokenizer_checkpoint: str,
-        layer: int,
+        layer: int | str,
         num_stages: int | None,
         width: int,
         num_layers: int,
@@ -96,7 +97,7 @@ class StageHeadModule(LightningModule):
         super().__init__()
         if labels not in LABELS:
             raise ValueError(f"phase.module.labels is {labels!r}, expected one of {list(LABELS)}")
-        self.kind, self.layer, self.seed, self.labels = kind, layer, seed, labels
+        self.kind, self.point, self.seed, self.labels = kind, point_name(layer), seed, labels
         self.tokenizer, self.tokenizer_provenance = load_tokenizer(tokenizer, Path(tokenizer_checkpoint))
         self.num_stages = num_stages or self.tokenizer.code_shape.num_stages
         self.size = {"width": width, "num_layers": num_layers, "num_heads": num_heads}
@@ -120,7 +121,7 @@ class StageHeadModule(LightningModule):
                 f"tokenizer with data.bounds={bounds}"
             )
         if self.head is None:
-            states, hidden_dim = datamodule.state_shape(self.layer)
+            states, hidden_dim = datamodule.state_shape(self.point)
             self.head = StageHead(
                 code_shape=self.tokenizer.code_shape,
                 hidden_dim=hidden_dim,
@@ -153,7 +154,7 @@ class StageHeadModule(LightningModule):
             unseen = self.tokenizer.encode(actions, known[..., :cut])[..., cut:]
             labels = torch.cat([labels[..., :cut], unseen], dim=-1)
             known = known[..., :cut]
-        logits = self.head(self.head.features(batch["hidden"][self.layer]), known, 0, self.num_stages)
+        logits = self.head(self.head.features(batch["hidden"][self.point]), known, 0, self.num_stages)
         loss = self._loss(logits, labels[..., : self.num_stages])
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -168,7 +169,7 @@ class StageHeadModule(LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         actions, base = self._normalized(batch["actions"]), self._base_chunk(batch)
         labels = self.tokenizer.encode(self._wanted(batch))[..., : self.num_stages]
-        features = self.head.features(batch["hidden"][self.layer])
+        features = self.head.features(batch["hidden"][self.point])
         logits = self.head(features, labels, 0, self.num_stages)
         greedy = depth_ar(
             lambda known, start, stop: self.head(features, known, start, stop),
@@ -213,6 +214,6 @@ class StageHeadModule(LightningModule):
             "data": datamodule.content_id(),
             "metrics": self.report,
         }
-        save_stage_head(self.head, directory, kind=self.kind, layer=self.layer, provenance=record)
+        save_stage_head(self.head, directory, kind=self.kind, point=self.point, provenance=record)
         plot_stages(self.report["token_accuracy"], self.report["ece"], Path(directory).parent / "stages.png")
         return self.report

@@ -15,8 +15,9 @@ from PIL import Image
 
 from benchmark_7b.cases import TWO_VIEWS, make_backbone, random_observation
 from benchmark_7b.clocks import Clock, interleaved
-from rsd.data.fill_cache import cache_content, write_cache
+from rsd.data.fill_cache import write_cache
 from rsd.models.openvla.model import OpenVLAOFT
+from rsd.points import point_names
 from rsd.types import Observation
 
 
@@ -60,15 +61,12 @@ def measure_caching(options: argparse.Namespace, model: OpenVLAOFT, device: torc
     alone = interleaved({"forward": lambda: backbone.forward(inputs, layers).actions}, Clock(device), 3, 10)
     alone_fps = 1000 * batch / alone["forward"]["wall_ms"]["median"]
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        content = cache_content(
-            fingerprint=backbone.fingerprint(), frames=frames, layers=layers, chunk_length=8, unnorm_key="random"
-        )
         started = time.perf_counter()
         write_cache(
             backbone=backbone,
             frames=frames,
             directory=Path(scratch) / "cache",
-            content=content,
+            points=point_names(layers),
             batch_size=batch,
             shard_bytes=128 * 10**6,
             command="",

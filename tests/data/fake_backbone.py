@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsd.data.fill_cache import cache_content, write_cache
+from rsd.data.fill_cache import write_cache
 from rsd.types import BackboneOutput, Observation
 
 T, A, P = 8, 7, 8
-LAYERS = [2, 4]
+POINTS = ["layer.2", "layer.4"]
 BATCH = 4
-SHARD_BYTES = 33_000  # 8 rows at H=16
+SHARD_BYTES = 16_000  # 8 rows at H=16
 
 
 class LinearBackbone:
@@ -40,6 +40,7 @@ class LinearBackbone:
         self.norm_stats: dict[str, Any] = {"action": {"q01": [-1.0] * A, "q99": [1.0] * A}}
         self.maps = torch.randn(self.num_layers, T * A, hidden_dim, 2 * len(self.views) + P, generator=generator)
         self.forward_passes = 0
+        self.asked: list[int] = []  # layers, pass by pass
 
     def prepare(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
         rows = []
@@ -51,6 +52,7 @@ class LinearBackbone:
 
     def forward(self, inputs: dict[str, Tensor], layers: Sequence[int]) -> BackboneOutput:
         self.forward_passes += 1
+        self.asked += layers
         states = torch.einsum("lkhf,bf->lbkh", self.maps, inputs["features"])  # [layers, B, K, H]
         actions = states[-1].mean(dim=-1).reshape(-1, T, A).tanh()  # [B, T, A]
         return BackboneOutput({layer: states[layer - 1] for layer in layers}, actions)
@@ -96,14 +98,7 @@ class SlowBackbone(LinearBackbone):
         return super().forward(inputs, layers)
 
 
-def content_of(backbone, frames, layers=LAYERS):
-    """The toy cache's identity."""
-    return cache_content(
-        fingerprint=backbone.fingerprint(), frames=frames, layers=layers, chunk_length=T, unnorm_key=backbone.unnorm_key
-    )
-
-
-def write(directory, *, backbone=None, frames=None, layers=LAYERS, batch_size=BATCH, report=lambda line: None, **extra):
+def write(directory, *, backbone=None, frames=None, points=POINTS, batch_size=BATCH, report=lambda line: None, **extra):
     """Write the toy cache, or the rest of it."""
     backbone = backbone or LinearBackbone()
     frames = frames if frames is not None else ToyFrames()
@@ -111,7 +106,7 @@ def write(directory, *, backbone=None, frames=None, layers=LAYERS, batch_size=BA
         backbone=backbone,
         frames=frames,
         directory=Path(directory),
-        content=content_of(backbone, frames, layers),
+        points=points,
         batch_size=batch_size,
         shard_bytes=SHARD_BYTES,
         command="make-the-cache",

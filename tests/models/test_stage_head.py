@@ -97,16 +97,19 @@ CONTRACT = {"tokenizer_sha256": "aa", "base": {"weights": "bb", "crop": True}, "
 
 def save(head, folder, kind="head"):
     provenance = {"tokenizer": "aa", "base": {"weights": "bb", "crop": True}, "unnorm_key": "k"}
-    save_stage_head(head, folder, kind=kind, layer=3, provenance=provenance)
+    save_stage_head(head, folder, kind=kind, point="layer.3", provenance=provenance)
 
 
 @torch.no_grad()
 def test_checkpoint_round_trip(tmp_path, tokenizer):
     head = make_head(tokenizer)
     save(head, tmp_path / "h")
-    loaded, layer = load_stage_head(tmp_path / "h", kind="head", code_shape=tokenizer.code_shape, **CONTRACT)
+    loaded, point = load_stage_head(tmp_path / "h", kind="head", code_shape=tokenizer.code_shape, **CONTRACT)
     hidden, indices = torch.randn(2, 56, 12), random_indices(tokenizer, 2)
-    assert layer == 3
+    assert point == "layer.3"
+    record = tmp_path / "h" / "checkpoint.json"
+    record.write_text(record.read_text().replace('"layer.3"', "3"))  # as older checkpoints have it
+    assert load_stage_head(tmp_path / "h", kind="head", code_shape=tokenizer.code_shape, **CONTRACT)[1] == point
     assert torch.equal(loaded(loaded.features(hidden), indices, 0, 4), head(head.features(hidden), indices, 0, 4))
 
 

@@ -33,7 +33,7 @@ class ToyStates(LightningDataModule):
     def batch(self, rows) -> dict:
         rows = torch.as_tensor(rows)
         actions = self.actions[rows]
-        return {"hidden": {3: self.states[rows]}, "actions": actions, "base_actions": actions * 0.9}
+        return {"hidden": {"layer.3": self.states[rows]}, "actions": actions, "base_actions": actions * 0.9}
 
     def train_dataloader(self):
         return ShuffledLoader(224, self.batch, batch_size=self.batch_size, seed=0)
@@ -44,7 +44,7 @@ class ToyStates(LightningDataModule):
     def content_id(self) -> str:
         return "toy"
 
-    def state_shape(self, layer: int) -> tuple[int, int]:
+    def state_shape(self, point: str) -> tuple[int, int]:
         return tuple(self.states.shape[1:])
 
 
@@ -98,12 +98,14 @@ def test_learns_and_exports(make_tokenizer, tmp_path):
     module.export(tmp_path / "checkpoint", {"command": "test"})
     tokenizer, provenance = load_tokenizer(make_tokenizer(), tmp_path / "tokenizer")
     made_for = {"tokenizer_sha256": provenance["sha256"], "base": {"weights": "toy"}, "unnorm_key": KEY}
-    head, layer = load_stage_head(tmp_path / "checkpoint", kind="head", code_shape=tokenizer.code_shape, **made_for)
+    head, point = load_stage_head(tmp_path / "checkpoint", kind="head", code_shape=tokenizer.code_shape, **made_for)
     batch = datamodule.batch(range(4))
     known = tokenizer.encode(batch["actions"])
     with torch.inference_mode():
-        logits = [model(model.features(batch["hidden"][3]), known, 0, 4) for model in (head, module.head.eval())]
-    assert layer == 3 and torch.equal(*logits)
+        logits = [
+            model(model.features(batch["hidden"]["layer.3"]), known, 0, 4) for model in (head, module.head.eval())
+        ]
+    assert point == "layer.3" and torch.equal(*logits)
 
 
 def test_the_tokens_may_be_those_of_the_base_models_own_chunk(make_tokenizer, tmp_path):
