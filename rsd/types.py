@@ -160,6 +160,8 @@ class EpisodeResult:
         versions: What the simulator consists of ("mujoco", "gl_backend", …).
         time_s: Seconds of the episode spent in "reset", "physics", "rendering" and "policy"; the rest is waiting.
         trace: Path of the episode's chunks as JSON, relative to the run directory, or None; see rsd.evaluation.trace.
+        model_ms: Milliseconds of the policy for this episode: of each chunk the time of its call, divided by the number
+            of observations in that call. 0 when it was not measured.
     """
 
     suite: str
@@ -178,12 +180,26 @@ class EpisodeResult:
     versions: dict[str, str] = field(default_factory=dict)
     time_s: dict[str, float] = field(default_factory=dict)
     trace: str | None = None
+    model_ms: float = 0.0
 
 
-class Env(Protocol):
-    """One manipulation task with a fixed list of initial states.
+@dataclass(frozen=True)
+class Task:
+    """What an environment says of itself: one manipulation task with a fixed list of initial states.
 
-    The life cycle is reset, step, step, ...; stepping before the first reset, or after success, raises RuntimeError.
+    Attributes:
+        suite: Name of the suite, with its variant.
+        task_id: Number of the task in the suite.
+        instruction: The task in words.
+        num_init_states: Evaluation init states, numbered from 0.
+        max_steps: Step limit after the waiting steps; kept for the caller, not enforced by the environment.
+        views: Names of the pictures in an observation.
+        proprio_dim: P of an observation.
+        action_names: Name of each action dim; "x", "y", "z" move the hand (positions), "gripper" opens and closes it.
+        control_hz: Control steps in a second.
+        limits: Smallest and largest value that an action's entries may have.
+        protocol: Name and version of the evaluation protocol, "openvla_oft-1".
+        versions: Of what the simulation consists of ("mujoco", "gl_backend", …), to be stored with results.
     """
 
     suite: str
@@ -191,9 +207,50 @@ class Env(Protocol):
     instruction: str
     num_init_states: int
     max_steps: int
-    protocol: str  # name and version
-    versions: dict[str, str]  # of what it consists of, to be stored with results
-    rendering_s: float  # seconds spent on pictures so far
+    views: tuple[str, ...]
+    proprio_dim: int
+    action_names: tuple[str, ...]
+    control_hz: float
+    limits: tuple[float, float]
+    protocol: str
+    versions: dict[str, str]
+
+    @property
+    def action_dim(self) -> int:
+        """A of an action."""
+        return len(self.action_names)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one control step gave.
+
+    Attributes:
+        observation: What is seen after it; None when nobody looks.
+        success: Whether the task is solved.
+        rendering_s: Seconds of the step that were spent on pictures.
+    """
+
+    observation: Observation | None
+    success: bool
+    rendering_s: float = 0.0
+
+
+class Env(Protocol):
+    """One task in simulation.
+
+    The life cycle is reset, step, step, ...; stepping before the first reset, or after success, raises RuntimeError.
+
+    Attributes:
+        task: Which one, and under which conditions.
+        reset_rendering_s: Seconds that the last reset spent on pictures; `Step.rendering_s` for a reset.
+    """
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def reset_rendering_s(self) -> float: ...
 
     def reset(self, init_state_id: int) -> Observation:
         """Put the scene into evaluation init state `init_state_id`, run the waiting steps, return what is seen then.
@@ -202,8 +259,8 @@ class Env(Protocol):
             IndexError: init_state_id is not in 0..num_init_states-1.
         """
 
-    def step(self, action: np.ndarray, observe: bool = True) -> tuple[Observation | None, bool]:
-        """Execute one action [A] (robot units) and return (observation, success).
+    def step(self, action: np.ndarray, observe: bool = True) -> Step:
+        """Execute one action [A], robot units.
 
         Args:
             observe: False when nobody will look: nothing is rendered and the observation is None. The physics is the

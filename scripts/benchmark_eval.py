@@ -14,12 +14,13 @@ and by how much an action, is measured and printed.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from rsd.evaluation.evaluate import Recording, evaluate, plan_episodes, resume_r
 from rsd.evaluation.parallel import evaluate_parallel
 from rsd.evaluation.results import episode_id
 from rsd.runs import provenance, write_atomically
-from rsd.types import ChunkPrediction, EpisodeResult, Observation, Policy
+from rsd.types import ChunkPrediction, EpisodeResult, Observation, Policy, Step, Task
 
 CONF = Path(__file__).parents[1] / "conf"
 REFERENCE = "reference"
@@ -47,17 +48,16 @@ NUM_KEPT = 64  # observations on which batches of different sizes are compared
 class ReferenceLoop:
     """ReferenceEnv as an Env: renders every step, whoever looks."""
 
-    def __init__(self, *, suite: str, task_id: int, max_steps: int) -> None:
-        self.env = ReferenceEnv(suite, task_id)
-        self.suite, self.task_id, self.max_steps = suite, task_id, max_steps
-        self.instruction, self.num_init_states = self.env.instruction, len(self.env.init_states)
-        self.protocol, self.versions, self.rendering_s = REFERENCE, {}, 0.0
+    def __init__(self, task: Task) -> None:
+        self.env = ReferenceEnv(task.suite, task.task_id)
+        self.task = dataclasses.replace(task, protocol=REFERENCE)
+        self.reset_rendering_s = 0.0  # it cannot tell
 
     def reset(self, init_state_id: int) -> Observation:
         return self.env.reset(init_state_id)
 
-    def step(self, action: np.ndarray, observe: bool = True) -> tuple[Observation | None, bool]:
-        return self.env.step(action)
+    def step(self, action: np.ndarray, observe: bool = True) -> Step:
+        return Step(*self.env.step(action))
 
     def close(self) -> None:
         self.env.close()
@@ -83,10 +83,8 @@ def run_arm(cfg: DictConfig, policy: Policy, num_workers: int | None, max_batch:
         common = {"plan": plan, "done": resume_results(Path(folder), plan), "recording": Recording(Path(folder))}
         started = time.perf_counter()
         if num_workers is None:
-            make: Callable[..., Any] = lambda task_id: ReferenceLoop(  # noqa: E731
-                suite=suite_name(cfg.env.suite, cfg.env.variant), task_id=task_id, max_steps=cfg.env.max_steps
-            )
-            results = list(evaluate(make_env=make, policy=policy, **common))
+            tasks = instantiate(cfg.env.tasks)
+            results = list(evaluate(make_env=lambda task_id: ReferenceLoop(tasks[task_id]), policy=policy, **common))
         else:
             results = list(
                 evaluate_parallel(

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rsd.envs.demonstrations import Demonstration, record_demonstration
+from rsd.envs.demonstrations import Demonstration, Expert, RandomStartEnv, record_demonstration
 from rsd.envs.schedule import Attempt, CollectionError, Schedule
 from rsd.workers import Worker, WorkerDiedError, ready, render_variables, start_worker, stop_workers
 
@@ -27,7 +27,7 @@ class Recipe:
     """What a worker needs besides attempts; travels to it by pickle.
 
     Attributes:
-        make_env: Called with task_id=, gives an Env with reset_random.
+        make_env: Called with task_id=.
         make_expert: Called with env=, gives an Expert.
         noise_scales, num_tail_steps, lead_steps: See record_demonstration.
         make_lead: Called with env=, gives who acts before the expert; None for nobody.
@@ -36,11 +36,11 @@ class Recipe:
             bottleneck.
     """
 
-    make_env: Callable[..., Any]
-    make_expert: Callable[..., Any]
+    make_env: Callable[..., RandomStartEnv]
+    make_expert: Callable[..., Expert]
     noise_scales: tuple[float, ...]
     num_tail_steps: int = 0
-    make_lead: Callable[..., Any] | None = None
+    make_lead: Callable[..., Expert] | None = None
     lead_steps: tuple[int, int] = (0, 0)
     render: bool = True
     store_picture: Callable[[np.ndarray], Any] = np.asarray
@@ -135,7 +135,7 @@ def work(connection: Connection, recipe: Recipe) -> None:
     try:
         while True:
             attempt = connection.recv()
-            if env is None or env.task_id != attempt.task_id:
+            if env is None or env.task.task_id != attempt.task_id:
                 if env is not None:
                     env.close()
                 env = expert = lead = None

@@ -8,18 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from rsd.envs.skills import holds_something, skill_for
 from rsd.types import IMAGE_VIEWS, Env, Observation
 
+if TYPE_CHECKING:
+    from rsd.envs.libero import LiberoEnv
+
 NO_OP_NORM = 1e-4  # of the first six dims; less, with an unchanged gripper, is a no-op: the published sets' filter
 NOISE_PROBABILITY = 0.5  # share of the free-space steps that are disturbed
 ROTATION_NOISE = 0.5  # rotation noise relative to position noise
 EMPTY_STEPS = 12  # with an empty hand: what was put down is judged by then, and fingers have closed or opened
 DISPLACED_M = 0.03  # an object this far outside the region its task describes was thrown there by overlapping placement
+
+
+class RandomStartEnv(Env, Protocol):
+    """An Env that can also start anywhere, as demonstrations do."""
+
+    def reset_random(self, seed: int) -> Observation:
+        """Like `reset`, from a random placement that depends on `seed` alone and is no evaluation init state."""
 
 
 class Expert(Protocol):
@@ -69,14 +79,11 @@ class Demonstration:
 class LiberoExpert:
     """Scripted expert for LIBERO tasks with one goal that rsd.envs.skills knows how to reach.
 
-    Args:
-        env: A rsd.envs.libero.LiberoEnv.
-
     Raises:
         ValueError: the task's goal is of another kind.
     """
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: LiberoEnv) -> None:
         self._domain = env.simulator.env
         goal_state = self._domain.parsed_problem["goal_state"]
         self._skill = skill_for(goal_state, self._domain)
@@ -142,20 +149,21 @@ def lead_in(
     """
     lead.begin()
     empty_steps, last_gripper = EMPTY_STEPS, None  # in a row so far; an episode begins with an empty hand
-    for step in range(env.max_steps):
+    for step in range(env.task.max_steps):
         if step >= num_steps and empty_steps >= EMPTY_STEPS:
             return observation
         action, harmless = lead.act(observation)
-        observation, success = env.step(disturb(action, scale, random) if harmless else action)
+        taken = env.step(disturb(action, scale, random) if harmless else action)
+        observation = taken.observation
         moves = last_gripper is not None and action[6] != last_gripper
         empty_steps, last_gripper = 0 if moves or lead.holds_something() else empty_steps + 1, action[6]
-        if success:
+        if taken.success:
             return None
     return None
 
 
 def record_demonstration(
-    env: Env,
+    env: RandomStartEnv,
     expert: Expert,
     *,
     seed: int,
@@ -166,7 +174,7 @@ def record_demonstration(
     render: bool = True,
     store_picture: Callable[[np.ndarray], Any] = np.asarray,
 ) -> Demonstration:
-    """Let the expert try the placement `seed`, at most env.max_steps steps.
+    """Let the expert try the placement `seed`, at most env.task.max_steps steps.
 
     Success comes one to three steps after the gripper begins to open. A policy that predicts chunks would hardly ever
     see the opening at the start of one, therefore the expert goes on for a while.
@@ -175,7 +183,6 @@ def record_demonstration(
     another's mistakes.
 
     Args:
-        env: Must have `reset_random(seed)`.
         seed: Decides the placement, the noise scale of the episode and its noise.
         num_tail_steps: Steps recorded after the first success, which must hold to the end; above 0 the environment must
             not end at success.
@@ -189,18 +196,18 @@ def record_demonstration(
     observation = env.reset_random(seed)
     expert.begin()
     if not expert.scene_is_as_described():
-        return Demonstration("displaced", env.instruction)
+        return Demonstration("displaced", env.task.instruction)
     random = np.random.default_rng(seed)
     scale = float(random.choice(np.asarray(noise_scales, dtype=np.float64)))
-    demonstration = Demonstration("failure", env.instruction)
+    demonstration = Demonstration("failure", env.task.instruction)
     if lead is not None:
         num_steps = int(random.integers(*lead_steps, endpoint=True))
         observation = lead_in(env, lead, observation, num_steps, scale, random)
         if observation is None:
-            return Demonstration("skipped", env.instruction)
+            return Demonstration("skipped", env.task.instruction)
         expert.begin()
     last_gripper = None
-    steps_left = env.max_steps
+    steps_left = env.task.max_steps
     solved = False
     while steps_left > 0:
         joint_state = expert.joint_state()
@@ -213,11 +220,12 @@ def record_demonstration(
             for view in IMAGE_VIEWS:
                 demonstration.images[view].append(store_picture(observation.images[view]))
         executed = disturb(action, scale, random) if harmless else action
-        observation, success = env.step(executed, observe=render)
+        taken = env.step(executed, observe=render)
+        observation = taken.observation
         demonstration.num_steps += 1
         steps_left -= 1
-        if success and not solved:
+        if taken.success and not solved:
             solved, steps_left = True, num_tail_steps
-    if solved and success:
+    if solved and taken.success:
         demonstration.outcome = "success"
     return demonstration

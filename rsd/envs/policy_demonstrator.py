@@ -9,23 +9,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rsd.envs.demonstrations import LiberoExpert
 from rsd.types import Observation, Policy
 
+if TYPE_CHECKING:
+    from rsd.envs.libero import LiberoEnv
+
 
 class PolicyDemonstrator(LiberoExpert):
     """Executes a policy's chunks open loop; every step may be disturbed.
 
     Args:
-        env: A rsd.envs.libero.LiberoEnv.
         make_policy: Makes the policy, in the worker.
     """
 
-    def __init__(self, env: Any, *, make_policy: Callable[[], Policy]) -> None:
+    def __init__(self, env: LiberoEnv, *, make_policy: Callable[[], Policy]) -> None:
         super().__init__(env)
         self._chunks = ChunkQueue(make_policy())
 

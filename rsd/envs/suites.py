@@ -31,8 +31,8 @@ LANGUAGE = re.compile(r"\(:language\s+([^)]*)\)")
 
 
 @dataclass(frozen=True)
-class Task:
-    """One task of a suite.
+class SuiteTask:
+    """One task of a suite, as the package has it.
 
     Attributes:
         instruction: The task in words.
@@ -82,7 +82,7 @@ def known_suites() -> dict[str, Callable[[], Any]]:
         return benchmark.get_benchmark_dict()
 
 
-def load_task(suite: str, task_id: int) -> Task:
+def load_task(suite: str, task_id: int) -> SuiteTask:
     """One task with its init states; `suite` may be the name of a perturbed one.
 
     Raises:
@@ -101,7 +101,7 @@ def load_task(suite: str, task_id: int) -> Task:
     except FileNotFoundError:
         raise SimulatorError(_missing("file of init states", suite, task_id, states_file)) from None
     instruction = described_instruction(bddl_file) if suite.endswith(REWORDED) else task.language
-    return Task(instruction=instruction, bddl_file=bddl_file.resolve(), init_states=init_states)
+    return SuiteTask(instruction=instruction, bddl_file=bddl_file.resolve(), init_states=init_states)
 
 
 def described_instruction(bddl_file: Path) -> str:

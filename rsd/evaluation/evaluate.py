@@ -28,7 +28,7 @@ from rsd.evaluation.results import (
 )
 from rsd.evaluation.rollout import Episode
 from rsd.evaluation.trace import write_trace
-from rsd.evaluation.video import CONTROL_HZ, VideoError, check_ffmpeg, write_video
+from rsd.evaluation.video import VideoError, check_ffmpeg, write_video
 from rsd.types import Env, EpisodeResult, Policy
 
 ERRORS_FILE = "crashed_episodes.log"
@@ -160,7 +160,7 @@ class CurrentEnv:
 
     def env(self, task_id: int) -> Env:
         """The environment of that task."""
-        if self._env is not None and self._env.task_id != task_id:
+        if self._env is not None and self._env.task.task_id != task_id:
             self.close()
         if self._env is None:
             self._env = self._make_env(task_id=task_id)
@@ -223,7 +223,8 @@ def _with_files(
 ) -> EpisodeResult:
     """The result with its video and trace written; an episode whose video cannot be written keeps its outcome."""
     name = f"task{result.task_id:02d}_init{result.init_state_id:02d}"
-    fps = CONTROL_HZ if recording.every_step else CONTROL_HZ / num_open_loop_steps
+    control_hz = episode.env.task.control_hz
+    fps = control_hz if recording.every_step else control_hz / num_open_loop_steps
     video, trace = f"videos/{name}.mp4", f"traces/{name}.json"
     outcome = {"success": result.success, "num_steps": result.num_steps}
     try:

@@ -31,7 +31,7 @@ class Episode:
         chunks: Their records for a trace; empty unless `record`.
 
     Args:
-        clip_actions: Actions outside [-1, 1] are clipped, as the protocol says; False makes them an error.
+        clip_actions: Actions outside the task's limits are clipped, as the protocol says; False makes them an error.
     """
 
     def __init__(
@@ -57,22 +57,26 @@ class Episode:
         self._record_every_step = record and record_every_step
 
     def run(self, *, init_state_id: int, seed: int) -> None:
-        """Reset, then act until success or env.max_steps.
+        """Reset, then act until success or the task's step limit.
 
         Raises:
             ValueError: the policy returned a chunk of a wrong shape, too short, not finite, or out of range.
         """
         with self._timed("reset"):
             observation = self.env.reset(init_state_id)
+        self._book_rendering("reset", self.env.reset_rendering_s)
         self._keep_frame(observation)
+        max_steps = self.env.task.max_steps
         queue: deque[np.ndarray] = deque()
-        while self.num_steps < self.env.max_steps and not self.success:
+        while self.num_steps < max_steps and not self.success:
             if not queue:
                 queue.extend(self._plan(observation, chunk_seed(seed, self.stats["num_chunks"])))
-            last = self.num_steps + 1 == self.env.max_steps
+            last = self.num_steps + 1 == max_steps
             observe = self._record_every_step or (self._record if last else len(queue) == 1)
             with self._timed("physics"):
-                observation, self.success = self.env.step(queue.popleft(), observe=observe)
+                step = self.env.step(queue.popleft(), observe=observe)
+            self._book_rendering("physics", step.rendering_s)
+            observation, self.success = step.observation, step.success
             self.num_steps += 1
             if self._record:
                 self.chunks[-1]["num_executed"] += 1
@@ -84,7 +88,7 @@ class Episode:
         with self._timed("policy"):
             (prediction,) = self.policy.predict([observation], [seed])
         count = self.policy.num_open_loop_steps
-        actions = check_actions(prediction.actions, count, clip=self._clip_actions)
+        actions = check_actions(prediction.actions, count, limits=self.env.task.limits, clip=self._clip_actions)
         self.stats = add_stats(self.stats, {"num_chunks": 1, **prediction.stats})
         for part, value in prediction.latency_ms.items():
             self.latency_ms.setdefault(part, []).append(round(value, 4))
@@ -94,21 +98,25 @@ class Episode:
 
     @contextmanager
     def _timed(self, kind: str) -> Iterator[None]:
-        """Book the seconds of the body: what the environment calls rendering there, the rest under `kind`."""
-        start, rendered = time.perf_counter(), self.env.rendering_s
+        """Book the seconds of the body under `kind`."""
+        start = time.perf_counter()
         yield
-        rendering = self.env.rendering_s - rendered
-        self.time_s["rendering"] += rendering
-        self.time_s[kind] += time.perf_counter() - start - rendering
+        self.time_s[kind] += time.perf_counter() - start
+
+    def _book_rendering(self, kind: str, seconds: float) -> None:
+        """What the environment calls rendering was booked under `kind`; book it as rendering."""
+        self.time_s[kind] -= seconds
+        self.time_s["rendering"] += seconds
 
     def result(
         self, *, init_state_id: int, seed: int, wall_s: float, error: str | None, video: str | None, trace: str | None
     ) -> EpisodeResult:
         """The episode as a line of results.jsonl."""
+        task = self.env.task
         return EpisodeResult(
-            suite=self.env.suite,
-            task_id=self.env.task_id,
-            instruction=self.env.instruction,
+            suite=task.suite,
+            task_id=task.task_id,
+            instruction=task.instruction,
             init_state_id=init_state_id,
             seed=seed,
             success=self.success and error is None,
@@ -118,8 +126,8 @@ class Episode:
             latency_ms=self.latency_ms,
             wall_s=round(wall_s, 3),
             video=video,
-            protocol=self.env.protocol,
-            versions=self.env.versions,
+            protocol=task.protocol,
+            versions=task.versions,
             time_s={kind: round(seconds, 3) for kind, seconds in self.time_s.items()},
             trace=trace,
         )
@@ -134,11 +142,14 @@ def chunk_seed(episode_seed: int, number: int) -> int:
     return int(np.random.SeedSequence((episode_seed, number)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def check_actions(actions: np.ndarray, num_open_loop_steps: int, *, clip: bool) -> np.ndarray:
-    """Hold a chunk to the Policy protocol: [T, A] with T >= num_open_loop_steps, finite, within [-1, 1].
+def check_actions(
+    actions: np.ndarray, num_open_loop_steps: int, *, limits: tuple[float, float], clip: bool
+) -> np.ndarray:
+    """Hold a chunk to the Policy protocol: [T, A] with T >= num_open_loop_steps, finite, within the limits.
 
     Args:
-        clip: Whether actions outside [-1, 1] are clipped to it.
+        limits: Smallest and largest value of an entry; see `Task`.
+        clip: Whether actions outside of them are clipped.
 
     Raises:
         ValueError: it is not.
@@ -155,13 +166,16 @@ def check_actions(actions: np.ndarray, num_open_loop_steps: int, *, clip: bool) 
         raise ValueError(
             f"the policy returned {actions[step, dim]} at step {step}, dim {dim} of its chunk; expected finite actions"
         )
-    if not clip and (np.abs(actions) > 1).any():
-        step, dim = np.unravel_index(np.abs(actions).argmax(), actions.shape)
+    low, high = limits
+    beyond = np.maximum(actions - high, low - actions)  # [T, A]
+    if not clip and (beyond > 0).any():
+        step, dim = np.unravel_index(beyond.argmax(), actions.shape)
         raise ValueError(
             f"the policy returned {actions[step, dim]:.4g} at step {step}, dim {dim} of its chunk; expected actions "
-            "in [-1, 1]; choose a protocol that clips them, or correct the policy's statistics (unnorm_key)"
+            f"in [{low:g}, {high:g}]; choose a protocol that clips them, or correct the policy's statistics "
+            "(unnorm_key)"
         )
-    return np.clip(actions, -1.0, 1.0)
+    return np.clip(actions, low, high)
 
 
 def add_stats(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:

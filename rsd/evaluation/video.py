@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-CONTROL_HZ = 20  # LIBERO's control frequency (robosuite's control_freq)
 REMEDY = "install it with: pip install 'rsd[libero]' (imageio-ffmpeg brings its own program), or set save_videos=0"
 
 

@@ -32,6 +32,8 @@ from rsd.serving.messages import (
 )
 from rsd.types import Policy
 
+LIMITS = (-1.0, 1.0)  # of the actions that the harness's LIBERO benchmark executes
+
 log = logging.getLogger(__name__)
 
 
@@ -129,7 +131,7 @@ class Session:
             (prediction,) = self._policy.predict([observation], [seed])
             self._latency_ms.append(1000 * (time.perf_counter() - started))
             count = self._policy.num_open_loop_steps
-            self._queue.extend(check_actions(prediction.actions, count, clip=True)[:count])
+            self._queue.extend(check_actions(prediction.actions, count, limits=LIMITS, clip=True)[:count])
         return self._queue.popleft()
 
     def _end(self, payload: dict[str, Any]) -> None:

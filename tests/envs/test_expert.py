@@ -199,7 +199,7 @@ class RandomPointMassEnv(PointMassEnv):
 
     def reset_random(self, seed: int):
         self.placement = seed
-        return self.reset(seed % self.num_init_states)
+        return self.reset(seed % self.task.num_init_states)
 
 
 def record(seed: int, render: bool = True):

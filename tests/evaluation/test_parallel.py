@@ -26,7 +26,7 @@ class DeadlyEnv(PointMassEnv):
         self._marks, self._deaths = marks, deaths
 
     def reset(self, init_state_id):
-        self._doomed = (self.task_id, init_state_id) == (1, 0)
+        self._doomed = (self.task.task_id, init_state_id) == (1, 0)
         return super().reset(init_state_id)
 
     def step(self, action, observe=True):

@@ -77,7 +77,7 @@ def test_a_broken_chunk_raises(actions, message):
 def test_out_of_range_actions_are_clipped_or_refused_as_the_protocol_says():
     chunk = np.zeros((8, 7))
     chunk[3, 2] = -1.75
-    assert check_actions(chunk, 8, clip=True)[3, 2] == -1.0 and chunk[3, 2] == -1.75
+    assert check_actions(chunk, 8, limits=(-1.0, 1.0), clip=True)[3, 2] == -1.0 and chunk[3, 2] == -1.75
     with pytest.raises(
         ValueError, match=r"returned -1.75 at step 3, dim 2 of its chunk; expected actions in \[-1, 1\]"
     ):
@@ -92,7 +92,7 @@ def test_an_episode_says_where_its_time_went_and_what_it_ran_on():
     assert result.protocol == "point_mass-1" and result.versions == {"point_mass": "1"}
     assert set(result.time_s) == {"reset", "physics", "rendering", "policy"}
     assert episode.time_s["policy"] >= 0.01 * episode.stats["num_chunks"]
-    assert episode.time_s["rendering"] == pytest.approx(env.rendering_s) and min(episode.time_s.values()) >= 0
+    assert episode.time_s["rendering"] > env.reset_rendering_s > 0 and min(episode.time_s.values()) >= 0
 
 
 def test_a_recorded_episode_keeps_its_chunks_and_another_does_not():

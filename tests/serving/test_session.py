@@ -86,13 +86,14 @@ def test_seeds_and_actions_are_those_of_an_evaluation(changed):
     episode.run(init_state_id=place["episode_idx"], seed=plan[place["episode_idx"]].seed)
 
     reader = ObservationReader(views=READER.views, image_size=64, proprio_dim=8)
-    session = started(there, task={"name": env.instruction, **place}, reader=reader)
+    session = started(there, task={"name": env.task.instruction, **place}, reader=reader)
     seen, success, num_steps = env.reset(place["episode_idx"]), False, 0
     while not success:
         images = {CAMERAS[view]: encode_array(picture) for view, picture in seen.images.items()}
         payload = {"images": images, "states": encode_array(seen.proprio), "task_description": seen.instruction}
         answer = session.answer(message("observation", payload))
-        seen, success = env.step(decode_array(answer["payload"]["actions"], "actions"))
+        step = env.step(decode_array(answer["payload"]["actions"], "actions"))
+        seen, success = step.observation, step.success
         num_steps += 1
     assert num_steps == episode.num_steps and episode.success
     assert there.seeds == here.seeds and len(here.seeds) == len(set(here.seeds)) == len(here.seen) > 1
