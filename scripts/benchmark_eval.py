@@ -34,8 +34,9 @@ from rich.table import Table
 from rsd.entry_point import name_choices
 from rsd.envs.reference import ReferenceEnv
 from rsd.envs.suites import suite_name
-from rsd.evaluation.evaluate import Recording, evaluate, plan_episodes, resume_results
+from rsd.evaluation.evaluate import Recording, evaluate, resume_results
 from rsd.evaluation.parallel import evaluate_parallel
+from rsd.evaluation.plan import plan_episodes
 from rsd.evaluation.results import episode_id
 from rsd.runs import provenance, write_atomically
 from rsd.types import ChunkPrediction, EpisodeResult, Observation, Policy, Step, Task

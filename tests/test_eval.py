@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rsd import entry_point
+from rsd.evaluation.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ["-cp", str(ROOT / "tests" / "evaluation" / "conf"), "-cn", "point_mass"]
@@ -77,6 +78,36 @@ def test_ctrl_c_then_kill_then_resume(tmp_path, run_eval):
     places = sorted((line["task_id"], line["init_state_id"]) for line in lines)
     assert places == [(task, trial) for task in range(3) for trial in range(4)]
     assert json.loads((run_dir / "report.json").read_text())["complete"]
+
+
+def test_a_run_keeps_its_plan_and_a_resume_is_held_to_it(tmp_path, run_eval):
+    run_dir = tmp_path / "run"
+    code, _, stderr = run_eval(f"hydra.run.dir={run_dir}", "num_trials=1", "tasks=[2,0]")
+    assert code == 0, stderr
+    plan = Plan.from_json(json.loads((run_dir / "plan.json").read_text()))
+    assert [(one.task_id, one.init_state_id) for one in plan.episodes] == [(2, 0), (0, 0)]
+    assert [task.instruction for task in plan.tasks] == ["move the point to goal 0", "move the point to goal 2"]
+    assert plan.protocol.name == "point_mass-1" and plan.protocol.values == {"image_size": 64, "clip_actions": True}
+    assert run_eval(f"resume={run_dir}", "num_workers=2")[0] == 0
+
+    record = plan.to_json() | {"allowed_versions": {"point_mass": "2"}}
+    (run_dir / "plan.json").write_text(json.dumps(record))
+    code, _, stderr = run_eval(f"resume={run_dir}")
+    assert code == 1 and "it was planned otherwise: allowed_versions.point_mass: 2 → (absent)" in stderr
+
+
+@pytest.mark.parametrize("command", [["eval.py", *CONFIG], ["train.py", "phase=rfsq"]])
+def test_a_run_begun_by_an_earlier_version_is_not_continued(command):
+    run_dir = "tests/evaluation/runs_of_7eff0a3/point_mass"
+    done = subprocess.run(
+        [sys.executable, *command, f"resume={run_dir}"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"error: cannot resume {run_dir}: it was begun by an earlier version of rsd, 7eff0a3dbc71; "
+        "finish it with that version, or start anew without resume\n"
+    )
 
 
 def test_workers_do_the_same_episodes(tmp_path, run_eval):

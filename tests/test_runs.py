@@ -1,12 +1,13 @@
 """Run folders: first start, resume, and what is refused."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from rsd.runs import CONFIG_FILE, RunError, differing_keys, open_run, resume_arguments, write_atomically
+from rsd.runs import CONFIG_FILE, LAYOUT, RunError, differing_keys, open_run, resume_arguments, write_atomically
 
 
 def hydra_config(run_dir: Path, overrides: list[str]):
@@ -48,6 +49,16 @@ def test_resume_with_another_config_names_the_keys(tmp_path):
     cfg = OmegaConf.create({"resume": str(tmp_path), "a": {"b": 3, "c": 2}, "d": 4})
     with pytest.raises(RunError, match=r"a\.b: 1 → 3; d: \(absent\) → 4"):
         open_run(cfg, hydra_config(tmp_path, []))
+
+
+@pytest.mark.parametrize(("layout", "age"), [({}, "an earlier"), ({"layout": LAYOUT + 1}, "a later")])
+def test_a_run_of_another_version_is_refused_by_name(tmp_path, layout, age):
+    (tmp_path / "overrides.yaml").write_text("[]\n")
+    record = {**layout, "choices": {}, "starts": [{"rsd": "0.1.0", "revision": "7eff0a3dbc71"}]}
+    (tmp_path / "provenance.json").write_text(json.dumps(record))
+    message = f"cannot resume {tmp_path}: it was begun by {age} version of rsd, 7eff0a3dbc71; finish it with"
+    with pytest.raises(RunError, match=re.escape(message)):
+        resume_arguments([f"resume={tmp_path}"])
 
 
 def test_resume_of_a_folder_that_never_started(tmp_path):

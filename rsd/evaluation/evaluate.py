@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from rsd.evaluation.plan import PlanError, PlannedEpisode
 from rsd.evaluation.results import (
     CRASHED_FILE,
     RESULTS_FILE,
@@ -32,10 +31,6 @@ from rsd.evaluation.video import VideoError, check_ffmpeg, write_video
 from rsd.types import Env, EpisodeResult, Policy
 
 ERRORS_FILE = "crashed_episodes.log"
-
-
-class PlanError(ValueError):
-    """The requested episodes do not exist."""
 
 
 class PolicyFailure(RuntimeError):
@@ -59,46 +54,6 @@ class Recording:
     run_dir: Path
     every_step: bool = False
     clip_actions: bool = True
-
-
-@dataclass(frozen=True)
-class PlannedEpisode:
-    """One episode to run: which task, which init state, the policy's seed, and whether to record a video."""
-
-    task_id: int
-    init_state_id: int
-    seed: int
-    record: bool
-
-
-def plan_episodes(
-    *, num_tasks: int, num_init_states: int, tasks: Sequence[int] | None, num_trials: int, seed: int, save_videos: int
-) -> list[PlannedEpisode]:
-    """The episodes of a run, task by task; trial i starts from init state i.
-
-    Args:
-        num_tasks, num_init_states: What the suite has.
-        tasks: Task ids, or None for all.
-        num_trials: Episodes per task.
-        seed: The run's seed; every episode gets its own one, whatever the order of the episodes.
-        save_videos: Videos per task, of the first trials.
-
-    Raises:
-        PlanError: a task id does not exist or is there twice, or more trials than init states are asked for.
-    """
-    tasks = list(range(num_tasks)) if tasks is None else list(tasks)
-    unknown = [task for task in tasks if not 0 <= task < num_tasks]
-    if unknown:
-        raise PlanError(f"tasks {unknown} do not exist; the suite has task ids 0..{num_tasks - 1}")
-    if len(set(tasks)) != len(tasks):
-        raise PlanError(f"tasks={tasks} names a task twice; name each once and set num_trials instead")
-    if not 1 <= num_trials <= num_init_states:
-        raise PlanError(f"num_trials is {num_trials}, expected 1..{num_init_states}: each has its own init state")
-    return [
-        PlannedEpisode(task, trial, episode_seed(seed, task, trial), record=trial < save_videos)
-        for task in tasks
-        for trial in range(num_trials)
-    ]
 
 
 def resume_results(run_dir: Path, plan: Sequence[PlannedEpisode]) -> list[EpisodeResult]:
@@ -247,8 +202,3 @@ def log_crash(run_dir: Path, planned: PlannedEpisode, text: str) -> None:
     """Append to crashed_episodes.log."""
     with open(run_dir / ERRORS_FILE, "a", encoding="utf-8") as log:
         log.write(f"task {planned.task_id}, init state {planned.init_state_id}\n{text}\n")
-
-
-def episode_seed(seed: int, task_id: int, trial: int) -> int:
-    """Seed of an episode: 0..2**32-1, a function of the run's seed, the task and the trial alone."""
-    return int(np.random.SeedSequence((seed, task_id, trial)).generate_state(1)[0])

@@ -23,7 +23,6 @@ from pathlib import Path
 
 from rsd.evaluation.evaluate import (
     CurrentEnv,
-    PlannedEpisode,
     PolicyFailure,
     Recording,
     describe,
@@ -32,6 +31,7 @@ from rsd.evaluation.evaluate import (
     missing_episodes,
     run_episode,
 )
+from rsd.evaluation.plan import PlannedEpisode
 from rsd.evaluation.results import RESULTS_FILE, append_result
 from rsd.types import ChunkPrediction, Env, EpisodeResult, Observation, Policy
 from rsd.workers import Worker, WorkerDiedError, ready, render_variables, start_worker, stop_workers

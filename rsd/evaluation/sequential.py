@@ -29,7 +29,7 @@ from scipy.optimize import brentq
 from scipy.special import betaln, xlog1py, xlogy
 from scipy.stats import beta
 
-from rsd.evaluation.evaluate import PlannedEpisode
+from rsd.evaluation.plan import PlannedEpisode, Stopping
 from rsd.runs import write_atomically
 from rsd.types import EpisodeResult
 
@@ -76,6 +76,11 @@ class StopWhenDecided:
         if log_evidence_above(num_trials - num_success, num_trials, 1 - self.rate) >= threshold:
             return "below"
         return None
+
+
+def describe_rule(rule: StopWhenDecided) -> Stopping:
+    """The rule as a plan holds it."""
+    return Stopping(type(rule).__name__, dict(vars(rule)))
 
 
 def log_evidence_above(num_success: ArrayLike, num_trials: ArrayLike, rate: float) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from rsd.evaluation.evaluate import episode_seed
+from rsd.evaluation.plan import episode_seed
 from rsd.evaluation.rollout import check_actions, chunk_seed
 from rsd.serving.messages import (
     MessageError,

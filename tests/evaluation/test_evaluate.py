@@ -9,7 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from rsd.evaluation.evaluate import ERRORS_FILE, PlanError, Recording, evaluate, plan_episodes, resume_results
+from rsd.evaluation.evaluate import ERRORS_FILE, Recording, evaluate, resume_results
+from rsd.evaluation.plan import PlanError, plan_episodes
 from rsd.evaluation.results import CRASHED_FILE, RESULTS_FILE, ResultsError, episode_id, read_results
 from rsd.evaluation.video import VideoError
 from tests.evaluation.policies import RaisingPolicy, SeeingPolicy, StillPolicy

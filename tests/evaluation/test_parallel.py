@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rsd.evaluation.evaluate import ERRORS_FILE, Recording, evaluate, plan_episodes, resume_results
+from rsd.evaluation.evaluate import ERRORS_FILE, Recording, evaluate, resume_results
 from rsd.evaluation.parallel import PolicyThreads, Request, SetupError, answers, evaluate_parallel, next_episode
+from rsd.evaluation.plan import plan_episodes
 from rsd.evaluation.results import RESULTS_FILE, episode_id, read_results
 from rsd.evaluation.sequential import in_random_order
 from tests.evaluation.policies import CHUNK_LENGTH, SeeingPolicy

@@ -11,7 +11,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from scipy.integrate import quad
 
-from rsd.evaluation.evaluate import PlannedEpisode, Recording, evaluate, plan_episodes, resume_results
+from rsd.evaluation.evaluate import Recording, evaluate, resume_results
+from rsd.evaluation.plan import PlannedEpisode, plan_episodes
 from rsd.evaluation.sequential import (
     VERDICT_FILE,
     StopWhenDecided,

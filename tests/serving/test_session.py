@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from rsd.evaluation.evaluate import plan_episodes
+from rsd.evaluation.plan import plan_episodes
 from rsd.evaluation.rollout import Episode
 from rsd.serving.messages import CAMERAS, ObservationReader, ProtocolVersionError, decode_array, encode_array
 from rsd.serving.session import Session

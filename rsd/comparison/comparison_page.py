@@ -6,9 +6,10 @@ The grid of trials is made from the candidates themselves; everything else is in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from rsd.evaluation.candidates import Candidate
+from rsd.comparison.candidates import Candidate
 from rsd.evaluation.page import render_page
 from rsd.types import EpisodeResult
 
@@ -20,6 +21,7 @@ def render_comparison(comparison: dict[str, Any], candidates: Sequence[Candidate
     bounds = [abs(value) for pair in comparison["comparisons"] for value in (pair["low"], pair["high"])]
     return render_page(
         "comparison.html",
+        folder=Path(__file__).parent,
         comparison=comparison,
         suite=candidates[0].results[0].suite,
         grid=trial_grid(candidates),

@@ -1,7 +1,7 @@
 """Is a run's success rate what was published for that model, and if not, what may be the cause?
 
 The published rate is an estimate from a number of episodes, too. So the verdict is about the difference: "inside" when
-its interval, made of both intervals, holds zero. conf/published.yaml has the rates, their sources, and the settings
+its interval, made of both intervals, holds zero. published.yaml has the rates, their sources, and the settings
 that they were measured with; a model that is not named there has no verdict.
 """
 
@@ -12,14 +12,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rsd.evaluation.paired import independent_difference_interval
+from rsd.comparison.paired import independent_difference_interval
 
 ABSENT = "not recorded"
 
 
-def load_published(path: Path) -> dict[str, Any]:
-    """conf/published.yaml as a dict."""
-    return OmegaConf.to_container(OmegaConf.load(path))
+def load_published() -> dict[str, Any]:
+    """published.yaml as a dict."""
+    return OmegaConf.to_container(OmegaConf.load(Path(__file__).parent / "published.yaml"))
 
 
 def compare_with_published(
@@ -29,9 +29,9 @@ def compare_with_published(
 
     Args:
         table: `load_published`.
-        model: The run's choice in the config group `model`.
+        model: Name of the run's base model.
         success: `statistics.summarize_success` of the run.
-        settings: What the run was made with, nested: its config, versions, choices, checkpoint, num_errors.
+        settings: What the run was made with, nested: `Plan.settings`, versions, num_errors.
 
     Returns:
         None when there is no published rate or no episode. Otherwise title, source, published (rate), num_published,
@@ -48,8 +48,8 @@ def compare_with_published(
         success["num_success"], num_trials, round(rate * num_published), num_published
     )
     expected = {
-        "checkpoint": table["checkpoints"][model],
-        "policy.backbone.unnorm_key": f"{suite}_no_noops",
+        "policy.checkpoints.base.name": table["checkpoints"][model],
+        "policy.unnorm_key": f"{suite}_no_noops",
         **table["suites"][suite],
         **table["settings"],
         **entry["settings"],

@@ -1,15 +1,17 @@
-"""Verdicts against conf/published.yaml, and the settings that are checked when a rate is not the published one."""
+"""Verdicts against published.yaml, and the settings that are checked when a rate is not the published one."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from hydra.utils import instantiate
 
-from rsd.evaluation.published import check_settings, compare_with_published, load_published, look_up
+from rsd.comparison.published import check_settings, compare_with_published, load_published, look_up
+from tests.fakes import point_mass_tasks
 
 CONF = Path(__file__).parents[2] / "conf"
-TABLE = load_published(CONF / "published.yaml")
+TABLE = load_published()
 
 
 def success(num_success: int, num_trials: int, num_errors: int = 0) -> dict:
@@ -19,15 +21,13 @@ def success(num_success: int, num_trials: int, num_errors: int = 0) -> dict:
 
 
 def composed_settings(model: str, suite: str, *overrides: str) -> dict:
-    """The configuration that eval.py runs, as the run folder stores it."""
+    """The settings of the plan that eval.py makes; the tasks are those that the simulator would tell."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("eval", [f"model={model}", f"env={suite}", *overrides])
-    config = OmegaConf.to_container(cfg, resolve=True)
-    checkpoint = Path(config["policy"]["backbone"]["checkpoint"]).name
-    choices = {"decoding": "l1", "ablation": None}
-    return {
-        **config, "choices": choices, "versions": {"mujoco": "3.2.3"}, "checkpoint": checkpoint, "num_errors": 0
-    }  # fmt: skip
+    made = cfg.env.make
+    tasks = point_mass_tasks(num_tasks=cfg.env.num_tasks, suite=suite, max_steps=made.max_steps, num_init_states=50)
+    plan = instantiate(cfg.plan)(tasks=[dataclasses.replace(task, protocol=made.protocol) for task in tasks])
+    return {**plan.settings(), "versions": {"mujoco": "3.2.3"}, "num_errors": 0}
 
 
 PUBLISHED = [
@@ -86,9 +86,9 @@ def test_settings_that_differ_come_first_with_their_reason():
 
 
 def test_the_suites_own_name_is_a_right_unnorm_key_too():
-    expected = {"policy.backbone.unnorm_key": "libero_goal_no_noops"}
+    expected = {"policy.unnorm_key": "libero_goal_no_noops"}
     for key, status in (("libero_goal", "as published"), ("libero_10_no_noops", "differs")):
-        settings = {"policy": {"backbone": {"unnorm_key": key}}}
+        settings = {"policy": {"unnorm_key": key}}
         assert check_settings(expected, settings, TABLE["why"])[0]["status"] == status
 
 

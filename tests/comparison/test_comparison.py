@@ -2,17 +2,17 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
-from rsd.evaluation.candidates import ComparisonError, group_by_seed, read_run
-from rsd.evaluation.comparison import build_comparison
-from rsd.evaluation.comparison_page import render_comparison, trial_grid
-from rsd.evaluation.published import load_published
-from tests.evaluation.run_folders import config, provenance, write_run
+from rsd.comparison.candidates import ComparisonError, group_by_seed, read_run
+from rsd.comparison.comparison import build_comparison
+from rsd.comparison.comparison_page import render_comparison, trial_grid
+from rsd.comparison.published import load_published
+from rsd.evaluation.plan import Stopping
+from tests.comparison.run_folders import planned, provenance, write_run
 
-PUBLISHED = load_published(Path(__file__).parents[2] / "conf" / "published.yaml")
+PUBLISHED = load_published()
 STATS = {
     "num_chunks": 3, "target_passes": 6, "draft_passes": 3, "proposed_stages": 6, "accepted_stages": 3,
     "accept_counts": [1, 1, 1, 0], "accepted_tokens": [8, 4, 0], "checked_tokens": [9, 6, 0],
@@ -24,12 +24,12 @@ def pair(tmp_path):
     """A solves 7 of 9 and B 6 of 8; on the 8 pairs A alone solves two, B alone one, and one pair has a crash."""
     first = write_run(
         tmp_path / "l1", {0: "+++-+", 1: "++-+"},
-        configuration=config(decoding={"name": "l1"}), made_with=provenance(),
+        plan=planned(policy={"decoding": "l1"}), made_with=provenance(),
         latency_ms={"llm": [4.0], "total": [5.0]}, stats={"num_chunks": 3},
     )  # fmt: skip
     second = write_run(
         tmp_path / "speculative", {0: "++-++", 1: "!+--", 2: "+"},
-        configuration=config(decoding={"name": "speculative"}), made_with=provenance(decoding="speculative"),
+        plan=planned(policy={"decoding": "speculative"}), made_with=provenance(decoding="speculative"),
         latency_ms={"llm": [4.0], "verify": [2.0], "total": [6.5]}, stats=STATS,
     )  # fmt: skip
     return group_by_seed([read_run(first), read_run(second)])
@@ -63,7 +63,7 @@ def test_pairs_are_counted_and_crashed_ones_left_out(pair):
 
 def test_differences_of_configuration_and_provenance(pair):
     comparison = build(pair)
-    assert comparison["configuration"] == [{"key": "decoding.name", "values": ["l1", "speculative"]}]
+    assert comparison["configuration"] == [{"key": "policy.decoding", "values": ["l1", "speculative"]}]
     assert comparison["provenance"] == [{"key": "choices.decoding", "values": ["l1", "speculative"]}]
 
 
@@ -114,15 +114,12 @@ def test_latencies_of_different_devices_are_not_shown(tmp_path):
 
 
 def test_latencies_of_different_numbers_of_workers_are_not_shown(tmp_path):
-    runs = [
-        write_run(tmp_path / str(n), {0: "+"}, configuration=config(num_workers=n, x=n), made_with=provenance())
-        for n in (1, 4)
-    ]
+    runs = [write_run(tmp_path / str(n), {0: "+"}, plan=planned(num_workers=n), made_with=provenance()) for n in (1, 4)]
     comparison = build(group_by_seed([read_run(run) for run in runs]))
     assert comparison["latency_note"] == "Latencies are not comparable: numbers of worker processes differ ([1, 4])."
 
 
-def test_runs_without_config_and_provenance_say_so(tmp_path):
+def test_runs_without_plan_and_provenance_say_so(tmp_path):
     candidates = group_by_seed([read_run(write_run(tmp_path / name, {0: "+-"})) for name in "ab"])
     comparison = build(candidates)
     assert comparison["configuration"] is None and comparison["provenance"] is None
@@ -134,7 +131,7 @@ def test_runs_without_config_and_provenance_say_so(tmp_path):
 def test_seeds_are_summarised_and_shown(tmp_path):
     def run(decoding, seed, row):
         folder = tmp_path / f"{decoding}{seed}"
-        return read_run(write_run(folder, {0: row}, configuration=config(seed=seed, decoding=decoding)))
+        return read_run(write_run(folder, {0: row}, plan=planned(seed=seed, policy={"decoding": decoding})))
 
     candidates = group_by_seed(
         [run("l1", 7, "++++"), run("l1", 8, "+++-"), run("parallel", 7, "+++-"), run("parallel", 8, "+++-")]
@@ -148,10 +145,9 @@ def test_seeds_are_summarised_and_shown(tmp_path):
 
 
 def test_a_published_model_has_its_verdict_and_the_settings_to_check(tmp_path):
-    made_with = provenance(mujoco="3.3.0")
-    made_with["choices"]["model"] = "oft_spatial"
+    made_with, plan = provenance(mujoco="3.3.0"), planned(policy={"model": "oft_spatial"})
     runs = [
-        write_run(tmp_path / name, {0: row}, suite="libero_spatial", configuration=config(x=name), made_with=made_with)
+        write_run(tmp_path / name, {0: row}, suite="libero_spatial", plan=plan, made_with=made_with)
         for name, row in (("good", "+" * 40), ("bad", "+-" * 20))
     ]
     candidates = group_by_seed([read_run(run) for run in runs])
@@ -159,20 +155,18 @@ def test_a_published_model_has_its_verdict_and_the_settings_to_check(tmp_path):
     good, bad = (candidate["published"] for candidate in comparison["candidates"])
     assert (good["verdict"], bad["verdict"]) == ("inside", "below")
     differing = {check["setting"] for check in bad["checks"] if check["status"] == "differs"}
-    assert differing == {"versions.mujoco", "env.make.max_steps", "num_trials"}
+    assert differing == {"versions.mujoco", "protocol.name", "max_steps", "num_trials", "num_tasks"}
     page = render_comparison(comparison, candidates)
     assert (
         "arXiv 2502.19645" in page
-        and f"3 of {len(bad['checks'])} settings differ" in page
+        and f"5 of {len(bad['checks'])} settings differ" in page
         and "Look at a video" in page
     )
 
 
 def test_a_run_with_a_stopping_rule_is_marked(tmp_path):
-    runs = [
-        write_run(tmp_path / str(n), {0: "+"}, configuration=config(x=n, stopping={"rate": 0.9} if n else None))
-        for n in (0, 1)
-    ]
+    rules = (None, Stopping("StopWhenDecided", {"rate": 0.9}))
+    runs = [write_run(tmp_path / str(n), {0: "+"}, plan=planned(stopping=rule)) for n, rule in enumerate(rules)]
     (note,) = build(group_by_seed([read_run(run) for run in runs]))["notes"]
     assert note.startswith("B ran with a stopping rule: intervals and p-values")
 
