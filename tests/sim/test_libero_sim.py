@@ -7,7 +7,7 @@ import pytest
 
 from rsd.envs import suites
 from rsd.envs.gl import SimulatorError, check_simulator
-from rsd.envs.libero import LiberoEnv
+from rsd.envs.libero import LiberoEnv, libero_tasks
 from rsd.envs.placements import PlacementError
 from rsd.envs.reference import ReferenceEnv
 from rsd.envs.scene_trials import run_scene_trials
@@ -150,6 +150,14 @@ def test_a_protocol_is_its_values_and_its_name(build: Callable):
     upside_down = env.reset(0)
     np.testing.assert_array_equal(upside_down.images["image"][::-1, ::-1], usual.images["image"])
     env.close()
+
+
+def test_a_suites_tasks_are_known_before_an_environment_is_built(build: Callable):
+    tasks = libero_tasks(suite="libero_spatial", variant=None, num_tasks=10, max_steps=220, protocol="openvla_oft-1")
+    assert [task.task_id for task in tasks] == list(range(10))
+    env = build(suite="libero_spatial", task_id=4)
+    assert tasks[4] == env.task and env.simulator.env.control_freq == env.task.control_hz
+    assert {(low, high) for low, high in zip(*env.simulator.env.action_spec, strict=True)} == {env.task.limits}
 
 
 def test_actions_beyond_the_range_are_clipped_by_robosuite(build: Callable):
