@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 APT := $(shell if [ "$$(id -u)" = 0 ]; then echo apt-get; elif sudo -n true 2>/dev/null; then echo sudo -n apt-get; fi)
 
-.PHONY: demo smoke test sim reproduce lint setup gl clean
+.PHONY: demo smoke test test-slow sim reproduce lint setup gl clean
 
 demo: gl
 	$(BIN)/python scripts/demo.py --size demo
@@ -13,8 +13,11 @@ smoke: gl  ## the demo at a tenth of its size, from the beginning
 	rm -rf outputs/smoke
 	$(BIN)/python scripts/demo.py --size smoke
 
-test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not sim and not gpu and not tf"
+test: setup  ## the fast tests; two minutes on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not sim and not gpu and not tf"
+
+test-slow: setup  ## real commands, killed and resumed; several processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not sim and not gpu and not tf"
 
 sim: gl  ## tests that need the simulator; about ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m sim
@@ -22,8 +25,10 @@ sim: gl  ## tests that need the simulator; about ten minutes
 reproduce: gl  ## the small policy from nothing, then on three suites: on one GPU, about an hour with 16 cores
 	$(BIN)/python scripts/reproduce_small.py
 
-lint: setup
+lint: setup  ## style, format and types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 setup: $(VENV)/.ready
 
@@ -31,7 +36,7 @@ $(VENV)/.ready: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and "rsd needs Python 3.11 or 3.12: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet -e '.[libero,harness,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[commands,libero,harness,dev]'
 	touch $@
 
 gl: setup  ## libraries that render without a screen, where they are missing
@@ -42,4 +47,4 @@ gl: setup  ## libraries that render without a screen, where they are missing
 	@$(BIN)/python -m rsd.envs.gl >/dev/null
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -1,60 +1,73 @@
-"""Evaluate one policy in closed loop: python eval.py decoding=speculative env=libero_spatial model=oft_tiny"""
+"""Evaluate one policy in closed loop: python eval.py decoding=speculative; python eval.py --help prints all choices."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from functools import partial
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from rsd.entry_point import report_errors, run
-from rsd.envs.suites import suite_name
-from rsd.evaluation.evaluate import ERRORS_FILE, CrashedEpisodesError, Recording, plan_episodes, resume_results
-from rsd.evaluation.parallel import evaluate_parallel
-from rsd.evaluation.progress import follow, show_report
+from rsd.commands.entry_point import begin_run, report_errors, run
+from rsd.envs.ablations import with_ablation
+from rsd.evaluation.evaluate import Recording, check_no_crash, resume_results
+from rsd.evaluation.parallel import device_names, evaluate_parallel
+from rsd.evaluation.plan import keep_plan
 from rsd.evaluation.report import log_report, write_report
-from rsd.evaluation.sequential import in_random_order, until_decided
-from rsd.runs import open_run
+from rsd.evaluation.sequential import describe_rule, in_order_for, until_decided
+from rsd.evaluation.terminal import follow, show_report
+
+CONFIG = Path(__file__).parent / "conf" / "eval.yaml"
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 @report_errors
-def main(cfg: DictConfig) -> None:
-    asked = {name: cfg[name] for name in ("tasks", "num_trials", "seed", "save_videos")}
-    plan = plan_episodes(num_tasks=cfg.env.num_tasks, num_init_states=cfg.env.num_init_states, **asked)
-    stopping = instantiate(cfg.stopping) if "stopping" in cfg else None
-    if stopping is not None:
-        plan = in_random_order(plan, cfg.seed)
-    run_dir = open_run(cfg, HydraConfig.get(), found={"simulator": instantiate(cfg.check)})
-    done = resume_results(run_dir, plan)
+def main(cfg: DictConfig) -> float | None:
+    """Returns the success rate, for a sweeper that optimises; None where every episode crashed or none was done."""
+    from rsd.commands.configured import configured_policy, policy_fields  # needs torch, which --help does not wait for
+
+    overrides = HydraConfig.get().overrides.task
+    found = {"simulator": instantiate(cfg.check)}
+    stopping = instantiate(cfg.get("stopping"))
+    ablation = instantiate(cfg.get("ablation"))
+    plan = instantiate(cfg.plan)(
+        tasks=instantiate(cfg.env.tasks),
+        ablation=None if ablation is None else ablation.func.__name__,
+        stopping=None if stopping is None else describe_rule(stopping),
+        policy=policy_fields(cfg, overrides),
+    )
+    plan = dataclasses.replace(plan, episodes=tuple(in_order_for(stopping, plan.episodes, plan.seed)))
+    run_dir = begin_run(cfg, found)
+    keep_plan(run_dir, plan)
+    done = resume_results(run_dir, plan.episodes)
     logger = instantiate(cfg.logger)(run_dir=run_dir)
-    make_env = instantiate(cfg.env.make)
-    make_env = partial(instantiate(cfg.ablation), make=make_env) if "ablation" in cfg else make_env
-    devices = [cfg.device] if isinstance(cfg.device, str) else cfg.device
-    policies = [instantiate(OmegaConf.merge(cfg, {"device": device}).policy) for device in devices]
+    policies = [configured_policy(cfg, overrides, device) for device in device_names(cfg.device)]
     episodes = evaluate_parallel(
-        make_env=make_env,
+        make_env=with_ablation(instantiate(cfg.env.make), ablation),
         policies=policies,
-        plan=plan,
+        max_batch=cfg.max_batch,
+        plan=plan.episodes,
         done=done,
         recording=Recording(run_dir, every_step=cfg.video_every_step, clip_actions=cfg.protocol.clip_actions),
-        suite=suite_name(cfg.env.suite, cfg.env.variant),
+        num_workers=cfg.num_workers,
+        suite=plan.suite,
+        render_devices=cfg.render_devices,
         in_order=stopping is not None,
-        **{name: cfg[name] for name in ("num_workers", "max_batch", "render_devices")},
     )
-    finished = follow(until_decided(episodes, stopping, plan, done, run_dir), num_planned=len(plan), done=done)
+    decided = until_decided(episodes, stopping, plan.episodes, done, run_dir)
+    finished = follow(decided, num_planned=len(plan.episodes), done=done)
     report = write_report(run_dir)
     show_report(report, run_dir)
     if not finished:
         print(f"interrupted; continue with: python eval.py resume={run_dir}", file=sys.stderr)
         sys.exit(130)
     log_report(logger, report, run_dir)
-    if num_errors := report["success"]["num_errors"]:
-        raise CrashedEpisodesError(f"{num_errors} of {len(plan)} episodes crashed; see {run_dir / ERRORS_FILE}")
+    check_no_crash(report["success"]["num_errors"], len(plan.episodes), run_dir)
+    return report["success"]["success_rate"]
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, CONFIG)

@@ -1,33 +1,29 @@
-"""Fit one phase: python train.py phase=rfsq|oft|head|draft. The groups are in conf/train.yaml."""
+"""Fit one phase: python train.py phase=rfsq|oft|head|draft; python train.py --help prints all choices."""
 
-import os
 import sys
 from pathlib import Path
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from rsd.entry_point import finish_run, is_first_process, publish, report_errors, run
-from rsd.runs import open_run
+from rsd.commands.entry_point import begin_run, finish_run, publish_run, report_errors, run
+from rsd.processes import is_first_process
+
+CONFIG = Path(__file__).parent / "conf" / "train.yaml"
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @report_errors
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float | None:
+    """Returns the first of phase.shown, of the last stage where it has a value a stage: what a sweeper optimises."""
     from pytorch_lightning import seed_everything
     from pytorch_lightning.callbacks import ModelCheckpoint
 
-    from rsd.training.progress import StepProgress
+    from rsd.training.step_progress import StepProgress
 
-    if "check" in cfg.phase:
-        instantiate(cfg.phase.check)
-    if is_first_process():
-        run_dir = open_run(cfg, HydraConfig.get())
-    else:
-        run_dir = Path(HydraConfig.get().runtime.output_dir)
-        sys.stdout = open(os.devnull, "w")  # it would print the same
+    instantiate(cfg.phase.get("check"))
+    run_dir = begin_run(cfg)
     seed_everything(cfg.seed, verbose=False)
     datamodule = instantiate(cfg.phase.datamodule)
     module = instantiate(cfg.phase.module)
@@ -44,16 +40,16 @@ def main(cfg: DictConfig) -> None:
         sys.exit(130)
     trainer.validate(module, datamodule, verbose=False)
     if not is_first_process():
-        return
+        return None
 
     checkpoint = run_dir / "checkpoint"
     metrics = module.export(checkpoint, {"command": ["python", *sys.argv], "config": config})
-    publish(checkpoint, Path(cfg.phase.checkpoint))
+    found_at = publish_run(checkpoint, Path(cfg.phase.checkpoint))
     logger.log_files(sorted(run_dir.glob("*.png")))
     logger.log_artifact(checkpoint, kind=cfg.phase.name)
     logger.finalize("success")
-    finish_run(run_dir, f"phase={cfg.phase.name} → {cfg.phase.checkpoint}", metrics, shown=list(cfg.phase.shown))
+    return finish_run(run_dir, f"phase={cfg.phase.name} → {found_at}", metrics, shown=cfg.phase.shown)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, CONFIG)

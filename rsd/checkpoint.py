@@ -16,13 +16,18 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+
+from rsd.errors import RSDError
 
 WEIGHTS_FILE = "weights.safetensors"
 JSON_FILE = "checkpoint.json"
+LISTED_NAMES = 8  # at most this many names in an error message
+
+Shape = tuple[int, ...]
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RSDError, RuntimeError):
     """A checkpoint is missing, damaged, or not what the caller needs."""
 
 
@@ -104,18 +109,33 @@ def load_checkpoint(directory: Path, *, kind: str, produce: str) -> Checkpoint:
     return Checkpoint(kind, record["config"], weights, record["provenance"], sha256)
 
 
-def load_weights(module: Any, checkpoint: Checkpoint, directory: Path) -> None:
-    """Load weights strictly; missing, unexpected and wrongly shaped entries are all listed in one error.
+def check_names(directory: Path, expected: dict[str, Shape], got: dict[str, Shape]) -> None:
+    """Refuse weights whose names and shapes are others than expected; block numbers show which layer is missing.
+
+    Raises:
+        CheckpointError: they are; the first LISTED_NAMES differences are named.
+    """
+    problems = [f"missing {name}" for name in sorted(expected.keys() - got.keys())]
+    problems += [f"unexpected {name}" for name in sorted(got.keys() - expected.keys())]
+    problems += [
+        f"{name} has shape {got[name]}, expected {expected[name]}"
+        for name in sorted(expected.keys() & got.keys())
+        if expected[name] != got[name]
+    ]
+    if problems:
+        more = f"; and {len(problems) - LISTED_NAMES} more" if len(problems) > LISTED_NAMES else ""
+        raise CheckpointError(f"{directory} is of another architecture: {'; '.join(problems[:LISTED_NAMES])}{more}")
+
+
+def load_weights(module: nn.Module, checkpoint: Checkpoint, directory: Path) -> None:
+    """Load weights strictly.
 
     Raises:
         CheckpointError: the weights belong to another architecture.
     """
-    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    got = {name: tuple(value.shape) for name, value in checkpoint.weights.items()}
-    problems = [f"missing {name}" for name in own.keys() - got.keys()]
-    problems += [f"unexpected {name}" for name in got.keys() - own.keys()]
-    both = own.keys() & got.keys()
-    problems += [f"{name} has shape {got[name]}, expected {own[name]}" for name in both if own[name] != got[name]]
-    if problems:
-        raise CheckpointError(f"{directory} is of another architecture: " + "; ".join(sorted(problems)[:8]))
+    expected, got = (
+        {name: tuple(value.shape) for name, value in weights.items()}
+        for weights in (module.state_dict(), checkpoint.weights)
+    )
+    check_names(directory, expected, got)
     module.load_state_dict(checkpoint.weights)

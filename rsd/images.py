@@ -19,6 +19,8 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from rsd.errors import RSDError
+
 CAMERA_SIZE = 256  # pixels; height and width of the pictures in the RLDS sets and of LIBERO's cameras
 CROP_AREA = 0.9  # of the picture's area, in training (random place) and evaluation (centre)
 MAX_BRIGHTNESS_DELTA = 0.2
@@ -27,7 +29,7 @@ SATURATION_RANGE = (0.8, 1.2)
 MAX_HUE_DELTA = 0.05  # of a full turn
 
 
-class ImageError(ValueError):
+class ImageError(RSDError, ValueError):
     """A picture of another size or dtype than the caller needs."""
 
 

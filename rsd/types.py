@@ -2,7 +2,7 @@
 
 Axis legend, used in every shape comment:
     B batch · T steps of the action chunk · A action dims · P proprio dims · D latent dims · Q residual stages ·
-    L levels per scalar · S backbone tokens · K = T*A action tokens · H hidden width
+    L levels per scalar · S tokens of the language model · K = T*A action tokens · H hidden width
 
 What surprises first: the *code* of a chunk is a rectangular block of integers [T, D, Q], but not every entry of the
 block has to exist. `CodeShape.levels` says how many values each entry can take; 1 means "nothing is stored here".
@@ -10,11 +10,15 @@ block has to exist. `CodeShape.levels` says how many values each entry can take;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import numpy as np
+
+from rsd.space import Space
+from rsd.work import Counts, Stopwatch, Work
 
 if TYPE_CHECKING:
     from torch import Tensor  # simulator workers and readers of records need no torch
@@ -30,11 +34,14 @@ class Observation:
         images: View name to picture, each [H, W, 3], uint8, RGB, already rotated by 180 degrees as in the RLDS sets.
         proprio: [P], float; end-effector position (m), axis-angle (rad), gripper joint positions (m). Not normalised.
         instruction: The task in words.
+        stored: Whether the pictures come from a data set, and have been through its JPEG. A camera's have not: the base
+            model sends them through first.
     """
 
     images: dict[str, np.ndarray]
     proprio: np.ndarray
     instruction: str
+    stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,63 +89,133 @@ class CodeShape:
 
 
 @dataclass
-class BackboneOutput:
-    """One forward pass of a base model.
-
-    Attributes:
-        hidden_states: Layer number to the states at the K action positions, [B, K, H]. Layer i is the output of decoder
-            layer i (1-based); the last one is taken after the final norm.
-        actions: The continuous head's chunk, [B, T, A], normalised, gripper in [0, 1]; not clipped.
-    """
-
-    hidden_states: dict[int, Tensor]
-    actions: Tensor
-
-
-@dataclass
-class DecodingResult:
-    """What a decoding returns: the code and an account of the work done for it.
+class Code:
+    """What a decoding returns: integers of a chunk, and how many of their stages count.
 
     Attributes:
         indices: [B, T, D, Q], int64.
-        target_passes: Calls of the target head that each sample needed, [B], int64.
-        draft_passes: Calls of the draft model that each sample needed, [B], int64.
-        proposed_stages: Stages that the draft proposed, [B], int64; those behind a wrong one count too, although they
-            are void, and count again when they are proposed anew.
-        accepted_stages: Those of them that were accepted whole, [B], int64, in 0..proposed_stages.
-        accepted_tokens: (kept, checked), each [B, Q], int64: draft tokens of a stage that were checked under a true
-            prefix, and those of them that were kept; zeros for stages never proposed.
-        accept_counts: Histogram of the first proposal's accepted leading stages, [B, Q + 1], int64: one entry of a row
-            is 1, all are 0 when nothing was proposed. Sum over samples and chunks to get the run's histogram.
+        depth: Leading stages that count, [B], int64, in 0..Q. 0: the base model's own chunk is executed instead.
+        work: What the decoding did.
         proposal: The draft's first proposal, [B, T, D, m], int64; None without a draft.
+        bound: Largest error of each action dim that the stages beyond `depth` can make, model space, [B, A], float32;
+            None where nobody certifies one. The policy fills it in, from the tokenizer.
     """
 
     indices: Tensor
-    target_passes: Tensor
-    draft_passes: Tensor
-    proposed_stages: Tensor
-    accepted_stages: Tensor
-    accepted_tokens: tuple[Tensor, Tensor]
-    accept_counts: Tensor
+    depth: Tensor
+    work: Work
     proposal: Tensor | None = None
+    bound: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a policy wants to be told of at the next observation of the same episode; travels with the requests.
+
+    Attributes:
+        chunk: The last chunk, model space, [T, A], float32.
+        num_executed: How many of its steps the robot has executed.
+    """
+
+    chunk: np.ndarray
+    num_executed: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question to a policy: what to do next?
+
+    Attributes:
+        observation: What is seen.
+        seed: Of everything random in the answer, 0..2**63-1; the same seed gives the same chunk in any batch.
+        memory: From the last chunk of this episode; None at its beginning.
+        explain: Whether the answer should say what the draft proposed, for people who look at it later.
+    """
+
+    observation: Observation
+    seed: int
+    memory: Memory | None = None
+    explain: bool = False
 
 
 @dataclass
-class ChunkPrediction:
-    """A policy's answer to one observation.
+class Chunk:
+    """A policy's answer to one request.
 
     Attributes:
-        actions: [T, A], float64, robot units as `Env.step` takes them: end-effector deltas, gripper -1 open, +1 close.
-        stats: Counters of the decoding for this chunk (JSON types): target_passes, draft_passes, proposed_stages,
-            accepted_stages, accepted_tokens, checked_tokens, accept_counts (lists). Empty without tokens.
+        actions: [T, A], float64, robot commands as `Env.step` takes them: end-effector deltas, gripper -1 open, +1
+            close. Not clipped: the Queue does.
+        num_steps: How many of them to execute before asking again, 1..T.
+        work: Counters of `rsd.work.Work` for this observation.
         latency_ms: Part name to milliseconds of the call that produced the chunk; "total" is measured around all parts.
-        draft_actions: What the draft's first proposal alone decodes to, as `actions`; None without a draft.
+        model_ms: This observation's share of the call: total divided by the number of observations in it.
+        depth: Stages of the code that count; None for a policy without tokens.
+        bound: Code.bound of this chunk, [A]; None where nobody certifies one.
+        memory: To be handed back with the next request of this episode.
+        draft_actions: What the draft's first proposal alone decodes to, as `actions`; None unless asked for.
     """
 
     actions: np.ndarray
-    stats: dict[str, Any] = field(default_factory=dict)
+    num_steps: int
+    work: Counts = field(default_factory=dict)
     latency_ms: dict[str, float] = field(default_factory=dict)
+    model_ms: float = 0.0
+    depth: int | None = None
+    bound: np.ndarray | None = None
+    memory: Memory | None = None
     draft_actions: np.ndarray | None = None
+
+
+class Frame(TypedDict):
+    """One frame of a demonstration.
+
+    Attributes:
+        observation: What was seen; pictures as they are stored.
+        actions: The demonstration's chunk that starts here, standard, [T, A], float32.
+        episode, step: Where it stands.
+    """
+
+    observation: Observation
+    actions: Tensor
+    episode: int
+    step: int
+
+
+class CachedRows(TypedDict):
+    """Rows of a hidden-state cache, [B, ...]; those of one frame lack the batch axis.
+
+    Attributes:
+        hidden: States by point, [B, K or T, H], bfloat16.
+        actions: The demonstration's chunks, standard, [B, T, A], float32.
+        base_actions: The base model's own chunks, model space, [B, T, A], float32.
+        episode, step: Where each frame stands, [B], int64.
+    """
+
+    hidden: dict[str, Tensor]
+    actions: Tensor
+    base_actions: Tensor
+    episode: Tensor
+    step: Tensor
+
+
+class ChunkBatch(TypedDict):
+    """Action chunks to train on: standard (gripper 1 open, 0 close; not normalised), [B, T, A], float32."""
+
+    actions: Tensor
+
+
+class HiddenStateBatch(TypedDict):
+    """What a frozen base model has seen in some frames; all float32.
+
+    Attributes:
+        hidden: States by point, [B, K or T, H]; K states a chunk at a layer, T in the L1 head (rsd/points.py).
+        actions: The demonstration's chunks, standard, [B, T, A].
+        base_actions: The base model's own chunks, model space, [B, T, A].
+    """
+
+    hidden: dict[str, Tensor]
+    actions: Tensor
+    base_actions: Tensor
 
 
 @dataclass
@@ -152,7 +229,7 @@ class EpisodeResult:
         success: Whether the environment reported success within the limit. False when error is set.
         num_steps: Control steps executed after the waiting steps.
         error: None, or "ExceptionType: message" when the episode crashed; that is not a failure of the policy.
-        stats: Sums of ChunkPrediction.stats over the episode, plus "num_chunks".
+        stats: Sums of Chunk.work over the episode, plus "num_chunks".
         latency_ms: Part name to the list of measured values, one per chunk.
         wall_s: Wall-clock seconds of the episode, reset included.
         video: Path of the video relative to the run directory, or None.
@@ -160,6 +237,8 @@ class EpisodeResult:
         versions: What the simulator consists of ("mujoco", "gl_backend", …).
         time_s: Seconds of the episode spent in "reset", "physics", "rendering" and "policy"; the rest is waiting.
         trace: Path of the episode's chunks as JSON, relative to the run directory, or None; see rsd.evaluation.trace.
+        model_ms: Milliseconds of the policy for this episode: of each chunk the time of its call, divided by the number
+            of observations in that call. 0 when it was not measured.
     """
 
     suite: str
@@ -178,12 +257,26 @@ class EpisodeResult:
     versions: dict[str, str] = field(default_factory=dict)
     time_s: dict[str, float] = field(default_factory=dict)
     trace: str | None = None
+    model_ms: float = 0.0
 
 
-class Env(Protocol):
-    """One manipulation task with a fixed list of initial states.
+@dataclass(frozen=True)
+class Task:
+    """What an environment says of itself: one manipulation task with a fixed list of initial states.
 
-    The life cycle is reset, step, step, ...; stepping before the first reset, or after success, raises RuntimeError.
+    Attributes:
+        suite: Name of the suite, with its variant.
+        task_id: Number of the task in the suite.
+        instruction: The task in words.
+        num_init_states: Evaluation init states, numbered from 0.
+        max_steps: Step limit after the waiting steps; kept for the caller, not enforced by the environment.
+        views: Names of the pictures in an observation.
+        proprio_dim: P of an observation.
+        action_names: Name of each action dim; "x", "y", "z" move the hand (positions), "gripper" opens and closes it.
+        control_hz: Control steps in a second.
+        limits: Smallest and largest value that an action's entries may have.
+        protocol: Name and version of the evaluation protocol, "openvla_oft-1".
+        versions: Of what the simulation consists of ("mujoco", "gl_backend", …), to be stored with results.
     """
 
     suite: str
@@ -191,9 +284,50 @@ class Env(Protocol):
     instruction: str
     num_init_states: int
     max_steps: int
-    protocol: str  # name and version
-    versions: dict[str, str]  # of what it consists of, to be stored with results
-    rendering_s: float  # seconds spent on pictures so far
+    views: tuple[str, ...]
+    proprio_dim: int
+    action_names: tuple[str, ...]
+    control_hz: float
+    limits: tuple[float, float]
+    protocol: str
+    versions: dict[str, str]
+
+    @property
+    def action_dim(self) -> int:
+        """A of an action."""
+        return len(self.action_names)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one control step gave.
+
+    Attributes:
+        observation: What is seen after it; None when nobody looks.
+        success: Whether the task is solved.
+        rendering_s: Seconds of the step that were spent on pictures.
+    """
+
+    observation: Observation | None
+    success: bool
+    rendering_s: float = 0.0
+
+
+class Env(Protocol):
+    """One task in simulation.
+
+    The life cycle is reset, step, step, ...; stepping before the first reset, or after success, raises RuntimeError.
+
+    Attributes:
+        task: Which one, and under which conditions.
+        reset_rendering_s: Seconds that the last reset spent on pictures; `Step.rendering_s` for a reset.
+    """
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def reset_rendering_s(self) -> float: ...
 
     def reset(self, init_state_id: int) -> Observation:
         """Put the scene into evaluation init state `init_state_id`, run the waiting steps, return what is seen then.
@@ -202,8 +336,8 @@ class Env(Protocol):
             IndexError: init_state_id is not in 0..num_init_states-1.
         """
 
-    def step(self, action: np.ndarray, observe: bool = True) -> tuple[Observation | None, bool]:
-        """Execute one action [A] (robot units) and return (observation, success).
+    def step(self, action: np.ndarray, observe: bool = True) -> Step:
+        """Execute one action [A], robot units.
 
         Args:
             observe: False when nobody will look: nothing is rendered and the observation is None. The physics is the
@@ -216,41 +350,91 @@ class Env(Protocol):
     def close(self) -> None: ...
 
 
-class Backbone(Protocol):
-    """A frozen base model: observations in, hidden states at the action positions out.
+@dataclass(frozen=True)
+class BaseSpec:
+    """What a base model takes and gives, and which one it is.
 
-    Caching and evaluation both call `prepare` and `forward`, so that there is one image path and one set of positions.
+    Attributes:
+        views: Names of the pictures, in the model's order.
+        proprio_dim: P; None for a model that is not told the proprio.
+        chunk_length, action_dim: T and A of its chunk.
+        space: What the numbers of actions and proprio mean.
+        points: Where its states can be read: name → (states a chunk, H). "layer.N" is the output of the language
+            model's layer N (1-based; the last one after the final norm) at the K = T*A action positions; "head" is what
+            the last linear layer of an L1 head reads, T states.
+        action_head: How its own chunk is made, for people: l1, diffusion, discrete, autoregressive.
+        continuous: Whether that chunk consists of numbers rather than of tokens.
+        identify: Makes the fingerprint; it may have to read every weight.
     """
 
+    views: tuple[str, ...]
+    proprio_dim: int | None
     chunk_length: int
     action_dim: int
-    hidden_dim: int
-    num_layers: int
-    state_shapes: dict[
-        int, tuple[int, int]
-    ]  # layer → (states a chunk, H): K at decoder layers 1..num_layers; T at layer
-    # num_layers + 1, which is what the last linear layer of an L1 head reads
-    views: tuple[str, ...]
-    proprio_dim: int | None  # None for a model that is not told the proprio
-    center_crop: bool
-    decoder: str  # how its own chunk is made: l1, discrete, diffusion, autoregressive
-    unnorm_key: str
-    norm_stats: dict[str, Any]  # {"action": {...}, "proprio": {...}} of unnorm_key
-    gripper: str  # name of the rule that turns the model's gripper into the robot's (rsd/normalization.py)
+    space: Space
+    points: Mapping[str, tuple[int, int]]
+    action_head: str
+    continuous: bool
+    identify: Callable[[], Mapping[str, Any]]
 
-    def prepare(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
-        """Pictures as stored in RLDS (after JPEG) → model pixels; instruction → ids; proprio → [-1, 1]."""
+    @cached_property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What identifies the model and its image pipeline, as JSON; caches and heads are held to it."""
+        return self.identify()
 
-    def forward(self, inputs: dict[str, Tensor], layers: Sequence[int]) -> BackboneOutput: ...
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What identifies the model and its image pipeline (weights hash, sizes, crop): the cache's content key."""
+class Pass(Protocol):
+    """Observations shown to a base model, computed as far as somebody has asked, and no further."""
+
+    @property
+    def work(self) -> Work:
+        """What was run for each row, [B]; a part's work is in the account of the pass that it is a part of."""
+
+    @property
+    def clock(self) -> Stopwatch:
+        """Where the time is booked: "preprocess" and "base_model" here, more by whoever goes on."""
+
+    def __len__(self) -> int:
+        """B."""
+
+    def at(self, point: str) -> Tensor:
+        """States at a point of `BaseSpec.points`, [B, n, H]; runs the model up to there.
+
+        Raises:
+            ValueError: no such point.
+        """
+
+    def chunk(self) -> Tensor:
+        """The base model's own chunk, model space, gripper in [0, 1], not clipped: [B, T, A], float32."""
+
+    def of(self, rows: Tensor) -> Pass:
+        """The same for some rows, [n] int64, ascending: what goes on is computed for these alone."""
+
+
+Inputs = Mapping[str, "Tensor"]  # observations as a base model's tensors, on the CPU
+
+
+class BaseModel(Protocol):
+    """A frozen base model. Caching and evaluation ask the same two questions, so that there is one image path."""
+
+    @property
+    def spec(self) -> BaseSpec: ...
+
+    def prepare(self, observations: Sequence[Observation]) -> Inputs:
+        """The part of `look` that needs no model: a data loader's workers may do it ahead.
+
+        Raises:
+            ObservationError or ImageError: an observation does not fit the model.
+        """
+
+    def look(self, observations: Sequence[Observation] | Inputs) -> Pass:
+        """Observations, or what `prepare` has made of them, to be computed when asked for."""
 
 
 class Policy(Protocol):
-    """Raw observations in, chunks in robot units out; owns its normaliser, and remembers nothing between two calls."""
+    """Observations in, chunks of robot commands out; remembers nothing between two calls."""
 
     num_open_loop_steps: int
 
-    def predict(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ChunkPrediction]:
-        """One chunk per observation; what is random in it comes from its own seed, 0..2**63-1, whatever the batch."""
+    def predict(self, requests: Sequence[Request]) -> list[Chunk]:
+        """One chunk a request; what is random in it comes from its own seed, whatever the batch."""

@@ -18,11 +18,13 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from rsd.errors import RSDError
+
 JOIN_S = 5.0  # a worker that is told to stop gets this long
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
-class WorkerDiedError(RuntimeError):
+class WorkerDiedError(RSDError, RuntimeError):
     """A worker process is gone; the message says why, as far as the operating system knows."""
 
 
@@ -111,7 +113,9 @@ def _run(connection: Connection, main: Callable[..., None], arguments: Sequence[
 
 
 def _leave_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # it has been spawned
+    wait([parent.sentinel])
     os._exit(1)
 
 

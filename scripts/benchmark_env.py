@@ -35,7 +35,7 @@ def main() -> int:
     env.close()
     reference.close()
     summary = summarize(rounds)
-    device = {"machine": platform.machine(), "cpus": len(os.sched_getaffinity(0)), **env.versions}
+    device = {"machine": platform.machine(), "cpus": len(os.sched_getaffinity(0)), **env.task.versions}
     print_table(summary, arguments, device, build_s)
     if arguments.json:
         report = {"arguments": vars(arguments) | {"json": str(arguments.json)}, "device": device, "build_s": build_s}
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
 def run_round(env: LiberoEnv, reference: ReferenceEnv, number: int, arguments: argparse.Namespace) -> dict[str, float]:
     """One reset and `chunks` chunks of each, chunk by chunk in turn; seconds by part."""
     random = np.random.default_rng(number)
-    init_state_id = number % env.num_init_states
+    init_state_id = number % env.task.num_init_states
     seconds = {}
     expected, seconds["reference_reset_s"] = timed(lambda: reference.reset(init_state_id))
     seen, seconds["rsd_reset_s"] = timed(lambda: env.reset(init_state_id))
@@ -71,7 +71,9 @@ def run_round(env: LiberoEnv, reference: ReferenceEnv, number: int, arguments: a
         seconds["reference_steps_s"] += elapsed
         last = len(actions) - 1
         seen, elapsed = timed(
-            lambda actions=actions, last=last: [env.step(a, observe=i == last)[0] for i, a in enumerate(actions)][-1]
+            lambda actions=actions, last=last: [
+                env.step(action, observe=number == last).observation for number, action in enumerate(actions)
+            ][-1]
         )
         seconds["rsd_steps_s"] += elapsed
         require_equal(seen, expected, f"round {number}, chunk {chunk}")

@@ -14,12 +14,13 @@ and by how much an action, is measured and printed.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,16 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from rsd.entry_point import name_choices
+from rsd.commands.configured import configured_policy
 from rsd.envs.reference import ReferenceEnv
 from rsd.envs.suites import suite_name
-from rsd.evaluation.evaluate import Recording, evaluate, plan_episodes, resume_results
+from rsd.evaluation.evaluate import Recording, evaluate, resume_results
 from rsd.evaluation.parallel import evaluate_parallel
+from rsd.evaluation.plan import plan_episodes
 from rsd.evaluation.results import episode_id
-from rsd.runs import provenance, write_atomically
-from rsd.types import ChunkPrediction, EpisodeResult, Observation, Policy
+from rsd.files import write_atomically
+from rsd.runs import provenance
+from rsd.types import Chunk, EpisodeResult, Observation, Policy, Request, Step, Task
 
 CONF = Path(__file__).parents[1] / "conf"
 REFERENCE = "reference"
@@ -47,17 +50,16 @@ NUM_KEPT = 64  # observations on which batches of different sizes are compared
 class ReferenceLoop:
     """ReferenceEnv as an Env: renders every step, whoever looks."""
 
-    def __init__(self, *, suite: str, task_id: int, max_steps: int) -> None:
-        self.env = ReferenceEnv(suite, task_id)
-        self.suite, self.task_id, self.max_steps = suite, task_id, max_steps
-        self.instruction, self.num_init_states = self.env.instruction, len(self.env.init_states)
-        self.protocol, self.versions, self.rendering_s = REFERENCE, {}, 0.0
+    def __init__(self, task: Task) -> None:
+        self.env = ReferenceEnv(task.suite, task.task_id)
+        self.task = dataclasses.replace(task, protocol=REFERENCE)
+        self.reset_rendering_s = 0.0  # it cannot tell
 
     def reset(self, init_state_id: int) -> Observation:
         return self.env.reset(init_state_id)
 
-    def step(self, action: np.ndarray, observe: bool = True) -> tuple[Observation | None, bool]:
-        return self.env.step(action)
+    def step(self, action: np.ndarray, observe: bool = True) -> Step:
+        return Step(*self.env.step(action))
 
     def close(self) -> None:
         self.env.close()
@@ -70,9 +72,9 @@ class Keeping:
         self.policy, self.num_open_loop_steps = policy, policy.num_open_loop_steps
         self.observations: list[Observation] = []
 
-    def predict(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ChunkPrediction]:
-        self.observations += observations[: NUM_KEPT - len(self.observations)]
-        return self.policy.predict(observations, seeds)
+    def predict(self, requests: Sequence[Request]) -> list[Chunk]:
+        self.observations += [one.observation for one in requests[: NUM_KEPT - len(self.observations)]]
+        return self.policy.predict(requests)
 
 
 def run_arm(cfg: DictConfig, policy: Policy, num_workers: int | None, max_batch: int) -> dict[str, Any]:
@@ -80,23 +82,31 @@ def run_arm(cfg: DictConfig, policy: Policy, num_workers: int | None, max_batch:
     sizes = {name: cfg.env[name] for name in ("num_tasks", "num_init_states")}
     plan = plan_episodes(**sizes, tasks=cfg.tasks, num_trials=cfg.num_trials, seed=cfg.seed, save_videos=0)
     with tempfile.TemporaryDirectory() as folder:
-        common = {"plan": plan, "done": resume_results(Path(folder), plan), "recording": Recording(Path(folder))}
+        done, recording = resume_results(Path(folder), plan), Recording(Path(folder))
         started = time.perf_counter()
         if num_workers is None:
-            make: Callable[..., Any] = lambda task_id: ReferenceLoop(  # noqa: E731
-                suite=suite_name(cfg.env.suite, cfg.env.variant), task_id=task_id, max_steps=cfg.env.max_steps
+            tasks = instantiate(cfg.env.tasks)
+            results = list(
+                evaluate(
+                    make_env=lambda task_id: ReferenceLoop(tasks[task_id]),
+                    policy=policy,
+                    plan=plan,
+                    done=done,
+                    recording=recording,
+                )
             )
-            results = list(evaluate(make_env=make, policy=policy, **common))
         else:
             results = list(
                 evaluate_parallel(
                     make_env=instantiate(cfg.env.make),
                     policies=[policy],
                     max_batch=max_batch,
+                    plan=plan,
+                    done=done,
+                    recording=recording,
                     num_workers=num_workers,
                     suite=suite_name(cfg.env.suite, cfg.env.variant),
                     render_devices=cfg.render_devices,
-                    **common,
                 )
             )
         wall_s = time.perf_counter() - started
@@ -129,13 +139,13 @@ def summarize(name: str, rounds: list[dict[str, Any]], expected: list[tuple], nu
 
 def batch_differences(policy: Policy, observations: Sequence[Observation], sizes: Sequence[int]) -> dict[str, Any]:
     """Largest difference of any action from the one that the same observation gets alone, by batch size."""
-    alone = np.stack([policy.predict([one], [0])[0].actions for one in observations])  # [N, T, A]
+    requests = [Request(one, seed=0) for one in observations]
+    alone = np.stack([policy.predict([one])[0].actions for one in requests])  # [N, T, A]
     differences = {}
     for size in sizes:
         batched = []
         for start in range(0, len(observations), size):
-            part = observations[start : start + size]
-            batched += [prediction.actions for prediction in policy.predict(part, [0] * len(part))]
+            batched += [chunk.actions for chunk in policy.predict(requests[start : start + size])]
         off = np.abs(np.stack(batched) - alone)
         changed = int((off.reshape(len(off), -1).max(axis=1) > 1e-3).sum())
         differences[str(size)] = {"max": float(off.max()), "chunks_off_by_1e-3": changed, "of": len(observations)}
@@ -169,9 +179,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments, overrides = parser.parse_known_args()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("eval", overrides=[*name_choices(overrides)])
+        cfg = compose("eval", overrides=overrides)
     versions = instantiate(cfg.check)
-    policy = Keeping(instantiate(cfg.policy))
+    policy = Keeping(configured_policy(cfg, overrides))
     names = [] if arguments.no_reference else [REFERENCE]
     workers: dict[str, int | None] = dict.fromkeys(names) | {f"{n} workers": n for n in arguments.workers}
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}

@@ -18,15 +18,18 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rsd.data.libero_features import IMAGE_SHAPE
 from rsd.data.rlds_reader import RLDSDataset
 
 MADE_UP = "libero_made_up_no_noops"
 VIEWS = ("image", "wrist_image")
+GRAIN = 4.0  # standard deviation of the noise on each pixel, of 255 levels
 
 
 def peak_mb() -> float:
@@ -80,25 +83,17 @@ def describe(directory: Path) -> dict[str, Any]:
 
 
 def write_made_up(directory: Path, num_episodes: int, num_steps: int) -> None:
-    """A data set of blurred noise, with enough grain that its JPEG files have about the size of LIBERO's."""
-    from rsd.data.rlds_writer import RLDSWriter
+    """A made-up data set; its few pictures come again and again, and have enough grain for files of LIBERO's size."""
+    from rsd.data.made_up import demonstration, picture, write_dataset
     from rsd.jpeg import encode_jpeg
 
+    def grained(random: np.random.Generator) -> bytes:
+        return encode_jpeg((picture(random) + random.normal(0, GRAIN, IMAGE_SHAPE)).clip(0, 255).astype(np.uint8))
+
     rng = np.random.default_rng(0)
-    jpegs = []
-    for _ in range(32):
-        coarse = rng.uniform(40, 215, size=(32, 32, 3)).repeat(8, axis=0).repeat(8, axis=1)
-        jpegs.append(encode_jpeg((coarse + rng.normal(0, 4, size=(256, 256, 3))).clip(0, 255).astype(np.uint8)))
-    with RLDSWriter(directory, MADE_UP) as writer:
-        for number in range(num_episodes):
-            pictures = [[jpegs[i] for i in rng.integers(0, len(jpegs), num_steps)] for _ in VIEWS]
-            observation = dict(zip(VIEWS, pictures, strict=True))
-            observation["state"] = rng.normal(size=(num_steps, 8))
-            observation["joint_state"] = rng.normal(size=(num_steps, 7))
-            steps = {"observation": observation, "action": rng.uniform(-1, 1, (num_steps, 7))}
-            steps["language_instruction"] = "made up for a benchmark"
-            writer.write_episode({"steps": steps, "episode_metadata": {"file_path": f"made_up/demo_{number}"}})
-        writer.finish()
+    jpegs = [grained(rng) for _ in range(32)]
+    again = partial(demonstration, picture=lambda random: jpegs[random.integers(len(jpegs))])
+    write_dataset(directory, [num_steps] * num_episodes, again)
 
 
 def run(directory: Path, seconds: float) -> None:

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from rsd.data.cache import GIGABYTE
-from rsd.entry_point import report_errors, run
+from rsd.commands.entry_point import report_errors, run
+
+CONFIG = Path(__file__).parents[1] / "conf" / "cache.yaml"
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="cache")
 @report_errors
 def main(cfg: DictConfig) -> None:
+    from rsd.data.cache import GIGABYTE
+
     started = time.monotonic()
     try:
         cache = instantiate(cfg.cache)()
@@ -26,10 +30,10 @@ def main(cfg: DictConfig) -> None:
         print("\ninterrupted; finished shards are kept: the same command goes on from there", file=sys.stderr)
         sys.exit(130)
     print(
-        f"{len(cache)} frames of {cache.num_episodes} episodes, layers {cache.layers}, "
+        f"{len(cache)} frames of {cache.num_episodes} episodes, {', '.join(cache.points)}, "
         f"{cache.num_bytes / GIGABYTE:.3f} GB, {time.monotonic() - started:.1f} s in all: {cache.directory}"
     )
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, CONFIG)

@@ -11,8 +11,8 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,17 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rsd.commands.entry_point import report_errors, run
 from rsd.data.rlds import RLDSWriter
-from rsd.entry_point import report_errors, run
-from rsd.envs.collection import Recipe, collect
-from rsd.envs.demonstrations import Demonstration
-from rsd.envs.schedule import Attempt, CollectionError, Schedule
+from rsd.demos.collection import Recipe, collect
+from rsd.demos.demonstrations import Demonstration
+from rsd.demos.schedule import Attempt, CollectionError, Schedule
+from rsd.errors import SettingError
+from rsd.progress import Progress
 
+CONFIG = Path(__file__).parents[1] / "conf" / "collect.yaml"
 EPISODE_BYTES = 4_000_000  # forecast for an empty data set: 100 steps, two JPEG pictures of 18 kB each and some numbers
 RESERVE_BYTES = 64 * 2**20  # left free beside the forecast
 
@@ -71,25 +73,10 @@ def check_space(directory: Path, num_stored: int, num_missing: int, report: Call
         )
 
 
-@contextmanager
-def progress(total: int, console: Console) -> Iterator[Callable[[Attempt, Demonstration, Schedule], None]]:
-    """Yields a function to call after every attempt: a live bar on a terminal, a line per attempt elsewhere."""
-    columns = (TextColumn("episodes"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    started = time.monotonic()
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        row = bar.add_task("", total=total)
-
-        def advance(attempt: Attempt, demonstration: Demonstration, schedule: Schedule) -> None:
-            made = total - schedule.num_missing
-            text = f"task {attempt.task_id} placement {attempt.placement}: {demonstration.outcome}"
-            bar.update(row, completed=made, description=text)
-            if not console.is_terminal:
-                seconds = time.monotonic() - started
-                left = f", {seconds / made * (total - made):.0f} s left" if made else ""
-                steps = f"{demonstration.num_steps} steps"
-                console.print(f"{made} of {total} · {text} ({steps}) · {seconds:.0f} s{left}")
-
-        yield advance
+def in_words(attempt: Attempt, demonstration: Demonstration) -> str:
+    """What came of an attempt, in a line of progress."""
+    place = f"task {attempt.task_id} placement {attempt.placement}"
+    return f"{place}: {demonstration.outcome} ({demonstration.num_steps} steps)"
 
 
 def summary(schedule: Schedule, wall_s: float) -> Table:
@@ -118,8 +105,8 @@ def collect_into(writer: RLDSWriter, schedule: Schedule, recipe: Recipe, console
     Raises:
         CollectionError: the disk is full, or the collection cannot go on. Everything appended before stays readable.
     """
-    attempts = collect(schedule, recipe, report=console.print, **workers)
-    with closing(attempts), progress(schedule.num_missing, console) as advance:
+    attempts, total = collect(schedule, recipe, report=console.print, **workers), schedule.num_missing
+    with closing(attempts), Progress("episodes", total=total, console=console, interval_s=0) as progress:
         for attempt, demonstration in attempts:
             if demonstration.outcome in schedule.counted:
                 try:
@@ -129,35 +116,37 @@ def collect_into(writer: RLDSWriter, schedule: Schedule, recipe: Recipe, console
                         f"{attempt.name} could not be written to {writer.directory}: {error.strerror}; the "
                         f"{len(writer)} episodes before it are kept; make room, then repeat the command to go on"
                     ) from error
-            advance(attempt, demonstration, schedule)
+            progress.reach(total - schedule.num_missing, in_words(attempt, demonstration))
     writer.finish()
 
 
 def measure(schedule: Schedule, recipe: Recipe, console: Console, **workers: Any) -> None:
     """Try the schedule's placements and keep nothing."""
-    attempts = collect(schedule, recipe, report=console.print, **workers)
-    with closing(attempts), progress(schedule.num_missing, console) as advance:
+    attempts, total = collect(schedule, recipe, report=console.print, **workers), schedule.num_missing
+    with closing(attempts), Progress("episodes", total=total, console=console, interval_s=0) as progress:
         for attempt, demonstration in attempts:
-            advance(attempt, demonstration, schedule)
+            progress.reach(total - schedule.num_missing, in_words(attempt, demonstration))
 
 
 def plan_of(cfg: DictConfig) -> dict[str, Any]:
     """What Schedule needs to know, checked.
 
     Raises:
-        ValueError: numbers below 1, tasks that the suite does not have, data of another suite, or a perturbed suite.
+        SettingError: numbers below 1, tasks that the suite does not have, data of another suite, or a perturbed suite.
     """
     if cfg.num_episodes < 1 or cfg.num_workers < 1:
-        raise ValueError(f"num_episodes={cfg.num_episodes}, num_workers={cfg.num_workers}; expected at least 1 of each")
+        raise SettingError(
+            f"num_episodes={cfg.num_episodes}, num_workers={cfg.num_workers}; expected at least 1 of each"
+        )
     available = range(cfg.env.num_tasks)
     tasks = list(available) if cfg.tasks is None else list(cfg.tasks)
     if not tasks or len(set(tasks)) < len(tasks) or not set(tasks) <= set(available):
-        raise ValueError(f"tasks is {tasks}; expected different task ids out of 0..{cfg.env.num_tasks - 1}")
+        raise SettingError(f"tasks is {tasks}; expected different task ids out of 0..{cfg.env.num_tasks - 1}")
     held = list(cfg.data.get("suites", [cfg.data.suite]))
     if cfg.env.suite not in held:
-        raise ValueError(f"{cfg.data.name} is for episodes of {held}, env.suite is {cfg.env.suite}; set data or env")
+        raise SettingError(f"{cfg.data.name} is for episodes of {held}, env.suite is {cfg.env.suite}; set data or env")
     if cfg.env.variant is not None:
-        raise ValueError(f"env.variant is {cfg.env.variant}: perturbed suites are for evaluation; leave it out")
+        raise SettingError(f"env.variant is {cfg.env.variant}: perturbed suites are for evaluation; leave it out")
     return {"suite": cfg.env.suite, "tasks": tasks, "num_episodes": cfg.num_episodes, "seed": cfg.seed}
 
 
@@ -189,4 +178,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, CONFIG)

@@ -16,15 +16,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rsd.evaluation.candidates import SCORE_VERSIONS, ComparisonError, group_by_seed, read_run
-from rsd.evaluation.comparison import COMPARISON_JSON, build_comparison
-from rsd.evaluation.comparison_page import COMPARISON_HTML, render_comparison
+from rsd.comparison.candidates import group_by_seed, read_run
+from rsd.comparison.comparison import COMPARISON_JSON, build_comparison
+from rsd.comparison.comparison_page import COMPARISON_HTML, render_comparison
+from rsd.comparison.published import load_published
+from rsd.errors import RSDError
 from rsd.evaluation.page import format_percent
-from rsd.evaluation.published import load_published
-from rsd.evaluation.results import ResultsError
-from rsd.runs import write_atomically
+from rsd.files import write_atomically
 
-PUBLISHED = Path(__file__).resolve().parents[1] / "conf" / "published.yaml"
 TONES = {"non-inferior": "green", "inferior": "red", "undecided": "yellow"}
 
 
@@ -34,13 +33,13 @@ def compare(
     """Read run folders, write comparison.json and comparison.html into `out`, return the comparison.
 
     Raises:
-        ResultsError, ComparisonError, ValueError: see what is called.
+        ResultsError, ComparisonError, SettingError: see what is called.
     """
     paths = list(runs)
     if reference is not None:
         paths = [reference, *(path for path in paths if path.resolve() != reference.resolve())]
     candidates = group_by_seed([read_run(path) for path in paths])
-    comparison = build_comparison(candidates, margin=margin, allow=allow, published=load_published(PUBLISHED))
+    comparison = build_comparison(candidates, margin=margin, allow=allow, published=load_published())
     page = render_comparison(comparison, candidates)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / COMPARISON_JSON, json.dumps(comparison, indent=1, allow_nan=False) + "\n")
@@ -129,8 +128,8 @@ def main() -> None:
         "--allow-version",
         action="append",
         default=[],
-        choices=SCORE_VERSIONS,
-        help="compare although this package's version differs",
+        metavar="PACKAGE",
+        help="compare although this package's version differs, mujoco for example",
     )
     options = parser.parse_args()
     try:
@@ -141,7 +140,7 @@ def main() -> None:
             allow=options.allow_version,
             out=options.out,
         )
-    except (ComparisonError, ResultsError, ValueError, OSError) as error:
+    except (RSDError, OSError) as error:
         sys.exit(f"error: {error}")
     show(comparison, options.out, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
 

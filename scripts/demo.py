@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rsd.commands.pipeline import PipelineError, Step, run_steps, seconds
 from rsd.evaluation.page import data_url, render_page
 from rsd.evaluation.report import REPORT_HTML, REPORT_JSON
-from rsd.pipeline import PipelineError, Step, run_steps, seconds
-from rsd.runs import METRICS_FILE, read_json, write_atomically
+from rsd.files import read_json, write_atomically
+from rsd.runs import METRICS_FILE
 
 DECODINGS = ("l1", "speculative")
 POLICIES = {

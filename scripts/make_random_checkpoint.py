@@ -13,7 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from rsd.checkpoint import CheckpointError
+from rsd.data.datasets import Demonstrations
+from rsd.errors import RSDError
 from rsd.models.openvla.random_weights import openvla_architecture, write_random_checkpoint
 
 GIGABYTE = 10**9
@@ -28,18 +29,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="where the numbers are drawn: cpu, cuda")
     parser.add_argument("--shard-gb", type=float, default=5.0, help="largest shard, 10^9 bytes")
+    parser.add_argument("--data", type=Path, help="RLDS data set, <root>/<name>/<version>, whose statistics it gets")
     options = parser.parse_args()
-    decoder, proprio_dim = KINDS[options.kind]
+    action_head, proprio_dim = KINDS[options.kind]
     started = time.monotonic()
     try:
         write_random_checkpoint(
             options.out,
-            architecture=openvla_architecture(decoder=decoder, proprio_dim=proprio_dim, size=options.size),
+            architecture=openvla_architecture(action_head=action_head, proprio_dim=proprio_dim, size=options.size),
             seed=options.seed,
             device=options.device,
             shard_bytes=int(options.shard_gb * GIGABYTE),
+            entry=None if options.data is None else Demonstrations(options.data).norm_stats,
         )
-    except (CheckpointError, OSError) as error:
+    except (RSDError, OSError) as error:
         sys.exit(f"error: {error}")
     size = sum(path.stat().st_size for path in options.out.iterdir())
     print(f"{options.out}: {size / GIGABYTE:.2f} GB of random weights in {time.monotonic() - started:.1f} s")

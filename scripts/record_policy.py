@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from rsd.evaluation.rollout import Episode, chunk_seed
+from rsd.commands.configured import configured_policy
+from rsd.evaluation.rollout import Episode
 from rsd.jpeg import decode_jpeg, encode_jpeg
-from rsd.types import Observation
+from rsd.policy import VLAPolicy
+from rsd.queue import chunk_seed
+from rsd.types import Chunk, Observation, Policy, Request, Step
 
 ROOT = Path(__file__).parents[1]
 SUITES = ("libero_spatial", "libero_object", "libero_goal")
@@ -37,7 +41,7 @@ DECODINGS = {  # name → overrides of the configuration
     "speculative_base": ["decoding=speculative", "target=base"],
     "speculative_sampled": ["decoding=speculative_sampled"],
 }
-LAYERS = {"layer.3": 3, "head": 7}
+POINTS = ("layer.3", "head")
 
 
 def arithmetic_id() -> str:
@@ -72,12 +76,13 @@ def configured(env: str, overrides: list[str]) -> Any:
 class Watching:
     """A policy that keeps what it was shown."""
 
-    def __init__(self, policy: Any) -> None:
-        self._policy, self.num_open_loop_steps, self.seen = policy, policy.num_open_loop_steps, []
+    def __init__(self, policy: Policy) -> None:
+        self._policy, self.num_open_loop_steps = policy, policy.num_open_loop_steps
+        self.seen: list[Observation] = []
 
-    def predict(self, observations: Any, seeds: Any) -> Any:
-        self.seen += observations
-        return self._policy.predict(observations, seeds)
+    def predict(self, requests: Sequence[Request]) -> list[Chunk]:
+        self.seen += [request.observation for request in requests]
+        return self._policy.predict(requests)
 
 
 def stored(observation: Observation) -> dict[str, Any]:
@@ -98,11 +103,16 @@ def restored(record: dict[str, Any]) -> Observation:
 def closed_loop(suite: str) -> tuple[list[Observation], dict[str, Any]]:
     """Observations of a suite, and one episode of it: what was executed and how it ended."""
     cfg = configured(suite, [])
-    make_env, policy = instantiate(cfg.env.make), Watching(instantiate(cfg.policy))
+    make_env, policy = instantiate(cfg.env.make), Watching(configured_policy(cfg, []))
     env = make_env(task_id=EPISODE_TASK)
-    executed = []
+    executed: list[np.ndarray] = []
     step = env.step
-    env.step = lambda action, observe=True: executed.append(np.array(action)) or step(action, observe=observe)
+
+    def noted(action: np.ndarray, observe: bool = True) -> Step:
+        executed.append(np.array(action))
+        return step(action, observe=observe)
+
+    env.step = noted
     episode = Episode(env, policy)
     episode.run(init_state_id=0, seed=SEED)
     env.close()
@@ -118,20 +128,16 @@ def answers(observations: list[Observation]) -> dict[str, np.ndarray]:
     """Chunks of every decoding, [N, T, A], and the states at the points that heads read; one observation a call."""
     result: dict[str, np.ndarray] = {}
     for name, overrides in DECODINGS.items():
-        policy = instantiate(configured(SUITES[0], overrides).policy)
+        policy = configured_policy(configured(SUITES[0], overrides), [])
         chunks = [
-            policy.predict([observation], [chunk_seed(SEED, number)])[0].actions
+            policy.predict([Request(observation, chunk_seed(SEED, number))])[0].actions
             for number, observation in enumerate(observations)
         ]
         result[f"chunk.{name}"] = np.stack(chunks)
-    base = policy.backbone
-    with torch.inference_mode():
-        for point, layer in LAYERS.items():
-            states = [
-                base.forward(base.prepare([policy._stored(one)]), [layer]).hidden_states[layer][0].numpy()
-                for one in observations
-            ]
-            result[f"state.{point}"] = np.stack(states)
+    assert isinstance(policy, VLAPolicy)
+    looks = [policy.base.look([one]) for one in observations]
+    for point in POINTS:
+        result[f"state.{point}"] = np.stack([looked.at(point)[0].numpy() for looked in looks])
     return result
 
 

@@ -17,9 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rsd.commands.pipeline import RUNS, PipelineError, Step, keep_settings, run_steps, seconds
 from rsd.evaluation.report import REPORT_JSON
-from rsd.pipeline import RUNS, PipelineError, Step, keep_settings, run_steps, seconds
-from rsd.runs import METRICS_FILE, PROVENANCE_FILE, read_json, write_atomically
+from rsd.files import read_json, write_atomically
+from rsd.runs import METRICS_FILE, PROVENANCE_FILE
 
 SUITES = {"libero_spatial": 500, "libero_object": 300, "libero_goal": 450}  # demonstrations of the second data set
 CORRECTIONS = {"libero_spatial": 250, "libero_object": 150, "libero_goal": 200}  # added to that data set
@@ -78,14 +79,14 @@ def corrected_base(arguments: argparse.Namespace) -> list[Step]:
     """
     model = arguments.suites_base or arguments.root / RUNS / "oft_suites" / "checkpoint"
     common = ["data=libero_suites", "demonstrator=corrections", "model=oft_small", "seed=2", f"paths.base={model}"]
-    asked = {}  # name: suite, tasks, episodes in the data set, steps of the model
+    asked: dict[str, tuple[str, str, int, str]] = {}  # name: suite, tasks, episodes in the data set, steps of the model
     for suite, added in CORRECTIONS.items():
         there = 0 if arguments.suites_base else max(1, round(SUITES[suite] * arguments.suites_scale))
         count = there + max(1, round(added * arguments.corrections_scale))
         asked[suite] = (suite, DEMONSTRATED[suite], count, LEAD_STEPS)
         if suite in HARD_TASKS:
             count = count // NUM_TASKS + max(1, round(HARD_CORRECTIONS * arguments.corrections_scale))
-            asked[f"{suite}_{HARD_TASKS[suite]}"] = (suite, [HARD_TASKS[suite]], count, HARD_LEAD_STEPS)
+            asked[f"{suite}_{HARD_TASKS[suite]}"] = (suite, f"[{HARD_TASKS[suite]}]", count, HARD_LEAD_STEPS)
     steps = []
     for name, (suite, tasks, count, lead_steps) in asked.items():
         own = [f"env={suite}", f"tasks={tasks}", f"num_episodes={count}", f"recipe.lead_steps={lead_steps}"]

@@ -10,24 +10,32 @@ import asyncio
 import dataclasses
 import logging
 from functools import partial
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from rsd.entry_point import report_errors, run
+from rsd.commands.entry_point import report_errors, run
+from rsd.errors import SettingError
 from rsd.runs import provenance
 from rsd.serving.server import serve
 from rsd.serving.session import Session
 
+CONFIG = Path(__file__).parents[1] / "conf" / "serve.yaml"
 log = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="serve")
 @report_errors
 def main(cfg: DictConfig) -> None:
-    policy = instantiate(cfg.policy)
+    from rsd.commands.configured import configured_policy  # needs torch, which --help does not wait for
+    from rsd.policy.contract import Contracted
+
+    policy = configured_policy(cfg, HydraConfig.get().overrides.task)
+    if not isinstance(policy, Contracted):
+        raise SettingError(f"a {type(policy).__name__} has no contract to tell clients; serve a policy that has one")
     reader = instantiate(cfg.reader)(views=policy.contract.views)
     choices = {
         group: choice for group, choice in HydraConfig.get().runtime.choices.items() if not group.startswith("hydra/")
@@ -49,4 +57,4 @@ def announce(host: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, CONFIG)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 
-from rsd.types import Observation
+from rsd.types import IMAGE_VIEWS, Observation, Step, Task
 
 STEP_M = 0.05  # how far an action of 1 moves the point
 GOAL_RADIUS_M = 0.05
@@ -32,21 +33,28 @@ class PointMassEnv:
         num_init_states: int = 5,
         end_at_success: bool = True,
     ) -> None:
-        self.suite = suite
-        self.task_id = task_id
-        self.instruction = f"move the point to goal {task_id}"
-        self.num_init_states = num_init_states
-        self.max_steps = max_steps
-        self.protocol = "point_mass-1"
-        self.versions = {"point_mass": "1"}
-        self.rendering_s = 0.0
+        self.task = Task(
+            suite=suite,
+            task_id=task_id,
+            instruction=f"move the point to goal {task_id}",
+            num_init_states=num_init_states,
+            max_steps=max_steps,
+            views=IMAGE_VIEWS,
+            proprio_dim=8,
+            action_names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
+            control_hz=20,
+            limits=(-1.0, 1.0),
+            protocol="point_mass-1",
+            versions={"point_mass": "1"},
+        )
+        self.reset_rendering_s = 0.0
         self.num_renders = 0  # pictures drawn so far, so that tests can hold "observe=False renders nothing"
         self._image_size = image_size
         self._end_at_success = end_at_success
-        self._position: np.ndarray | None = None
+        self._position = np.zeros(3)
         self._goal = np.zeros(3)
         self._gripper = -1.0
-        self._finished = False
+        self._running = False  # between a reset and its success, or `close`
 
     @property
     def direction(self) -> np.ndarray:
@@ -59,39 +67,42 @@ class PointMassEnv:
         return action
 
     def reset(self, init_state_id: int) -> Observation:
-        if not 0 <= init_state_id < self.num_init_states:
-            raise IndexError(f"init_state_id {init_state_id} is not in 0..{self.num_init_states - 1}")
-        random = np.random.default_rng([self.task_id, init_state_id])
+        if not 0 <= init_state_id < self.task.num_init_states:
+            raise IndexError(f"init_state_id {init_state_id} is not in 0..{self.task.num_init_states - 1}")
+        random = np.random.default_rng([self.task.task_id, init_state_id])
         self._position = random.uniform(0.0, START_MAX_M, 3)
         self._goal = random.uniform(0.6, 0.9, 3)
         self._gripper = -1.0
-        self._finished = False
-        return self._observe()
+        self._running = True
+        observation, self.reset_rendering_s = self._observe()
+        return observation
 
-    def step(self, action: np.ndarray, observe: bool = True) -> tuple[Observation | None, bool]:
+    def step(self, action: np.ndarray, observe: bool = True) -> Step:
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (7,):
             raise ValueError(f"action has shape {action.shape}; expected (7,)")
         if not np.isfinite(action).all():
             raise ValueError(f"action is not finite: {action}")
-        if self._position is None or self._finished:
+        if not self._running:
             raise RuntimeError("call reset() first: there is no episode, or it has ended in success")
         self._position = np.clip(self._position + STEP_M * np.clip(action[:3], -1, 1), 0, 1)
         self._gripper = float(np.clip(action[6], -1, 1))
         success = bool(np.linalg.norm(self._goal - self._position) <= GOAL_RADIUS_M and self._gripper > 0)
-        self._finished = success and self._end_at_success
-        return (self._observe() if observe else None), success
+        self._running = not (success and self._end_at_success)
+        observation, rendering_s = self._observe() if observe else (None, 0.0)
+        return Step(observation, success, rendering_s)
 
     def close(self) -> None:
-        self._position = None
+        self._running = False
 
-    def _observe(self) -> Observation:
+    def _observe(self) -> tuple[Observation, float]:
+        """What is seen, and the seconds that the pictures took."""
         start = time.perf_counter()
         images = {"image": self._draw((0, 1)), "wrist_image": self._draw((0, 2))}
-        self.rendering_s += time.perf_counter() - start
+        rendering_s = time.perf_counter() - start
         opening = 0.02 * (1 - self._gripper)
         proprio = np.concatenate([self._position, np.zeros(3), [opening, -opening]])  # [P]
-        return Observation(images=images, proprio=proprio, instruction=self.instruction)
+        return Observation(images=images, proprio=proprio, instruction=self.task.instruction), rendering_s
 
     def _draw(self, axes: tuple[int, int]) -> np.ndarray:
         self.num_renders += 1
@@ -102,3 +113,8 @@ class PointMassEnv:
             column, row = (int(point[axis] * (size - 1)) for axis in axes)
             picture[max(row - half, 0) : row + half + 1, max(column - half, 0) : column + half + 1] = color
         return picture
+
+
+def point_mass_tasks(*, num_tasks: int, **options: Any) -> list[Task]:
+    """What the environments of the first tasks say of themselves; options are PointMassEnv's."""
+    return [PointMassEnv(task_id=task_id, **options).task for task_id in range(num_tasks)]

@@ -4,27 +4,52 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# A room may import the rooms listed for it, and itself. "rsd" alone is the package's version.
+# A room may import the rooms listed for it, the leaves, and itself. "rsd" alone is the package's version.
+LEAVES = {"errors", "files", "differences"}  # they know nothing of what the project is about
 ALLOWED = {
-    "types": set(),
-    "runs": set(),
+    "errors": set(),
+    "files": set(),
+    "differences": set(),
+    # the vocabulary: what numbers mean, the account, points, files; the records and protocols that travel
+    "space": set(),
+    "work": set(),
+    "points": set(),
     "jpeg": set(),
     "images": set(),
-    "normalization": set(),
+    "finding": set(),
     "checkpoint": set(),
-    "tokenizer": {"types", "checkpoint"},
-    "models": {"types", "jpeg", "images", "normalization", "checkpoint", "tokenizer"},
-    "decoding": {"types"},
-    "policy": {"types", "jpeg", "normalization", "tokenizer", "models", "decoding"},
-    "data": {"types", "jpeg", "normalization"},
+    "types": {"space", "work"},
+    "queue": {"types", "work"},
+    # types, space, work, checkpoint ← tokenizer ← stages ← decoding ← policy, and models → policy
+    "tokenizer": {"types", "space", "checkpoint"},
+    "stages": {"types", "points", "checkpoint", "tokenizer"},
+    "decoding": {"types", "work", "stages"},
+    "models": {"types", "space", "work", "points", "jpeg", "images", "finding", "checkpoint"},
+    "policy": {
+        "types", "space", "work", "points", "finding", "checkpoint", "queue", "tokenizer", "stages", "decoding",
+        "models",
+    },
+    # data and training
+    "processes": set(),
+    "progress": set(),
+    "data": {"types", "space", "points", "jpeg", "processes", "progress"},
+    "training": {
+        "types", "space", "points", "images", "progress", "checkpoint", "tokenizer", "stages", "decoding", "models",
+    },
+    # simulators and evaluation are blind to what they run and measure: they see a policy through a queue
     "workers": set(),
-    "envs": {"types", "workers"},
-    "evaluation": {"types", "runs", "workers"},
-    "training": {"types", "runs", "images", "normalization", "checkpoint", "tokenizer", "models", "decoding"},
-    "serving": {"types", "evaluation"},
-    "entry_point": {"runs"},
-    "pipeline": {"runs"},
-}
+    "pool": {"workers"},
+    "envs": {"types", "finding"},
+    "demos": {"types", "envs", "queue", "workers", "pool"},
+    "runs": set(),
+    "evaluation": {"types", "work", "queue", "runs", "workers", "pool", "progress"},
+    "comparison": {"types", "work", "runs", "evaluation"},
+    "serving": {"types", "queue", "evaluation"},
+    # what the entry points have in common
+    "commands": {"types", "runs", "processes", "decoding", "policy", "evaluation"},
+}  # fmt: skip
+RUNS_A_POLICY = ("tokenizer", "stages", "decoding", "models", "policy")
+NOT_TO_RUN_A_POLICY = {"hydra", "omegaconf", "pytorch_lightning", "lightning", "wandb", "matplotlib"}
 HEAVY = {
     "libero": ["envs"],
     "robosuite": ["envs"],
@@ -32,7 +57,8 @@ HEAVY = {
     "transformers": ["models/openvla"],
     "peft": ["models/openvla/lora.py"],
     "pytorch_lightning": ["training", "data/datamodules.py", "data/hidden_states.py"],
-    "hydra": ["entry_point.py", "evaluation/sweep.py"],
+    "hydra": ["commands"],
+    "matplotlib": ["training/plots.py"],
     "websockets": ["serving/server.py"],
     "msgpack": ["serving/server.py"],
     "wandb": ["training/loggers.py"],
@@ -66,9 +92,31 @@ def test_rooms_import_only_what_they_may():
         assert room in ALLOWED, f"rsd/{room} is not in the picture of the rooms"
         for name in imported(tree):
             parts = name.split(".")
-            if parts[0] == "rsd" and len(parts) > 1 and parts[1] != room and parts[1] not in ALLOWED[room]:
+            if parts[0] == "rsd" and len(parts) > 1 and parts[1] != room and parts[1] not in ALLOWED[room] | LEAVES:
                 wrong.append(f"rsd/{path} imports {name}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_picture_of_the_rooms_is_one_of_rooms_that_are_there():
+    rooms = {path.parts[0].removesuffix(".py") for path, _ in modules()} - {"__init__"}
+    assert rooms == set(ALLOWED)
+    for room, others in ALLOWED.items():
+        assert not any(room in ALLOWED[other] for other in others), f"{room} and one of {others} import each other"
+
+
+def test_running_a_policy_needs_no_framework_of_training_or_configuration():
+    """Nor does anything that those rooms import."""
+    trees = {".".join(("rsd", *path.with_suffix("").parts)).removesuffix(".__init__"): tree for path, tree in modules()}
+    waiting = [name for name in trees if name.split(".")[1:2] and name.split(".")[1] in RUNS_A_POLICY]
+    reached = set()
+    while waiting:
+        name = waiting.pop()
+        if name in trees and name not in reached:
+            reached.add(name)
+            waiting += [one for one in imported(trees[name]) if one.startswith("rsd.")]
+            found = {one.split(".")[0] for one in imported(trees[name])} & NOT_TO_RUN_A_POLICY
+            assert not found, f"{name} imports {sorted(found)}"
+    assert {"rsd.policy.policy", "rsd.models.openvla.passes", "rsd.queue", "rsd.space"} <= reached
 
 
 def test_heavy_dependencies_stay_in_their_rooms():
@@ -91,6 +139,12 @@ def test_nothing_runs_at_import():
     assert not wrong, "\n".join(wrong)
 
 
-def test_entry_points_are_short():
+def test_entry_points_define_no_function_but_main():
+    """What they would decide has a name in the room where it belongs."""
     for name in ("train.py", "eval.py"):
-        assert len((ROOT / name).read_text().splitlines()) <= 60, name
+        functions = [
+            node.name
+            for node in ast.walk(ast.parse((ROOT / name).read_text()))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        ]
+        assert functions == ["main"], name

@@ -8,20 +8,38 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).parents[1] / "conf"
-TRAIN_GROUPS = ("data", "chunk", "model", "quantizer", "draft", "trainer", "logger", "experiment")
+PHASES = {  # with the least that each needs
+    "rfsq": [],
+    "oft": [],
+    "oft_gpu": [],
+    "head": [],
+    "draft": [],
+    "oft_lora": ["model=oft_spatial"],
+    "openvla_lora": ["model=openvla_spatial", "chunk=1"],
+}
+READERS = {  # group of train.py to the phases that read it
+    "data": ("rfsq", "oft", "head"),
+    "model": ("head",),  # fine-tuning of every published model: tests/training/test_finetune.py
+    "quantizer": ("rfsq", "draft"),
+    "draft": ("draft",),
+    "trainer": ("oft",),
+    "logger": ("rfsq",),
+    "experiment": ("rfsq", "head"),
+}
 EVAL_GROUPS = (
     "env",
     "protocol",
-    "chunk",
+    "data",
     "model",
     "quantizer",
     "draft",
+    "target",
     "decoding",
+    "ablation",
     "logger",
     "stopping",
     "experiment",
 )
-PHASES = ("rfsq", "oft", "oft_gpu", "head", "draft")
 
 
 def choices(group: str) -> list[str]:
@@ -63,16 +81,44 @@ def check(node: DictConfig) -> None:
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize(("group", "choice"), [(group, name) for group in TRAIN_GROUPS for name in choices(group)])
+def test_phases(phase):
+    check(composed("train", [f"phase={phase}", *PHASES[phase]]))
+
+
+@pytest.mark.parametrize(
+    ("phase", "group", "choice"),
+    [(phase, group, choice) for group, phases in READERS.items() for phase in phases for choice in choices(group)],
+)
 def test_train(phase, group, choice):
-    if phase.startswith("oft") and group == "model" and choice not in ("oft_tiny", "oft_small"):
-        pytest.skip("published models are not trained from scratch")
-    check(composed("train", [f"phase={phase}", f"{group}='{choice}'"]))
+    check(composed("train", [f"phase={phase}", f"{group}={choice}"]))
+
+
+@pytest.mark.parametrize("choice", ["oft_tiny", "oft_small"])
+def test_base_models_that_are_trained_from_scratch(choice):
+    check(composed("train", ["phase=oft", f"model={choice}"]))
 
 
 @pytest.mark.parametrize(("group", "choice"), [(group, name) for group in EVAL_GROUPS for name in choices(group)])
 def test_eval(group, choice):
-    check(composed("eval", [f"{group}='{choice}'"]))
+    check(composed("eval", [f"{group}={choice}"]))
+
+
+@pytest.mark.parametrize("choice", [name for name in choices("decoding") if name not in ("exit", "early_exit")])
+def test_every_full_decoding_behind_an_early_exit(choice):
+    cfg = composed("eval", ["decoding=early_exit", f"decoding@decoding.full={choice}"])
+    check(cfg)
+    assert cfg.decoding.decode.full == cfg.decoding.full.decode
+
+
+def test_a_policy_folder_for_the_composed_policy():
+    check(composed("eval", ["policy=released"]))
+
+
+def test_every_group_is_composed_somewhere():
+    """A new folder of conf/ has to be named above."""
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    elsewhere = {"composed", "demonstrator", "hidden_states", "hydra", "paths", "phase", "robot"}
+    assert groups == {*READERS, *EVAL_GROUPS} | elsewhere
 
 
 @pytest.mark.parametrize(("name", "node"), [("collect", "recipe"), ("cache", "cache")])
@@ -111,7 +157,7 @@ def test_quantizers_instantiate_at_both_chunk_lengths():
 
     for quantizer in choices("quantizer"):
         for length in (8, 16):
-            cfg = composed("train", ["phase=rfsq", f"quantizer={quantizer}", f"chunk='{length}'"])
+            cfg = composed("train", ["phase=rfsq", f"quantizer={quantizer}", f"chunk={length}"])
             tokenizer = instantiate(cfg.quantizer.tokenizer)
             assert tokenizer.code_shape.chunk_length == length
             assert tokenizer.code_shape.num_stages == cfg.quantizer.num_stages

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from rsd import entry_point
+from rsd.commands import entry_point
+from rsd.evaluation.plan import Plan
+from tests.callbacks import KEEP_RETURNED, RETURNED_FILE
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ["-cp", str(ROOT / "tests" / "evaluation" / "conf"), "-cn", "point_mass"]
@@ -21,13 +23,13 @@ CONFIG = ["-cp", str(ROOT / "tests" / "evaluation" / "conf"), "-cn", "point_mass
 def run_eval(monkeypatch, capfd):
     """Run eval.py's main in this process with the given arguments; returns (exit code, stdout, stderr)."""
     monkeypatch.syspath_prepend(ROOT)
-    main = importlib.import_module("eval").main
+    evaluation = importlib.import_module("eval")
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["eval.py", *CONFIG, *arguments])
         code = 0
         try:
-            entry_point.run(main)
+            entry_point.run(evaluation.main, evaluation.CONFIG)
         except SystemExit as stop:
             code = stop.code
         out, err = capfd.readouterr()
@@ -57,6 +59,7 @@ def stop_after_two_episodes(run_dir: Path, stop: signal.Signals, *arguments: str
     return process.returncode, stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_then_kill_then_resume(tmp_path, run_eval):
     run_dir = tmp_path / "run"
     code, stderr = stop_after_two_episodes(run_dir, signal.SIGINT, f"hydra.run.dir={run_dir}", "policy.delay_s=0.1")
@@ -79,6 +82,36 @@ def test_ctrl_c_then_kill_then_resume(tmp_path, run_eval):
     assert json.loads((run_dir / "report.json").read_text())["complete"]
 
 
+def test_a_run_keeps_its_plan_and_a_resume_is_held_to_it(tmp_path, run_eval):
+    run_dir = tmp_path / "run"
+    code, _, stderr = run_eval(f"hydra.run.dir={run_dir}", "num_trials=1", "tasks=[2,0]")
+    assert code == 0, stderr
+    plan = Plan.from_json(json.loads((run_dir / "plan.json").read_text()))
+    assert [(one.task_id, one.init_state_id) for one in plan.episodes] == [(2, 0), (0, 0)]
+    assert [task.instruction for task in plan.tasks] == ["move the point to goal 0", "move the point to goal 2"]
+    assert plan.protocol.name == "point_mass-1" and plan.protocol.values == {"image_size": 64, "clip_actions": True}
+    assert run_eval(f"resume={run_dir}", "num_workers=2")[0] == 0
+
+    record = plan.to_json() | {"allowed_versions": {"point_mass": "2"}}
+    (run_dir / "plan.json").write_text(json.dumps(record))
+    code, _, stderr = run_eval(f"resume={run_dir}")
+    assert code == 1 and "it was planned otherwise: allowed_versions.point_mass: 2 → (absent)" in stderr
+
+
+@pytest.mark.parametrize("command", [["eval.py", *CONFIG], ["train.py", "phase=rfsq"]])
+def test_a_run_begun_by_an_earlier_version_is_not_continued(command):
+    run_dir = "tests/evaluation/runs_of_7eff0a3/point_mass"
+    done = subprocess.run(
+        [sys.executable, *command, f"resume={run_dir}"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"error: cannot resume {run_dir}: it was begun by an earlier version of rsd, 7eff0a3dbc71; "
+        "finish it with that version, or start anew without resume\n"
+    )
+
+
 def test_workers_do_the_same_episodes(tmp_path, run_eval):
     for name, workers in (("alone", 1), ("together", 2)):
         code, _, stderr = run_eval(f"hydra.run.dir={tmp_path}/{name}", f"num_workers={workers}", "num_trials=2")
@@ -89,6 +122,12 @@ def test_workers_do_the_same_episodes(tmp_path, run_eval):
         fields = ("task_id", "init_state_id", "seed", "success", "num_steps", "stats")
         outcomes.append(sorted(([line[field] for field in fields] for line in lines), key=str))
     assert outcomes[0] == outcomes[1] and len(outcomes[0]) == 6
+
+
+def test_main_returns_the_success_rate(tmp_path, run_eval):
+    code, _, stderr = run_eval(f"hydra.run.dir={tmp_path}/run", "num_trials=1", KEEP_RETURNED)
+    assert code == 0, stderr
+    assert json.loads((tmp_path / "run" / RETURNED_FILE).read_text()) == 1.0
 
 
 def test_workers_change_no_outcome(tmp_path, run_eval):

@@ -1,12 +1,13 @@
 """Run folders: first start, resume, and what is refused."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from rsd.runs import CONFIG_FILE, RunError, differing_keys, open_run, resume_arguments, write_atomically
+from rsd.runs import CONFIG_FILE, LAYOUT, RunError, open_run, resume_arguments
 
 
 def hydra_config(run_dir: Path, overrides: list[str]):
@@ -50,6 +51,16 @@ def test_resume_with_another_config_names_the_keys(tmp_path):
         open_run(cfg, hydra_config(tmp_path, []))
 
 
+@pytest.mark.parametrize(("layout", "age"), [({}, "an earlier"), ({"layout": LAYOUT + 1}, "a later")])
+def test_a_run_of_another_version_is_refused_by_name(tmp_path, layout, age):
+    (tmp_path / "overrides.yaml").write_text("[]\n")
+    record = {**layout, "choices": {}, "starts": [{"rsd": "0.1.0", "revision": "7eff0a3dbc71"}]}
+    (tmp_path / "provenance.json").write_text(json.dumps(record))
+    message = f"cannot resume {tmp_path}: it was begun by {age} version of rsd, 7eff0a3dbc71; finish it with"
+    with pytest.raises(RunError, match=re.escape(message)):
+        resume_arguments([f"resume={tmp_path}"])
+
+
 def test_resume_of_a_folder_that_never_started(tmp_path):
     with pytest.raises(RunError, match=r"config\.yaml does not exist"):
         open_run(OmegaConf.create({"resume": str(tmp_path)}), hydra_config(tmp_path, []))
@@ -71,15 +82,3 @@ def test_resume_arguments_without_resume_are_unchanged():
 def test_resume_arguments_that_cannot_be(tmp_path, arguments, message):
     with pytest.raises(RunError, match=message):
         resume_arguments([*arguments, f"resume={tmp_path}"])
-
-
-def test_differing_keys_ignores_whole_branches():
-    assert differing_keys({"a": {"b": 1}, "c": [1]}, {"a": {"b": 2}, "c": [1, 2]}, ignore=("a",)) == ["c: [1] → [1, 2]"]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    write_atomically(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "new \ud800")
-    assert path.read_text() == "old"

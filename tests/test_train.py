@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rsd import entry_point
+from rsd.commands import entry_point
+from tests.callbacks import KEEP_RETURNED, RETURNED_FILE
 from tests.data.demonstrations import NAME, write_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +45,7 @@ def arguments(root: Path, *overrides: str) -> list[str]:
 def run_train(root):
     """Run train.py's main in this process; returns (exit code, what it printed as error)."""
     sys.path.insert(0, str(ROOT))
-    main = importlib.import_module("train").main
+    train = importlib.import_module("train")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -58,7 +59,7 @@ def run_train(root):
                 lines: list[str] = []
                 patch.setattr(sys.stderr, "write", lambda text: lines.append(text) or len(text))
                 try:
-                    entry_point.run(main)
+                    entry_point.run(train.main, train.CONFIG)
                     code = 0
                 except SystemExit as stop:
                     code = stop.code
@@ -115,6 +116,10 @@ def test_the_cache_is_made_once_for_head_and_draft(pipeline):
         (["phase=draft", "quantizer=dct_d2", "draft.num_stages=3"], "num_stages 3 of the head, but the tokenizer"),
         (["phase=head", "quantizer=dct_d2", "data.unnorm_key=libero_space"], "'libero_space' not in norm_stats"),
         (["phase=rfsq", "chunk=16"], "shorter than|no chunk|at least 16"),
+        (["phase=rfsq", "chunk=0"], "chunk is 0, expected a whole number of control steps, 1 or more: chunk=8"),
+        (["phase=rfsq", "chunk=2.5"], "chunk is 2.5, expected a whole number"),
+        (["phase=rfsq", "chunk='8'"], "chunk is '8', expected a whole number"),
+        (["phase=rfsq", "data.root=${no_such_key}"], "Interpolation key 'no_such_key' not found"),
     ],
 )
 def test_bad_input_is_one_clear_error(pipeline, run_train, overrides, message):
@@ -155,57 +160,102 @@ def test_a_run_folder_is_never_overwritten(pipeline, run_train):
     assert code == 1 and f"already holds a run; continue it with resume={folder}" in error
 
 
-def test_kill_9_then_resume_equals_an_uninterrupted_run(root, tmp_path):
-    """The checkpoint of a run that was killed twice is, byte for byte, that of one that was not."""
+@pytest.mark.slow
+def test_ctrl_c_then_kill_9_then_resume_equals_an_uninterrupted_run(root, tmp_path):
+    """The checkpoint of a run that was ended twice is, byte for byte, that of one that was not."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = ["phase=rfsq", "quantizer=rfsq_d2", "quantizer.max_steps=120", "save_every=1", "val_every=7"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def start(*extra: str) -> subprocess.Popen:
         command = [sys.executable, "train.py", *arguments(root, *options, *extra)]
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
     process = start(f"hydra.run.dir={whole}")
-    assert process.wait() == 0, process.stdout.read().decode()
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
     extra = f"hydra.run.dir={broken}"
-    for _ in range(2):
+    for stop, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
         process = start(extra)
         state, before = broken / "resume" / "last.ckpt", time.time()
         while process.poll() is None and not (state.exists() and state.stat().st_mtime > before):
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.send_signal(stop)
+        output, _ = process.communicate()
+        assert process.returncode == code, output
+        if stop == signal.SIGINT:
+            assert f"continue with: python train.py resume={broken}" in output
         extra = f"resume={broken}"
     process = start(extra)
-    output = process.communicate()[0].decode()
+    output, _ = process.communicate()
     assert process.returncode == 0, output
     weights = [(folder / "checkpoint" / "weights.safetensors").read_bytes() for folder in (whole, broken)]
     assert weights[0] == weights[1]
 
 
-def test_ctrl_c_says_how_to_continue(root, tmp_path):
-    options = ["phase=rfsq", "quantizer=rfsq_d2", "quantizer.max_steps=100000", "save_every=1"]
-    command = [sys.executable, "train.py", *arguments(root, *options, f"hydra.run.dir={tmp_path / 'run'}")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while process.poll() is None and not (tmp_path / "run" / "resume" / "last.ckpt").exists():
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    error = process.communicate()[1].decode()
-    assert process.returncode == 130, error
-    assert f"continue with: python train.py resume={tmp_path / 'run'}" in error
+def test_a_missing_phase_is_one_line_that_lists_them():
+    result = subprocess.run([sys.executable, "train.py"], cwd=ROOT, capture_output=True, text=True)
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 1 and line.startswith("error: choose a phase: phase=draft phase=head phase=oft ")
+    assert "--help" in line and result.stdout == ""
 
 
-def test_multirun_ends_in_one_table(root, tmp_path):
-    swept = arguments(root, "phase=rfsq", "quantizer=dct_d2,dct_d3", "chunk=8,4", f"paths.runs={tmp_path / 'runs'}")
-    command = [sys.executable, "train.py", "-m", *swept]
+def sweep(root: Path, *swept: str) -> tuple[int, str, str, Path]:
+    """train.py -m as a process of its own; returns (exit code, stdout, stderr, the sweep's folder)."""
+    command = [sys.executable, "train.py", "-m", *arguments(root, *swept)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert "Could not find 'chunk/4'" in result.stderr + result.stdout  # unknown choices are named before anything runs
-    command = [argument.replace("chunk=8,4", "chunk=8,16") for argument in command]  # 16 is longer than every episode
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 1 and "raised" not in result.stderr
-    (table,) = (tmp_path / "runs" / "sweep").glob("*/sweep.csv")
-    header, *rows = table.read_text().splitlines()
-    assert "mse/1" in header and table.with_name("sweep.html").is_file()
-    assert "done" in rows[0] and "failed" in rows[1]
+    (folder,) = (root / "runs" / "sweep").iterdir()
+    return result.returncode, result.stdout, result.stderr, folder
+
+
+@pytest.fixture
+def own_root(root, tmp_path) -> Path:
+    """The data set of `root`, and no checkpoint."""
+    (tmp_path / "data").symlink_to(root / "data")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_multirun_ends_in_one_table(own_root):
+    """Chunks of 16 are longer than every episode; so nothing is published, and each command is named that does it."""
+    code, out, error, folder = sweep(own_root, "phase=rfsq", "quantizer=dct_d2,dct_d3", "chunk=8,16")
+    assert code == 1 and "raised" not in error
+    header, *rows = (folder / "sweep.csv").read_text().splitlines()
+    assert header.startswith("run,quantizer,chunk,status,published,mse/1") and (folder / "sweep.html").is_file()
+    assert [row.split(",")[:5] for row in rows] == [
+        ["0", "dct_d2", "8", "done", "no"],
+        ["1", "dct_d2", "16", "failed", ""],
+        ["2", "dct_d3", "8", "done", "no"],
+        ["3", "dct_d3", "16", "failed", ""],
+    ]
+    assert not (own_root / "checkpoints").exists()
+    assert f"dct_d3-{NAME}-t8, made by job 2; publish one with: python -m rsd.commands.sweep" in out
+
+
+@pytest.mark.slow
+def test_jobs_of_a_multirun_do_not_publish_over_each_other(own_root):
+    """Two learning rates share a name, and neither takes it; the name that one quantizer has alone is published."""
+    options = ["phase=rfsq", "quantizer=rfsq_d2", "quantizer.max_steps=2", "phase.module.learning_rate=1e-3,5e-3"]
+    code, out, error, folder = sweep(own_root, *options)
+    assert code == 0, error
+    name = own_root / "checkpoints" / "tokenizer" / f"rfsq_d2-{NAME}-t8"
+    assert not name.exists()
+    assert f"not published: {name}, made by jobs 0, 1; publish one with: " in out
+    published = [row.split(",")[3] for row in (folder / "sweep.csv").read_text().splitlines()]
+    assert published == ["published", "no", "no"]
+
+    command = [sys.executable, "-m", "rsd.commands.sweep", str(folder), "--publish", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, cwd=ROOT, env=environment, capture_output=True).returncode == 0
+    assert name.resolve() == (folder / "1" / "checkpoint").resolve()
+    published = [row.split(",")[3] for row in (folder / "sweep.csv").read_text().splitlines()]
+    assert published == ["published", "no", str(name)]
+
+
+def test_main_returns_the_first_shown_metric_of_the_last_stage(own_root, run_train):
+    assert run_train("phase=rfsq", "quantizer=dct_d3", KEEP_RETURNED, where=own_root)[0] == 0
+    (metrics,) = own_root.glob("runs/rfsq/*/metrics.json")
+    values = json.loads(metrics.read_text())
+    assert json.loads((metrics.parent / RETURNED_FILE).read_text()) == values["mse/3"] < values["mse/1"]

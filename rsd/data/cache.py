@@ -1,16 +1,22 @@
 """The hidden-state cache on disk: what a frozen base model sees in every frame, in immutable safetensors shards.
 
     <cache>/<model>-<data>-<key>/
-        cache.json                 what the cache was made from and how a row looks; written first, never changed
-        index.jsonl                one line a finished shard: file, start, rows, bytes, sha256
-        shard-00000.safetensors    tensors [rows, ...] for consecutive frames of the data set
-        lock                       held by the process that writes
+        cache.json                     what the numbers were made from; written first, never changed
+        lock                           held by the process that writes
+        rows/                          a part: what every frame has, whatever is read of the base model
+            index.jsonl                one line a finished shard: file, start, rows, bytes, sha256
+            shard-00000.safetensors    tensors [rows, ...] for consecutive frames of the data set
+        layer.16/  head/  …            a part for each point of the base model that somebody asked for, likewise
 
-A row is one frame: bf16 hidden states of the chosen layers at the K action positions, the raw action chunk, the base
-model's own chunk, episode and step. The cache knows neither tokenizer nor indices, so a new tokenizer keeps it valid.
+    rows/        actions [T, A] standard, base_actions [T, A] (the model's own chunk), float32; episode, step, int64
+    layer.16/    states [K, H] of a layer at the action positions, bfloat16
+    head/        states [T, H] that the L1 head's last linear layer reads, bfloat16
 
-What surprises first: only the index counts. A shard that it does not name does not exist, and a last line without a
-newline was never written.
+The key is a hash of base model and data set and says nothing about points (rsd/points.py): a further point adds its
+folder, and nothing that is there is computed or written again. All parts are cut into shards at the same rows. The
+cache knows neither tokenizer nor indices, so a new tokenizer keeps it valid.
+
+Only an index counts: a shard that it does not name does not exist, and a last line without a newline was never written.
 """
 
 from __future__ import annotations
@@ -25,34 +31,46 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from rsd.differences import differences
+from rsd.errors import RSDError
+from rsd.types import CachedRows
+
 CACHE_FILE = "cache.json"
 INDEX_FILE = "index.jsonl"
-FORMAT = 1  # of the folder; part of the content key
+ROWS = "rows"  # the part that is no point
+STATES = "states"  # a point's only tensor
+FORMAT = 2  # of the folder; part of the content key
 HIDDEN_DTYPE = torch.bfloat16
 GIGABYTE = 1e9
 
-RowLayout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # tensor name → shape and dtype of one row
+PartLayout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # tensor name → shape and dtype of one row
+Grid = list[tuple[int, int]]  # rows [start, stop) of every shard
 
 
-class CacheError(RuntimeError):
-    """A cache is missing, incomplete, damaged, does not fit on the disk, or belongs to another model or data set."""
+class CacheError(RSDError, RuntimeError):
+    """A cache is damaged, does not fit on the disk, or belongs to another model or data set."""
 
 
-def hidden_name(layer: int) -> str:
-    """Name of a layer's tensor in a shard."""
-    return f"hidden.{layer}"
+class IncompleteCache(CacheError):
+    """A cache is missing, or shards of it are missing or torn: filling it again completes it."""
 
 
-def row_layout(state_shapes: Mapping[int, tuple[int, int]], chunk_length: int, action_dim: int) -> RowLayout:
-    """Tensors of one row: hidden.<layer> [K or T, H] bf16; (base_)actions [T, A] float32; episode and step, int64."""
+def cache_layout(points: Mapping[str, tuple[int, int]], chunk_length: int, action_dim: int) -> dict[str, PartLayout]:
+    """Tensors of one row in each part, for points with these (states a chunk, H)."""
     chunk = ((chunk_length, action_dim), torch.float32)
-    layout: RowLayout = {hidden_name(layer): (shape, HIDDEN_DTYPE) for layer, shape in state_shapes.items()}
-    return layout | {"actions": chunk, "base_actions": chunk, "episode": ((), torch.int64), "step": ((), torch.int64)}
+    rows = {"actions": chunk, "base_actions": chunk, "episode": ((), torch.int64), "step": ((), torch.int64)}
+    return {ROWS: rows} | {point: {STATES: (shape, HIDDEN_DTYPE)} for point, shape in points.items()}
 
 
-def row_bytes(layout: RowLayout) -> int:
+def row_bytes(layout: PartLayout) -> int:
     """Bytes that one row takes on disk, without the shard's header."""
     return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in layout.values())
+
+
+def shard_grid(num_frames: int, rows_per_shard: int) -> Grid:
+    """Rows [start, stop) of every shard; only the last one may be smaller."""
+    starts = range(0, num_frames, rows_per_shard)
+    return [(start, min(start + rows_per_shard, num_frames)) for start in starts]
 
 
 def as_json(value: Any) -> Any:
@@ -66,69 +84,62 @@ def content_key(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def differences(
-    left: Any, right: Any, name: str = "", sides: tuple[str, str] = ("cache", "configuration")
-) -> list[str]:
-    """Each place where two JSON values differ, as "backbone.weights: cache 'a', configuration 'b'"."""
-    if isinstance(left, dict) and isinstance(right, dict):
-        absent = "(absent)"
-        return [
-            line
-            for key in sorted(left.keys() | right.keys())
-            for line in differences(left.get(key, absent), right.get(key, absent), f"{name}.{key}".lstrip("."), sides)
-        ]
-    return [] if left == right else [f"{name}: {sides[0]} {left!r}, {sides[1]} {right!r}"]
+def read_record(directory: Path, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """cache.json. Whoever opens a cache, to read or to write, is held to it here.
 
-
-def check_content(directory: Path, cached: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse a cache that was made from something else.
+    Args:
+        directory: The cache's own folder.
+        content: What the cache must have been made from; None accepts any.
 
     Raises:
-        CacheError: some value differs; both values are named, key by key.
+        IncompleteCache: there is no cache.
+        CacheError: the file is not JSON, of another format, or of another model or data set; both sides are named.
     """
-    lines = differences(as_json(cached), as_json(wanted))
+    path = Path(directory) / CACHE_FILE
+    if not path.is_file():
+        raise IncompleteCache(
+            f"no hidden-state cache: {path} does not exist; make it with: python scripts/cache_hidden_states.py"
+        )
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise CacheError(f"{path} is not valid JSON ({error}); remove the folder and make the cache again") from error
+    if record.get("format") != FORMAT:
+        raise CacheError(
+            f"{path} is of cache format {record.get('format')!r}, expected {FORMAT}, and is left as it is: remove the "
+            "folder or choose another one, and make the cache again with: python scripts/cache_hidden_states.py"
+        )
+    different = [] if content is None else differences(record["content"], as_json(content))
+    lines = [one.named("cache", "configuration") for one in different]
     if lines:
         raise CacheError(
             f"{directory} is the cache of another model or data set: {'; '.join(lines)}; "
             "choose the configuration that it was made with, or another folder"
         )
-
-
-def read_record(directory: Path) -> dict[str, Any]:
-    """Contents of cache.json.
-
-    Raises:
-        CacheError: there is no such file, it is not JSON, or it is of another format.
-    """
-    path = Path(directory) / CACHE_FILE
-    if not path.is_file():
-        raise CacheError(
-            f"no hidden-state cache: {path} does not exist; make it with: python scripts/cache_hidden_states.py"
-        )
-    try:
-        record = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CacheError(f"{path} is not valid JSON ({error}); remove the folder and make the cache again") from error
-    if record.get("format") != FORMAT:
-        raise CacheError(f"{path} is of cache format {record.get('format')!r}, expected {FORMAT}; make the cache again")
     return record
 
 
-def read_index(directory: Path) -> tuple[list[dict[str, Any]], int]:
-    """Finished shards in the order of their rows, and the bytes of the index up to its last newline."""
-    path = Path(directory) / INDEX_FILE
+def fill_command(record: Mapping[str, Any], parts: Sequence[str]) -> str:
+    """The command that completes or repairs these parts."""
+    points = ",".join(part for part in parts if part != ROWS)
+    return f'{record["command"]} "layers=[{points}]"'
+
+
+def read_index(folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """Finished shards of a part in the order of their rows, and the bytes of its index up to the last newline."""
+    path = Path(folder) / INDEX_FILE
     whole = path.read_bytes() if path.is_file() else b""
     whole = whole[: whole.rfind(b"\n") + 1]
     try:
         entries = [json.loads(line) for line in whole.splitlines()]
     except json.JSONDecodeError as error:
-        raise CacheError(f"{path} is damaged ({error}); remove the folder and make the cache again") from error
+        raise CacheError(f"{path} is damaged ({error}); remove {folder} and fill it again") from error
     return sorted(entries, key=lambda entry: entry["start"]), len(whole)
 
 
-def shard_problem(directory: Path, entry: Mapping[str, Any], verify: bool = False) -> str | None:
+def shard_problem(folder: Path, entry: Mapping[str, Any], verify: bool = False) -> str | None:
     """What is wrong with an indexed shard, or None. `verify` also reads the file and compares its SHA-256."""
-    path = Path(directory) / entry["file"]
+    path = Path(folder) / entry["file"]
     if not path.is_file():
         return f"{path} is missing"
     if path.stat().st_size != entry["bytes"]:
@@ -141,112 +152,137 @@ def shard_problem(directory: Path, entry: Mapping[str, Any], verify: bool = Fals
     return None
 
 
-def is_complete(directory: Path) -> bool:
-    """Whether every frame is in an indexed shard of the right size. False when there is no cache yet."""
-    if not (Path(directory) / CACHE_FILE).is_file():
-        return False
-    entries, _ = read_index(directory)
-    rows = sum(entry["rows"] for entry in entries if shard_problem(directory, entry) is None)
-    return rows == read_record(directory)["num_frames"]
-
-
 class CacheReader:
     """A complete cache, by row. Shards are memory-mapped: nothing is read before it is asked for.
 
     Attributes:
         content: What the cache was made from; the content key is a hash of it.
-        layers: Cached layers, ascending.
+        points: Points whose states can be read.
         norm_stats: Statistics {"action", "proprio"} that the base model un-normalises with.
         num_episodes: Episodes of the data set, also those too short to give a row.
         episodes, steps: [N], int64, of every row.
     """
 
-    def __init__(self, directory: Path, *, expected: Mapping[str, Any] | None = None, verify: bool = False) -> None:
-        """Open and check a cache.
+    def __init__(
+        self,
+        directory: Path,
+        points: Sequence[str] | None = None,
+        *,
+        content: Mapping[str, Any] | None = None,
+        verify: bool = False,
+    ) -> None:
+        """Open and check the rows and these points; other points may be missing, or just being filled.
 
         Args:
             directory: The cache's own folder.
-            expected: The content that the configuration asks for; None accepts any cache.
+            points: Names of points; None for all that have a folder.
+            content: What the configuration asks for; None accepts any cache.
             verify: Also compare every shard's SHA-256, which reads all of it.
 
         Raises:
-            CacheError: the cache is missing, of something else, incomplete, or a shard is not what the index says.
+            IncompleteCache: the cache is missing or incomplete, or a shard is not what the index says.
+            CacheError: the cache is of something else, or cannot be read.
         """
         self.directory = Path(directory)
-        record = read_record(self.directory)
+        record = read_record(self.directory, content)
         self.content: dict[str, Any] = record["content"]
         self.norm_stats: dict[str, Any] = record["norm_stats"]
-        self.layers: list[int] = record["content"]["layers"]
         self.num_episodes: int = record["content"]["data"]["num_episodes"]
-        if expected is not None:
-            check_content(self.directory, self.content, expected)
-        entries, _ = read_index(self.directory)
-        problems = [problem for entry in entries if (problem := shard_problem(self.directory, entry, verify))]
+        if points is None:
+            points = sorted(path.parent.name for path in self.directory.glob(f"*/{INDEX_FILE}"))
+        self.points = [point for point in points if point != ROWS]
+        parts = [ROWS, *self.points]
+        indices = {part: read_index(self.directory / part)[0] for part in parts}
+        self._check(record, indices, verify)
+        self._starts = torch.tensor([0, *(entry["rows"] for entry in indices[ROWS])]).cumsum(0)  # [shards + 1]
+        self._shards = {
+            part: [_map_shard(self.directory / part / entry["file"]) for entry in entries]
+            for part, entries in indices.items()
+        }
+        self.episodes = torch.cat([shard["episode"] for shard in self._shards[ROWS]])
+        self.steps = torch.cat([shard["step"] for shard in self._shards[ROWS]])
+
+    def _check(self, record: dict[str, Any], indices: dict[str, list[dict[str, Any]]], verify: bool) -> None:
+        problems = [
+            problem
+            for part, entries in indices.items()
+            for entry in entries
+            if (problem := shard_problem(self.directory / part, entry, verify))
+        ]
         if problems:
-            raise CacheError(f"damaged cache: {'; '.join(problems)}; repair it with: {record['command']}")
-        starts = torch.tensor([0, *(entry["rows"] for entry in entries)]).cumsum(0)  # [shards + 1]
-        if starts[-1] != record["num_frames"]:
-            raise CacheError(
-                f"{self.directory} is incomplete: {starts[-1]} of {record['num_frames']} frames; "
-                f"complete it with: {record['command']}"
+            command = fill_command(record, [*indices])
+            raise IncompleteCache(f"damaged cache: {'; '.join(problems)}; repair it with: {command}")
+        grid = shard_grid(record["num_frames"], record["rows_per_shard"])
+        short = {
+            part: sum(entry["rows"] for entry in entries)
+            for part, entries in indices.items()
+            if [(entry["start"], entry["start"] + entry["rows"]) for entry in entries] != grid
+        }
+        if short:
+            counts = ", ".join(f"{rows} of {record['num_frames']} frames in {part}" for part, rows in short.items())
+            raise IncompleteCache(
+                f"{self.directory} is incomplete: {counts}; complete it with: {fill_command(record, [*indices])}"
             )
-        if [entry["start"] for entry in entries] != starts[:-1].tolist():
-            raise CacheError(f"{self.directory / INDEX_FILE} names overlapping shards; remove the folder")
-        self._starts = starts
-        self._shards = [_map_shard(self.directory / entry["file"]) for entry in entries]
-        self.episodes = torch.cat([shard["episode"] for shard in self._shards])
-        self.steps = torch.cat([shard["step"] for shard in self._shards])
 
     def __len__(self) -> int:
         return len(self.episodes)
 
-    def state_shape(self, layer: int) -> tuple[int, int]:
-        """(states a chunk, H) of a cached layer."""
-        return tuple(self._shards[0][hidden_name(layer)].shape[1:])
+    def state_shape(self, point: str) -> tuple[int, int]:
+        """(states a chunk, H) at a point."""
+        states, width = self._shards[point][0][STATES].shape[1:]
+        return states, width
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all rows."""
-        return sum(tensor.nbytes for shard in self._shards for tensor in shard.values())
+        """Bytes of all rows, at the opened points."""
+        return sum(tensor.nbytes for shards in self._shards.values() for shard in shards for tensor in shard.values())
 
     def load_into_memory(self) -> None:
-        """Copy the whole cache into memory, as one tensor a name."""
-        self._shards = [{name: torch.cat([shard[name] for shard in self._shards]) for name in self._shards[0]}]
+        """Copy what is opened into memory, as one tensor a name."""
+        for part, shards in self._shards.items():
+            self._shards[part] = [{name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}]
         self._starts = torch.tensor([0, len(self)])
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
+    def __getitem__(self, row: int) -> CachedRows:
         """One frame: `read` without the batch axis."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a cache of {len(self)} frames")
-        batch = self.read(torch.tensor([row]), self.layers)
-        hidden = {layer: states[0] for layer, states in batch.pop("hidden").items()}
-        return {"hidden": hidden} | {name: tensor[0] for name, tensor in batch.items()}
+        batch = self.read(torch.tensor([row]), self.points)
+        return {
+            "hidden": {point: states[0] for point, states in batch["hidden"].items()},
+            "actions": batch["actions"][0],
+            "base_actions": batch["base_actions"][0],
+            "episode": batch["episode"][0],
+            "step": batch["step"][0],
+        }
 
-    def read(self, rows: Tensor, layers: Sequence[int]) -> dict[str, Any]:
+    def read(self, rows: Tensor, points: Sequence[str]) -> CachedRows:
         """Rows in the given order.
 
         Args:
             rows: [B], int64, in 0..N-1.
-            layers: Those of the cached layers that are wanted.
-
-        Returns:
-            "hidden": {layer: [B, K or T, H] bf16}; "actions" and "base_actions": [B, T, A] float32;
-            "episode" and "step": [B] int64.
+            points: Those of the opened points that are wanted.
         """
         rows = torch.as_tensor(rows, dtype=torch.int64)
-        names = [*map(hidden_name, layers), "actions", "base_actions", "episode", "step"]
         shard_of_row = torch.bucketize(rows, self._starts, right=True) - 1  # [B]
-        result = {name: _empty_like_rows(self._shards[0][name], len(rows)) for name in names}
-        for shard in shard_of_row.unique().tolist():
-            places = (shard_of_row == shard).nonzero()[:, 0]  # where in the batch they go
-            for name in names:
-                result[name][places] = self._shards[shard][name][rows[places] - self._starts[shard]]
-        hidden = {layer: result.pop(hidden_name(layer)) for layer in layers}
-        return {"hidden": hidden, **result}
+        places = {  # shard → where in the batch its rows go
+            shard: (shard_of_row == shard).nonzero()[:, 0] for shard in shard_of_row.unique().tolist()
+        }
+        return {
+            "hidden": {point: self._gather(point, STATES, rows, places) for point in points},
+            "actions": self._gather(ROWS, "actions", rows, places),
+            "base_actions": self._gather(ROWS, "base_actions", rows, places),
+            "episode": self._gather(ROWS, "episode", rows, places),
+            "step": self._gather(ROWS, "step", rows, places),
+        }
 
-
-def _empty_like_rows(tensor: Tensor, rows: int) -> Tensor:
-    return torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype)
+    def _gather(self, part: str, name: str, rows: Tensor, places: Mapping[int, Tensor]) -> Tensor:
+        """Rows of one tensor, [B, ...]."""
+        shards = self._shards[part]
+        result = torch.empty((len(rows), *shards[0][name].shape[1:]), dtype=shards[0][name].dtype)
+        for shard, where in places.items():
+            result[where] = shards[shard][name][rows[where] - self._starts[shard]]
+        return result
 
 
 def _map_shard(path: Path) -> dict[str, Tensor]:

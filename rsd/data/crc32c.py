@@ -22,7 +22,7 @@ LANE_BYTES = 64  # what remains is cut into lanes of this size, which run side b
 @functools.cache
 def _byte_table() -> np.ndarray:
     """Remainder of each single byte, [256], uint32."""
-    table = np.arange(256, dtype=np.uint32)
+    table: np.ndarray = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = (table >> 1) ^ np.where(table & 1, np.uint32(POLYNOMIAL), np.uint32(0))
     return table
@@ -43,7 +43,7 @@ def _byte_list() -> list[int]:
     return _byte_table().tolist()
 
 
-def _short(data: bytes | memoryview) -> int:
+def _short(data: bytes | bytearray | memoryview) -> int:
     table, crc = _byte_list(), 0xFFFFFFFF
     for byte in data:
         crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)

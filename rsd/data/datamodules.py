@@ -8,27 +8,33 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from rsd.data.datasets import ChunkDataset, FrameDataset, clipping_notes
+from rsd.data.datasets import ChunkDataset, Demonstrations, FrameDataset, clipping_notes
 from rsd.data.shuffle import Fetch, ShuffledLoader, batch_loader, ranks
-from rsd.normalization import BOUNDS, QUANTILES, with_bounds
+from rsd.errors import SettingError
+from rsd.processes import say
+from rsd.space import BOUNDS, QUANTILES, Space, with_bounds
+from rsd.types import Frame
 
-Collate = Callable[[list[dict[str, Any]]], Any]
+Collate = Callable[[list[Frame]], Any]
 
 
-class _RLDSDataModule(LightningDataModule):
+Data = TypeVar("Data", ChunkDataset, FrameDataset)
+
+
+class _RLDSDataModule(LightningDataModule, Generic[Data]):
     """Loaders over the splits "train" and "val" of one data set.
 
     Attributes:
         train, val: The data sets, after `setup`.
     """
 
-    train: ChunkDataset | FrameDataset
-    val: ChunkDataset | FrameDataset
+    train: Data
+    val: Data
 
     def __init__(
         self,
@@ -43,19 +49,14 @@ class _RLDSDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if bounds not in BOUNDS:
-            raise ValueError(f"data.bounds is {bounds!r}, expected one of {sorted(BOUNDS)}")
+            raise SettingError(f"data.bounds is {bounds!r}, expected one of {sorted(BOUNDS)}")
         self.dataset_dir = Path(root) / name / version
         self.batch_size, self.num_workers, self.seed, self.bounds = batch_size, num_workers, seed, bounds
 
     @property
-    def norm_stats(self) -> dict[str, Any]:
-        """Statistics of the whole data set, with the bounds to normalise with; after `setup`."""
-        return with_bounds(self.train.norm_stats, self.bounds)
-
-    @property
-    def name(self) -> str:
-        """The data set's name, which is its unnorm_key; after `setup`."""
-        return self.train.name
+    def space(self) -> Space:
+        """What the numbers of the data set mean, with the bounds to normalise with; after `setup`."""
+        return Space.from_statistics(self.train.name, with_bounds(self.train.norm_stats, self.bounds))
 
     def content_id(self) -> str:
         """What identifies the training split's items; after `setup`."""
@@ -75,12 +76,12 @@ class _RLDSDataModule(LightningDataModule):
         rows = list(range(len(self.val)))
         return batch_loader(rows, self._fetch(self.val), self.batch_size, self.num_workers)
 
-    def _fetch(self, dataset: Any) -> Fetch:
+    def _fetch(self, dataset: Data) -> Fetch:
         raise NotImplementedError
 
 
-class ChunkDataModule(_RLDSDataModule):
-    """Batches {"actions": [B, T, A] float32}: standardised, gripper 1 open and 0 close, not normalised.
+class ChunkDataModule(_RLDSDataModule[ChunkDataset]):
+    """Batches of chunks: see `rsd.types.ChunkBatch`.
 
     Args:
         root: Folder of the data sets; this one lies in <root>/<name>/<version>.
@@ -99,8 +100,9 @@ class ChunkDataModule(_RLDSDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if not hasattr(self, "train"):
-            self.train = ChunkDataset(self.dataset_dir, self.chunk_length, "train")
-            self.val = ChunkDataset(self.dataset_dir, self.chunk_length, "val")
+            demonstrations = Demonstrations(self.dataset_dir)
+            self.train = ChunkDataset(demonstrations, self.chunk_length, "train")
+            self.val = ChunkDataset(demonstrations, self.chunk_length, "val")
 
     def _fetch(self, dataset: ChunkDataset) -> Fetch:
         return dataset.batch
@@ -110,7 +112,7 @@ def _collated(rows: Sequence[int], dataset: FrameDataset, collate: Collate) -> A
     return collate(dataset.batch(rows))
 
 
-class FrameDataModule(_RLDSDataModule):
+class FrameDataModule(_RLDSDataModule[FrameDataset]):
     """Batches `collate([items])` of frames with pictures; see FrameDataset for an item.
 
     Args:
@@ -126,10 +128,11 @@ class FrameDataModule(_RLDSDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if not hasattr(self, "train"):
-            self.train = FrameDataset(self.dataset_dir, self.chunk_length, "train", self.views)
-            self.val = FrameDataset(self.dataset_dir, self.chunk_length, "val", self.views)
-            for note in clipping_notes(self.train.trajectories, self.norm_stats["action"]):
-                print(f"note: {note}", flush=True)
+            demonstrations = Demonstrations(self.dataset_dir, self.views)
+            self.train = FrameDataset(demonstrations, self.chunk_length, "train")
+            self.val = FrameDataset(demonstrations, self.chunk_length, "val")
+            for note in clipping_notes(demonstrations.trajectories, self.space.statistics["action"]):
+                say(f"note: {note}")
 
     def _fetch(self, dataset: FrameDataset) -> Fetch:
         return functools.partial(_collated, dataset=dataset, collate=self.collate)

@@ -1,8 +1,9 @@
 """Map-style data sets over an RLDS directory: action chunks alone, and frames with their pictures.
 
-An item is one start step of one chunk, so a DataLoader that shuffles, shuffles over all episodes. What surprises first:
-loading reads every record once, checksum included, and keeps all actions and proprio in memory (a LIBERO suite: 4 MB);
-the pictures stay on disk, and of them only byte offsets are kept.
+`Demonstrations` reads every record once, checksum included, and keeps all actions and proprio in memory (a LIBERO
+suite: 4 MB); the pictures stay on disk, and of them only byte offsets are kept. The data sets of all splits share one.
+
+An item is one start step of one chunk, so a DataLoader that shuffles, shuffles over all episodes.
 
 Splits are by episode. With ten episodes or more, episode i is held out for validation when i % 10 == 9, which stays
 true when episodes are appended; with fewer, the last one is. Statistics are over all episodes, as in the reference.
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from rsd.data import DataError
@@ -34,11 +34,11 @@ from rsd.data.trajectories import (
     standardize_proprio,
 )
 from rsd.jpeg import decode_jpeg
-from rsd.types import IMAGE_VIEWS, Observation
+from rsd.types import ChunkBatch, Frame, Observation
 
 SPLITS = ("train", "val", "all")
 HOLD_OUT_EVERY = 10  # episodes
-MUCH_CLIPPED = 0.4  # share of a task's movement in one dim; a drawer with 0.73 was never opened (docs/small_policy.md)
+MUCH_CLIPPED = 0.4  # share of a task's movement in one dim; a drawer with 0.73 was never opened (docs/log.md)
 
 
 @dataclass
@@ -91,26 +91,63 @@ def require_feature(rlds: RLDSDataset, name: str, kind: str, shape: tuple[int, .
         )
 
 
-def load_trajectories(rlds: RLDSDataset) -> list[Trajectory]:
-    """All episodes, standardised and checked.
+class Demonstrations:
+    """All episodes of an RLDS directory, read once, standardised and checked; pictures are read when asked for.
+
+    Attributes:
+        rlds: The directory.
+        name: Of the data set; its unnorm_key.
+        views: Pictures that `picture` can read.
+        trajectories: All episodes.
+        norm_stats: {"action", "proprio", "num_transitions", "num_trajectories"}, over all episodes.
 
     Raises:
         DataError: a damaged record, a feature of another shape, or a number that is not finite.
     """
-    require_feature(rlds, "action", "tensor", (ACTION_DIM,))
-    require_feature(rlds, "observation/state", "tensor", (STATE_DIM,))
-    trajectories = []
-    for index, episode in enumerate(rlds.episodes()):
-        check_finite(episode["action"], "action", rlds.describe(index))
-        check_finite(episode["observation/state"], "observation/state", rlds.describe(index))
-        trajectories.append(
-            Trajectory(
-                actions=standardize_actions(episode["action"]),
-                proprio=standardize_proprio(episode["observation/state"]),
-                instruction=episode["language_instruction"][0],
-            )
+
+    def __init__(self, dataset_dir: Path | str, views: Sequence[str] = ()) -> None:
+        """Read `dataset_dir`, <root>/<name>/<version>; `views` are those whose pictures will be wanted."""
+        self.rlds = RLDSDataset(Path(dataset_dir))
+        self.name, self.views = self.rlds.name, tuple(views)
+        require_feature(self.rlds, "action", "tensor", (ACTION_DIM,))
+        require_feature(self.rlds, "observation/state", "tensor", (STATE_DIM,))
+        for view in self.views:
+            require_feature(self.rlds, f"observation/{view}", "image", IMAGE_SHAPE)
+        self.trajectories: list[Trajectory] = []
+        self._spans: list[dict[str, np.ndarray]] = []  # per episode: view → [n, 2]
+        for index in range(len(self.rlds)):
+            episode, spans = self.rlds.episode_and_spans(index, self.views)
+            self.trajectories.append(self._trajectory(episode, index))
+            self._spans.append(spans)
+        self.norm_stats: dict[str, Any] = compute_statistics(
+            [trajectory.actions for trajectory in self.trajectories],
+            [trajectory.proprio for trajectory in self.trajectories],
         )
-    return trajectories
+
+    def _trajectory(self, episode: dict[str, Any], index: int) -> Trajectory:
+        check_finite(episode["action"], "action", self.rlds.describe(index))
+        check_finite(episode["observation/state"], "observation/state", self.rlds.describe(index))
+        return Trajectory(
+            actions=standardize_actions(episode["action"]),
+            proprio=standardize_proprio(episode["observation/state"]),
+            instruction=episode["language_instruction"][0],
+        )
+
+    def picture(self, episode: int, step: int, view: str) -> np.ndarray:
+        """One decoded picture, [256, 256, 3], uint8.
+
+        Raises:
+            DataError: what is stored is no JPEG picture of this size.
+        """
+        offset, length = self._spans[episode][view][step].tolist()
+        where = f"{self.rlds.describe(episode)}, step {step}: feature observation/{view}"
+        try:
+            picture = decode_jpeg(self.rlds.read_bytes(episode, offset, length))
+        except ValueError as error:
+            raise DataError(f"{where} is no JPEG picture: {error}") from error
+        if picture.shape != IMAGE_SHAPE:
+            raise DataError(f"{where}: expected {list(IMAGE_SHAPE)}, got {list(picture.shape)}")
+        return picture
 
 
 def clipping_notes(trajectories: Sequence[Trajectory], statistics: dict[str, Any]) -> list[str]:
@@ -132,26 +169,22 @@ def clipping_notes(trajectories: Sequence[Trajectory], statistics: dict[str, Any
 
 
 class _ChunkIndex(Dataset):
-    """What both data sets share: the trajectories, and which (episode, step) each item starts at.
+    """What both data sets share: which (episode, step) of the demonstrations each item starts at.
 
     Attributes:
-        name: Of the data set; its unnorm_key.
-        norm_stats: {"action", "proprio", "num_transitions", "num_trajectories"}, over all episodes.
+        name, trajectories, norm_stats: Of the demonstrations, whatever the split.
+        episodes: Those of the split.
         num_short: Episodes of the split that are shorter than a chunk and give no item.
         episode, step: Where each item starts, [N], int64 each.
     """
 
-    def __init__(self, dataset_dir: Path, chunk_length: int, split: str) -> None:
-        self.rlds = RLDSDataset(dataset_dir)
-        self.name, self.chunk_length, self.split = self.rlds.name, chunk_length, split
-        self.trajectories = load_trajectories(self.rlds)
-        self.norm_stats = compute_statistics(
-            [trajectory.actions for trajectory in self.trajectories],
-            [trajectory.proprio for trajectory in self.trajectories],
-        )
+    def __init__(self, demonstrations: Demonstrations, chunk_length: int, split: str) -> None:
+        self.demonstrations, self.chunk_length, self.split = demonstrations, chunk_length, split
+        self.name, self.trajectories = demonstrations.name, demonstrations.trajectories
+        self.norm_stats = demonstrations.norm_stats
         self.episodes = split_episodes(len(self.trajectories), split)
         lengths = [len(self.trajectories[index].actions) for index in self.episodes]
-        self.num_short = require_chunks(lengths, chunk_length, f"{self.rlds.directory}, split {split!r}")
+        self.num_short = require_chunks(lengths, chunk_length, f"{demonstrations.rlds.directory}, split {split!r}")
         counts = [chunk_starts(length, chunk_length) for length in lengths]
         self.episode = torch.from_numpy(np.repeat(np.array(self.episodes, dtype=np.int64), counts))
         self.step = torch.cat([torch.arange(count) for count in counts])
@@ -161,7 +194,7 @@ class _ChunkIndex(Dataset):
 
     def content_id(self) -> str:
         """What identifies the items: the data's content id, the split and the number of items, as text."""
-        return f"{self.rlds.content_id()}-{self.split}-t{self.chunk_length}-{len(self)}"
+        return f"{self.demonstrations.rlds.content_id()}-{self.split}-t{self.chunk_length}-{len(self)}"
 
 
 class ChunkDataset(_ChunkIndex):
@@ -171,68 +204,41 @@ class ChunkDataset(_ChunkIndex):
         actions: [N, T, A], float32, standardised (gripper 1 open, 0 close), not normalised.
     """
 
-    def __init__(self, dataset_dir: Path, chunk_length: int, split: str = "train") -> None:
-        super().__init__(dataset_dir, chunk_length, split)
+    def __init__(self, demonstrations: Demonstrations, chunk_length: int, split: str = "train") -> None:
+        super().__init__(demonstrations, chunk_length, split)
         chunks = [chunk_actions(self.trajectories[index].actions, chunk_length) for index in self.episodes]
         self.actions = torch.from_numpy(np.concatenate(chunks))
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        """{"actions": [T, A] float32, "episode": int, "step": int}."""
-        return {"actions": self.actions[row], "episode": int(self.episode[row]), "step": int(self.step[row])}
+    def __getitem__(self, row: int) -> ChunkBatch:
+        """One chunk, [T, A]; where it stands is `episode[row]` and `step[row]`."""
+        return {"actions": self.actions[row]}
 
-    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Many items at once: {"actions": [B, T, A] float32}."""
+    def batch(self, rows: Sequence[int]) -> ChunkBatch:
+        """The actions of many items at once."""
         return {"actions": self.actions[torch.as_tensor(rows)]}
 
 
 class FrameDataset(_ChunkIndex):
-    """Frames of a split, each with the chunk that starts there."""
+    """Frames of a split with the pictures of the demonstrations' views, each with the chunk that starts there."""
 
-    def __init__(
-        self, dataset_dir: Path, chunk_length: int, split: str = "train", views: Sequence[str] = IMAGE_VIEWS
-    ) -> None:
-        super().__init__(dataset_dir, chunk_length, split)
-        self.views = tuple(views)
-        for view in self.views:
-            require_feature(self.rlds, f"observation/{view}", "image", IMAGE_SHAPE)
-        self._spans = {
-            (index, view): self._image_spans(index, view) for index in self.episodes for view in self.views
-        }  # [n, 2] each
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        """{"observation": Observation (pictures [256, 256, 3] uint8, proprio [P] raw), "actions": [T, A] float32,
-        "episode": int, "step": int}."""
+    def __getitem__(self, row: int) -> Frame:
+        """Pictures are [256, 256, 3] uint8 as stored, proprio is standard."""
         episode, step = int(self.episode[row]), int(self.step[row])
         trajectory = self.trajectories[episode]
         observation = Observation(
-            images={view: self._picture(episode, step, view) for view in self.views},
+            images={view: self.demonstrations.picture(episode, step, view) for view in self.demonstrations.views},
             proprio=trajectory.proprio[step],
             instruction=trajectory.instruction,
+            stored=True,
         )
         actions = torch.from_numpy(trajectory.actions[step : step + self.chunk_length])  # [T, A]
         return {"observation": observation, "actions": actions, "episode": episode, "step": step}
 
-    def batch(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+    def batch(self, rows: Sequence[int]) -> list[Frame]:
         """Many items at once."""
         return [self[row] for row in rows]
 
-    def _image_spans(self, index: int, view: str) -> np.ndarray:
-        spans = self.rlds.image_spans(index, view)
-        expected = len(self.trajectories[index].actions)
-        if len(spans) != expected:
-            raise DataError(
-                f"{self.rlds.describe(index)}: feature observation/{view}: expected {expected} pictures, one for each "
-                f"action, got {len(spans)}"
-            )
-        return spans
 
-    def _picture(self, episode: int, step: int, view: str) -> np.ndarray:
-        offset, length = self._spans[episode, view][step].tolist()
-        where = f"{self.rlds.describe(episode)}, step {step}: feature observation/{view}"
-        try:
-            picture = decode_jpeg(self.rlds.read_bytes(episode, offset, length))
-        except ValueError as error:
-            raise DataError(f"{where} is no JPEG picture: {error}") from error
-        if picture.shape != IMAGE_SHAPE:
-            raise DataError(f"{where}: expected {list(IMAGE_SHAPE)}, got {list(picture.shape)}")
-        return picture
+def all_frames(dataset_dir: Path | str, chunk_length: int, views: Sequence[str]) -> FrameDataset:
+    """Frames of every episode of a directory: what a base model is shown to fill a cache."""
+    return FrameDataset(Demonstrations(dataset_dir, views), chunk_length, "all")

@@ -3,8 +3,9 @@
 `ensure_cache` is what training calls: it opens the cache that belongs to a configuration and makes or completes it
 first where needed. The base model is passed as a callable and is loaded only then.
 
-What surprises first: pictures are prepared by `Backbone.prepare` in the data loader's workers and the states come from
-`Backbone.forward`, the two methods that evaluation calls; the cache has no image path of its own.
+Pictures are prepared by `BaseModel.prepare` in the data loader's workers and the states come from `BaseModel.look`,
+the two methods that evaluation calls; the cache has no image path of its own. The model is asked for what is missing,
+and for nothing else: a point that is added later needs neither the other points nor the model's own chunk.
 """
 
 from __future__ import annotations
@@ -13,77 +14,73 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from rsd import __version__
 from rsd.data.cache import (
-    CACHE_FILE,
     HIDDEN_DTYPE,
+    ROWS,
+    STATES,
     CacheError,
     CacheReader,
+    IncompleteCache,
     as_json,
-    check_content,
+    cache_layout,
     content_key,
-    differences,
-    hidden_name,
-    is_complete,
-    read_record,
-    row_layout,
+    row_bytes,
 )
 from rsd.data.cache_writer import CacheWriter, empty_rows
-from rsd.data.progress import track
-from rsd.types import Backbone, Observation
+from rsd.differences import differences
+from rsd.points import point_names
+from rsd.processes import say
+from rsd.progress import track
+from rsd.types import BaseModel, Frame, Inputs, Observation
 
 MEGABYTE = 10**6
 
-print_line = partial(print, flush=True)  # progress has to reach a log while it is made
-
 
 class Frames(Protocol):
-    """A data set by frame: items {"observation", "actions" [T, A] float32 raw, "episode": int, "step": int}.
+    """A data set by frame: items {"observation", "actions" [T, A] float32 standard, "episode": int, "step": int}.
 
     Attributes:
         name: Of the data set.
         episodes: Numbers of all its episodes, also of those too short to give a frame.
     """
 
-    name: str
-    episodes: Sequence[int]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def episodes(self) -> Sequence[int]: ...
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, row: int) -> dict[str, Any]: ...
+    def __getitem__(self, row: int) -> Frame: ...
 
     def content_id(self) -> str: ...
 
 
-def cache_content(
-    *, fingerprint: Mapping[str, Any], frames: Frames, layers: Sequence[int], chunk_length: int, unnorm_key: str
-) -> dict[str, Any]:
-    """Everything that determines the cached numbers, as JSON: the cache's identity.
+def cache_content(base: BaseModel, frames: Frames) -> dict[str, Any]:
+    """Everything that determines the cached numbers, as JSON: the cache's identity, whatever points are in it.
 
     Args:
-        fingerprint: `Backbone.fingerprint()`: weights hash and image pipeline.
-        frames: The data set; its name and content id count.
-        layers: Layers to cache, any order; duplicates are dropped.
-        chunk_length: T.
-        unnorm_key: Statistics that the base model normalises and un-normalises with.
+        base: The base model, with or without its weights.
+        frames: The data set; its name, content id and number of episodes count.
     """
     return as_json(
         {
-            "backbone": fingerprint,
+            "base": base.spec.fingerprint,
             "data": {
                 "name": frames.name,
                 "content_id": frames.content_id(),
                 "num_episodes": len(frames.episodes),
             },
-            "unnorm_key": unnorm_key,
-            "layers": sorted(set(layers)),
-            "chunk_length": chunk_length,
+            "unnorm_key": base.spec.space.name,
+            "chunk_length": base.spec.chunk_length,
             "dtype": str(HIDDEN_DTYPE),
         }
     )
@@ -91,47 +88,50 @@ def cache_content(
 
 def write_cache(
     *,
-    backbone: Backbone,
+    base: BaseModel,
     frames: Frames,
     directory: Path,
-    content: Mapping[str, Any],
+    points: Sequence[str],
     batch_size: int,
     shard_bytes: int,
     command: str,
     num_workers: int = 0,
     provenance: Mapping[str, Any] | None = None,
-    report: Callable[[str], None] = print_line,
+    report: Callable[[str], None] = say,
 ) -> None:
-    """Write a cache, or the rest of it.
+    """Write what is missing of the rows and of these points.
 
     Args:
-        backbone: The frozen base model.
+        base: The frozen base model.
         frames: All frames, in the order of the rows.
         directory: The cache's own folder.
-        content: From `cache_content`.
+        points: Names of the points.
         batch_size: Frames a forward pass. A resumed cache equals an uninterrupted one bit for bit at the same size.
-        shard_bytes: Target size of a shard.
-        command: What completes the cache; error messages quote it.
+        shard_bytes: Target size of a shard of the widest point. One shard of each missing point is in memory at a time.
+        command: What fills the cache; error messages quote it.
         num_workers: Processes that decode and prepare pictures; 0 does it in this one.
         provenance: Recorded beside the content, never compared.
         report: Takes one line of text for people.
 
     Raises:
-        CacheError: another configuration's cache, a disk too small or full, or states that are not finite.
+        CacheError: no such point, another configuration's cache, a disk too small or full, or states that are not
+            finite.
         Exception: whatever the base model raises.
     """
-    layers: list[int] = content["layers"]
-    _check_backbone(backbone, content)
+    layout = cache_layout(base.spec.points, base.spec.chunk_length, base.spec.action_dim)
+    absent = [point for point in points if point not in layout or point == ROWS]
+    if absent:
+        there = ", ".join(point for point in layout if point != ROWS)
+        raise CacheError(f"points {absent} do not exist; the base model has {there}; set layers")
+    widest = max(row_bytes(part) for part in layout.values())  # of all points, so that the grid depends on none of them
     writer = CacheWriter(
         directory,
-        content=content,
+        content=cache_content(base, frames),
         num_frames=len(frames),
-        layout=row_layout(
-            {layer: backbone.state_shapes[layer] for layer in layers}, backbone.chunk_length, backbone.action_dim
-        ),
-        shard_bytes=shard_bytes,
+        layout={part: layout[part] for part in (ROWS, *points)},
+        rows_per_shard=max(1, shard_bytes // (widest * batch_size)) * batch_size,
         batch_size=batch_size,
-        norm_stats=backbone.norm_stats,
+        norm_stats=base.spec.space.statistics,
         provenance={"rsd": __version__, "torch": torch.__version__, "started": _now(), **(provenance or {})},
         command=command,
     )
@@ -140,113 +140,94 @@ def write_cache(
         if not missing:
             return
         writer.check_space(report)
-        loader = DataLoader(
-            frames,
-            batch_sampler=[rows for start, stop in missing for rows in _batches(start, stop, batch_size)],
-            collate_fn=partial(_collate, backbone.prepare),
+        loader: DataLoader[tuple[Inputs, dict[str, Tensor]]] = DataLoader(
+            cast(Dataset, frames),  # torch asks for no more than our protocol, but for a subclass
+            batch_sampler=[list(rows) for start, stop, _ in missing for rows in _batches(start, stop, batch_size)],
+            collate_fn=partial(_collate, base.prepare),
             num_workers=num_workers,
             multiprocessing_context="fork" if num_workers else None,
         )
         batches = iter(loader)
-        with track("frames", total=len(frames), done=writer.rows_done, report=report) as advance:
-            for start, stop in missing:
-                rows = empty_rows(writer.layout, stop - start)
-                for batch_rows in _batches(start, stop, batch_size):
-                    first = batch_rows.start - start
-                    for name, tensor in _forward(backbone, next(batches), layers).items():
-                        rows[name][first : first + len(batch_rows)] = tensor
-                    advance(len(batch_rows))
-                writer.write_shard(start, rows)
+        to_do = sum(stop - start for start, stop, _ in missing)
+        with track("frames", total=len(frames), done=len(frames) - to_do, report=report) as advance:
+            for start, stop, parts in missing:
+                shards = {part: empty_rows(writer.layout[part], stop - start) for part in parts}
+                for rows in _batches(start, stop, batch_size):
+                    for part, tensors in _forward(base, next(batches), parts).items():
+                        for name, tensor in tensors.items():
+                            shards[part][name][rows.start - start : rows.stop - start] = tensor
+                    advance(len(rows))
+                for part, tensors in shards.items():
+                    writer.write_shard(part, start, tensors)
 
 
 def ensure_cache(
     *,
     root: Path,
     name: str,
-    backbone: Callable[[], Backbone],
+    base: Callable[[], BaseModel],
     dataset: Callable[[], Frames],
-    layers: Sequence[int],
-    chunk_length: int,
-    unnorm_key: str,
+    points: Sequence[int | str],
     batch_size: int,
     shard_mb: int,
     command: str,
     num_workers: int = 0,
-    outline: Callable[[], Backbone] | None = None,
+    outline: Callable[[], BaseModel] | None = None,
     directory: Path | None = None,
     provenance: Mapping[str, Any] | None = None,
-    report: Callable[[str], None] = print_line,
+    report: Callable[[str], None] = say,
 ) -> CacheReader:
-    """Open the cache of a configuration; make or complete it first where needed.
+    """Open the cache of a configuration at these points; make or complete it first where needed.
 
     Args:
         root: Folder of all caches.
         name: Readable beginning of the cache's folder: <name>-<key>.
-        backbone: Loads the base model. Called when something must be computed, and to ask for its fingerprint when
+        base: Loads the base model. Called when something must be computed, and to ask for its fingerprint when
             `outline` is None; then even an opened cache costs one loading.
         dataset: Makes the data set: all frames, with the views that the base model needs.
-        layers: Layers to cache.
-        chunk_length: T.
-        unnorm_key: Statistics that the base model must use.
+        points: Points to read, as `point_name` takes them; numbers are layers.
         batch_size, shard_mb, num_workers, command, provenance, report: See `write_cache`; megabytes of 10^6 bytes.
         outline: Makes the base model without its weights, which knows its fingerprint all the same.
         directory: Use this folder instead, and accept nothing but the configuration's own cache in it.
 
     Returns:
-        The complete cache.
+        The cache, complete at these points.
 
     Raises:
-        CacheError: see `write_cache` and `CacheReader`.
+        CacheError: see `write_cache` and `CacheReader`; or the loaded model is not the one that was outlined.
     """
-    loaded = backbone() if outline is None else None
+    wanted = point_names(points)
+    described = base() if outline is None else outline()
     frames = dataset()
-    content = cache_content(
-        fingerprint=(loaded or outline()).fingerprint(),
-        frames=frames,
-        layers=layers,
-        chunk_length=chunk_length,
-        unnorm_key=unnorm_key,
-    )
+    content = cache_content(described, frames)
     directory = Path(directory) if directory is not None else Path(root) / f"{name}-{content_key(content)}"
-    if (directory / CACHE_FILE).is_file():
-        check_content(directory, read_record(directory)["content"], content)
-    if not is_complete(directory):
-        loaded = loaded or backbone()
+    try:
+        return CacheReader(directory, wanted, content=content)
+    except IncompleteCache:
         report(f"hidden-state cache {directory}")
-        write_cache(
-            backbone=loaded,
-            frames=frames,
-            directory=directory,
-            content=content,
-            batch_size=batch_size,
-            shard_bytes=shard_mb * MEGABYTE,
-            command=command,
-            num_workers=num_workers,
-            provenance=provenance,
-            report=report,
-        )
-    return CacheReader(directory, expected=content)
+    loaded = described if outline is None else base()
+    if loaded is not described:
+        different = differences(cache_content(loaded, frames), content)
+        lines = [one.named("loaded", "outlined") for one in different]
+        if lines:
+            raise CacheError("the loaded base model is not the configured one: " + "; ".join(lines))
+    write_cache(
+        base=loaded,
+        frames=frames,
+        directory=directory,
+        points=wanted,
+        batch_size=batch_size,
+        shard_bytes=shard_mb * MEGABYTE,
+        command=command,
+        num_workers=num_workers,
+        provenance=provenance,
+        report=report,
+    )
+    return CacheReader(directory, wanted)
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _check_backbone(backbone: Backbone, content: Mapping[str, Any]) -> None:
-    """The loaded model must be the one that the content describes."""
-    loaded = {
-        "backbone": as_json(backbone.fingerprint()),
-        "unnorm_key": backbone.unnorm_key,
-        "chunk_length": backbone.chunk_length,
-    }
-    lines = differences(loaded, {name: content[name] for name in loaded}, sides=("loaded", "configuration"))
-    if lines:
-        raise CacheError("the loaded base model is not the configured one: " + "; ".join(lines))
-    absent = [layer for layer in content["layers"] if layer not in backbone.state_shapes]
-    if absent:
-        raise CacheError(
-            f"layers {absent} do not exist; the base model has 1..{max(backbone.state_shapes)}; set layers"
-        )
 
 
 def _batches(start: int, stop: int, batch_size: int) -> Iterator[range]:
@@ -255,12 +236,12 @@ def _batches(start: int, stop: int, batch_size: int) -> Iterator[range]:
 
 
 def _collate(
-    prepare: Callable[[Sequence[Observation]], dict[str, Tensor]], items: list[dict[str, Any]]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    prepare: Callable[[Sequence[Observation]], Inputs], items: list[Frame]
+) -> tuple[Inputs, dict[str, Tensor]]:
     """Frames → the base model's inputs, and what the cache keeps of the frames themselves."""
     inputs = prepare([item["observation"] for item in items])
     labels = {
-        "actions": torch.stack([torch.as_tensor(item["actions"]) for item in items]),  # [B, T, A]
+        "actions": torch.stack([item["actions"] for item in items]),  # [B, T, A]
         "episode": torch.tensor([item["episode"] for item in items]),  # [B]
         "step": torch.tensor([item["step"] for item in items]),  # [B]
     }
@@ -269,18 +250,23 @@ def _collate(
 
 @torch.inference_mode()
 def _forward(
-    backbone: Backbone, batch: tuple[dict[str, Tensor], dict[str, Tensor]], layers: Sequence[int]
-) -> dict[str, Tensor]:
+    base: BaseModel, batch: tuple[Inputs, dict[str, Tensor]], parts: Sequence[str]
+) -> dict[str, dict[str, Tensor]]:
+    """Rows of these parts for one batch."""
     inputs, labels = batch
-    output = backbone.forward(inputs, layers)
-    rows = {hidden_name(layer): output.hidden_states[layer].to("cpu", HIDDEN_DTYPE) for layer in layers}
-    rows |= {"base_actions": output.actions.to("cpu", torch.float32), **labels}
-    for name, tensor in rows.items():
-        broken = (~tensor.isfinite()).reshape(len(tensor), -1).any(dim=1)  # [B]
-        if broken.any():
-            bad = int(broken.nonzero()[0, 0])
-            raise CacheError(
-                f"{name} is not finite in episode {int(labels['episode'][bad])}, step {int(labels['step'][bad])}; "
-                "nothing of this shard was kept: check the base model's checkpoint and the data set"
-            )
+    looked = base.look(inputs)
+    points = [point for point in base.spec.points if point in parts]  # in the order in which the model comes to them
+    rows = {point: {STATES: looked.at(point).to("cpu", HIDDEN_DTYPE)} for point in points}
+    if ROWS in parts:
+        rows[ROWS] = {**labels, "base_actions": looked.chunk().to("cpu", torch.float32)}
+    for part, tensors in rows.items():
+        for name, tensor in tensors.items():
+            broken = (~tensor.isfinite()).reshape(len(tensor), -1).any(dim=1)  # [B]
+            if broken.any():
+                bad = int(broken.nonzero()[0, 0])
+                raise CacheError(
+                    f"{name} of {part} is not finite in episode {int(labels['episode'][bad])}, step "
+                    f"{int(labels['step'][bad])}; nothing of this shard was kept: check the base model's checkpoint "
+                    "and the data set"
+                )
     return rows

@@ -18,6 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from rsd.data.cache import GIGABYTE, CacheError, CacheReader
 from rsd.data.datasets import split_episodes
 from rsd.data.shuffle import ShuffledLoader, batch_loader, ranks
+from rsd.points import point_names
+from rsd.space import Space
+from rsd.types import HiddenStateBatch
 
 
 class HiddenStateDataset(Dataset):
@@ -27,22 +30,17 @@ class HiddenStateDataset(Dataset):
         rows: [N], int64, in the cache.
     """
 
-    def __init__(self, cache: CacheReader, layers: Sequence[int], split: str) -> None:
-        """Choose rows and layers.
+    def __init__(self, cache: CacheReader, split: str) -> None:
+        """Choose rows.
 
         Args:
-            cache: The complete cache.
-            layers: Layers whose states are wanted.
+            cache: The cache, opened at the points that are wanted.
             split: "train", "val" or "all".
 
         Raises:
-            CacheError: a layer is not in the cache, or the split has no frame.
+            CacheError: the split has no frame.
         """
-        absent = sorted(set(layers) - set(cache.layers))
-        if absent:
-            raise CacheError(f"layers {absent} are not in {cache.directory}, which has {cache.layers}; cache them too")
         self.cache = cache
-        self.layers = list(layers)
         episodes = torch.tensor(split_episodes(cache.num_episodes, split))
         self.rows = torch.isin(cache.episodes, episodes).nonzero()[:, 0]
         if len(self.rows) == 0:
@@ -51,23 +49,21 @@ class HiddenStateDataset(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"hidden": {layer: [K or T, H]}, "actions": [T, A], "base_actions": [T, A]}, float32."""
+    def __getitem__(self, index: int) -> HiddenStateBatch:
+        """One row, without the batch axis."""
         batch = self.batch([index])
-        hidden = {layer: states[0] for layer, states in batch["hidden"].items()}
+        hidden = {point: states[0] for point, states in batch["hidden"].items()}
         return {"hidden": hidden, "actions": batch["actions"][0], "base_actions": batch["base_actions"][0]}
 
-    def batch(self, indices: Sequence[int] | Tensor) -> dict[str, Any]:
-        """As the datamodule's batches."""
-        batch = self.cache.read(self.rows[torch.as_tensor(indices)], self.layers)
-        hidden = {layer: states.float() for layer, states in batch["hidden"].items()}
+    def batch(self, indices: Sequence[int] | Tensor) -> HiddenStateBatch:
+        """Many rows at once."""
+        batch = self.cache.read(self.rows[torch.as_tensor(indices)], self.cache.points)
+        hidden = {point: states.float() for point, states in batch["hidden"].items()}
         return {"hidden": hidden, "actions": batch["actions"], "base_actions": batch["base_actions"]}
 
 
 class HiddenStateDataModule(LightningDataModule):
-    """Batches {"hidden": {layer: [B, K or T, H]}, "actions": [B, T, A] raw, "base_actions": [B, T, A] normalised}.
-
-    All float32; K states a chunk at a decoder layer, T in the L1 head.
+    """Batches of a cache: see `rsd.types.HiddenStateBatch`.
 
     Attributes:
         cache: The opened cache; after `setup`.
@@ -81,8 +77,8 @@ class HiddenStateDataModule(LightningDataModule):
     def __init__(
         self,
         *,
-        cache: Callable[[], CacheReader],
-        layers: Sequence[int],
+        cache: Callable[..., CacheReader],
+        points: Sequence[int | str],
         batch_size: int,
         seed: int,
         num_workers: int = 0,
@@ -91,8 +87,8 @@ class HiddenStateDataModule(LightningDataModule):
         """Remember the settings; nothing is opened.
 
         Args:
-            cache: Opens the cache, usually `ensure_cache` with everything but the call.
-            layers: Layers whose states the batches hold.
+            cache: cache(points=[names]) opens the cache, usually `ensure_cache` with everything but the points.
+            points: Points whose states the batches hold, as `point_name` takes them. No other is asked for.
             batch_size: Frames a batch, on each device.
             seed: Of the shuffling; the order is a function of (seed, epoch).
             num_workers: Processes that fetch; 0 is fastest for a cache in memory.
@@ -100,42 +96,38 @@ class HiddenStateDataModule(LightningDataModule):
         """
         super().__init__()
         self._open_cache = cache
-        self.layers = list(layers)
+        self._opened: CacheReader | None = None
+        self.points = point_names(points)
         self.batch_size, self.seed, self.num_workers, self.memory_gb = batch_size, seed, num_workers, memory_gb
 
     def prepare_data(self) -> None:
-        """Make the cache in one process before several open it."""
-        if self.trainer.world_size > 1:
-            self._open_cache()
+        """Make the cache in one process before several open it; this one keeps it open."""
+        if self.trainer is not None and self.trainer.world_size > 1:
+            self._opened = self._open_cache(points=self.points)
 
     def setup(self, stage: str | None = None) -> None:
         if hasattr(self, "cache"):
             return
-        cache = self._open_cache()
-        self.train = HiddenStateDataset(cache, self.layers, "train")
-        self.val = HiddenStateDataset(cache, self.layers, "val")
+        cache = self._open_cache(points=self.points) if self._opened is None else self._opened
+        self.train = HiddenStateDataset(cache, "train")
+        self.val = HiddenStateDataset(cache, "val")
         if cache.num_bytes <= self.memory_gb * GIGABYTE:
             cache.load_into_memory()
         self.cache = cache
 
     @property
-    def norm_stats(self) -> dict[str, Any]:
-        """Statistics that the base model un-normalises its chunk with."""
-        return self.cache.norm_stats
+    def space(self) -> Space:
+        """What the numbers of the base model mean."""
+        return Space.from_statistics(self.cache.content["unnorm_key"], self.cache.norm_stats)
 
-    @property
-    def unnorm_key(self) -> str:
-        """Name of these statistics."""
-        return self.cache.content["unnorm_key"]
-
-    def state_shape(self, layer: int) -> tuple[int, int]:
-        """(states a chunk, H) of a layer."""
-        return self.cache.state_shape(layer)
+    def state_shape(self, point: str) -> tuple[int, int]:
+        """(states a chunk, H) at a point."""
+        return self.cache.state_shape(point)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the base model."""
-        return self.cache.content["backbone"]
+        return self.cache.content["base"]
 
     def content_id(self) -> str:
         """What identifies the data set."""

@@ -14,8 +14,9 @@ import torch
 
 from rsd.data.datamodules import FrameDataModule
 from rsd.data.datasets import FrameDataset
-from rsd.data.progress import track
 from rsd.data.shuffle import Fetch, batch_loader
+from rsd.processes import say
+from rsd.progress import track
 
 DECODE_BATCH = 64  # frames a message from a decoding process
 
@@ -31,7 +32,7 @@ def resident_batches(dataset: FrameDataset, fetch: Fetch, *, num_workers: int, d
     """
     whole: dict[str, Any] = {}
     done = 0
-    with track("frames decoded", total=len(dataset), done=0, report=functools.partial(print, flush=True)) as advance:
+    with track("frames decoded", total=len(dataset), done=0, report=say) as advance:
         for part in batch_loader(list(range(len(dataset))), fetch, DECODE_BATCH, num_workers):
             count = len(part["pictures"])
             for name, value in part.items():
@@ -61,6 +62,8 @@ class ResidentFrameDataModule(FrameDataModule):
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
         if not hasattr(self, "_fetches"):
+            if self.trainer is None:
+                raise RuntimeError("ResidentFrameDataModule needs a trainer, on whose device its pictures will lie")
             device, workers = self.trainer.strategy.root_device, self.num_workers
             self._fetches: dict[int, Callable[[Sequence[int]], Any]] = {
                 id(dataset): resident_batches(

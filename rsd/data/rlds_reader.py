@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,28 +77,28 @@ class RLDSDataset:
         Raises:
             DataError: the record is damaged, or a feature is not what features.json says.
         """
-        record, features = self._parse(index)
-        episode: dict[str, Any] = {}
-        for name, spec in self.features.items():
-            if spec.kind != "image":
-                episode[name.removeprefix(STEPS)] = self._decode(record, features, name, index)
-            elif images:
-                spans = byte_spans(record, self._feature(features, name, BYTES, index))
-                episode[name.removeprefix(STEPS)] = [bytes(record[start:end]) for start, end in spans]
-        self._check_lengths(episode, index)
-        return episode
+        pictures = [name for name, spec in self.features.items() if spec.kind == "image"] if images else []
+        record, episode, spans = self._read(index, pictures)
+        return episode | {name: [bytes(record[start:end]) for start, end in where] for name, where in spans.items()}
+
+    def episode_and_spans(self, index: int, views: Sequence[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """`episode` without pictures, and where the JPEG pictures of these views lie in the episode's file.
+
+        Returns:
+            The episode; per view the n pictures' (offset, length) in bytes, [n, 2], int64: see `read_bytes`.
+
+        Raises:
+            DataError: as `episode`.
+        """
+        _, episode, spans = self._read(index, [f"{STEPS}observation/{view}" for view in views])
+        base = self._records[index][1].offset
+        in_file = {view: [(base + start, end - start) for start, end in spans[f"observation/{view}"]] for view in views}
+        return episode, {view: np.array(lie, dtype=np.int64).reshape(-1, 2) for view, lie in in_file.items()}
 
     def episodes(self) -> Iterator[dict[str, Any]]:
         """All episodes in order, without pictures."""
         for index in range(len(self)):
             yield self.episode(index)
-
-    def image_spans(self, index: int, name: str) -> np.ndarray:
-        """Where the JPEG pictures of a view lie in the episode's file: [n, 2], int64, (offset, length) in bytes."""
-        record, features = self._parse(index, check=False)
-        base = self._records[index][1].offset
-        spans = byte_spans(record, self._feature(features, f"{STEPS}observation/{name}", BYTES, index))
-        return np.array([(base + start, end - start) for start, end in spans], dtype=np.int64).reshape(-1, 2)
 
     def read_bytes(self, index: int, offset: int, length: int) -> bytes:
         """A piece of the file that holds episode `index`, for example one picture."""
@@ -135,9 +135,26 @@ class RLDSDataset:
             self._files[path] = os.open(path, os.O_RDONLY)
         return self._files[path]
 
-    def _parse(self, index: int, check: bool = True) -> tuple[memoryview, dict[str, Feature]]:
+    def _read(
+        self, index: int, pictures: Sequence[str]
+    ) -> tuple[memoryview, dict[str, Any], dict[str, list[tuple[int, int]]]]:
+        """One record, what it holds beside pictures, and where in it the pictures of these features lie."""
+        record, features = self._parse(index)
+        episode = {
+            name.removeprefix(STEPS): self._decode(record, features, name, index)
+            for name, spec in self.features.items()
+            if spec.kind != "image"
+        }
+        spans = {
+            name.removeprefix(STEPS): byte_spans(record, self._feature(features, name, BYTES, index))
+            for name in pictures
+        }
+        self._check_lengths(episode | spans, index)
+        return record, episode, spans
+
+    def _parse(self, index: int) -> tuple[memoryview, dict[str, Feature]]:
         path, span = self._records[index]
-        record = read_record(self._file(path), span, path, check)
+        record = read_record(self._file(path), span, path)
         try:
             return record, parse_example(record)
         except (ValueError, IndexError) as error:

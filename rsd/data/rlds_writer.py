@@ -22,6 +22,7 @@ from rsd.data.rlds_metadata import FEATURES_FILE, INFO_FILE, STATISTICS_FILE
 from rsd.data.rlds_reader import RLDSDataset
 from rsd.data.tf_example import byte_spans, encode_example, parse_example
 from rsd.data.tfrecord import FOOTER_BYTES, HEADER_BYTES, Span, frame, read_record, scan
+from rsd.files import write_atomically
 
 FILE_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # of tensorflow-datasets
 
@@ -76,7 +77,7 @@ class RLDSWriter:
 
         Args:
             episode: {"steps": {"observation": {"image", "wrist_image": n pictures, each [256, 256, 3] uint8 or JPEG
-                bytes; "state": [n, 8]; "joint_state": [n, 7]}, "action": [n, 7] raw robosuite,
+                bytes; "state": [n, 8]; "joint_state": [n, 7]}, "action": [n, 7] as robosuite recorded it,
                 "language_instruction": str}, "episode_metadata": {"file_path": str, which names the episode}}. The
                 rewards and flags of the published sets are added: a demonstration ends with reward 1, terminal.
 
@@ -104,7 +105,7 @@ class RLDSWriter:
             raise DataError(f"{self.directory}: no episode was written, so there is no data set to finish")
         self._write_info()
         statistics = {self.name: RLDSDataset(self.directory).statistics()}
-        _replace(self.directory / STATISTICS_FILE, json.dumps(statistics, indent=2))
+        write_atomically(self.directory / STATISTICS_FILE, json.dumps(statistics, indent=2) + "\n")
 
     def close(self) -> None:
         """Let go of the file; safe to call twice. Does not finish."""
@@ -163,7 +164,7 @@ class RLDSWriter:
         if path.exists() and json.loads(path.read_bytes()) != json.loads(text):
             raise DataError(f"{path} describes other features than the LIBERO sets have; choose another directory")
         if not path.exists():
-            _replace(path, text)
+            write_atomically(path, text + "\n")
 
     def _write_info(self) -> None:
         split = {
@@ -173,19 +174,4 @@ class RLDSWriter:
             "shardLengths": [str(len(self._spans))],
         }
         info = {"name": self.name, "version": self.version, "fileFormat": "tfrecord", "splits": [split]}
-        _replace(self.directory / INFO_FILE, json.dumps(info, indent=2))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a small file so that it is either the old one or the whole new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        write_atomically(self.directory / INFO_FILE, json.dumps(info, indent=2) + "\n")

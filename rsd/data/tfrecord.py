@@ -67,14 +67,13 @@ def scan(path: Path, count: int | None = None) -> tuple[list[Span], int]:
     return spans, offset
 
 
-def read_record(file: int, span: Span, path: Path, check: bool = True) -> memoryview:
+def read_record(file: int, span: Span, path: Path) -> memoryview:
     """Payload of one record, mapped into memory until the view is let go.
 
     Args:
         file: Open file descriptor.
         span: From `scan`.
         path: For messages only.
-        check: Compare the payload with its checksum.
 
     Raises:
         DataError: the file ends inside the record, or the checksum differs.
@@ -88,11 +87,10 @@ def read_record(file: int, span: Span, path: Path, check: bool = True) -> memory
     page = span.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     view = memoryview(mmap.mmap(file, end - page, offset=page, access=mmap.ACCESS_READ))[span.offset - page :]
     payload = view[: span.length]
-    if check:
-        expected, got = struct.unpack_from("<I", view, span.length)[0], masked_crc32c(payload)
-        if got != expected:
-            raise DataError(
-                f"{path}: corrupt record at byte {span.offset}: checksum of {span.length} bytes is {got:#010x}, "
-                f"expected {expected:#010x}; fetch or collect this file again"
-            )
+    expected, got = struct.unpack_from("<I", view, span.length)[0], masked_crc32c(payload)
+    if got != expected:
+        raise DataError(
+            f"{path}: corrupt record at byte {span.offset}: checksum of {span.length} bytes is {got:#010x}, "
+            f"expected {expected:#010x}; fetch or collect this file again"
+        )
     return payload

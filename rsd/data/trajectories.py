@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from rsd.data import DataError
-from rsd.normalization import bounded_range, standardize_gripper
+from rsd.space import Range, standardize_gripper
 
 HARDLY_MOVES = 0.01  # mean magnitude of a dim, in robot units of at most 1, below which it counts as unused
 
 
-def standardize_actions(raw: np.ndarray) -> np.ndarray:
-    """Raw robosuite actions [n, A] → the same with the gripper as 1 open, 0 close; [n, A], float32."""
-    return np.concatenate([raw[:, :-1], standardize_gripper(raw[:, -1:])], axis=1, dtype=np.float32)
+def standardize_actions(recorded: np.ndarray) -> np.ndarray:
+    """Recorded actions (robosuite) [n, A] → the same with the gripper as 1 open, 0 close; [n, A], float32."""
+    return np.concatenate([recorded[:, :-1], standardize_gripper(recorded[:, -1:])], axis=1, dtype=np.float32)
 
 
 def standardize_proprio(state: np.ndarray) -> np.ndarray:
@@ -91,10 +91,11 @@ def clipped_motion(actions: np.ndarray, statistics: dict[str, Any]) -> np.ndarra
     Returns:
         Share of each dim's total movement, [A], in 0..1; 0 for dims that are not normalised or hardly move.
     """
-    inside = np.clip(actions, *bounded_range(statistics))
+    bounds = Range.from_entry(statistics)
+    inside = np.clip(actions, bounds.low, bounds.high)
     total = np.abs(actions).sum(axis=0)
     share = np.abs(actions - inside).sum(axis=0) / np.maximum(total, HARDLY_MOVES * len(actions))
-    return np.where(statistics["mask"], share, 0.0)
+    return np.where(bounds.mask, share, 0.0)
 
 
 def chunk_starts(num_steps: int, chunk_length: int) -> int:

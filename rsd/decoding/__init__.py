@@ -1,5 +1,34 @@
-"""The decodings as pure functions; see `decodings` for the algorithm and `sampling` for the acceptance rule."""
+"""The decodings, each a frozen record with its options as fields; none of them knows which models it asks.
 
-from rsd.decoding.decodings import StageLogits, depth_ar, parallel, speculative
+Within a stage tokens are independent given the stages before it. A *pass* is one call of the target. At temperature 0
+every distribution is one-hot and needs no noise, so greedy decoding has no code of its own.
+"""
 
-__all__ = ["StageLogits", "depth_ar", "parallel", "speculative"]
+from rsd.decoding.decoding import DRAFT, KIND, TARGET, Decoding, from_json, stages_of_draft, to_json
+from rsd.decoding.depth_ar import DepthAR
+from rsd.decoding.early_exit import EarlyExit
+from rsd.decoding.exit import Exit
+from rsd.decoding.gates import Gate, MeanLogProb
+from rsd.decoding.l1 import L1
+from rsd.decoding.parallel import Parallel
+from rsd.decoding.sampling import Noise
+from rsd.decoding.speculative import Speculative
+
+__all__ = [
+    "DRAFT",
+    "KIND",
+    "L1",
+    "TARGET",
+    "Decoding",
+    "DepthAR",
+    "EarlyExit",
+    "Exit",
+    "Gate",
+    "MeanLogProb",
+    "Noise",
+    "Parallel",
+    "Speculative",
+    "from_json",
+    "stages_of_draft",
+    "to_json",
+]

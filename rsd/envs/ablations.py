@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from rsd.envs.suites import load_task
-from rsd.types import Env, Observation
+from rsd.types import Env, Observation, Step, Task
 
 
 class Ablated:
@@ -24,23 +25,27 @@ class Ablated:
 
     def __init__(self, *, make: Callable[..., Env], task_id: int) -> None:
         self.env = make(task_id=task_id)
-        self.suite, self.task_id, self.instruction = self.env.suite, self.env.task_id, self.env.instruction
-        self.num_init_states, self.max_steps = self.env.num_init_states, self.env.max_steps
-        self.protocol, self.versions = self.env.protocol, self.env.versions
 
     @property
-    def rendering_s(self) -> float:
+    def task(self) -> Task:
+        """See `Env`: the task as it is, whatever the policy is shown."""
+        return self.env.task
+
+    @property
+    def reset_rendering_s(self) -> float:
         """See `Env`."""
-        return self.env.rendering_s
+        return self.env.reset_rendering_s
 
     def reset(self, init_state_id: int) -> Observation:
         """See `Env.reset`."""
         return self.change(self.env.reset(init_state_id))
 
-    def step(self, action: np.ndarray, observe: bool = True) -> tuple[Observation | None, bool]:
+    def step(self, action: np.ndarray, observe: bool = True) -> Step:
         """See `Env.step`."""
-        observation, success = self.env.step(action, observe)
-        return (None if observation is None else self.change(observation)), success
+        step = self.env.step(action, observe)
+        if step.observation is None:
+            return step
+        return dataclasses.replace(step, observation=self.change(step.observation))
 
     def close(self) -> None:
         """See `Env.close`."""
@@ -75,7 +80,12 @@ class OtherInstruction(Ablated):
 
     def __init__(self, *, make: Callable[..., Env], task_id: int, num_tasks: int) -> None:
         super().__init__(make=make, task_id=task_id)
-        self._shown = load_task(self.suite, (task_id + 1) % num_tasks).instruction
+        self._shown = load_task(self.task.suite, (task_id + 1) % num_tasks).instruction
 
     def change(self, observation: Observation) -> Observation:
         return dataclasses.replace(observation, instruction=self._shown)
+
+
+def with_ablation(make_env: Callable[..., Env], ablation: Callable[..., Env] | None) -> Callable[..., Env]:
+    """What makes the environments of an evaluation: `make_env` itself without an ablation, else the ablation of it."""
+    return make_env if ablation is None else partial(ablation, make=make_env)

@@ -78,7 +78,7 @@ def recorded_sizes(distribution: importlib.metadata.Distribution) -> dict[Path, 
     Read from the record itself: from Python 3.12 on, `Distribution.files` leaves out those that are missing.
     """
     rows = csv.reader((distribution.read_text("RECORD") or "").splitlines())  # path, hash, size
-    return {Path(distribution.locate_file(path)): int(size) for path, _, size in rows if size}
+    return {Path(str(distribution.locate_file(path))): int(size) for path, _, size in rows if size}
 
 
 def libero_distributions() -> list[str]:

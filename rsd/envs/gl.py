@@ -18,6 +18,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rsd.errors import RSDError
+
 MUJOCO_VERSION = "3.2.3"  # what published LIBERO scores of record were made with
 BACKENDS = ("osmesa", "egl")
 OPENCV_PACKAGES = ("libgl1", "libglib2.0-0")  # robosuite imports OpenCV, whose wheel links against them
@@ -44,7 +46,7 @@ with mujoco.Renderer(model, 32, 32) as renderer:
 """
 
 
-class SimulatorError(RuntimeError):
+class SimulatorError(RSDError, RuntimeError):
     """Something that the simulator needs is missing; the message ends in the command that repairs it."""
 
 

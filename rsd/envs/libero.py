@@ -23,15 +23,43 @@ from rsd.envs.gl import check_simulator
 from rsd.envs.physics import SharedStages
 from rsd.envs.placements import check_placement, object_columns
 from rsd.envs.rotation import axis_angle
-from rsd.envs.suites import load_task, quiet, silence_robosuite, suite_name
-from rsd.types import Observation
+from rsd.envs.suites import SuiteTask, load_task, quiet, silence_robosuite, suite_name
+from rsd.errors import SettingError
+from rsd.types import Observation, Step, Task
 
-ACTION_DIM = 7  # end-effector position and rotation deltas, gripper
+ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")  # end-effector position and rotation deltas, gripper
+ACTION_DIM = len(ACTION_NAMES)
+ACTION_LIMITS = (-1.0, 1.0)  # robosuite's controller clips to them
+PROPRIO_DIM = 8  # end-effector position and axis-angle, two finger joints
+CONTROL_HZ = 20
 CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}  # RLDS name → LIBERO's camera
 PROPRIO = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 WAITING_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)  # stand still, gripper open, while the objects settle
 MODEL_STATE = ("body_pos", "body_quat", "site_rgba")  # parts of the model that LIBERO writes to during an episode
 UNSEEN = np.zeros((1, 1, 3), dtype=np.uint8)  # what a camera shows while nobody looks
+
+
+def libero_tasks(
+    *,
+    suite: str,
+    variant: str | None,
+    num_tasks: int,
+    max_steps: int,
+    protocol: str,
+    views: Sequence[str] = tuple(CAMERAS),
+    allow_mujoco_version: str | None = None,
+) -> list[Task]:
+    """What the environments of a suite's tasks will say of themselves; nothing is simulated.
+
+    Args:
+        num_tasks: How many tasks the suite has.
+        suite, variant, max_steps, protocol, views, allow_mujoco_version: As in LiberoEnv.
+    """
+    versions, name = check_simulator(allow_mujoco_version), suite_name(suite, variant)
+    return [
+        _describe(name, task_id, load_task(name, task_id), max_steps, views, protocol, versions)
+        for task_id in range(num_tasks)
+    ]
 
 
 class LiberoEnv:
@@ -53,11 +81,10 @@ class LiberoEnv:
         allow_mujoco_version: Accept this version of MuJoCo although scores are not comparable.
 
     Attributes:
-        suite: Name of the suite with its variant.
+        task: See `Env`; its versions are what `check_simulator` found.
         simulator: The underlying OffScreenRenderEnv, for readers of privileged state (`simulator.sim.data`). Its
             observations are cut down to what `Observation` holds.
-        versions: What `check_simulator` found, to be stored with results.
-        rendering_s: Seconds spent on pictures so far.
+        reset_rendering_s: See `Env`.
     """
 
     def __init__(
@@ -78,19 +105,16 @@ class LiberoEnv:
         allow_mujoco_version: str | None = None,
     ) -> None:
         if len(waiting_action) != ACTION_DIM:
-            raise ValueError(f"waiting_action has {len(waiting_action)} entries; expected {ACTION_DIM}")
+            raise SettingError(f"waiting_action has {len(waiting_action)} entries; expected {ACTION_DIM}")
         if not views or not set(views) <= set(CAMERAS):
-            raise ValueError(f"views {list(views)} are not known; expected some of {list(CAMERAS)}")
-        self.versions = check_simulator(allow_mujoco_version)
+            raise SettingError(f"views {list(views)} are not known; expected some of {list(CAMERAS)}")
+        versions = check_simulator(allow_mujoco_version)
         silence_robosuite()
-        self.suite = suite_name(suite, variant)
-        task = load_task(self.suite, task_id)
-        self.task_id = task_id
-        self.instruction = task.instruction
-        self.num_init_states = len(task.init_states)
-        self.max_steps = max_steps
-        self.protocol = protocol
-        self.rendering_s = 0.0
+        name = suite_name(suite, variant)
+        task = load_task(name, task_id)
+        self.task = _describe(name, task_id, task, max_steps, views, protocol, versions)
+        self.reset_rendering_s = 0.0
+        self._rendering_s = 0.0  # of the running call
         self._end_at_success = end_at_success
         self._views = tuple(views)
         self._rotate_images = rotate_images
@@ -108,6 +132,7 @@ class LiberoEnv:
                 camera_names=[CAMERAS[view] for view in self._views],
                 camera_heights=image_size,
                 camera_widths=image_size,
+                control_freq=CONTROL_HZ,
                 ignore_done=True,  # the step limit is the caller's
             )
             self._compile_scene()
@@ -115,10 +140,10 @@ class LiberoEnv:
 
     def reset(self, init_state_id: int) -> Observation:
         """See `Env.reset`."""
-        if not 0 <= init_state_id < self.num_init_states:
+        if not 0 <= init_state_id < self.task.num_init_states:
             raise IndexError(
-                f"init_state_id {init_state_id} is not an init state of {self.suite} task {self.task_id}; "
-                f"expected 0..{self.num_init_states - 1}"
+                f"init_state_id {init_state_id} is not an init state of {self.task.suite} task {self.task.task_id}; "
+                f"expected 0..{self.task.num_init_states - 1}"
             )
         return self._start(self._seed, self._init_states[init_state_id])
 
@@ -132,7 +157,7 @@ class LiberoEnv:
         """
         return self._start(seed, None)
 
-    def step(self, action: np.ndarray, observe: bool = True) -> tuple[Observation | None, bool]:
+    def step(self, action: np.ndarray, observe: bool = True) -> Step:
         """See `Env.step`. The action is robosuite's: end-effector deltas in units of its controller, [7]."""
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (ACTION_DIM,):
@@ -141,9 +166,10 @@ class LiberoEnv:
             raise ValueError(f"action is not finite: {action.tolist()}")
         if not self._ready:
             raise RuntimeError("no episode is running: it has ended in success, or not begun; call reset() first")
+        self._rendering_s = 0.0
         observables, success = self._advance(action, observe)
         self._ready = not (success and self._end_at_success)
-        return (self._observation(observables) if observe else None), success
+        return Step(self._observation(observables) if observe else None, success, self._rendering_s)
 
     def init_state(self, init_state_id: int) -> np.ndarray:
         """An evaluation init state as it is stored: time, positions and velocities, [state]."""
@@ -197,10 +223,10 @@ class LiberoEnv:
             start = time.perf_counter()
             self._make_current()
             picture = sensor(cache)
-            self.rendering_s += time.perf_counter() - start
+            self._rendering_s += time.perf_counter() - start
             return picture
 
-        gated.__modality__ = sensor.__modality__
+        gated.__modality__ = sensor.__modality__  # type: ignore[attr-defined]  # robosuite marks functions in this way
         return gated
 
     def _make_current(self) -> None:
@@ -212,6 +238,7 @@ class LiberoEnv:
         if self.simulator is None:
             raise RuntimeError("the environment is closed")
         self._ready = False
+        self._rendering_s = 0.0
         for robot in self.simulator.robots:
             robot.gripper.current_action = np.zeros(robot.gripper.dof)  # robosuite's reset forgets it
         with quiet(), _numpy_seed(seed):
@@ -219,13 +246,15 @@ class LiberoEnv:
         if init_state is None:
             init_state = self.simulator.get_sim_state()  # setting it shifts the instant at which pictures are sampled
             columns = object_columns(self.simulator.sim.model)
-            check_placement(init_state, self._init_states, columns, task=f"{self.suite} task {self.task_id}", seed=seed)
+            task = f"{self.task.suite} task {self.task.task_id}"
+            check_placement(init_state, self._init_states, columns, task=task, seed=seed)
         self._looking = self._num_wait_steps == 0
         observables = self.simulator.set_init_state(init_state)
         for step in range(self._num_wait_steps):
             observables, _ = self._advance(self._waiting_action, observe=step == self._num_wait_steps - 1)
         self._looking = False
         self._ready = True
+        self.reset_rendering_s = self._rendering_s
         return self._observation(observables)
 
     def _advance(self, action: np.ndarray, observe: bool) -> tuple[dict[str, np.ndarray], bool]:
@@ -244,7 +273,32 @@ class LiberoEnv:
             images[view] = np.ascontiguousarray(picture[::-1, ::-1] if self._rotate_images else picture)
         position, quaternion, gripper = (observables[name] for name in PROPRIO)
         proprio = np.concatenate([position, axis_angle(quaternion), gripper])  # [P]
-        return Observation(images=images, proprio=proprio, instruction=self.instruction)
+        return Observation(images=images, proprio=proprio, instruction=self.task.instruction)
+
+
+def _describe(
+    suite: str,
+    task_id: int,
+    task: SuiteTask,
+    max_steps: int,
+    views: Sequence[str],
+    protocol: str,
+    versions: dict[str, str],
+) -> Task:
+    return Task(
+        suite=suite,
+        task_id=task_id,
+        instruction=task.instruction,
+        num_init_states=len(task.init_states),
+        max_steps=max_steps,
+        views=tuple(views),
+        proprio_dim=PROPRIO_DIM,
+        action_names=ACTION_NAMES,
+        control_hz=CONTROL_HZ,
+        limits=ACTION_LIMITS,
+        protocol=protocol,
+        versions=versions,
+    )
 
 
 @contextmanager

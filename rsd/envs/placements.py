@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from rsd.errors import RSDError
+
 SAME_M = 1e-3  # every object within this of where it is in an init state: the same placement
 FREE_JOINT = 0  # MuJoCo's mjJNT_FREE
 TIME = 1  # entries of a state before its positions
 
 
-class PlacementError(RuntimeError):
+class PlacementError(RSDError, RuntimeError):
     """A demonstration would begin in an evaluation init state."""
 
 

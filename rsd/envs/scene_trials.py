@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from rsd.envs.gl import MUJOCO_VERSION
 from rsd.envs.libero import LiberoEnv
 from rsd.envs.placements import FREE_JOINT, TIME, object_columns
+from rsd.finding import Finding, judged
 from rsd.types import Observation
 
 SUITE, TASK_ID, INIT_STATE_ID = "libero_spatial", 5, 0
@@ -42,16 +42,7 @@ REFERENCE = {
 }
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A trial's name, whether it passed, and what was found, in words that end in the remedy."""
-
-    name: str
-    passed: bool
-    found: str
-
-
-def run_scene_trials(allow_mujoco_version: str | None = None) -> Iterator[Trial]:
+def run_scene_trials(allow_mujoco_version: str | None = None) -> Iterator[Finding]:
     """Build the scene, wait, look at it; about ten seconds."""
     env = LiberoEnv(suite=SUITE, task_id=TASK_ID, max_steps=1, allow_mujoco_version=allow_mujoco_version)
     try:
@@ -67,7 +58,7 @@ def run_scene_trials(allow_mujoco_version: str | None = None) -> Iterator[Trial]
         env.close()
 
 
-def judge_rest(before: np.ndarray, after: np.ndarray, positions: list[int], velocities: list[int]) -> Trial:
+def judge_rest(before: np.ndarray, after: np.ndarray, positions: list[int], velocities: list[int]) -> Finding:
     """Whether objects have stayed where they fell, and have come to rest.
 
     Args:
@@ -78,16 +69,17 @@ def judge_rest(before: np.ndarray, after: np.ndarray, positions: list[int], velo
     speed = max(float(np.linalg.norm(after[i : i + 3])) for i in velocities)
     found = f"objects drifted {1000 * drift:.1f} mm and move at {1000 * speed:.2g} mm/s after the waiting steps"
     if drift <= MAX_DRIFT_M and speed <= MAX_SPEED_M_S:
-        return Trial("objects come to rest", True, found)
+        return judged("objects come to rest", True, found)
     expected = f"expected at most {1000 * MAX_DRIFT_M:g} mm and {1000 * MAX_SPEED_M_S:g} mm/s"
-    return Trial(
+    return judged(
         "objects come to rest",
         False,
-        f"{found}, {expected}: other contacts, scores are not comparable; pip install mujoco=={MUJOCO_VERSION}",
+        f"{found}, {expected}: other contacts, scores are not comparable",
+        f"pip install mujoco=={MUJOCO_VERSION}",
     )
 
 
-def judge_pictures(observation: Observation) -> Trial:
+def judge_pictures(observation: Observation) -> Finding:
     """Whether the pictures are the reference's, or coarsely so."""
     same, farthest = True, 0.0
     for view, (digest, blocks) in REFERENCE.items():
@@ -96,14 +88,15 @@ def judge_pictures(observation: Observation) -> Trial:
         expected = np.frombuffer(bytes.fromhex(blocks), dtype=np.uint8).reshape(BLOCKS, BLOCKS, 3)
         farthest = max(farthest, float(np.abs(block_means(picture) - expected).max()))
     if same:
-        return Trial("pictures drawn", True, "equal to the reference's, bit for bit")
+        return judged("pictures drawn", True, "equal to the reference's, bit for bit")
     found = f"not the reference's; block means differ by up to {farthest:.1f} of 255 levels"
     if farthest <= MAX_COLOUR_DIFFERENCE:
-        return Trial("pictures drawn", True, f"{found}, as other drivers' do")
-    return Trial(
+        return judged("pictures drawn", True, f"{found}, as other drivers' do")
+    return judged(
         "pictures drawn",
         False,
-        f"{found}, expected at most {MAX_COLOUR_DIFFERENCE:g}: black, mirrored or lit otherwise; try MUJOCO_GL=osmesa",
+        f"{found}, expected at most {MAX_COLOUR_DIFFERENCE:g}: black, mirrored or lit otherwise",
+        "try MUJOCO_GL=osmesa",
     )
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from rsd.envs.gl import REINSTALL_COMMAND, SimulatorError
+from rsd.errors import SettingError
 
 STANDARD_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 REWORDED = ("_lan", "_task")  # ends of the names of suites whose instructions are other ones
@@ -31,8 +32,8 @@ LANGUAGE = re.compile(r"\(:language\s+([^)]*)\)")
 
 
 @dataclass(frozen=True)
-class Task:
-    """One task of a suite.
+class SuiteTask:
+    """One task of a suite, as the package has it.
 
     Attributes:
         instruction: The task in words.
@@ -64,8 +65,7 @@ def silence_robosuite() -> None:
     if name in sys.modules or any((folder / "macros_private.py").is_file() for folder in folders):
         return
     settings = types.ModuleType(name)
-    settings.CONSOLE_LOGGING_LEVEL = "WARN"
-    settings.FILE_LOGGING_LEVEL = None
+    vars(settings).update(CONSOLE_LOGGING_LEVEL="WARN", FILE_LOGGING_LEVEL=None)
     sys.modules[name] = settings
 
 
@@ -82,11 +82,11 @@ def known_suites() -> dict[str, Callable[[], Any]]:
         return benchmark.get_benchmark_dict()
 
 
-def load_task(suite: str, task_id: int) -> Task:
+def load_task(suite: str, task_id: int) -> SuiteTask:
     """One task with its init states; `suite` may be the name of a perturbed one.
 
     Raises:
-        ValueError: no such suite; the message lists the known ones.
+        SettingError: no such suite; the message lists the known ones.
         IndexError: task_id is not in the suite.
         SimulatorError: the task's files are missing.
     """
@@ -101,7 +101,7 @@ def load_task(suite: str, task_id: int) -> Task:
     except FileNotFoundError:
         raise SimulatorError(_missing("file of init states", suite, task_id, states_file)) from None
     instruction = described_instruction(bddl_file) if suite.endswith(REWORDED) else task.language
-    return Task(instruction=instruction, bddl_file=bddl_file.resolve(), init_states=init_states)
+    return SuiteTask(instruction=instruction, bddl_file=bddl_file.resolve(), init_states=init_states)
 
 
 def described_instruction(bddl_file: Path) -> str:
@@ -126,12 +126,12 @@ def check_suite(suite: str, variant: str | None, *, num_tasks: int, num_init_sta
     """See that a suite is there as a whole, and is as large as the configuration says.
 
     Raises:
-        ValueError: no such suite or variant, or another number of tasks or init states.
+        SettingError: no such suite or variant, or another number of tasks or init states.
         SimulatorError: files are missing.
     """
     name = suite_name(suite, variant)
     if variant is not None and name not in known_suites():
-        raise ValueError(f"suite {suite!r} has no variant {variant!r}; complete ones: {complete_variants(suite)}")
+        raise SettingError(f"suite {suite!r} has no variant {variant!r}; complete ones: {complete_variants(suite)}")
     tasks = _tasks(name)
     lacking = _lacking(tasks)
     if lacking and variant is not None:
@@ -143,14 +143,14 @@ def check_suite(suite: str, variant: str | None, *, num_tasks: int, num_init_sta
     if lacking:
         raise SimulatorError(_missing("scene description or file of init states", name, *lacking[0]))
     if len(tasks) != num_tasks:
-        raise ValueError(f"suite {name!r} has {len(tasks)} tasks, env.num_tasks is {num_tasks}; correct it")
+        raise SettingError(f"suite {name!r} has {len(tasks)} tasks, env.num_tasks is {num_tasks}; correct it")
     counts = [len(load_init_states(_files(task)[1])) for task in tasks]
     fewest = min(counts)
     if fewest < num_init_states:
         remedy = (
             f"set env.num_init_states={fewest}, and num_trials to that or less" if fewest else "choose another suite"
         )
-        raise ValueError(
+        raise SettingError(
             f"task {counts.index(fewest)} of suite {name!r} has {fewest} init states, env.num_init_states is "
             f"{num_init_states}; {remedy}"
         )
@@ -168,7 +168,7 @@ def load_init_states(path: Path) -> np.ndarray:
     import torch
     from numpy._core.multiarray import _reconstruct
 
-    allowed = [np.ndarray, np.dtype, type(np.dtype(np.float64))]
+    allowed: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.float64))]  # types, and functions with their names
     allowed += [(_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]  # NumPy 1, 2
     with torch.serialization.safe_globals(allowed):
         return np.asarray(torch.load(path, weights_only=True), dtype=np.float64)
@@ -179,7 +179,7 @@ def _tasks(suite: str) -> list[Any]:
     suites = known_suites()
     if suite not in suites:
         known = sorted(name for name in suites if name in STANDARD_SUITES)
-        raise ValueError(f"suite {suite!r} is unknown; available: {known} and {len(suites) - len(known)} variants")
+        raise SettingError(f"suite {suite!r} is unknown; available: {known} and {len(suites) - len(known)} variants")
     with quiet():
         return list(suites[suite]().tasks)
 

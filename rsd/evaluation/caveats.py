@@ -1,6 +1,6 @@
 """What a reader has to know before reading a success rate: the banners at the head of a report.
 
-A run whose folder lacks config.yaml can only be held to what its episodes say.
+A run without a plan can only be held to what its episodes say.
 """
 
 from __future__ import annotations
@@ -8,27 +8,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from rsd.evaluation.plan import Plan
 from rsd.evaluation.sequential import anytime_interval
 from rsd.types import EpisodeResult
+
+PACKAGES = {"mujoco": "MuJoCo"}  # how their makers write them
 
 
 def caveats(
     results: Sequence[EpisodeResult],
     *,
-    config: dict[str, Any] | None,
-    choices: dict[str, Any],
-    num_planned: int | None,
+    plan: Plan | None,
     stopped: dict[str, Any] | None,
 ) -> list[dict[str, str]]:
     """Banners, the gravest first.
 
     Args:
         results: All episodes of the run.
-        config: The resolved config, or None.
-        choices: The choice in each config group; empty when unknown.
-        num_planned: Episodes that the config asks for, or None.
+        plan: What was planned, or None when nobody knows.
         stopped: What sequential.until_decided has written, or None.
 
     Returns:
@@ -36,9 +33,9 @@ def caveats(
     """
     found = [
         *_crashes(results),
-        *(_of_config(config, choices) if config is not None else []),
+        *(_of_plan(plan) if plan is not None else []),
         *_mixtures(results),
-        *_completeness(results, (config or {}).get("stopping"), stopped, num_planned),
+        *_completeness(results, plan, stopped),
     ]
     return sorted(found, key=lambda caveat: caveat["severity"] != "bad")
 
@@ -64,22 +61,21 @@ def _crashes(results: Sequence[EpisodeResult]) -> list[dict[str, str]]:
     return [_caveat("bad", f"{num_errors} of {len(results)} episodes crashed.", text)]
 
 
-def _of_config(config: dict[str, Any], choices: dict[str, Any]) -> list[dict[str, str]]:
-    cfg = OmegaConf.create(config)
+def _of_plan(plan: Plan) -> list[dict[str, str]]:
     found = []
-    if version := OmegaConf.select(cfg, "env.make.allow_mujoco_version"):
+    for package, version in plan.allowed_versions.items():
         text = (
             "The simulator's version was accepted by name. Its scores are not comparable with those of the right one."
         )
-        found.append(_caveat("bad", f"MuJoCo {version} by override.", text))
-    if OmegaConf.select(cfg, "ablation") is not None:
+        found.append(_caveat("bad", f"{PACKAGES.get(package, package)} {version} by override.", text))
+    if plan.ablation is not None:
         text = (
             "Inputs were withheld from the policy or replaced. This is no result of the policy as it is meant to run."
         )
-        found.append(_caveat("bad", f"Ablation: {choices.get('ablation', 'see the configuration')}.", text))
-    if variant := OmegaConf.select(cfg, "env.variant"):
+        found.append(_caveat("bad", f"Ablation: {plan.ablation}.", text))
+    if plan.variant is not None:
         text = "Tasks of this suite were perturbed. Not comparable with rates on the original suite."
-        found.append(_caveat("warn", f"Suite variant: {variant}.", text))
+        found.append(_caveat("warn", f"Suite variant: {plan.variant}.", text))
     return found
 
 
@@ -91,14 +87,12 @@ def _mixtures(results: Sequence[EpisodeResult]) -> list[dict[str, str]]:
 
 
 def _completeness(
-    results: Sequence[EpisodeResult],
-    stopping: dict[str, Any] | None,
-    stopped: dict[str, Any] | None,
-    num_planned: int | None,
+    results: Sequence[EpisodeResult], plan: Plan | None, stopped: dict[str, Any] | None
 ) -> list[dict[str, str]]:
-    if num_planned is None:
+    if plan is None:
         text = "It is not known how many episodes were planned, nor under which settings."
-        return [_caveat("warn", "The folder has no config.yaml.", text)]
+        return [_caveat("warn", "The folder has no plan.json.", text)]
+    num_planned = len(plan.episodes)
     if stopped is None:
         if len(results) == num_planned:
             return []
@@ -106,7 +100,8 @@ def _completeness(
         return [_caveat("warn", title, "Continue with python eval.py resume=RUN_DIR.")]
     num_success, num_trials = stopped["num_success"], stopped["num_trials"]
     low, high = anytime_interval(num_success, num_trials)
-    title = f"Stopped early: the success rate is {stopped['verdict']} {100 * stopping['rate']:g} %."
+    rate = "the threshold" if plan.stopping is None else f"{100 * plan.stopping.values['rate']:g} %"
+    title = f"Stopped early: the success rate is {stopped['verdict']} {rate}."
     text = (
         f"Decided after {num_trials} of at most {num_planned} episodes, {num_success} of them solved; the interval "
         f"that holds whenever one stops is {100 * low:.1f} – {100 * high:.1f} %. Figures and intervals below are "

@@ -11,12 +11,12 @@ import dataclasses
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from rsd.errors import RSDError
+from rsd.evaluation.plan import PlanError, PlannedEpisode
 from rsd.evaluation.results import (
     CRASHED_FILE,
     RESULTS_FILE,
@@ -28,21 +28,17 @@ from rsd.evaluation.results import (
 )
 from rsd.evaluation.rollout import Episode
 from rsd.evaluation.trace import write_trace
-from rsd.evaluation.video import CONTROL_HZ, VideoError, check_ffmpeg, write_video
+from rsd.evaluation.video import VideoError, check_ffmpeg, write_video
 from rsd.types import Env, EpisodeResult, Policy
 
 ERRORS_FILE = "crashed_episodes.log"
 
 
-class PlanError(ValueError):
-    """The requested episodes do not exist."""
-
-
-class PolicyFailure(RuntimeError):
+class PolicyFailure(RSDError, RuntimeError):
     """The policy raised in another process; the message is "ExceptionType: message" of what it raised there."""
 
 
-class CrashedEpisodesError(RuntimeError):
+class CrashedEpisodesError(RSDError, RuntimeError):
     """Every planned episode has its line, but some crashed."""
 
 
@@ -53,52 +49,12 @@ class Recording:
     Attributes:
         run_dir: Where videos, traces and the log of crashes go.
         every_step: Render every control step of recorded episodes, and not only those that the policy sees.
-        clip_actions: See `rollout.check_actions`.
+        clip_actions: See `rsd.queue.executed_actions`.
     """
 
     run_dir: Path
     every_step: bool = False
     clip_actions: bool = True
-
-
-@dataclass(frozen=True)
-class PlannedEpisode:
-    """One episode to run: which task, which init state, the policy's seed, and whether to record a video."""
-
-    task_id: int
-    init_state_id: int
-    seed: int
-    record: bool
-
-
-def plan_episodes(
-    *, num_tasks: int, num_init_states: int, tasks: Sequence[int] | None, num_trials: int, seed: int, save_videos: int
-) -> list[PlannedEpisode]:
-    """The episodes of a run, task by task; trial i starts from init state i.
-
-    Args:
-        num_tasks, num_init_states: What the suite has.
-        tasks: Task ids, or None for all.
-        num_trials: Episodes per task.
-        seed: The run's seed; every episode gets its own one, whatever the order of the episodes.
-        save_videos: Videos per task, of the first trials.
-
-    Raises:
-        PlanError: a task id does not exist or is there twice, or more trials than init states are asked for.
-    """
-    tasks = list(range(num_tasks)) if tasks is None else list(tasks)
-    unknown = [task for task in tasks if not 0 <= task < num_tasks]
-    if unknown:
-        raise PlanError(f"tasks {unknown} do not exist; the suite has task ids 0..{num_tasks - 1}")
-    if len(set(tasks)) != len(tasks):
-        raise PlanError(f"tasks={tasks} names a task twice; name each once and set num_trials instead")
-    if not 1 <= num_trials <= num_init_states:
-        raise PlanError(f"num_trials is {num_trials}, expected 1..{num_init_states}: each has its own init state")
-    return [
-        PlannedEpisode(task, trial, episode_seed(seed, task, trial), record=trial < save_videos)
-        for task in tasks
-        for trial in range(num_trials)
-    ]
 
 
 def resume_results(run_dir: Path, plan: Sequence[PlannedEpisode]) -> list[EpisodeResult]:
@@ -124,6 +80,16 @@ def resume_results(run_dir: Path, plan: Sequence[PlannedEpisode]) -> list[Episod
     return [result for result in done if result.error is None]
 
 
+def check_no_crash(num_errors: int, num_planned: int, run_dir: Path) -> None:
+    """Tell of crashed episodes, after everything else is done.
+
+    Raises:
+        CrashedEpisodesError: there is one; the message names the log of them.
+    """
+    if num_errors:
+        raise CrashedEpisodesError(f"{num_errors} of {num_planned} episodes crashed; see {run_dir / ERRORS_FILE}")
+
+
 def evaluate(
     *,
     make_env: Callable[..., Env],
@@ -131,7 +97,7 @@ def evaluate(
     plan: Sequence[PlannedEpisode],
     done: Sequence[EpisodeResult],
     recording: Recording,
-) -> Iterator[EpisodeResult]:
+) -> Generator[EpisodeResult]:
     """Run the planned episodes that are not done; yield each after it was written to results.jsonl.
 
     Args:
@@ -160,7 +126,7 @@ class CurrentEnv:
 
     def env(self, task_id: int) -> Env:
         """The environment of that task."""
-        if self._env is not None and self._env.task_id != task_id:
+        if self._env is not None and self._env.task.task_id != task_id:
             self.close()
         if self._env is None:
             self._env = self._make_env(task_id=task_id)
@@ -223,12 +189,19 @@ def _with_files(
 ) -> EpisodeResult:
     """The result with its video and trace written; an episode whose video cannot be written keeps its outcome."""
     name = f"task{result.task_id:02d}_init{result.init_state_id:02d}"
-    fps = CONTROL_HZ if recording.every_step else CONTROL_HZ / num_open_loop_steps
+    control_hz = episode.env.task.control_hz
+    fps = control_hz if recording.every_step else control_hz / num_open_loop_steps
     video, trace = f"videos/{name}.mp4", f"traces/{name}.json"
-    outcome = {"success": result.success, "num_steps": result.num_steps}
     try:
         write_video(recording.run_dir / video, episode.frames, fps)
-        write_trace(recording.run_dir / trace, episode.chunks, fps=fps, every_step=recording.every_step, **outcome)
+        write_trace(
+            recording.run_dir / trace,
+            episode.chunks,
+            fps=fps,
+            every_step=recording.every_step,
+            success=result.success,
+            num_steps=result.num_steps,
+        )
     except (VideoError, OSError) as error:
         logging.getLogger(__name__).warning("%s cannot be looked at later: %s", name, error)
         return result
@@ -246,8 +219,3 @@ def log_crash(run_dir: Path, planned: PlannedEpisode, text: str) -> None:
     """Append to crashed_episodes.log."""
     with open(run_dir / ERRORS_FILE, "a", encoding="utf-8") as log:
         log.write(f"task {planned.task_id}, init state {planned.init_state_id}\n{text}\n")
-
-
-def episode_seed(seed: int, task_id: int, trial: int) -> int:
-    """Seed of an episode: 0..2**32-1, a function of the run's seed, the task and the trial alone."""
-    return int(np.random.SeedSequence((seed, task_id, trial)).generate_state(1)[0])

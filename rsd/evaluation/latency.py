@@ -11,10 +11,24 @@ from typing import Any
 
 import numpy as np
 
+from rsd.evaluation.plan import Plan
 from rsd.types import EpisodeResult
 
 TOTAL = "total"
 PARTS_TOLERANCE = 0.05  # largest |sum of parts - total| ÷ total that counts as explained
+
+
+def busy_note(plan: Plan) -> str | None:
+    """Why milliseconds are not those of one observation on an idle machine; None when nothing speaks against it."""
+    num_workers, max_batch = plan.num_workers, plan.max_batch
+    if num_workers == 1 and max_batch == 1:
+        return None
+    processes = "1 simulator process" if num_workers == 1 else f"{num_workers} simulator processes"
+    observations = "1 observation" if max_batch == 1 else f"up to {max_batch} observations"
+    return (
+        f"Milliseconds are those of a busy machine: {processes} ran beside the policy, and each of its calls answered "
+        f"{observations}."
+    )
 
 
 def summarize_latency(results: Sequence[EpisodeResult], actions_per_chunk: float | None) -> dict[str, Any]:

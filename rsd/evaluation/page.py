@@ -1,4 +1,4 @@
-"""Self-contained HTML pages from the templates in this folder; all share the look of style.html."""
+"""Self-contained HTML pages from templates; all share the look of style.html."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 MISSING = "–"
+HERE = Path(__file__).parent
 
 
-def render_page(template: str, **values: Any) -> str:
-    """Render a template of this folder. Filters: number(digits), percent(digits), and jinja's own.
+def render_page(template: str, *, folder: Path = HERE, **values: Any) -> str:
+    """Render a template. Filters: number(digits), percent(digits), and jinja's own.
+
+    Args:
+        template: Its file's name.
+        folder: Where it is; it may include templates of this folder.
+        values: What it shows.
 
     Raises:
         jinja2.UndefinedError: the template needs a value that was not given.
     """
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([folder, HERE]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

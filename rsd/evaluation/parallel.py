@@ -16,14 +16,14 @@ import queue
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from rsd.errors import RSDError, SettingError
 from rsd.evaluation.evaluate import (
     CurrentEnv,
-    PlannedEpisode,
     PolicyFailure,
     Recording,
     describe,
@@ -32,23 +32,15 @@ from rsd.evaluation.evaluate import (
     missing_episodes,
     run_episode,
 )
+from rsd.evaluation.plan import PlannedEpisode
 from rsd.evaluation.results import RESULTS_FILE, append_result
-from rsd.types import ChunkPrediction, Env, EpisodeResult, Observation, Policy
-from rsd.workers import Worker, WorkerDiedError, ready, render_variables, start_worker, stop_workers
+from rsd.pool import MAX_DEATHS, Death, Pool, Seat
+from rsd.types import Chunk, Env, EpisodeResult, Policy, Request
+from rsd.workers import Worker
 
-MAX_DEATHS = 3  # workers that one episode may cost
 
-
-class SetupError(RuntimeError):
+class SetupError(RSDError, RuntimeError):
     """A task's environment cannot be built."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A worker asks for a chunk."""
-
-    observation: Observation
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -66,16 +58,6 @@ class BrokenSetup:
     error: str
 
 
-@dataclass(eq=False)
-class Seat:
-    """A place for one worker, and for its successors."""
-
-    worker: Worker
-    variables: dict[str, str]
-    episode: PlannedEpisode | None = None
-    last_task: int | None = None
-
-
 @dataclass
 class PolicyThreads:
     """Threads that answer requests, one a policy; each takes everything that waits, up to `max_batch`."""
@@ -91,7 +73,7 @@ class PolicyThreads:
             self._threads[-1].start()
 
     def ask(self, worker: Worker, request: Request) -> None:
-        """The answer, a ChunkPrediction or a Failure, goes straight to the worker."""
+        """The answer, a Chunk or a Failure, goes straight to the worker."""
         self._requests.put((worker, request))
 
     def stop(self) -> None:
@@ -121,10 +103,10 @@ class PolicyThreads:
                     worker.send(Failure(describe(exception), traceback.format_exc()))
 
 
-def answers(policy: Policy, requests: Sequence[Request]) -> list[ChunkPrediction | Failure]:
+def answers(policy: Policy, requests: Sequence[Request]) -> list[Chunk | Failure]:
     """One batched prediction; if that fails, one by one, so that only the episode that fails is charged with it."""
     try:
-        chunks = list(policy.predict([one.observation for one in requests], [one.seed for one in requests]))
+        chunks: list[Chunk | Failure] = [*policy.predict(requests)]
         if len(chunks) != len(requests):
             raise ValueError(f"the policy returned {len(chunks)} chunks for {len(requests)} observations")
         return chunks
@@ -141,15 +123,15 @@ class RemotePolicy:
         self.num_open_loop_steps = num_open_loop_steps
         self._connection = connection
 
-    def predict(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ChunkPrediction]:
-        """See `Policy.predict`; one observation at a time.
+    def predict(self, requests: Sequence[Request]) -> list[Chunk]:
+        """See `Policy.predict`; one request at a time.
 
         Raises:
             PolicyFailure: the policy raised.
         """
-        (observation,), (seed,) = observations, seeds
+        (request,) = requests
         try:
-            self._connection.send(Request(observation, seed))
+            self._connection.send(request)
             answer = self._connection.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise SystemExit from None  # the main process is gone: no crash of this episode
@@ -158,6 +140,11 @@ class RemotePolicy:
             failure.add_note(answer.text)
             raise failure
         return [answer]
+
+
+def device_names(device: str | Sequence[str]) -> list[str]:
+    """The computing devices, one policy each: "cuda" is one, ["cuda:0", "cuda:1"] are two."""
+    return [device] if isinstance(device, str) else list(device)
 
 
 def evaluate_parallel(
@@ -172,7 +159,7 @@ def evaluate_parallel(
     suite: str,
     render_devices: Sequence[int] | None = None,
     in_order: bool = False,
-) -> Iterator[EpisodeResult]:
+) -> Generator[EpisodeResult]:
     """As `evaluate`, in another order of episodes; close the generator to stop the workers early.
 
     Args:
@@ -188,49 +175,49 @@ def evaluate_parallel(
 
     Raises:
         SetupError: an environment could not be built.
-        ValueError: several policies for one worker.
+        SettingError: several policies for one worker.
     """
     if num_workers == 1:
         if len(policies) > 1:
-            raise ValueError(f"device names {len(policies)} devices, but num_workers=1 uses one; set num_workers")
+            raise SettingError(f"device names {len(policies)} devices, but num_workers=1 uses one; set num_workers")
         yield from evaluate(make_env=make_env, policy=policies[0], plan=plan, done=done, recording=recording)
         return
     waiting = missing_episodes(plan, done)
-    results_file = recording.run_dir / RESULTS_FILE
-    arguments = (make_env, policies[0].num_open_loop_steps, recording)
-    deaths: Counter[PlannedEpisode] = Counter()
-    seats = []
-    for number in range(min(num_workers, len(waiting))):
-        variables = render_variables(render_devices, number)
-        seats.append(Seat(start_worker(_work, *arguments, variables=variables), variables))
+    pool: Pool[PlannedEpisode] = Pool(
+        _work,
+        make_env,
+        policies[0].num_open_loop_steps,
+        recording,
+        size=min(num_workers, len(waiting)),
+        render_devices=render_devices,
+    )
     threads = PolicyThreads(policies, max_batch)
     threads.start()
     try:
-        for seat in seats:
-            _assign(seat, waiting, seats, in_order)
-        while busy := {seat.worker: seat for seat in seats if seat.episode is not None}:
-            for worker in ready(list(busy)):
-                seat = busy[worker]
-                try:
-                    message = worker.receive()
-                except WorkerDiedError as death:
-                    result = _after_death(seat, str(death), deaths, suite, recording.run_dir)
-                    stop_workers([worker])
-                    seat.worker = start_worker(_work, *arguments, variables=seat.variables)
-                    if result is None:
-                        seat.worker.send(seat.episode)
-                        continue
-                    message = result
+        for seat in pool.seats:
+            _assign(pool, seat, waiting, in_order)
+        while pool.jobs():
+            for seat, episode, message in pool.listen():
                 if isinstance(message, Request):
-                    threads.ask(worker, message)
+                    threads.ask(seat.worker, message)
                     continue
                 if isinstance(message, BrokenSetup):
-                    raise SetupError(f"{suite} task {seat.episode.task_id} cannot be set up: {message.error}")
-                append_result(results_file, message)
-                _assign(seat, waiting, seats, in_order)
+                    raise SetupError(f"{suite} task {episode.task_id} cannot be set up: {message.error}")
+                if isinstance(message, Death):
+                    if pool.replace(seat):
+                        logging.getLogger(__name__).warning(
+                            "a worker died (%s) in task %d, init state %d; the episode is run again",
+                            message.cause,
+                            episode.task_id,
+                            episode.init_state_id,
+                        )
+                        continue
+                    message = _crashed(episode, message.cause, suite, recording.run_dir)
+                append_result(recording.run_dir / RESULTS_FILE, message)
+                _assign(pool, seat, waiting, in_order)
                 yield message
     finally:
-        stop_workers([seat.worker for seat in seats])
+        pool.stop()
         threads.stop()
 
 
@@ -255,26 +242,21 @@ def next_episode(
     return next(episode for episode in waiting if episode.task_id == task)
 
 
-def _assign(seat: Seat, waiting: list[PlannedEpisode], seats: Sequence[Seat], in_order: bool) -> None:
-    seat.episode = None
+def _assign(
+    pool: Pool[PlannedEpisode], seat: Seat[PlannedEpisode], waiting: list[PlannedEpisode], in_order: bool
+) -> None:
+    """Give the seat an episode; it stays idle when none is left."""
+    seat.job = None
     if waiting:
-        on_task = Counter(other.episode.task_id for other in seats if other.episode is not None)
-        seat.episode = next_episode(seat.last_task, waiting, on_task, in_order)
-        seat.last_task = seat.episode.task_id
-        waiting.remove(seat.episode)
-        seat.worker.send(seat.episode)
+        last_task = None if seat.last is None else seat.last.task_id
+        on_task = Counter(episode.task_id for episode in pool.jobs())
+        episode = next_episode(last_task, waiting, on_task, in_order)
+        waiting.remove(episode)
+        pool.give(seat, episode)
 
 
-def _after_death(
-    seat: Seat, cause: str, deaths: Counter[PlannedEpisode], suite: str, run_dir: Path
-) -> EpisodeResult | None:
-    """What a worker's death means for its episode: another attempt (None), or its end as a crashed one."""
-    episode = seat.episode
-    deaths[episode] += 1
-    place = f"task {episode.task_id}, init state {episode.init_state_id}"
-    if deaths[episode] < MAX_DEATHS:
-        logging.getLogger(__name__).warning("a worker died (%s) in %s; the episode is run again", cause, place)
-        return None
+def _crashed(episode: PlannedEpisode, cause: str, suite: str, run_dir: Path) -> EpisodeResult:
+    """The end of an episode that has cost too many workers."""
     error = f"WorkerDiedError: {MAX_DEATHS} workers died in this episode, the last of {cause}"
     log_crash(run_dir, episode, f"{error}; with signal SIGKILL memory may have run out: try fewer num_workers")
     return EpisodeResult(

@@ -7,26 +7,29 @@ ones; other videos are linked, relative to the run folder. Of a trace only what 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rsd.evaluation.page import data_url
+from rsd.evaluation.plan import Plan
 from rsd.evaluation.results import ResultsError
+from rsd.evaluation.statistics import summarize_decoding
 
 EMBEDDED_VIDEO_BYTES = 1_000_000  # larger videos are linked, not embedded
 EMBEDDED_TOTAL_BYTES = 23_000_000  # of traces and videos, as they stand in the page
-POSITION_DIMS = slice(0, 3)  # of an action: x, y, z
-GRIPPER_DIM = -1
+POSITION_NAMES, GRIPPER_NAME = ("x", "y", "z"), "gripper"  # of action dims; see `Task`
 
 
-def recorded_episodes(report: dict[str, Any], run_dir: Path) -> list[dict[str, Any]]:
+def recorded_episodes(report: dict[str, Any], run_dir: Path, plan: Plan | None) -> list[dict[str, Any]]:
     """The episodes that have a video, in the order of the report; files that have gone are left out.
 
     Args:
         report: As in report.json.
         run_dir: Where videos and traces are.
+        plan: Tells which action dims are positions; without it draft and target are not held against each other.
 
     Returns:
         task_id, init_state_id, outcome ("success", "failure" or "crashed"), num_steps, instruction, source (a data: or
@@ -49,15 +52,16 @@ def recorded_episodes(report: dict[str, Any], run_dir: Path) -> list[dict[str, A
         }
         for episode in recorded
     ]
-    _embed(sorted(zip(episodes, recorded, strict=True), key=lambda pair: pair[0]["init_state_id"]), run_dir)
+    names = () if plan is None else plan.tasks[0].action_names
+    _embed(sorted(zip(episodes, recorded, strict=True), key=lambda pair: pair[0]["init_state_id"]), run_dir, names)
     return episodes
 
 
-def _embed(episodes: list[tuple[dict[str, Any], dict[str, Any]]], run_dir: Path) -> None:
+def _embed(episodes: list[tuple[dict[str, Any], dict[str, Any]]], run_dir: Path, action_names: Sequence[str]) -> None:
     """Put traces, then videos, into (what the player gets, the report's record), while there is room."""
     room = EMBEDDED_TOTAL_BYTES
     for episode, record in episodes:
-        trace = _read_trace(run_dir / record["trace"]) if record["trace"] is not None else None
+        trace = _read_trace(run_dir / record["trace"], action_names) if record["trace"] is not None else None
         if trace is None:
             continue
         size = len(json.dumps(trace))
@@ -74,14 +78,18 @@ def _embed(episodes: list[tuple[dict[str, Any], dict[str, Any]]], run_dir: Path)
             episode["source"] = data_url(video, "video/mp4")
 
 
-def chunk_figures(trace: dict[str, Any]) -> list[dict[str, Any]]:
+def chunk_figures(trace: dict[str, Any], action_names: Sequence[str]) -> list[dict[str, Any]]:
     """What the player draws for each chunk of a trace.
+
+    Args:
+        action_names: See `Task`; empty when nobody knows.
 
     Returns:
         step, num_steps (executed), frame, num_frames (of the video, until the next chunk), accepted (leading stages of
         the draft's first proposal; None when nothing was proposed), target_passes and draft_passes (None without
         tokens), difference (largest |draft - target| of the position dims over the whole chunk, in robot units),
-        gripper_steps (on which draft and target differ in the gripper's sign; both None without a draft), latency_ms.
+        gripper_steps (on which draft and target differ in the gripper's sign; both None without a draft, or without
+        such dims), latency_ms.
     """
     chunks = trace["chunks"]
     ends = [chunk["frame"] for chunk in chunks[1:]]
@@ -90,7 +98,8 @@ def chunk_figures(trace: dict[str, Any]) -> list[dict[str, Any]]:
     for chunk, end in zip(chunks, ends, strict=True):
         stats = chunk["stats"]
         proposed = sum(stats.get("accept_counts", []))
-        difference, gripper_steps = _draft_difference(chunk)
+        has_tokens = summarize_decoding(stats | {"num_chunks": 1})["has_tokens"]
+        difference, gripper_steps = _draft_difference(chunk, action_names)
         figures.append(
             {
                 "step": chunk["step"],
@@ -98,8 +107,8 @@ def chunk_figures(trace: dict[str, Any]) -> list[dict[str, Any]]:
                 "frame": chunk["frame"],
                 "num_frames": end - chunk["frame"],
                 "accepted": stats["accept_counts"].index(1) if proposed else None,
-                "target_passes": stats.get("target_passes"),
-                "draft_passes": stats.get("draft_passes"),
+                "target_passes": stats.get("target_passes") if has_tokens else None,
+                "draft_passes": stats.get("draft_passes") if has_tokens else None,
                 "difference": difference,
                 "gripper_steps": gripper_steps,
                 "latency_ms": {part: round(value, 2) for part, value in chunk["latency_ms"].items()},
@@ -108,22 +117,24 @@ def chunk_figures(trace: dict[str, Any]) -> list[dict[str, Any]]:
     return figures
 
 
-def _draft_difference(chunk: dict[str, Any]) -> tuple[float | None, int | None]:
+def _draft_difference(chunk: dict[str, Any], action_names: Sequence[str]) -> tuple[float | None, int | None]:
     if chunk["draft_actions"] is None:
         return None, None
     target, draft = np.array(chunk["actions"]), np.array(chunk["draft_actions"])  # [T, A]
-    difference = float(np.abs(draft - target)[:, POSITION_DIMS].max())
-    gripper_steps = int(((draft > 0) != (target > 0))[:, GRIPPER_DIM].sum())
-    return round(difference, 5), gripper_steps
+    positions = [dim for dim, name in enumerate(action_names) if name in POSITION_NAMES]
+    grippers = [dim for dim, name in enumerate(action_names) if name == GRIPPER_NAME]
+    difference = round(float(np.abs(draft - target)[:, positions].max()), 5) if positions else None
+    gripper_steps = int(((draft > 0) != (target > 0))[:, grippers].any(axis=1).sum()) if grippers else None
+    return difference, gripper_steps
 
 
-def _read_trace(path: Path) -> dict[str, Any] | None:
+def _read_trace(path: Path, action_names: Sequence[str]) -> dict[str, Any] | None:
     """A trace file as `recorded_episodes` gives it, names apart from values to save room; None when it has gone."""
     if not path.is_file():
         return None
     try:
         trace = json.loads(path.read_text(encoding="utf-8"))
-        figures = chunk_figures(trace)
+        figures = chunk_figures(trace, action_names)
         parts = list(dict.fromkeys(part for figure in figures for part in figure["latency_ms"]))
         for figure in figures:
             figure["latency_ms"] = [figure["latency_ms"].get(part) for part in parts]

@@ -2,12 +2,12 @@
 
     python -m rsd.evaluation.report RUN_DIR
 
-makes them again. results.jsonl is enough; config.yaml and provenance.json add what was asked for and what it ran on.
+makes them again. results.jsonl is enough; plan.json and provenance.json add what was asked for and what it ran on.
 
 report.json:
     schema          int, this layout's version
     suite           str or null
-    complete        bool or null (null: config.yaml is missing, so nobody knows how many episodes were planned)
+    complete        bool or null (null: plan.json is missing, so nobody knows how many episodes were planned)
     num_planned     int or null
     caveats         list of {severity, title, text}: what to know before reading the rates; see caveats.py
     stopped         {verdict, num_success, num_trials} of a run that was stopped early, else null
@@ -17,8 +17,11 @@ report.json:
     episodes        list of {task_id, init_state_id, seed, success, error, num_steps, wall_s, video,
                     trace}
     decoding        statistics.summarize_decoding
+    work            statistics.summarize_work
+    busy            null, or why milliseconds are those of a busy machine
     latency         latency.summarize_latency (ms per chunk)
     time            time_shares.summarize_time or null
+    plan            plan.Plan.settings or null
     config          the resolved config or null
     provenance      {choices, starts} or null
 metrics.json is flat, for sweep tables and loggers: see `flat_metrics`. Loggers get tables as well: `report_tables`.
@@ -36,71 +39,77 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rsd.evaluation.caveats import caveats, stamps
-from rsd.evaluation.latency import summarize_latency
+from rsd.evaluation.latency import busy_note, summarize_latency
+from rsd.evaluation.old_runs import read_plan
 from rsd.evaluation.page import render_page
+from rsd.evaluation.plan import Plan
 from rsd.evaluation.player import recorded_episodes
 from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_results
-from rsd.evaluation.rollout import add_stats
 from rsd.evaluation.sequential import VERDICT_FILE
-from rsd.evaluation.statistics import summarize_decoding, summarize_success, summarize_tasks
+from rsd.evaluation.statistics import summarize_decoding, summarize_success, summarize_tasks, summarize_work
 from rsd.evaluation.time_shares import summarize_time
-from rsd.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, read_json, write_atomically
+from rsd.files import read_json, write_atomically
+from rsd.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, read_yaml
 from rsd.types import EpisodeResult
+from rsd.work import add_counts
 
-SCHEMA = 2
+SCHEMA = 3
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
+PASSES = ("target_passes", "draft_passes")  # counters of work that the decoding's figures tell already
 EPISODE_FIELDS = ("task_id", "init_state_id", "seed", "success", "error", "num_steps", "wall_s", "video", "trace")
 
 
 def build_report(
     results: Sequence[EpisodeResult],
     *,
+    plan: Plan | None,
     config: dict[str, Any] | None,
     provenance: dict[str, Any] | None,
     stopped: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of report.json; see the head of this file."""
     results = sorted(results, key=lambda result: (result.task_id, result.init_state_id))
-    totals = reduce(add_stats, (result.stats for result in results), {})
+    totals: dict[str, Any] = reduce(add_counts, (result.stats for result in results), {})
     num_chunks = totals.get("num_chunks", 0)
     num_steps = sum(result.num_steps for result in results)
-    num_planned = planned_episodes(config) if config is not None else None
-    choices = provenance["choices"] if provenance is not None else {}
+    num_planned = len(plan.episodes) if plan is not None else None
     return {
         "schema": SCHEMA,
         "suite": results[0].suite if results else None,
         "complete": None if num_planned is None else len(results) == num_planned,
         "num_planned": num_planned,
-        "caveats": caveats(results, config=config, choices=choices, num_planned=num_planned, stopped=stopped),
+        "caveats": caveats(results, plan=plan, stopped=stopped),
         "stopped": stopped,
         "stamps": stamps(results),
         "success": summarize_success(results),
         "tasks": summarize_tasks(results),
         "episodes": [{name: getattr(result, name) for name in EPISODE_FIELDS} for result in results],
         "decoding": summarize_decoding(totals),
+        "work": summarize_work(results),
+        "busy": None if plan is None else busy_note(plan),
         "latency": summarize_latency(results, num_steps / num_chunks if num_chunks else None),
         "time": summarize_time(results),
+        "plan": None if plan is None else plan.settings(),
         "config": config,
         "provenance": provenance,
     }
 
 
-def planned_episodes(config: dict[str, Any]) -> int:
-    """Number of episodes that an evaluation config asks for."""
-    num_tasks = config["env"]["num_tasks"] if config["tasks"] is None else len(config["tasks"])
-    return num_tasks * config["num_trials"]
-
-
 def flat_metrics(report: dict[str, Any]) -> dict[str, float]:
     """The figures of a report that a table of runs or a logger wants; what was not measured is left out."""
-    success, decoding, latency = report["success"], report["decoding"], report["latency"]
+    success, decoding, latency, work = (report[name] for name in ("success", "decoding", "latency", "work"))
     metrics = {name: success[name] for name in ("success_rate", "num_errors")}
     metrics |= {name: decoding.get(name) for name in ("acceptance_rate", "target_passes_per_chunk")}
     if latency["total"] is not None:
         metrics |= {f"latency_ms_{name}": latency["total"][name] for name in ("p50", "p90", "p99")}
     metrics["actions_per_s"] = latency["actions_per_s"]
     metrics["draft_passes_per_chunk"] = decoding.get("draft_passes_per_chunk")
+    counters = {counter["counter"]: counter for counter in work["counters"]}
+    metrics |= {f"{name}_per_chunk": counters[name]["per_chunk"] for name in counters if name not in PASSES}
+    metrics["early_exit_share"] = work["early_exit_share"]
+    spent = ("base_layers", "model_ms")
+    metrics |= {f"{name}_per_solved_episode": counters[name]["per_solved_episode"] for name in spent}
     metrics |= {name: success[name] for name in ("success_low", "success_high", "num_episodes", "num_success")}
     return {name: value for name, value in metrics.items() if value is not None}
 
@@ -112,6 +121,7 @@ def report_tables(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list
         "episodes": report["episodes"],
         "latency_ms": [*report["latency"]["parts"], *filter(None, [report["latency"]["total"]])],
         "stages": report["decoding"].get("stages", []),
+        "work": [counter for counter in report["work"]["counters"] if counter["total"] is not None],
     }
     for name, rows in records.items():
         if rows:
@@ -130,6 +140,7 @@ def write_report(run_dir: Path) -> dict[str, Any]:
 
     Raises:
         ResultsError: the folder has no results.jsonl, it is damaged before its last line, or a trace is damaged.
+        PlanError: its plan cannot be read.
     """
     if not (run_dir / RESULTS_FILE).is_file():
         raise ResultsError(
@@ -137,12 +148,13 @@ def write_report(run_dir: Path) -> dict[str, Any]:
         )
     results, _ = read_results(run_dir / RESULTS_FILE)
     config_path, provenance_path = run_dir / CONFIG_FILE, run_dir / PROVENANCE_FILE
-    config = OmegaConf.to_container(OmegaConf.load(config_path)) if config_path.exists() else None
+    config = read_yaml(config_path) if config_path.exists() else None
     provenance = json.loads(provenance_path.read_text()) if provenance_path.exists() else None
-    report = build_report(results, config=config, provenance=provenance, stopped=read_json(run_dir / VERDICT_FILE))
+    plan, stopped = read_plan(run_dir, results), read_json(run_dir / VERDICT_FILE)
+    report = build_report(results, plan=plan, config=config, provenance=provenance, stopped=stopped)
     write_atomically(run_dir / REPORT_JSON, json.dumps(report, indent=1, allow_nan=False) + "\n")
     write_atomically(run_dir / METRICS_FILE, json.dumps(flat_metrics(report), indent=1) + "\n")
-    write_atomically(run_dir / REPORT_HTML, render_report(report, run_dir))
+    write_atomically(run_dir / REPORT_HTML, render_report(report, run_dir, plan))
     return report
 
 
@@ -160,15 +172,16 @@ def log_report(logger: Any, report: dict[str, Any], run_dir: Path) -> None:
     logger.finalize("success")
 
 
-def render_report(report: dict[str, Any], run_dir: Path) -> str:
+def render_report(report: dict[str, Any], run_dir: Path, plan: Plan | None) -> str:
     """The HTML page of a report; small videos are put inside, larger ones are linked relative to `run_dir`."""
     config = report["config"]
-    recorded = recorded_episodes(report, run_dir)
+    recorded = recorded_episodes(report, run_dir, plan)
     return render_page(
         "report.html",
         report=report,
         grid=_trial_grid(report, {(episode["task_id"], episode["init_state_id"]) for episode in recorded}),
         recorded=recorded,
+        base_layers=next(c["per_chunk"] for c in report["work"]["counters"] if c["counter"] == "base_layers"),
         config_yaml=None if config is None else OmegaConf.to_yaml(OmegaConf.create(config)),
     )
 
@@ -176,9 +189,9 @@ def render_report(report: dict[str, Any], run_dir: Path) -> str:
 def _trial_grid(report: dict[str, Any], recorded: set[tuple[int, int]]) -> list[dict[str, Any]]:
     """For each task its episodes by init state, with whether they were recorded; None where one is missing."""
     width = 1 + max((episode["init_state_id"] for episode in report["episodes"]), default=-1)
-    if report["config"] is not None:
-        width = max(width, report["config"]["num_trials"])
-    rows = {task["task_id"]: [None] * width for task in report["tasks"]}
+    if report["plan"] is not None:
+        width = max(width, report["plan"]["num_trials"])
+    rows: dict[int, list[dict[str, Any] | None]] = {task["task_id"]: [None] * width for task in report["tasks"]}
     for episode in report["episodes"]:
         place = episode["task_id"], episode["init_state_id"]
         rows[place[0]][place[1]] = {**episode, "recorded": place in recorded}

@@ -11,14 +11,15 @@ import json
 import os
 from pathlib import Path
 
-from rsd.runs import write_atomically
+from rsd.errors import RSDError
+from rsd.files import write_atomically
 from rsd.types import EpisodeResult
 
 RESULTS_FILE = "results.jsonl"
 CRASHED_FILE = "crashed_results.jsonl"  # crashed episodes of earlier starts, which were run again
 
 
-class ResultsError(RuntimeError):
+class ResultsError(RSDError, RuntimeError):
     """results.jsonl cannot be read or written."""
 
 

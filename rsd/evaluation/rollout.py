@@ -1,14 +1,11 @@
-"""One episode: an environment, a policy, and the action queue between them.
+"""One episode: an environment, and a policy behind an action queue.
 
-The queue holds the *first* num_open_loop_steps actions of a chunk. (The reference loop extends a bounded queue by the
-whole chunk and so executes the last ones when fewer than a chunk are wanted; that quirk is not repeated here.)
 Only pictures that the policy will see are rendered: the one after the last queued action.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rsd.evaluation.trace import chunk_record
+from rsd.queue import Queue
 from rsd.types import Env, EpisodeResult, Observation, Policy
 
 
@@ -24,14 +22,13 @@ class Episode:
 
     Attributes:
         num_steps, success: So far.
-        stats: Sums of the chunks' stats, and "num_chunks".
-        latency_ms: Part name to one value a chunk.
+        queue: The episode's actions, with the account of its chunks; made when the episode begins.
         time_s: Seconds by kind of work; see EpisodeResult.
         frames: Pictures for a video, each [H, W, 3], uint8, views side by side; empty unless `record`.
         chunks: Their records for a trace; empty unless `record`.
 
     Args:
-        clip_actions: Actions outside [-1, 1] are clipped, as the protocol says; False makes them an error.
+        clip_actions: Actions outside the task's limits are clipped, as the protocol says; False makes them an error.
     """
 
     def __init__(
@@ -47,8 +44,7 @@ class Episode:
         self.policy = policy
         self.num_steps = 0
         self.success = False
-        self.stats: dict[str, Any] = {"num_chunks": 0}
-        self.latency_ms: dict[str, list[float]] = {}
+        self.queue = Queue(policy, seed=0)
         self.time_s = dict.fromkeys(("reset", "physics", "rendering", "policy"), 0.0)
         self.frames: list[np.ndarray] = []
         self.chunks: list[dict[str, Any]] = []
@@ -57,69 +53,75 @@ class Episode:
         self._record_every_step = record and record_every_step
 
     def run(self, *, init_state_id: int, seed: int) -> None:
-        """Reset, then act until success or env.max_steps.
+        """Reset, then act until success or the task's step limit.
 
         Raises:
-            ValueError: the policy returned a chunk of a wrong shape, too short, not finite, or out of range.
+            ActionError: the policy returned a chunk of a wrong shape, too short, not finite, or out of range.
         """
         with self._timed("reset"):
-            observation = self.env.reset(init_state_id)
-        self._keep_frame(observation)
-        queue: deque[np.ndarray] = deque()
-        while self.num_steps < self.env.max_steps and not self.success:
-            if not queue:
-                queue.extend(self._plan(observation, chunk_seed(seed, self.stats["num_chunks"])))
-            last = self.num_steps + 1 == self.env.max_steps
-            observe = self._record_every_step or (self._record if last else len(queue) == 1)
+            first = self.env.reset(init_state_id)
+        self._book_rendering("reset", self.env.reset_rendering_s)
+        self._keep_frame(first)
+        observation: Observation | None = first
+        task = self.env.task
+        self.queue = Queue(self.policy, seed=seed, clip=self._clip_actions, limits=task.limits, explain=self._record)
+        while self.num_steps < task.max_steps and not self.success:
+            action = self._next_action(observation)
+            last = self.num_steps + 1 == task.max_steps
+            observe = self._record_every_step or (self._record if last else self.queue.is_empty)
             with self._timed("physics"):
-                observation, self.success = self.env.step(queue.popleft(), observe=observe)
+                step = self.env.step(action, observe=observe)
+            self._book_rendering("physics", step.rendering_s)
+            observation, self.success = step.observation, step.success
             self.num_steps += 1
             if self._record:
                 self.chunks[-1]["num_executed"] += 1
             if observe:
+                assert observation is not None  # it was asked for
                 self._keep_frame(observation)
 
-    def _plan(self, observation: Observation, seed: int) -> np.ndarray:
-        """The actions to execute next, [num_open_loop_steps, A]."""
+    def _next_action(self, observation: Observation | None) -> np.ndarray:
+        """The next action, [A]; a recorded episode keeps each new chunk."""
+        is_new = self.queue.is_empty
         with self._timed("policy"):
-            (prediction,) = self.policy.predict([observation], [seed])
-        count = self.policy.num_open_loop_steps
-        actions = check_actions(prediction.actions, count, clip=self._clip_actions)
-        self.stats = add_stats(self.stats, {"num_chunks": 1, **prediction.stats})
-        for part, value in prediction.latency_ms.items():
-            self.latency_ms.setdefault(part, []).append(round(value, 4))
-        if self._record:
-            self.chunks.append(chunk_record(prediction, step=self.num_steps, frame=len(self.frames) - 1))
-        return actions[:count]
+            action = self.queue.next(observation)
+        if self._record and is_new and self.queue.chunk is not None:
+            self.chunks.append(chunk_record(self.queue.chunk, step=self.num_steps, frame=len(self.frames) - 1))
+        return action
 
     @contextmanager
     def _timed(self, kind: str) -> Iterator[None]:
-        """Book the seconds of the body: what the environment calls rendering there, the rest under `kind`."""
-        start, rendered = time.perf_counter(), self.env.rendering_s
+        """Book the seconds of the body under `kind`."""
+        start = time.perf_counter()
         yield
-        rendering = self.env.rendering_s - rendered
-        self.time_s["rendering"] += rendering
-        self.time_s[kind] += time.perf_counter() - start - rendering
+        self.time_s[kind] += time.perf_counter() - start
+
+    def _book_rendering(self, kind: str, seconds: float) -> None:
+        """What the environment calls rendering was booked under `kind`; book it as rendering."""
+        self.time_s[kind] -= seconds
+        self.time_s["rendering"] += seconds
 
     def result(
         self, *, init_state_id: int, seed: int, wall_s: float, error: str | None, video: str | None, trace: str | None
     ) -> EpisodeResult:
         """The episode as a line of results.jsonl."""
+        task = self.env.task
         return EpisodeResult(
-            suite=self.env.suite,
-            task_id=self.env.task_id,
-            instruction=self.env.instruction,
+            suite=task.suite,
+            task_id=task.task_id,
+            instruction=task.instruction,
             init_state_id=init_state_id,
             seed=seed,
             success=self.success and error is None,
             num_steps=self.num_steps,
             error=error,
-            stats=self.stats,
-            latency_ms=self.latency_ms,
+            stats=self.queue.work,
+            latency_ms=self.queue.latency_ms,
+            model_ms=round(self.queue.model_ms, 3),
             wall_s=round(wall_s, 3),
             video=video,
-            protocol=self.env.protocol,
-            versions=self.env.versions,
+            protocol=task.protocol,
+            versions=task.versions,
             time_s={kind: round(seconds, 3) for kind, seconds in self.time_s.items()},
             trace=trace,
         )
@@ -127,57 +129,3 @@ class Episode:
     def _keep_frame(self, observation: Observation) -> None:
         if self._record:
             self.frames.append(np.concatenate(list(observation.images.values()), axis=1))  # [H, views*W, 3]
-
-
-def chunk_seed(episode_seed: int, number: int) -> int:
-    """Seed of an episode's chunk `number`: 0..2**63-1, a function of the two alone."""
-    return int(np.random.SeedSequence((episode_seed, number)).generate_state(1, np.uint64)[0] >> 1)
-
-
-def check_actions(actions: np.ndarray, num_open_loop_steps: int, *, clip: bool) -> np.ndarray:
-    """Hold a chunk to the Policy protocol: [T, A] with T >= num_open_loop_steps, finite, within [-1, 1].
-
-    Args:
-        clip: Whether actions outside [-1, 1] are clipped to it.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if actions.ndim != 2:
-        raise ValueError(f"the policy returned actions of shape {actions.shape}; expected [T, A]")
-    if len(actions) < num_open_loop_steps:
-        raise ValueError(
-            f"the policy returned {len(actions)} actions, fewer than num_open_loop_steps={num_open_loop_steps}; "
-            "set num_open_loop_steps to the chunk length or less"
-        )
-    if not np.isfinite(actions).all():
-        step, dim = np.argwhere(~np.isfinite(actions))[0]
-        raise ValueError(
-            f"the policy returned {actions[step, dim]} at step {step}, dim {dim} of its chunk; expected finite actions"
-        )
-    if not clip and (np.abs(actions) > 1).any():
-        step, dim = np.unravel_index(np.abs(actions).argmax(), actions.shape)
-        raise ValueError(
-            f"the policy returned {actions[step, dim]:.4g} at step {step}, dim {dim} of its chunk; expected actions "
-            "in [-1, 1]; choose a protocol that clips them, or correct the policy's statistics (unnorm_key)"
-        )
-    return np.clip(actions, -1.0, 1.0)
-
-
-def add_stats(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
-    """Sum of two sets of counters; numbers add, lists add entry by entry, a name on one side only is kept.
-
-    Raises:
-        ValueError: a list has another length on the other side.
-    """
-    total = dict(left)
-    for name, value in right.items():
-        if name not in total:
-            total[name] = value
-        elif isinstance(value, list):
-            if len(total[name]) != len(value):
-                raise ValueError(f"counter {name!r} has {len(value)} entries, expected {len(total[name])} as before")
-            total[name] = [a + b for a, b in zip(total[name], value, strict=True)]
-        else:
-            total[name] = total[name] + value
-    return total

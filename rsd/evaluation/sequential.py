@@ -29,8 +29,9 @@ from scipy.optimize import brentq
 from scipy.special import betaln, xlog1py, xlogy
 from scipy.stats import beta
 
-from rsd.evaluation.evaluate import PlannedEpisode
-from rsd.runs import write_atomically
+from rsd.errors import SettingError
+from rsd.evaluation.plan import PlannedEpisode, Stopping
+from rsd.files import write_atomically
 from rsd.types import EpisodeResult
 
 VERDICT_FILE = "verdict.json"
@@ -47,15 +48,15 @@ class StopWhenDecided:
         min_episodes: No verdict before this many episodes; looking later costs nothing.
 
     Raises:
-        ValueError: rate or alpha is not between 0 and 1, or min_episodes is negative.
+        SettingError: rate or alpha is not between 0 and 1, or min_episodes is negative.
     """
 
     def __init__(self, *, rate: float, alpha: float = 0.05, min_episodes: int = 0) -> None:
         for name, value in (("rate", rate), ("alpha", alpha)):
             if not 0 < value < 1:
-                raise ValueError(f"stopping.{name} is {value}, expected a share between 0 and 1: 0.9 is 90 %")
+                raise SettingError(f"stopping.{name} is {value}, expected a share between 0 and 1: 0.9 is 90 %")
         if min_episodes < 0:
-            raise ValueError(f"stopping.min_episodes is {min_episodes}, expected 0 or more")
+            raise SettingError(f"stopping.min_episodes is {min_episodes}, expected 0 or more")
         self.rate = rate
         self.alpha = alpha
         self.min_episodes = min_episodes
@@ -78,6 +79,11 @@ class StopWhenDecided:
         return None
 
 
+def describe_rule(rule: StopWhenDecided) -> Stopping:
+    """The rule as a plan holds it."""
+    return Stopping(type(rule).__name__, dict(vars(rule)))
+
+
 def log_evidence_above(num_success: ArrayLike, num_trials: ArrayLike, rate: float) -> np.ndarray:
     """Log of the evidence against "the success rate is at most `rate`"; works on arrays.
 
@@ -87,18 +93,6 @@ def log_evidence_above(num_success: ArrayLike, num_trials: ArrayLike, rate: floa
     k, n = np.asarray(num_success, dtype=float), np.asarray(num_trials, dtype=float)
     mixture = betaln(k + 1, n - k + 1) + beta.logsf(rate, k + 1, n - k + 1) - math.log1p(-rate)
     return mixture - (xlogy(k, rate) + xlog1py(n - k, -rate))
-
-
-def discordant_verdict(
-    only_first: int, only_second: int, alpha: float = 0.05
-) -> Literal["first better", "second better"] | None:
-    """Which of two policies is better, from the pairs of episodes that only one of them solved; None: go on.
-
-    Were they equally good, such a pair would favour either with probability 1/2, so this is the sequential form of
-    McNemar's test. The probability of a verdict while they are equal is at most alpha, at any stopping time.
-    """
-    verdict = StopWhenDecided(rate=0.5, alpha=alpha).verdict(only_second, only_first + only_second)
-    return {"above": "second better", "below": "first better", None: None}[verdict]
 
 
 def anytime_interval(num_success: int, num_trials: int, alpha: float = 0.05) -> tuple[float, float]:
@@ -135,6 +129,11 @@ def in_random_order(plan: Sequence[PlannedEpisode], seed: int) -> list[PlannedEp
         [own[number] for own in shuffled if number < len(own)] for number in range(max(map(len, shuffled), default=0))
     ]
     return [episodes[i] for episodes in rounds for i in random.permutation(len(episodes))]
+
+
+def in_order_for(rule: StopWhenDecided | None, plan: Sequence[PlannedEpisode], seed: int) -> list[PlannedEpisode]:
+    """The plan in the order that a stopping rule needs, which is random; as it is without a rule."""
+    return list(plan) if rule is None else in_random_order(plan, seed)
 
 
 def count_finished(plan: Sequence[PlannedEpisode], results: Sequence[EpisodeResult]) -> tuple[int, int]:

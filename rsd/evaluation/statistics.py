@@ -14,6 +14,15 @@ from scipy.stats import binomtest, t
 from rsd.types import EpisodeResult
 
 CONFIDENCE = 0.95
+COUNTERS = {  # of work, as they stand in `EpisodeResult.stats`: what a reader calls them
+    "base_layers": "Base model layers",
+    "vision_calls": "Vision calls",
+    "pictures_prepared": "Pictures prepared",
+    "visual_tokens": "Visual tokens",
+    "draft_passes": "Draft passes",
+    "target_passes": "Target passes",
+    "model_ms": "Model milliseconds",
+}
 
 
 def wilson_interval(num_success: int, num_trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -63,7 +72,7 @@ def summarize_tasks(results: Sequence[EpisodeResult]) -> list[dict[str, Any]]:
     return tasks
 
 
-def summarize_seeds(runs: Sequence[tuple[int, Sequence[EpisodeResult]]]) -> dict[str, Any]:
+def summarize_seeds(runs: Sequence[tuple[int | None, Sequence[EpisodeResult]]]) -> dict[str, Any]:
     """Several runs that differ in nothing but their seed.
 
     Two intervals, because they answer two questions. The pooled one treats all episodes of all seeds as independent and
@@ -98,32 +107,75 @@ def summarize_decoding(totals: dict[str, Any]) -> dict[str, Any]:
             [Q] each, from which the acceptance per token and the number of drafted stages follow.
 
     Returns:
-        has_tokens (False for a continuous decoding, and then nothing else but num_chunks), num_chunks,
+        has_tokens (False for a continuous decoding: no accept_counts, or an empty list, and no pass of draft or target;
+        then nothing else but num_chunks), num_chunks,
         target_passes_per_chunk, draft_passes_per_chunk, proposed_stages, accepted_stages, acceptance_rate (accepted ÷
         proposed stages, None when nothing was proposed), accept_counts (entry n: first proposals with exactly n leading
         stages accepted), stages (see `_stage_rates`).
     """
     num_chunks = totals.get("num_chunks", 0)
-    if "accept_counts" not in totals:
+    if not any(totals.get(name) for name in ("accept_counts", "target_passes", "draft_passes")):
         return {"has_tokens": False, "num_chunks": num_chunks}
-    proposed, accepted = totals["proposed_stages"], totals["accepted_stages"]
+    proposed, accepted = totals.get("proposed_stages", 0), totals.get("accepted_stages", 0)
     return {
         "has_tokens": True,
         "num_chunks": num_chunks,
-        "target_passes_per_chunk": totals["target_passes"] / num_chunks,
-        "draft_passes_per_chunk": totals["draft_passes"] / num_chunks,
+        "target_passes_per_chunk": totals.get("target_passes", 0) / num_chunks,
+        "draft_passes_per_chunk": totals.get("draft_passes", 0) / num_chunks,
         "proposed_stages": proposed,
         "accepted_stages": accepted,
         "acceptance_rate": accepted / proposed if proposed else None,
-        "accept_counts": totals["accept_counts"],
+        "accept_counts": totals.get("accept_counts", []),
         "stages": _stage_rates(totals),
     }
+
+
+def summarize_work(results: Sequence[EpisodeResult]) -> dict[str, Any]:
+    """What was run for the chunks, crashed episodes included.
+
+    Returns:
+        num_chunks, num_success, early_exit_share (chunks that ended before the base model's end ÷ chunks), counters: a
+        record for each of COUNTERS with counter, label, total, per_chunk, per_solved_episode (everything that was run,
+        failures too, ÷ solved episodes). None where an episode did not record it, or there is nothing to divide by.
+    """
+    acted = [result for result in results if result.stats.get("num_chunks")]
+    num_chunks = sum(result.stats["num_chunks"] for result in acted)
+    num_success = sum(result.success for result in results)
+    counters = []
+    for counter, label in COUNTERS.items():
+        total = _total(acted, counter)
+        counters.append(
+            {
+                "counter": counter,
+                "label": label,
+                "total": total,
+                "per_chunk": None if total is None else total / num_chunks,
+                "per_solved_episode": total / num_success if total is not None and num_success else None,
+            }
+        )
+    early_exits = _total(acted, "early_exits")
+    return {
+        "num_chunks": num_chunks,
+        "num_success": num_success,
+        "early_exit_share": None if early_exits is None else early_exits / num_chunks,
+        "counters": counters,
+    }
+
+
+def _total(acted: Sequence[EpisodeResult], counter: str) -> float | None:
+    """Sum of a counter over episodes with chunks; None when one of them did not record it."""
+    if counter == "model_ms":
+        values = [result.model_ms or None for result in acted]
+    else:
+        values = [result.stats.get(counter) for result in acted]
+    recorded = [value for value in values if value is not None]
+    return sum(recorded) if recorded and len(recorded) == len(values) else None
 
 
 def _stage_rates(totals: dict[str, Any]) -> list[dict[str, Any]]:
     """For each drafted stage n: how often all stages before n were accepted (reached), how often n was too (accepted),
     their quotient (rate, None when never reached), and the share of accepted tokens (token_rate, None when unknown)."""
-    counts = totals["accept_counts"]  # [Q + 1]
+    counts = totals.get("accept_counts", [])  # [Q + 1]
     tokens = totals.get("checked_tokens")
     if tokens is not None:
         num_stages = sum(count > 0 for count in tokens)

@@ -6,7 +6,8 @@ The file holds:
     success, num_steps
     chunks      list of {step: control step at which the chunk was asked for, frame: the video's frame that the policy
                 saw, num_executed: actions of it that were executed, actions [T][A], draft_actions [T][A] or null,
-                stats, latency_ms: as in ChunkPrediction}
+                stats: the chunk's counters (rsd.work.Work), latency_ms, depth (stages that count) and
+                bound (largest change that later stages could make, by action dim) or null: as in rsd.types.Chunk}
 """
 
 from __future__ import annotations
@@ -17,23 +18,25 @@ from typing import Any
 
 import numpy as np
 
-from rsd.runs import write_atomically
-from rsd.types import ChunkPrediction
+from rsd.files import write_atomically
+from rsd.types import Chunk
 
 DIGITS = 5  # of actions and milliseconds
 
 
-def chunk_record(prediction: ChunkPrediction, *, step: int, frame: int) -> dict[str, Any]:
+def chunk_record(chunk: Chunk, *, step: int, frame: int) -> dict[str, Any]:
     """An entry of "chunks"; num_executed is counted up by whoever executes."""
-    draft = prediction.draft_actions
+    draft = chunk.draft_actions
     return {
         "step": step,
         "frame": frame,
         "num_executed": 0,
-        "actions": _rounded(prediction.actions),
+        "actions": _rounded(chunk.actions),
         "draft_actions": None if draft is None else _rounded(draft),
-        "stats": prediction.stats,
-        "latency_ms": {part: round(value, DIGITS) for part, value in prediction.latency_ms.items()},
+        "stats": chunk.work,
+        "depth": chunk.depth,
+        "bound": None if chunk.bound is None else np.round(chunk.bound, DIGITS).tolist(),
+        "latency_ms": {part: round(value, DIGITS) for part, value in chunk.latency_ms.items()},
     }
 
 

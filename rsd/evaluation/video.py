@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-CONTROL_HZ = 20  # LIBERO's control frequency (robosuite's control_freq)
+from rsd.errors import RSDError
+
 REMEDY = "install it with: pip install 'rsd[libero]' (imageio-ffmpeg brings its own program), or set save_videos=0"
 
 
-class VideoError(RuntimeError):
+class VideoError(RSDError, RuntimeError):
     """A video cannot be written."""
 
 

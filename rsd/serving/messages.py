@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from rsd.errors import RSDError, SettingError
 from rsd.types import Observation
 
 PROTOCOL_VERSION = 1
@@ -33,11 +34,11 @@ STATE_SPEC = {"name": "state", "dims": 8, "format": "eef_pos3_axisangle3_gripper
 LANGUAGE_SPEC = {"name": "language", "dims": 0, "format": "language"}
 
 
-class MessageError(ValueError):
+class MessageError(RSDError, ValueError):
     """A client's message is not what the protocol or the policy needs."""
 
 
-class ProtocolVersionError(Exception):
+class ProtocolVersionError(RSDError):
     """The client speaks another version of the protocol; nothing that it says can be trusted to mean the same."""
 
 
@@ -51,7 +52,7 @@ class ObservationReader:
         proprio_dim: P.
 
     Raises:
-        ValueError: a view has no camera in the harness.
+        SettingError: a view has no camera in the harness.
     """
 
     views: Sequence[str]
@@ -61,7 +62,7 @@ class ObservationReader:
     def __post_init__(self) -> None:
         unknown = [view for view in self.views if view not in CAMERAS]
         if unknown:
-            raise ValueError(f"views {unknown} have no camera in the harness; it offers {list(CAMERAS)}")
+            raise SettingError(f"views {unknown} have no camera in the harness; it offers {list(CAMERAS)}")
 
     def read(self, payload: dict[str, Any]) -> Observation:
         """The observation in this project's terms.

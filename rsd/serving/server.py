@@ -15,6 +15,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
+from rsd.errors import RSDError
 from rsd.serving.messages import MessageError, ProtocolVersionError
 from rsd.serving.session import Session
 
@@ -24,7 +25,7 @@ UNSUPPORTED = 1002  # close code "protocol error"; its reason may have up to 123
 log = logging.getLogger(__name__)
 
 
-class ServingError(RuntimeError):
+class ServingError(RSDError, RuntimeError):
     """The server cannot run."""
 
 
@@ -37,8 +38,7 @@ async def serve(make_session: Callable[[], Session], *, host: str, port: int, re
         ready: Called with the port once clients can connect.
 
     Raises:
-        ServingError: the packages for it are not installed.
-        OSError: the port is taken, or the host is not this machine's.
+        ServingError: the packages for it are not installed, the port is taken, or the host is not this machine's.
     """
     try:
         import msgpack
@@ -53,6 +53,7 @@ async def serve(make_session: Callable[[], Session], *, host: str, port: int, re
         session = make_session()
         try:
             async for data in connection:
+                answer: dict[str, Any] | None
                 try:
                     message = msgpack.unpackb(data)
                 except (ValueError, TypeError) as error:  # msgpack's own errors are ValueErrors
@@ -70,8 +71,19 @@ async def serve(make_session: Callable[[], Session], *, host: str, port: int, re
         finally:
             session.close()
 
-    options = {"compression": None, "max_size": MAX_MESSAGE_BYTES, "ping_interval": None}
-    async with listen(handle, host, port, process_request=_health, **options) as server:
+    try:
+        server = await listen(
+            handle,
+            host,
+            port,
+            process_request=_health,
+            compression=None,
+            max_size=MAX_MESSAGE_BYTES,
+            ping_interval=None,
+        )
+    except OSError as error:
+        raise ServingError(f"cannot listen on {host}, port {port}: {error.strerror}; set host= or port=") from error
+    async with server:
         ready(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 

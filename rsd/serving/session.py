@@ -15,13 +15,12 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections import deque
 from typing import Any
 
 import numpy as np
 
-from rsd.evaluation.evaluate import episode_seed
-from rsd.evaluation.rollout import check_actions, chunk_seed
+from rsd.evaluation.plan import episode_seed
+from rsd.queue import Queue
 from rsd.serving.messages import (
     MessageError,
     ObservationReader,
@@ -54,8 +53,7 @@ class Session:
         self._greeted = False
         self._task: dict[str, Any] | None = None  # of the running episode
         self._why_no_task = "no episode_start came on this connection"
-        self._queue: deque[np.ndarray] = deque()
-        self._latency_ms: list[float] = []  # one a chunk of this episode
+        self._queue = Queue(policy, seed=seed)  # of the running episode
 
     def answer(self, message: Any) -> dict[str, Any] | None:
         """The message to send back; None for one that needs no answer.
@@ -68,8 +66,8 @@ class Session:
         try:
             kind, payload, seq = read_message(message)
         except MessageError as error:
-            seq = message.get("seq") if isinstance(message, dict) else None
-            return self.refuse(error, seq if isinstance(seq, int) else 0)
+            given = message.get("seq") if isinstance(message, dict) else None
+            return self.refuse(error, given if isinstance(given, int) else 0)
         try:
             if kind == "hello":
                 return _reply("hello", self._hello(payload), seq)
@@ -107,39 +105,31 @@ class Session:
         return {**self._about, **self._reader.hello()}
 
     def _start(self, payload: dict[str, Any]) -> None:
-        self._queue.clear()
-        self._latency_ms = []
         self._task = None
         try:
             self._task = read_task(payload)
         except MessageError as error:
             self._why_no_task = str(error)
             log.warning("the episode cannot start: %s", error)
+            return
+        seed = episode_seed(self._seed, self._task["task_id"], self._task["episode_idx"])
+        self._queue = Queue(self._policy, seed=seed)
 
     def _act(self, payload: dict[str, Any]) -> np.ndarray:
         """The next action, [A], float64; predicts a chunk when there is none left."""
         if self._task is None:
             raise MessageError(f"an observation came outside of an episode: {self._why_no_task}")
-        if not self._queue:
-            observation = self._reader.read(payload)
-            seed = chunk_seed(
-                episode_seed(self._seed, self._task["task_id"], self._task["episode_idx"]), len(self._latency_ms)
-            )
-            started = time.perf_counter()
-            (prediction,) = self._policy.predict([observation], [seed])
-            self._latency_ms.append(1000 * (time.perf_counter() - started))
-            count = self._policy.num_open_loop_steps
-            self._queue.extend(check_actions(prediction.actions, count, clip=True)[:count])
-        return self._queue.popleft()
+        observation = self._reader.read(payload) if self._queue.is_empty else None  # those between are not decoded
+        return self._queue.next(observation)
 
     def _end(self, payload: dict[str, Any]) -> None:
-        median = statistics.median(self._latency_ms or [0.0])
+        median = statistics.median(self._queue.latency_ms.get("total") or [0.0])
         log.info(
             "%s: %s after %s steps; %d chunks, %.1f ms each (median)",
             self._episode(),
             payload.get("metrics"),
             payload.get("steps"),
-            len(self._latency_ms),
+            self._queue.num_chunks,
             median,
         )
         self._task = None

@@ -1,16 +1,47 @@
-"""Tokenizer checkpoints: the configuration says what to build, the file must agree with it."""
+"""Tokenizer checkpoints: the file says what to build; a configuration and a space may be held against it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rsd.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
+from rsd.space import QUANTILES, Space, with_bounds
 from rsd.tokenizer.base import ActionTokenizer
+from rsd.tokenizer.bins import BinTokenizer
+from rsd.tokenizer.rfsq import RFSQTokenizer
+from rsd.tokenizer.transform import TransformTokenizer
 
 KIND = "tokenizer"
 COMMAND = "python train.py phase=rfsq"
-FIRST_BOUNDS = "quantiles"  # of tokenizers whose checkpoint does not name any
+FAMILIES = {family.__name__: family for family in (RFSQTokenizer, TransformTokenizer, BinTokenizer)}
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A tokenizer in evaluation mode, and what its checkpoint says of it.
+
+    Attributes:
+        sha256: Hash of its weights: the same shape with other weights means other tokens.
+        unnorm_key, bounds: Of the data set that it was fitted on.
+        space: What the numbers that it encodes mean; None in checkpoints that do not hold the statistics.
+    """
+
+    tokenizer: ActionTokenizer
+    sha256: str
+    unnorm_key: str
+    bounds: str
+    space: Space | None
+
+    def difference(self, space: Space) -> str | None:
+        """How it was fitted to other numbers than those of `space`, in words; None when it was not."""
+        if self.space is not None:
+            return self.space.difference(space)
+        if self.unnorm_key != space.name:
+            return f"statistics (unnorm_key) {self.unnorm_key!r} against {space.name!r}"
+        return None if self.bounds == space.bounds else f"data.bounds {self.bounds!r} against {space.bounds!r}"
 
 
 def save_tokenizer(tokenizer: ActionTokenizer, directory: Path, provenance: dict[str, Any]) -> None:
@@ -20,35 +51,47 @@ def save_tokenizer(tokenizer: ActionTokenizer, directory: Path, provenance: dict
 
 
 def load_tokenizer(
-    tokenizer: ActionTokenizer, checkpoint: Path, unnorm_key: str | None = None, bounds: str | None = None
-) -> tuple[ActionTokenizer, dict[str, Any]]:
-    """Fill a freshly built tokenizer from a checkpoint.
+    directory: Path, *, expected: ActionTokenizer | None = None, space: Space | None = None
+) -> LoadedTokenizer:
+    """Build a tokenizer from its checkpoint.
 
     Args:
-        tokenizer: Built from the configuration; receives the weights.
-        checkpoint: Folder written by `save_tokenizer`.
-        unnorm_key: Data set whose normalisation the caller uses; another one in the checkpoint is an error.
-        bounds: Name of the statistics that -1 and 1 stand for (rsd/normalization.py); likewise.
-
-    Returns:
-        The tokenizer in evaluation mode, and its provenance with the weights' "sha256" added.
+        directory: Folder written by `save_tokenizer`.
+        expected: Freshly built from a configuration, which the file has to agree with; None takes what the file says.
+        space: What the caller's numbers mean; a tokenizer that was fitted to others is refused.
 
     Raises:
-        CheckpointError: missing, damaged, or made for another configuration; every differing value is named.
+        CheckpointError: missing, damaged, or made for another configuration or space; every differing value is named.
     """
-    loaded = load_checkpoint(checkpoint, kind=KIND, produce=COMMAND)
-    asked = {"family": type(tokenizer).__name__, **tokenizer.config}
-    differing = [
-        f"{name} is {loaded.config.get(name)!r} in the checkpoint but {asked.get(name)!r} in the configuration"
-        for name in sorted(asked.keys() | loaded.config.keys())
-        if asked.get(name) != loaded.config.get(name)
-    ]
-    if unnorm_key is not None and loaded.provenance["unnorm_key"] != unnorm_key:
-        differing.append(f"unnorm_key is {loaded.provenance['unnorm_key']!r} in the checkpoint but {unnorm_key!r} here")
-    provenance = {"bounds": FIRST_BOUNDS} | loaded.provenance
-    if bounds is not None and provenance["bounds"] != bounds:
-        differing.append(f"data.bounds is {provenance['bounds']!r} in the checkpoint but {bounds!r} here")
+    loaded = load_checkpoint(directory, kind=KIND, produce=COMMAND)
+    config = dict(loaded.config)
+    differing: list[str] = []
+    if expected is not None:
+        asked = {"family": type(expected).__name__, **expected.config}
+        differing = [
+            f"{name} is {config.get(name)!r} in the checkpoint but {asked.get(name)!r} in the configuration"
+            for name in sorted(asked.keys() | config.keys())
+            if asked.get(name) != config.get(name)
+        ]
+    family = config.pop("family", None)
+    if family not in FAMILIES:
+        raise CheckpointError(f"tokenizer {directory} is of family {family!r}, expected one of {sorted(FAMILIES)}")
     if differing:
-        raise CheckpointError(f"tokenizer {checkpoint} does not fit: {'; '.join(differing)}; train one with {COMMAND}")
-    load_weights(tokenizer, loaded, checkpoint)
-    return tokenizer.eval().requires_grad_(False), provenance | {"sha256": loaded.sha256}
+        raise CheckpointError(f"tokenizer {directory} does not fit: {'; '.join(differing)}; train one with {COMMAND}")
+    tokenizer = FAMILIES[family](**config)
+    load_weights(tokenizer, loaded, directory)
+    tokenizer.eval().requires_grad_(False)
+    unnorm_key, bounds = loaded.provenance["unnorm_key"], loaded.provenance.get("bounds", QUANTILES)
+    made_for = _space(unnorm_key, bounds, loaded.provenance.get("norm_stats", {}))
+    result = LoadedTokenizer(tokenizer, loaded.sha256, unnorm_key, bounds, made_for)
+    if space is not None and (difference := result.difference(space)) is not None:
+        raise CheckpointError(
+            f"tokenizer {directory} does not fit: {difference} here; train one on the same data set with {COMMAND}"
+        )
+    return result
+
+
+def _space(unnorm_key: str, bounds: str, norm_stats: Mapping[str, Any]) -> Space | None:
+    if unnorm_key not in norm_stats:
+        return None
+    return Space.from_statistics(unnorm_key, with_bounds(norm_stats[unnorm_key], bounds))

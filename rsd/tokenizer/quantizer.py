@@ -40,7 +40,10 @@ class ResidualQuantizer(nn.Module):
         learned: Whether the steps are trained (as their logarithms) or stay constants.
     """
 
-    def __init__(self, levels: Tensor, steps: Tensor, learned: bool = False):
+    levels: Tensor
+    log_steps: Tensor  # natural logarithms; a parameter where they are learned
+
+    def __init__(self, levels: Tensor, steps: Tensor, learned: bool = False) -> None:
         super().__init__()
         self.register_buffer("levels", levels.long(), persistent=False)
         log_steps = steps.to(torch.float32).log()

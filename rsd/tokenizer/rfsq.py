@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rsd.errors import SettingError
 from rsd.tokenizer.base import ActionTokenizer
 from rsd.tokenizer.quantizer import ResidualQuantizer
 from rsd.types import CodeShape
@@ -44,7 +45,7 @@ class RFSQTokenizer(ActionTokenizer):
     ):
         super().__init__()
         if scale not in ("learned", "nested"):
-            raise ValueError(f"quantizer scale {scale!r}, expected 'learned' or 'nested'")
+            raise SettingError(f"quantizer scale {scale!r}, expected 'learned' or 'nested'")
         self.config = {
             "chunk_length": chunk_length,
             "action_dim": action_dim,
@@ -68,5 +69,6 @@ class RFSQTokenizer(ActionTokenizer):
 
     def action_bound(self, depth: int) -> Tensor:
         """Lipschitz bound through the decoder, entry by entry; valid but loose (6-16 times what is observed)."""
-        hidden = self.quantizer.reach(depth) @ self.decoder[0].weight.abs().T * GELU_LIPSCHITZ  # [T, hidden]
-        return hidden @ self.decoder[2].weight.abs().T  # [T, A]
+        widen, narrow = (layer.weight.abs().T for layer in self.decoder if isinstance(layer, nn.Linear))
+        hidden = self.quantizer.reach(depth) @ widen * GELU_LIPSCHITZ  # [T, hidden]
+        return hidden @ narrow  # [T, A]

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from rsd.errors import SettingError
 from rsd.tokenizer.base import ActionTokenizer
 from rsd.tokenizer.quantizer import ResidualQuantizer
 from rsd.types import CodeShape
@@ -39,6 +40,9 @@ class TransformTokenizer(ActionTokenizer):
         margin: Coefficients are assumed to reach this many times the largest magnitude seen in fitting.
     """
 
+    basis: Tensor  # [T, T]
+    ranges: Tensor  # [T, A - 1]
+
     def __init__(
         self,
         *,
@@ -48,10 +52,10 @@ class TransformTokenizer(ActionTokenizer):
         num_levels: int,
         ratio: float,
         margin: float,
-    ):
+    ) -> None:
         super().__init__()
         if not 1 < ratio <= num_levels:
-            raise ValueError(f"stage ratio {ratio} with {num_levels} levels, expected 1 < ratio <= {num_levels}")
+            raise SettingError(f"stage ratio {ratio} with {num_levels} levels, expected 1 < ratio <= {num_levels}")
         self.config = {
             "chunk_length": chunk_length,
             "action_dim": action_dim,

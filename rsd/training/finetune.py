@@ -15,17 +15,20 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
 
 from rsd.checkpoint import CheckpointError
+from rsd.errors import SettingError
 from rsd.images import augment, center_crop
-from rsd.models.openvla.backbone import OpenVLABackbone
-from rsd.models.openvla.decoders import decode_action_ids
+from rsd.models.openvla.action_tokens import decode_action_ids
+from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.lora import adapter_files, add_lora, merge_lora
 from rsd.models.openvla.pretrained import load_pretrained, save_pretrained
 from rsd.models.openvla.token_loss import token_logits, token_rows
-from rsd.normalization import normalize
+from rsd.points import point_name
+from rsd.training.given import FrameBatch, frames_of
 from rsd.training.randomness import step_generator
 
 MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # of the largest output; bfloat16 rounds merged weights
@@ -36,7 +39,7 @@ class FinetuneModule(LightningModule):
 
     Args:
         checkpoint, hub_id: What to start from; an original OpenVLA, or an OFT checkpoint to train further.
-        decoder: "l1" for OFT's recipe, "autoregressive" for the original one (chunk 1, one image, no proprio).
+        action_head: "l1" for OFT's recipe, "autoregressive" for the original one (chunk 1, one image, no proprio).
         views, use_proprio, chunk_length: The model's inputs and T.
         learning_rate: Of AdamW, constant up to `decay_step`, a tenth of it from there on.
         decay_step: Optimizer step; null for a constant rate.
@@ -53,7 +56,7 @@ class FinetuneModule(LightningModule):
         *,
         checkpoint: str,
         hub_id: str | None,
-        decoder: str,
+        action_head: str,
         views: Sequence[str],
         use_proprio: bool,
         chunk_length: int,
@@ -67,14 +70,14 @@ class FinetuneModule(LightningModule):
         seed: int,
     ) -> None:
         super().__init__()
-        if decoder not in ("l1", "autoregressive"):
-            raise ValueError(f"decoder {decoder!r} cannot be fine-tuned; expected 'l1' or 'autoregressive'")
-        if decoder == "autoregressive" and (chunk_length != 1 or use_proprio or len(views) != 1):
-            raise ValueError(
+        if action_head not in ("l1", "autoregressive"):
+            raise SettingError(f"action_head {action_head!r} cannot be fine-tuned; expected 'l1' or 'autoregressive'")
+        if action_head == "autoregressive" and (chunk_length != 1 or use_proprio or len(views) != 1):
+            raise SettingError(
                 f"the original recipe takes one image, no proprio and chunks of 1; got views {list(views)}, "
                 f"use_proprio {use_proprio}, chunk_length {chunk_length}; set chunk=1 model=openvla_7b"
             )
-        self.source = {"checkpoint": checkpoint, "hub_id": hub_id, "decoder": decoder}
+        self.checkpoint, self.hub_id, self.action_head = checkpoint, hub_id, action_head
         self.views, self.use_proprio, self.chunk_length = tuple(views), use_proprio, chunk_length
         self.learning_rate, self.decay_step, self.warmup_steps = learning_rate, decay_step, warmup_steps
         self.rank, self.image_augmentation = rank, image_augmentation
@@ -83,21 +86,22 @@ class FinetuneModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Load the published model and give it adapters, heads and the data set's statistics."""
-        if hasattr(self, "backbone"):
+        if hasattr(self, "base"):
             return
         if self.weights_dtype != torch.float32 and not self.trainer.precision.endswith("-mixed"):
-            raise ValueError(
+            raise SettingError(
                 f"frozen weights in {self.weights_dtype} need a mixed precision, since adapters and heads are float32; "
                 f"the trainer's is {self.trainer.precision!r}: set trainer=finetune, or phase.module.dtype=float32"
             )
-        datamodule = self.trainer.datamodule
-        stats = datamodule.norm_stats
+        space = frames_of(self.trainer).space
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             self.pretrained = load_pretrained(
-                **self.source,
-                action_dim=len(stats["action"]["q01"]),
-                proprio_dim=len(stats["proprio"]["q01"]) if self.use_proprio else None,
+                checkpoint=self.checkpoint,
+                hub_id=self.hub_id,
+                action_head=self.action_head,
+                action_dim=len(space.action),
+                proprio_dim=len(space.proprio) if self.use_proprio and space.proprio is not None else None,
                 device="cpu" if self.trainer.strategy.root_device is None else self.trainer.strategy.root_device,
                 dtype=self.weights_dtype,
             )
@@ -105,35 +109,33 @@ class FinetuneModule(LightningModule):
             add_lora(self.model, rank=self.rank)
         if self.gradient_checkpointing:
             self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.backbone = OpenVLABackbone(
+        self.base = OpenVLABase(
             model=self.model,
             processor=self.pretrained.processor,
             text=self.pretrained.text,
-            norm_stats=stats,
-            unnorm_key=datamodule.name,
+            space=space,
             views=self.views,
             chunk_length=self.chunk_length,
             center_crop=True,
             weights_sha256=lambda: "in training",
         )
 
-    def _inputs(self, batch: dict[str, Any], pictures: Tensor) -> dict[str, Tensor]:
+    def _inputs(self, batch: FrameBatch, pictures: Tensor) -> dict[str, Tensor]:
         """Model inputs for cropped pictures [B*M, S, S, 3], uint8; no floating one but the pixels' dtype matters."""
-        inputs = {"pixel_values": self.backbone.pixel_values(pictures.cpu())}
+        inputs = {"pixel_values": self.base.pixel_values(pictures.cpu())}
         if self.use_proprio:
-            inputs["proprio"] = self.backbone.normalized_proprio(batch["proprio"].cpu().numpy())  # [B, P]
+            inputs["proprio"] = self.base.normalized_proprio([*batch["proprio"].cpu().numpy()])  # [B, P]
         return {name: value.to(self.device, self.weights_dtype) for name, value in inputs.items()}
 
-    def _targets(self, batch: dict[str, Any]) -> Tensor:
-        normalized = normalize(batch["actions"].cpu().numpy(), self.backbone.norm_stats["action"])
-        return torch.from_numpy(normalized).to(self.device)  # [B, T, A]
+    def _targets(self, batch: FrameBatch) -> Tensor:
+        return self.base.space.to_model(batch["actions"].to(self.device))  # [B, T, A]
 
-    def _losses(self, batch: dict[str, Any], pictures: Tensor) -> dict[str, Tensor]:
+    def _losses(self, batch: FrameBatch, pictures: Tensor) -> dict[str, Tensor]:
         """The loss, first, and what else is worth seeing."""
         inputs, targets = self._inputs(batch, pictures), self._targets(batch)
-        if self.source["decoder"] == "autoregressive":
-            prompts = [self.backbone.text.encode(text) for text in batch["instructions"]]
-            ids, labels = token_rows(prompts, targets, self.backbone.text.pad_id)
+        if self.action_head == "autoregressive":
+            prompts = [self.base.text.encode(text) for text in batch["instructions"]]
+            ids, labels = token_rows(prompts, targets, self.base.text.pad_id)
             ids, labels = ids.to(self.device), labels.to(self.device)
             logits, wanted = token_logits(self.model, inputs["pixel_values"], ids, labels)
             chosen = logits.argmax(dim=-1)
@@ -141,12 +143,12 @@ class FinetuneModule(LightningModule):
             l1 = (decode_action_ids(actions) - targets.flatten(1)).abs().mean()
             accuracy = (chosen == wanted).float().mean()
             return {"loss": F.cross_entropy(logits.float(), wanted), "token_accuracy": accuracy, "l1": l1}
-        prompts = {name: value.to(self.device) for name, value in self.backbone.prompts(batch["instructions"]).items()}
-        predicted = self.model(**inputs, **prompts, chunk_length=self.chunk_length, layers=[])[1]
+        texts = {name: value.to(self.device) for name, value in self.base.prompts(batch["instructions"]).items()}
+        predicted = self.model(**inputs, **texts, chunk_length=self.chunk_length, layers=[])[1]
         loss = (predicted.float() - targets).abs().mean()
         return {"loss": loss, "l1": loss.detach()}
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: FrameBatch, batch_idx: int) -> Tensor:
         pictures = batch["pictures"].flatten(0, 1)
         micro_batches = self.trainer.accumulate_grad_batches
         number = self.global_step * micro_batches + batch_idx % micro_batches
@@ -156,11 +158,11 @@ class FinetuneModule(LightningModule):
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=len(batch["actions"]))
         return losses["loss"]
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: FrameBatch, batch_idx: int) -> None:
         losses = self._losses(batch, center_crop(batch["pictures"].flatten(0, 1)))
         self.log_dict({f"val/{name}": value for name, value in losses.items()}, batch_size=len(batch["actions"]))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
@@ -197,19 +199,19 @@ class FinetuneModule(LightningModule):
             if name.startswith("val/")
         }
         self.eval()
-        datamodule = self.trainer.datamodule
+        datamodule = frames_of(self.trainer)
         observations = [datamodule.val[row]["observation"] for row in range(min(2, len(datamodule.val)))]
-        inputs, last = self.backbone.prepare(observations), self.backbone.num_layers
+        inputs, last = self.base.prepare(observations), point_name(self.base.model.num_layers)
 
         mixed = self.weights_dtype != torch.float32  # heads and adapters are float32
 
         def probe() -> Tensor:
             with torch.autocast(self.device.type, dtype=self.weights_dtype, enabled=mixed):
-                return self.backbone.forward(inputs, [last]).hidden_states[last]
+                return self.base.look(inputs).at(last)
 
-        adapters = adapter_files(self.model, base_name=self.source["hub_id"] or self.pretrained.directory.name)
+        adapters = adapter_files(self.model, base_name=self.hub_id or self.pretrained.directory.name)
         metrics["merge_difference"] = merge_lora(self.model, probe, tolerance=MERGE_TOLERANCE[self.weights_dtype])
-        statistics = {datamodule.name: self.backbone.norm_stats}
+        statistics = {datamodule.space.name: dict(self.base.space.statistics)}
         save_pretrained(
             Path(directory), self.pretrained, statistics=statistics, step=self.trainer.global_step, others=adapters
         )

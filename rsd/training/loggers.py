@@ -56,7 +56,9 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         wandb.finish()  # a multirun's last job: Lightning would go on writing into its run
         super().__init__(save_dir=str(run_dir), name=Path(run_dir).name, project=project, mode=mode)
 
-    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    def log_table(  # type: ignore[override]  # ours, the same for all loggers; Lightning never calls its own
+        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
         """Show a table; one of two columns, a label and a number, as bars too.
 
         Raises:

@@ -17,36 +17,35 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from rsd.errors import SettingError
 from rsd.images import augment, center_crop, resize_lanczos3, stack_pictures
-from rsd.models.openvla.backbone import OpenVLABackbone
+from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.conv import ConvShape
-from rsd.models.openvla.loading import save_backbone
+from rsd.models.openvla.loading import save_base
 from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
 from rsd.models.openvla.processor import HALF, PrismaticImageProcessor
 from rsd.models.openvla.text import WordText
 from rsd.models.openvla.transfer import start_from
 from rsd.models.openvla.vit import ViTShape
-from rsd.normalization import normalize, quantile_units
+from rsd.space import Space
+from rsd.training.given import FrameBatch, frames_of
 from rsd.training.randomness import step_generator
+from rsd.types import Frame
 
 LOSS_UNITS = ("bounds", "quantiles")
 EMA_WARMUP = 10  # the average's decay is at most (1 + n) / (EMA_WARMUP + n) at step n
 
 
 class FrameCollate:
-    """Frames → one batch, pictures resized to the model's size; runs in the loader's processes.
-
-    Returns:
-        {"pictures": [B, M, S, S, 3] uint8, "instructions": list of B, "proprio": [B, P] float32 raw,
-        "actions": [B, T, A] float32 standardised}.
-    """
+    """Frames → one batch, pictures resized to the model's size; runs in the loader's processes."""
 
     def __init__(self, *, image_size: int, views: Sequence[str]) -> None:
         self.image_size, self.views = image_size, tuple(views)
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, items: list[Frame]) -> FrameBatch:
         observations = [item["observation"] for item in items]
         pictures = stack_pictures([obs.images[view] for obs in observations for view in self.views])
         pictures = resize_lanczos3(pictures, self.image_size)  # [B*M, S, S, 3]
@@ -80,6 +79,8 @@ class OFTModule(LightningModule):
             ones. The data set may have further words, and must have all of the checkpoint's.
     """
 
+    loss_factors: Tensor  # of each action dim, [A]
+
     def __init__(
         self,
         *,
@@ -101,7 +102,7 @@ class OFTModule(LightningModule):
     ) -> None:
         super().__init__()
         if architecture is None:
-            raise ValueError(
+            raise SettingError(
                 "phase=oft trains a small model from scratch and this model has no architecture to train "
                 "(model.architecture is null: a published checkpoint); choose model=oft_tiny"
             )
@@ -113,47 +114,47 @@ class OFTModule(LightningModule):
         self.ema_decay, self.proprio_dropout = ema_decay, proprio_dropout
         self.weights_dtype = getattr(torch, weights_dtype)
         if loss_units not in LOSS_UNITS:
-            raise ValueError(f"phase.module.loss_units is {loss_units!r}, expected one of {list(LOSS_UNITS)}")
+            raise SettingError(f"phase.module.loss_units is {loss_units!r}, expected one of {list(LOSS_UNITS)}")
         self.loss_units = loss_units
-        self.start_from, self.started_from = start_from, None
+        self.start_from = start_from
+        self.started_from: str | None = None
 
     def setup(self, stage: str) -> None:
         """Build the model for the data set: its vocabulary, statistics and widths."""
-        if hasattr(self, "backbone"):
+        if hasattr(self, "base"):
             return
-        datamodule = self.trainer.datamodule
-        norm_stats = datamodule.norm_stats
+        datamodule = frames_of(self.trainer)
+        space = datamodule.space
         trajectories = datamodule.train.trajectories  # of all splits, so that every task's words are known
         text = WordText.from_instructions(trajectory.instruction for trajectory in trajectories)
-        architecture = self._architecture(text, norm_stats)
+        architecture = self._architecture(text, space)
         with torch.random.fork_rng(devices=[]):  # what is drawn here is drawn on the CPU
             torch.manual_seed(self.seed)
             self.model = OpenVLAOFT(architecture)
         if self.start_from is not None:
-            self.started_from = start_from(self.model, text, norm_stats, Path(self.start_from))
+            self.started_from = start_from(self.model, text, space, Path(self.start_from))
         self.average = None if self.ema_decay is None else copy.deepcopy(self.model).requires_grad_(False)
-        self.backbone = OpenVLABackbone(
+        self.base = OpenVLABase(
             model=self.model if self.average is None else self.average,
             processor=self._processor(),
             text=text,
-            norm_stats=norm_stats,
-            unnorm_key=datamodule.name,
+            space=space,
             views=self.views,
             chunk_length=self.chunk_length,
             center_crop=True,
             weights_sha256=lambda: "in training",
         )
-        factors = torch.from_numpy(quantile_units(norm_stats["action"]))  # [A]
+        factors = torch.from_numpy(space.quantile_units())  # [A]
         factors = factors if self.loss_units == "quantiles" else torch.ones_like(factors)
         self.register_buffer("loss_factors", factors, persistent=False)
         self.instructions = sorted({trajectory.instruction for trajectory in trajectories})
-        self.prompts = self.backbone.prompts(self.instructions)  # a row an instruction
+        self.prompts = self.base.prompts(self.instructions)  # a row an instruction
         actions = np.concatenate([trajectories[index].actions for index in datamodule.train.episodes])
         self.median_action = self._normalized(torch.from_numpy(np.median(actions, axis=0)))  # [A]
 
-    def _architecture(self, text: WordText, norm_stats: dict[str, Any]) -> Architecture:
+    def _architecture(self, text: WordText, space: Space) -> Architecture:
         """The configured sizes, completed with what the data set decides."""
-        sizes, action_dim = self.architecture, len(norm_stats["action"]["q01"])
+        sizes, action_dim = self.architecture, len(space.action)
         shapes: dict[str, Any] = {
             name: ViTShape(image_size=self.image_size, **sizes[name]) for name in ("dino", "siglip") if name in sizes
         }
@@ -162,7 +163,7 @@ class OFTModule(LightningModule):
         return Architecture(
             llm={**sizes["llm"], "vocab_size": text.vocab_size, "pad_token_id": text.pad_id},
             action_dim=action_dim,
-            proprio_dim=len(norm_stats["proprio"]["q01"]) if self.use_proprio else None,
+            proprio_dim=len(space.proprio) if self.use_proprio and space.proprio is not None else None,
             num_slots=self.chunk_length * action_dim if sizes.get("learned_slots") else 0,
             **shapes,
         )
@@ -172,43 +173,43 @@ class OFTModule(LightningModule):
             return PrismaticImageProcessor(sizes=[self.image_size], means=[HALF], stds=[HALF])
         return PrismaticImageProcessor(sizes=[self.image_size] * 2)
 
-    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(self, batch: FrameBatch, device: torch.device, dataloader_idx: int) -> FrameBatch:
         """Move the pictures; the rest is small, and is normalised on the CPU without waiting for the device."""
         return {**batch, "pictures": batch["pictures"].to(device, non_blocking=True)}
 
     def _normalized(self, actions: Tensor) -> Tensor:
-        """Standardised actions [..., A] → normalised, on the module's device."""
-        return torch.from_numpy(normalize(actions.cpu().numpy(), self.backbone.norm_stats["action"])).to(self.device)
+        """Standard actions [..., A] → model space, on the module's device."""
+        return self.base.space.to_model(actions.to(self.device))
 
     def _prompts(self, instructions: Sequence[str]) -> dict[str, Tensor]:
-        """`backbone.prompts` of these instructions, from the rows made once."""
+        """`base.prompts` of these instructions, from the rows made once."""
         rows = {instruction: row for row, instruction in enumerate(self.instructions)}
         picked = {name: value[[rows[text] for text in instructions]] for name, value in self.prompts.items()}
         longest = int(picked["attention_mask"].sum(dim=1).max())
         return {name: value[:, :longest] if value.ndim == 2 else value for name, value in picked.items()}
 
-    def forward(self, batch: dict[str, Any], pictures: Tensor, keep_proprio: Tensor | None = None) -> Tensor:
+    def forward(self, batch: FrameBatch, pictures: Tensor, keep_proprio: Tensor | None = None) -> Tensor:
         """The L1 head's chunk for cropped pictures [B*M, S, S, 3], uint8; with dropout on proprio, [B]. [B, T, A]."""
-        inputs = {"pixel_values": self.backbone.pixel_values(pictures), **self._prompts(batch["instructions"])}
+        inputs = {"pixel_values": self.base.pixel_values(pictures), **self._prompts(batch["instructions"])}
         if self.use_proprio:
-            proprio = self.backbone.normalized_proprio(batch["proprio"].cpu().numpy())  # [B, P]
+            proprio = self.base.normalized_proprio([*batch["proprio"].cpu().numpy()])  # [B, P]
             inputs["proprio"] = proprio if keep_proprio is None else proprio * keep_proprio[:, None]
         inputs = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
-        model = self.model if self.training else self.backbone.model
+        model = self.model if self.training else self.base.model
         return model(**inputs, chunk_length=self.chunk_length, layers=[])[1]
 
     def _generator(self, stream: int) -> torch.Generator:
         """Randomness of this step; streams are independent of each other."""
         return step_generator(self.seed, self.global_step, stream=stream, rank=self.global_rank)
 
-    def training_pictures(self, batch: dict[str, Any]) -> Tensor:
+    def training_pictures(self, batch: FrameBatch) -> Tensor:
         """Augmented pictures of a training batch, [B*M, S, S, 3], uint8; a function of (seed, step)."""
         pictures = batch["pictures"].flatten(0, 1)
         if not self.image_augmentation:
             return center_crop(pictures)
         return augment(pictures, self._generator(0))
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: FrameBatch, batch_idx: int) -> Tensor:
         keep = None
         if self.proprio_dropout:
             keep = torch.rand(len(batch["proprio"]), generator=self._generator(1)) >= self.proprio_dropout  # [B]
@@ -218,14 +219,14 @@ class OFTModule(LightningModule):
         return loss
 
     def loss(self, predicted: Tensor, actions: Tensor) -> Tensor:
-        """Mean absolute error of normalised chunks [B, T, A], in `loss_units`; `actions` are raw."""
+        """Mean absolute error of normalised chunks [B, T, A], in `loss_units`; `actions` are standard."""
         error = (predicted - self._normalized(actions)).abs()
         return (error * self.loss_factors).mean()
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         """The step, and then the average's: before any callback saves the state."""
         super().optimizer_step(*args, **options)
-        if self.average is not None:
+        if self.average is not None and self.ema_decay is not None:
             decay = min(self.ema_decay, (1 + self.global_step) / (EMA_WARMUP + self.global_step))
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
@@ -233,9 +234,9 @@ class OFTModule(LightningModule):
     def on_train_end(self) -> None:
         """Round what will be exported, so that the validation that follows measures just that."""
         if not self.trainer.interrupted:
-            cast_weights(cast_weights(self.backbone.model, self.weights_dtype), torch.float32)
+            cast_weights(cast_weights(self.base.model, self.weights_dtype), torch.float32)
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: FrameBatch, batch_idx: int) -> None:
         predicted = self(batch, center_crop(batch["pictures"].flatten(0, 1)))  # [B, T, A]
         target = self._normalized(batch["actions"])
         metrics = {
@@ -245,7 +246,7 @@ class OFTModule(LightningModule):
         }
         self.log_dict(metrics, batch_size=len(target))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -268,11 +269,11 @@ class OFTModule(LightningModule):
         }
         record = {
             **provenance,
-            "unnorm_key": self.backbone.unnorm_key,
-            "data": self.trainer.datamodule.train.content_id(),
+            "unnorm_key": self.base.space.name,
+            "data": frames_of(self.trainer).content_id(),
             "steps": self.trainer.global_step,
             "started_from": self.started_from,
             "metrics": metrics,
         }
-        save_backbone(Path(directory), self.backbone, record, dtype=self.weights_dtype)
+        save_base(Path(directory), self.base, record, dtype=self.weights_dtype)
         return metrics

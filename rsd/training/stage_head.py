@@ -16,17 +16,23 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Generator, Tensor
 
-from rsd.decoding import depth_ar
-from rsd.models.base_target import executed
-from rsd.models.loading import save_stage_head
-from rsd.models.stage_head import StageHead
-from rsd.normalization import bounds_of, normalize
+from rsd.checkpoint import CheckpointError
+from rsd.decoding import DRAFT, DepthAR, Noise
+from rsd.errors import SettingError
+from rsd.points import point_name
+from rsd.space import Space
+from rsd.stages import Absent, HeadLogits, StageHead
+from rsd.stages.base_chunk import executed
+from rsd.stages.files import save_stage_head
 from rsd.tokenizer import ActionTokenizer, load_tokenizer
 from rsd.training.calibration import stage_report
+from rsd.training.given import hidden_states_of
 from rsd.training.plots import plot_stages
 from rsd.training.randomness import step_generator
+from rsd.types import HiddenStateBatch
 
 
 def corrupted_labels(
@@ -42,7 +48,8 @@ def corrupted_labels(
         (shown, labels), both [B, T, D, Q], int64: labels[..., q] is the greedy digit after shown[..., :q].
     """
     levels = torch.tensor(tokenizer.code_shape.levels, device=actions.device)  # [T, D, Q]
-    shown, labels = [], []
+    shown: list[Tensor] = []
+    labels: list[Tensor] = []
     for stage in range(levels.shape[-1]):
         prefix = torch.stack(shown, dim=-1) if shown else None
         label = tokenizer.encode(actions, prefix)[..., stage]  # [B, T, D]
@@ -63,7 +70,7 @@ class StageHeadModule(LightningModule):
     Args:
         kind: "head" or "draft": what the checkpoint is called.
         tokenizer: Freshly built; filled from `tokenizer_checkpoint`.
-        layer: Base model layer whose states are read.
+        layer: What is read of the base model: a layer's number, or the name of a point (rsd/points.py).
         num_stages: Stages to predict, or None for all of the tokenizer's.
         width, num_layers, num_heads: Of the StageHead.
         labels: Whose chunk the tokens are: "data" for the demonstration's, "base" for the base model's own.
@@ -76,13 +83,15 @@ class StageHeadModule(LightningModule):
         ValueError: `labels` is something else.
     """
 
+    head: StageHead  # made by `setup`, which knows the data's widths
+
     def __init__(
         self,
         *,
         kind: str,
         tokenizer: ActionTokenizer,
         tokenizer_checkpoint: str,
-        layer: int,
+        layer: int | str,
         num_stages: int | None,
         width: int,
         num_layers: int,
@@ -95,32 +104,26 @@ class StageHeadModule(LightningModule):
     ):
         super().__init__()
         if labels not in LABELS:
-            raise ValueError(f"phase.module.labels is {labels!r}, expected one of {list(LABELS)}")
-        self.kind, self.layer, self.seed, self.labels = kind, layer, seed, labels
-        self.tokenizer, self.tokenizer_provenance = load_tokenizer(tokenizer, Path(tokenizer_checkpoint))
+            raise SettingError(f"phase.module.labels is {labels!r}, expected one of {list(LABELS)}")
+        self.kind, self.point, self.seed, self.labels = kind, point_name(layer), seed, labels
+        self.loaded = load_tokenizer(Path(tokenizer_checkpoint), expected=tokenizer)
+        self.tokenizer = self.loaded.tokenizer
         self.num_stages = num_stages or self.tokenizer.code_shape.num_stages
         self.size = {"width": width, "num_layers": num_layers, "num_heads": num_heads}
         self.learning_rate = learning_rate
         self.corruption_rate, self.hidden_rate = corruption_rate, hidden_rate
-        self.head: StageHead | None = None
-        self._outputs: list[tuple[Tensor, ...]] = []
+        self._outputs: list[tuple[Tensor, Tensor, Tensor]] = []  # logits, labels and errors of a batch
 
     def setup(self, stage: str) -> None:
-        datamodule = self.trainer.datamodule
-        if self.tokenizer_provenance["unnorm_key"] != datamodule.unnorm_key:
-            raise ValueError(
-                f"the tokenizer has the statistics of {self.tokenizer_provenance['unnorm_key']!r}, the hidden states "
-                f"those of {datamodule.unnorm_key!r}; train the tokenizer on the same data set"
+        datamodule = hidden_states_of(self.trainer)
+        self.space: Space = datamodule.space
+        if (difference := self.loaded.difference(self.space)) is not None:
+            raise CheckpointError(
+                f"the tokenizer and the hidden states do not mean the same numbers: {difference}; train the tokenizer "
+                f"on the same data set, with data.bounds={self.space.bounds}"
             )
-        self.norm_stats = datamodule.norm_stats
-        fitted, bounds = self.tokenizer_provenance["bounds"], bounds_of(self.norm_stats["action"])
-        if fitted != bounds:
-            raise ValueError(
-                f"the tokenizer was fitted with data.bounds {fitted!r}, the base model has {bounds!r}; train the "
-                f"tokenizer with data.bounds={bounds}"
-            )
-        if self.head is None:
-            states, hidden_dim = datamodule.state_shape(self.layer)
+        if not hasattr(self, "head"):
+            states, hidden_dim = datamodule.state_shape(self.point)
             self.head = StageHead(
                 code_shape=self.tokenizer.code_shape,
                 hidden_dim=hidden_dim,
@@ -130,17 +133,17 @@ class StageHeadModule(LightningModule):
             )
 
     def _normalized(self, actions: Tensor) -> Tensor:
-        return torch.from_numpy(normalize(actions.cpu().numpy(), self.norm_stats["action"])).to(self.device)
+        return self.space.to_model(actions.to(self.device))
 
-    def _base_chunk(self, batch: dict[str, Any]) -> Tensor:
+    def _base_chunk(self, batch: HiddenStateBatch) -> Tensor:
         """What the robot would execute of the base model's chunk, [B, T, A]."""
         return executed(batch["base_actions"].to(self.device))
 
-    def _wanted(self, batch: dict[str, Any]) -> Tensor:
+    def _wanted(self, batch: HiddenStateBatch) -> Tensor:
         """The chunks whose tokens are to be predicted, normalised, [B, T, A]."""
         return self._base_chunk(batch) if self.labels == "base" else self._normalized(batch["actions"])
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: HiddenStateBatch, batch_idx: int) -> Tensor:
         actions = self._wanted(batch)  # [B, T, A]
         generator = step_generator(self.seed, self.global_step, rank=self.global_rank)
         half = len(actions) // 2
@@ -153,7 +156,7 @@ class StageHeadModule(LightningModule):
             unseen = self.tokenizer.encode(actions, known[..., :cut])[..., cut:]
             labels = torch.cat([labels[..., :cut], unseen], dim=-1)
             known = known[..., :cut]
-        logits = self.head(self.head.features(batch["hidden"][self.layer]), known, 0, self.num_stages)
+        logits = self.head(self.head.features(batch["hidden"][self.point]), known, 0, self.num_stages)
         loss = self._loss(logits, labels[..., : self.num_stages])
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -165,29 +168,31 @@ class StageHeadModule(LightningModule):
         per_stage = nll.where(exists, 0).sum(dim=(1, 2)) / exists.sum(dim=(0, 1)).clamp_min(1)  # [B, Q]
         return per_stage.mean()
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: HiddenStateBatch, batch_idx: int) -> None:
         actions, base = self._normalized(batch["actions"]), self._base_chunk(batch)
         labels = self.tokenizer.encode(self._wanted(batch))[..., : self.num_stages]
-        features = self.head.features(batch["hidden"][self.layer])
+        features = self.head.features(batch["hidden"][self.point])
         logits = self.head(features, labels, 0, self.num_stages)
-        greedy = depth_ar(
-            lambda known, start, stop: self.head(features, known, start, stop),
-            levels=self.head.levels,
-            batch_size=len(actions),
-        )
+        target, noise = HeadLogits(self.head, features), Noise([0] * len(actions), self.device)
+        greedy = DepthAR().run(target, Absent(DRAFT), self.head.levels, noise)
         decoded = self.tokenizer.decode(greedy.indices)
         base_l1 = (batch["base_actions"].to(actions) - actions).abs().mean()
         errors = torch.stack([(decoded - actions).abs().mean(), base_l1, (decoded - base).abs().mean()])
         self._outputs.append((logits.cpu(), labels.cpu(), errors.cpu() * len(actions)))
 
     def on_validation_epoch_end(self) -> None:
-        logits, labels, errors = (list(column) for column in zip(*self._outputs, strict=True))
+        logits = torch.cat([logits for logits, _, _ in self._outputs])  # [N, T, D, Q, L]
+        labels = torch.cat([labels for _, labels, _ in self._outputs])  # [N, T, D, Q]
+        errors = torch.stack([errors for _, _, errors in self._outputs])
         self._outputs.clear()
-        labels = torch.cat(labels)
-        self.report: dict[str, Any] = stage_report(torch.cat(logits), labels, self.head.levels.cpu())
-        greedy_l1, base_l1, greedy_to_base_l1 = (torch.stack(errors).sum(dim=0) / len(labels)).tolist()
-        self.report |= {"greedy_l1": greedy_l1, "base_l1": base_l1, "greedy_to_base_l1": greedy_to_base_l1}
-        self.report["num_chunks"] = len(labels)
+        greedy_l1, base_l1, greedy_to_base_l1 = (errors.sum(dim=0) / len(labels)).tolist()
+        self.report: dict[str, Any] = {
+            **stage_report(logits, labels, self.head.levels.cpu()),
+            "greedy_l1": greedy_l1,
+            "base_l1": base_l1,
+            "greedy_to_base_l1": greedy_to_base_l1,
+            "num_chunks": len(labels),
+        }
         for name in ("token_accuracy", "stage_accuracy", "ece", "nll"):
             for stage, value in enumerate(self.report[name], start=1):
                 self.log(f"val/{name}/{stage}", value)
@@ -196,7 +201,7 @@ class StageHeadModule(LightningModule):
         self.log("val/greedy_to_base_l1", greedy_to_base_l1)
         self.log("val/nll", sum(self.report["nll"]) / self.num_stages)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = torch.optim.AdamW(self.head.parameters(), lr=self.learning_rate, weight_decay=0.01)
         steps = max(1, self.trainer.max_steps)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=0.1)
@@ -204,15 +209,15 @@ class StageHeadModule(LightningModule):
 
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, Any]:
         """Write the checkpoint and the plot beside it; return the metrics of the last validation."""
-        datamodule = self.trainer.datamodule
+        datamodule = hidden_states_of(self.trainer)
         record = {
             **provenance,
-            "unnorm_key": datamodule.unnorm_key,
-            "tokenizer": self.tokenizer_provenance["sha256"],
+            "unnorm_key": datamodule.space.name,
+            "tokenizer": self.loaded.sha256,
             "base": datamodule.fingerprint,
             "data": datamodule.content_id(),
             "metrics": self.report,
         }
-        save_stage_head(self.head, directory, kind=self.kind, layer=self.layer, provenance=record)
+        save_stage_head(self.head, directory, kind=self.kind, point=self.point, provenance=record)
         plot_stages(self.report["token_accuracy"], self.report["ece"], Path(directory).parent / "stages.png")
         return self.report

@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from rsd.normalization import bounds_of, normalize
+from rsd.errors import SettingError
+from rsd.space import Space
 from rsd.tokenizer import ActionTokenizer, BinTokenizer, save_tokenizer
 from rsd.tokenizer.report import codec_report
+from rsd.training.given import chunks_of
 from rsd.training.plots import plot_codec
 from rsd.training.randomness import step_generator
+from rsd.types import ChunkBatch
 
 
 class TokenizerModule(LightningModule):
@@ -35,21 +39,22 @@ class TokenizerModule(LightningModule):
         self._held_out: list[Tensor] = []
 
     def setup(self, stage: str) -> None:
-        self.norm_stats = self.trainer.datamodule.norm_stats
+        datamodule = chunks_of(self.trainer)
+        self.space: Space = datamodule.space
         if stage == "fit":
             trainable = any(parameter.requires_grad for parameter in self.tokenizer.parameters())
             if not trainable and self.trainer.max_steps > 0:
-                raise ValueError(
+                raise SettingError(
                     f"{type(self.tokenizer).__name__} is fitted, not trained; it has no weights for "
                     f"{self.trainer.max_steps} steps; set quantizer.max_steps=0"
                 )
-            self.tokenizer.fit(self._normalized(self.trainer.datamodule.train.actions))
+            self.tokenizer.fit(self._normalized(datamodule.train.actions))
 
     def _normalized(self, actions: Tensor) -> Tensor:
-        """Raw standardised chunks [B, T, A] → normalised, on the module's device."""
-        return torch.from_numpy(normalize(actions.cpu().numpy(), self.norm_stats["action"])).to(self.device)
+        """Standard chunks [B, T, A] → model space, on the module's device."""
+        return self.space.to_model(actions.to(self.device))
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: ChunkBatch, batch_idx: int) -> Tensor:
         actions = self._normalized(batch["actions"])  # [B, T, A]
         generator = step_generator(self.seed, self.global_step, rank=self.global_rank)
         depth = int(torch.randint(1, self.tokenizer.code_shape.num_stages + 1, (), generator=generator))
@@ -58,7 +63,7 @@ class TokenizerModule(LightningModule):
         self.log("train/mse", full, prog_bar=True)
         return full + self.prefix_weight * prefix
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: ChunkBatch, batch_idx: int) -> None:
         self._held_out.append(self._normalized(batch["actions"]))
 
     def on_validation_epoch_end(self) -> None:
@@ -69,7 +74,7 @@ class TokenizerModule(LightningModule):
                 self.log(f"val/{name}/{depth}", value)
         self.log("val/mse", self.report["mse"][-1], prog_bar=True)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig | None:
         trainable = [parameter for parameter in self.tokenizer.parameters() if parameter.requires_grad]
         if not trainable:
             return None
@@ -83,7 +88,7 @@ class TokenizerModule(LightningModule):
 
         The metrics hold the codec's report and, as "bins256", that of OpenVLA's bins on the same held-out chunks.
         """
-        datamodule = self.trainer.datamodule
+        datamodule = chunks_of(self.trainer)
         tokenizer = self.tokenizer.eval().cpu()
         chunks = self._normalized(datamodule.val.actions).cpu()
         shape = tokenizer.code_shape
@@ -91,9 +96,9 @@ class TokenizerModule(LightningModule):
         metrics = {**codec_report(tokenizer, chunks), "bins256": codec_report(bins, chunks)}
         record = {
             **provenance,
-            "unnorm_key": datamodule.name,
-            "bounds": bounds_of(self.norm_stats["action"]),
-            "norm_stats": {datamodule.name: self.norm_stats},
+            "unnorm_key": datamodule.space.name,
+            "bounds": self.space.bounds,
+            "norm_stats": {self.space.name: dict(self.space.statistics)},
             "code": {"tokens": shape.tokens_per_stage, "bits": shape.bits_per_stage, "num_levels": shape.num_levels},
             "data": datamodule.content_id(),
             "metrics": metrics,

@@ -25,13 +25,12 @@ sys.path[:0] = [str(SCRIPTS), str(SCRIPTS.parent)]  # runs from a bare checkout,
 from benchmark_7b.caching import measure_caching  # noqa: E402
 from benchmark_7b.forward import measure_forward  # noqa: E402
 from benchmark_7b.loading import measure_load  # noqa: E402
-from benchmark_7b.lora import measure_lora  # noqa: E402
 from benchmark_7b.table import table  # noqa: E402
 from rsd.models.openvla.model import OpenVLAOFT  # noqa: E402
 from rsd.models.openvla.random_weights import openvla_architecture, random_model  # noqa: E402
 
 RESULTS, TABLE = "benchmark_7b.json", "benchmark_7b.md"
-MEASURES = {"forward": measure_forward, "caching": measure_caching, "lora": measure_lora}  # lora changes the model
+MEASURES = {"forward": measure_forward, "caching": measure_caching}
 SECTIONS = ("load", *MEASURES)
 
 

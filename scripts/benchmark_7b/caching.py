@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from benchmark_7b.cases import TWO_VIEWS, make_backbone, random_observation
+from benchmark_7b.cases import TWO_VIEWS, make_base
 from benchmark_7b.clocks import Clock, interleaved
-from rsd.data.fill_cache import cache_content, write_cache
+from rsd.data.fill_cache import write_cache
+from rsd.data.made_up import picture
 from rsd.models.openvla.model import OpenVLAOFT
-from rsd.types import Observation
+from rsd.points import point_names
+from rsd.types import Frame, Observation
 
 
 class JpegFrames:
@@ -27,23 +30,25 @@ class JpegFrames:
 
     def __init__(self, number: int, views: tuple[str, ...]) -> None:
         self.episodes = [0]
-        self.number, self.pictures = number, []
+        self.number = number
+        self.pictures: list[dict[str, bytes]] = []
         for seed in range(16):
             stored = {}
-            for view, picture in random_observation(seed, views).images.items():
+            random = np.random.default_rng(seed)
+            for view in views:
                 buffer = io.BytesIO()
-                Image.fromarray(picture).save(buffer, format="JPEG", quality=95)
+                Image.fromarray(picture(random)).save(buffer, format="JPEG", quality=95)
                 stored[view] = buffer.getvalue()
             self.pictures.append(stored)
 
     def __len__(self) -> int:
         return self.number
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
+    def __getitem__(self, row: int) -> Frame:
         stored = self.pictures[row % len(self.pictures)].items()
         pictures = {view: np.asarray(Image.open(io.BytesIO(data))) for view, data in stored}
-        observation = Observation(pictures, np.zeros(8), "any")
-        return {"observation": observation, "actions": np.zeros((8, 7), np.float32), "episode": 0, "step": row}
+        observation = Observation(pictures, np.zeros(8), "any", stored=True)
+        return {"observation": observation, "actions": torch.zeros(8, 7), "episode": 0, "step": row}
 
     def content_id(self) -> str:
         return f"random-{self.number}"
@@ -52,23 +57,27 @@ class JpegFrames:
 def measure_caching(options: argparse.Namespace, model: OpenVLAOFT, device: torch.device) -> dict[str, Any]:
     """Frames/s of write_cache against those of the batched forward alone, layers and batch alike."""
     views = TWO_VIEWS
-    backbone = make_backbone(model, views)
+    base = make_base(model, views)
     layers = sorted({(model.llm_config.num_hidden_layers + 1) // 2, model.llm_config.num_hidden_layers})
     batch, frames = options.batch_size, JpegFrames(options.frames, views)
-    inputs = backbone.prepare([frames[row]["observation"] for row in range(batch)])
+    inputs = base.prepare([frames[row]["observation"] for row in range(batch)])
     inputs = {name: value.to(device) for name, value in inputs.items()}
-    alone = interleaved({"forward": lambda: backbone.forward(inputs, layers).actions}, Clock(device), 3, 10)
+
+    def forward() -> Tensor:
+        looked = base.look(inputs)
+        for point in point_names(layers):
+            looked.at(point)
+        return looked.chunk()
+
+    alone = interleaved({"forward": forward}, Clock(device), 3, 10)
     alone_fps = 1000 * batch / alone["forward"]["wall_ms"]["median"]
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        content = cache_content(
-            fingerprint=backbone.fingerprint(), frames=frames, layers=layers, chunk_length=8, unnorm_key="random"
-        )
         started = time.perf_counter()
         write_cache(
-            backbone=backbone,
+            base=base,
             frames=frames,
             directory=Path(scratch) / "cache",
-            content=content,
+            points=point_names(layers),
             batch_size=batch,
             shard_bytes=128 * 10**6,
             command="",

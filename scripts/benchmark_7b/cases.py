@@ -6,14 +6,13 @@ import copy
 import dataclasses
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from torch import Tensor
 
-from rsd.models.openvla.backbone import OpenVLABackbone
+from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.model import OpenVLAOFT
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.random_weights import PUBLISHED_MEANS, PUBLISHED_STDS, statistics
+from rsd.space import Space
 from rsd.types import Observation
 
 PROMPT_LENGTH = 34  # ids of LIBERO-Spatial's longer instructions, BOS and 29871 included (SPEC §5)
@@ -34,14 +33,15 @@ class FixedText:
         return {"prompt_length": PROMPT_LENGTH}
 
 
-def make_backbone(model: OpenVLAOFT, views: tuple[str, ...]) -> OpenVLABackbone:
-    size = model.architecture.dino.image_size
-    return OpenVLABackbone(
+def make_base(model: OpenVLAOFT, views: tuple[str, ...]) -> OpenVLABase:
+    dino = model.architecture.dino
+    assert dino is not None  # all cases have it
+    size = dino.image_size
+    return OpenVLABase(
         model=model,
         processor=PrismaticImageProcessor(sizes=[size] * 2, means=PUBLISHED_MEANS, stds=PUBLISHED_STDS),
         text=FixedText(),
-        norm_stats=statistics(7, 8),
-        unnorm_key="random",
+        space=Space.from_statistics("random", statistics(7, 8)),
         views=views,
         chunk_length=8,
         center_crop=True,
@@ -49,20 +49,11 @@ def make_backbone(model: OpenVLAOFT, views: tuple[str, ...]) -> OpenVLABackbone:
     )
 
 
-def random_observation(seed: int, views: tuple[str, ...]) -> Observation:
-    random = np.random.default_rng(seed)
-    pictures = {}
-    for view in views:  # smooth, as camera pictures are
-        coarse = Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8))
-        pictures[view] = np.asarray(coarse.resize((256, 256), Image.Resampling.BICUBIC))
-    return Observation(pictures, random.uniform(-0.5, 0.5, 8), "any")
-
-
-def model_inputs(backbone: OpenVLABackbone, observations: list[Observation]) -> dict[str, Tensor]:
+def model_inputs(base: OpenVLABase, observations: list[Observation]) -> dict[str, Tensor]:
     """Inputs of the network where it lives and in its dtype; no prompt here has pads, so there is no mask."""
-    prepared = backbone.prepare(observations)
+    prepared = base.prepare(observations)
     return {
-        name: value.to(backbone.device, backbone.dtype if value.is_floating_point() else value.dtype)
+        name: value.to(base.device, base.dtype if value.is_floating_point() else value.dtype)
         for name, value in prepared.items()
         if name != "attention_mask"
     }

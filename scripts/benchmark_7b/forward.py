@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import argparse
 import copy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmark_7b.cases import CASES, make_backbone, model_inputs, random_observation, sequence_length, without_proprio
+from benchmark_7b.cases import CASES, make_base, model_inputs, sequence_length, without_proprio
 from benchmark_7b.clocks import Call, Clock, interleaved, matmul_tflops
-from rsd.models.openvla.execution import CAPTURED_LIMIT, CudaCapture, deviation, make_forward
+from rsd.models.openvla import segments
+from rsd.models.openvla.canaries import random_observation
+from rsd.models.openvla.execution import CAPTURED_LIMIT, CudaCapture, Graphs, deviation, make_run
 from rsd.models.openvla.model import OpenVLAOFT, select
+from rsd.models.openvla.segments import Run
 
 COMPILED_FACTOR = 2.0  # its actions may be this many times as far from the eager ones as those are from float32's
 
@@ -30,10 +34,10 @@ def part_calls(model: OpenVLAOFT, inputs: dict[str, Tensor]) -> dict[str, Call]:
 
     def language() -> Tensor:
         sequence = model.assemble(patches, *arguments)
-        return select(model.decoder_states(sequence.embeds, None, {last})[last], sequence.slots)
+        return select(model.layer_states(sequence.embeds, None, {last})[last], sequence.slots)
 
     states = language()
-    whole = {**inputs, "attention_mask": None, "chunk_length": 8, "layers": []}
+    whole: dict[str, Any] = {**inputs, "attention_mask": None, "chunk_length": 8, "layers": []}
     return {
         "vision": lambda: model.vision_backbone(inputs["pixel_values"]),
         "projector": lambda: model.projector(features),
@@ -58,18 +62,26 @@ def forward_tflop(model: OpenVLAOFT, inputs: dict[str, Tensor]) -> dict[str, flo
 def ways_of(model: OpenVLAOFT, inputs: dict[str, Tensor], executions: tuple[str, ...]) -> dict[str, dict[str, Call]]:
     """Execution → part → call; the whole pass is what `execution` means to policy and caching."""
     result = {"eager": part_calls(model, inputs)}
-    whole = {**inputs, "attention_mask": None, "chunk_length": 8, "layers": []}
     for execution in executions:
-        graphs = make_forward(model, execution)
-        parts = part_calls(graphs.run, inputs)
+        run = make_run(model, execution)
+        assert isinstance(run, Graphs)
+        parts = part_calls(run.twin, inputs)
         result[execution] = {name: _captured(call, model) for name, call in parts.items() if name != "whole"}
-        result[execution]["whole"] = lambda graphs=graphs: graphs(**whole)[1]
+        result[execution]["whole"] = partial(_whole, run, inputs, model.num_layers)
     return result
 
 
+def _whole(run: Run, inputs: dict[str, Tensor], num_layers: int) -> Tensor:
+    """The segments of a pass one after the other, as policy and caching run them, to the chunk."""
+    sequence = run(partial(segments.embed, chunk_length=8), {**inputs, "attention_mask": None})
+    states = run(partial(segments.run_layers, start=0, stop=num_layers), sequence)["states"]
+    features = run(partial(segments.read_head), {"states": states})
+    return segments.given(run(partial(segments.read_chunk, chunk_length=8), features), "chunk")
+
+
 def _captured(call: Call, model: OpenVLAOFT) -> Call:
-    replay = CudaCapture(model.projector.fc1.weight.device)(lambda: ({}, call()))
-    return lambda: replay()[1]
+    replay = CudaCapture(model.projector.fc1.weight.device)(lambda: {"result": call()})
+    return lambda: replay()["result"]
 
 
 @torch.no_grad()
@@ -81,10 +93,10 @@ def measure_forward(options: argparse.Namespace, model: OpenVLAOFT, device: torc
     exact = copy.deepcopy(model).float() if cuda else model
     for case, (views, use_proprio) in CASES.items():
         network = model if use_proprio else without_proprio(model)
-        backbone = make_backbone(network, views)
-        observation = [random_observation(0, views)]
-        prepare: dict[str, Call] = {"preprocess": lambda: backbone.prepare(observation)["pixel_values"]}  # noqa: B023
-        inputs = model_inputs(backbone, observation)
+        base = make_base(network, views)
+        observation = [random_observation(base, 0)]
+        prepare: dict[str, Call] = {"preprocess": lambda: base.prepare(observation)["pixel_values"]}  # noqa: B023
+        inputs = model_inputs(base, observation)
         entry: dict[str, Any] = {"tokens": sequence_length(network, inputs), "tflop": forward_tflop(network, inputs)}
         entry["preprocess"] = interleaved(prepare, Clock(torch.device("cpu")), options.warmup, options.calls)
         ways = ways_of(network, inputs, executions)

@@ -21,7 +21,7 @@ LOAD = """
 import json, sys, time
 sys.path.insert(0, sys.argv[1])
 import torch
-from rsd.models.openvla import load_backbone
+from rsd.models.openvla import load_base
 
 def status(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024
@@ -29,12 +29,12 @@ def status(name):
 device = sys.argv[3]
 torch.zeros(1, device=device)
 before, started = status("VmRSS:"), time.perf_counter()
-backbone = load_backbone(checkpoint=sys.argv[2], unnorm_key="libero_spatial", views=["image", "wrist_image"],
+base = load_base(checkpoint=sys.argv[2], unnorm_key="libero_spatial", views=["image", "wrist_image"],
                          use_proprio=True, chunk_length=8, device=device, dtype="bfloat16", canaries=False)
 seconds, peak = time.perf_counter() - started, status("VmHWM:") - before
 from rsd.models.openvla.canaries import check_canaries
 started = time.perf_counter()
-found = [canary.found for canary in check_canaries(backbone)]
+found = [canary.found for canary in check_canaries(base)]
 gpu = torch.cuda.max_memory_allocated() if device == "cuda" else None
 print(json.dumps({"load_s": seconds, "host_peak_bytes": peak, "canaries_s": time.perf_counter() - started,
                   "canaries": found, "gpu_bytes": gpu}))

@@ -28,7 +28,7 @@ def table(results: dict[str, Any]) -> str:
             ratio = [f"{floor:.2f}", f"{min(medians) / floor:.2f}"] if floor else ["", ""]
             lines.append(" | ".join([part, *(f"{value:.2f}" for value in medians), *ratio]))
         lines.append("")
-    for section in ("load", "caching", "lora"):
+    for section in ("load", "caching"):
         if section in results:
             lines += [f"**{section}**", "", "```", json.dumps(results[section], indent=1), "```", ""]
     lines += [f"FAILED {name}: {error.splitlines()[-1]}" for name, error in results["errors"].items()]

@@ -10,9 +10,17 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from rsd.data import DataError
+from rsd.data import DataError, datasets, rlds_reader
 from rsd.data.datamodules import ChunkDataModule, FrameDataModule
-from rsd.data.datasets import ChunkDataset, FrameDataset, Trajectory, clipping_notes, split_episodes
+from rsd.data.datasets import (
+    ChunkDataset,
+    Demonstrations,
+    FrameDataset,
+    Trajectory,
+    all_frames,
+    clipping_notes,
+    split_episodes,
+)
 from rsd.data.libero_records import episode_features
 from rsd.data.rlds import RLDSWriter
 from rsd.data.tf_example import encode_example
@@ -67,19 +75,20 @@ def test_split_errors():
 
 
 def test_chunks_of_all_episodes(directory: Path):
-    dataset = ChunkDataset(directory, T, "all")
+    dataset = ChunkDataset(Demonstrations(directory), T, "all")
     assert list(zip(dataset.episode.tolist(), dataset.step.tolist(), strict=True)) == [
         (0, 0), (0, 1), (2, 0), (3, 0), (3, 1), (3, 2)
     ]  # fmt: skip
     assert (len(dataset), dataset.num_short, dataset.name) == (6, 1, NAME)
-    for item in (dataset[row] for row in range(len(dataset))):
-        actions = standardize_actions(demonstration(item["episode"], LENGTHS[item["episode"]])["steps"]["action"])
-        assert item["actions"].dtype == torch.float32
-        np.testing.assert_array_equal(item["actions"], actions[item["step"] : item["step"] + T])
+    for row, (episode, step) in enumerate(zip(dataset.episode.tolist(), dataset.step.tolist(), strict=True)):
+        actions = standardize_actions(demonstration(episode, LENGTHS[episode])["steps"]["action"])
+        assert dataset[row]["actions"].dtype == torch.float32
+        np.testing.assert_array_equal(dataset[row]["actions"], actions[step : step + T])
 
 
 def test_train_and_val_share_the_statistics(directory: Path):
-    train, val = ChunkDataset(directory, T, "train"), ChunkDataset(directory, T, "val")
+    demonstrations = Demonstrations(directory)
+    train, val = (ChunkDataset(demonstrations, T, split) for split in ("train", "val"))
     assert (set(train.episode.tolist()), set(val.episode.tolist())) == ({0, 2}, {3})
     assert train.norm_stats == val.norm_stats
     assert train.norm_stats["num_trajectories"] == 4
@@ -87,7 +96,7 @@ def test_train_and_val_share_the_statistics(directory: Path):
 
 
 def test_frames(directory: Path):
-    dataset = FrameDataset(directory, T, "all")
+    dataset = all_frames(directory, T, IMAGE_VIEWS)
     assert len(dataset) == 6
     for row in (5, 0):  # any order
         item = dataset[row]
@@ -103,7 +112,7 @@ def test_frames(directory: Path):
 
 
 def test_frames_travel_to_workers(directory: Path):
-    dataset = FrameDataset(directory, T, "all", views=["wrist_image"])
+    dataset = FrameDataset(Demonstrations(directory, ["wrist_image"]), T, "all")
     expected = dataset[3]["observation"].images["wrist_image"]
     copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301  our own object
     np.testing.assert_array_equal(copy[3]["observation"].images["wrist_image"], expected)
@@ -113,14 +122,14 @@ def test_frames_travel_to_workers(directory: Path):
 
 def test_unknown_view_lists_the_features(directory: Path):
     with pytest.raises(DataError, match=r"no feature observation/third_eye; .*steps/observation/wrist_image"):
-        FrameDataset(directory, T, "all", views=["third_eye"])
+        Demonstrations(directory, ["third_eye"])
 
 
 def test_all_episodes_too_short(directory: Path):
     with pytest.raises(
         DataError, match=r"split 'train': all 3 episodes are shorter than the chunk of 16 .*longest has 9"
     ):
-        ChunkDataset(directory, 16, "train")
+        ChunkDataset(Demonstrations(directory), 16, "train")
 
 
 def _with_actions(directory: Path, actions: np.ndarray) -> Path:
@@ -140,7 +149,7 @@ def test_nan_in_actions_names_episode_and_step(tmp_path: Path):
     actions[5, 2] = np.nan
     directory = _with_actions(tmp_path, actions)
     with pytest.raises(DataError, match=rf"{NAME}: episode 1 \(.*tfrecord.*\): action is nan at step 5, dim 2"):
-        ChunkDataset(directory, T, "all")
+        Demonstrations(directory)
 
 
 def test_data_set_of_another_robot(tmp_path: Path, directory: Path):
@@ -152,7 +161,7 @@ def test_data_set_of_another_robot(tmp_path: Path, directory: Path):
             content = content.replace(b'"7"', b'"14"')
         (target / path.name).write_bytes(content)
     with pytest.raises(DataError, match=r"feature action: expected tensor \[7\], got tensor \[14\]; this is not"):
-        ChunkDataset(target, T, "all")
+        Demonstrations(target)
 
 
 def test_chunk_datamodule(directory: Path):
@@ -167,7 +176,7 @@ def test_chunk_datamodule(directory: Path):
     assert sorted(rows.flatten(1).tolist()) == sorted(data.train.actions.flatten(1).tolist())
     val = torch.cat([batch["actions"] for batch in data.val_dataloader()])
     torch.testing.assert_close(val, data.val.actions, rtol=0, atol=0)
-    assert data.norm_stats["num_trajectories"] == 4
+    assert data.space.statistics["num_trajectories"] == 4
 
 
 def _episodes_and_steps(items: list[dict[str, Any]]) -> list[tuple[int, int]]:
@@ -188,3 +197,28 @@ def test_frame_datamodule(directory: Path, num_workers: int):
     data.setup()
     assert sorted(chain(*data.train_dataloader())) == [(0, 0), (0, 1), (2, 0)]
     assert list(data.val_dataloader()) == [[(3, 0), (3, 1)], [(3, 2)]]
+
+
+@pytest.mark.parametrize("kind", ["rfsq", "oft"])
+def test_a_start_reads_every_record_once_and_takes_the_statistics_once(kind, tmp_path, monkeypatch):
+    directory = write_dataset(tmp_path, [9] * 12)
+    calls = {"read_record": 0, "compute_statistics": 0}
+
+    def counting(name, function):
+        def counted(*arguments):
+            calls[name] += 1
+            return function(*arguments)
+
+        return counted
+
+    for module, name in ((rlds_reader, "read_record"), (datasets, "compute_statistics")):
+        monkeypatch.setattr(module, name, counting(name, getattr(module, name)))
+    common = {**_paths(directory), "chunk_length": T, "batch_size": 4, "num_workers": 0, "seed": 0}
+    if kind == "rfsq":
+        data = ChunkDataModule(**common)
+    else:
+        data = FrameDataModule(**common, views=IMAGE_VIEWS, collate=_episodes_and_steps)
+    data.setup()
+    assert (len(list(data.train_dataloader())), len(list(data.val_dataloader()))) == (6, 1)
+    assert data.space.statistics["num_trajectories"] == 12 and data.space.name == NAME
+    assert calls == {"read_record": 12, "compute_statistics": 1}

@@ -1,5 +1,7 @@
 """The datamodule over the cache: split by episode, order by (seed, epoch), resume in the middle of an epoch."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
@@ -7,7 +9,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from rsd.data.cache import CacheError, CacheReader
 from rsd.data.hidden_states import HiddenStateDataModule
-from tests.data.fake_backbone import A, LinearBackbone, T, ToyFrames, content_of, write
+from tests.data.fake_base import POINTS, A, LinearBase, T, ToyFrames, write
 
 LENGTHS = (3, 5, 4, 6, 3, 4, 5, 3, 4, 7, 5)  # eleven episodes: number 9 is held out
 
@@ -20,7 +22,7 @@ def directory(tmp_path_factory):
 
 
 def datamodule(directory, **settings):
-    defaults = {"cache": lambda: CacheReader(directory), "layers": [4], "batch_size": 8, "seed": 0}
+    defaults = {"cache": lambda points: CacheReader(directory, points), "points": [4], "batch_size": 8, "seed": 0}
     module = HiddenStateDataModule(**(defaults | settings))
     module.setup()
     return module
@@ -45,38 +47,55 @@ def test_the_split_counts_episodes_too_short_for_a_frame(tmp_path):
 @pytest.mark.parametrize("memory_gb", [2.0, 0.0])
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_batches_hold_the_cached_rows_in_float32(directory, memory_gb, num_workers):
-    module = datamodule(directory, memory_gb=memory_gb, num_workers=num_workers, layers=[4, 2])
+    module = datamodule(directory, memory_gb=memory_gb, num_workers=num_workers, points=[4, 2])
     (batch,) = module.val_dataloader()
-    assert {layer: (states.shape, states.dtype) for layer, states in batch["hidden"].items()} == {
-        2: ((7, T * A, 16), torch.float32),
-        4: ((7, T * A, 16), torch.float32),
+    assert {point: (states.shape, states.dtype) for point, states in batch["hidden"].items()} == {
+        "layer.2": ((7, T * A, 16), torch.float32),
+        "layer.4": ((7, T * A, 16), torch.float32),
     }
-    plain = CacheReader(directory).read(module.val.rows, [2, 4])
-    for layer in (2, 4):
-        assert torch.equal(batch["hidden"][layer], plain["hidden"][layer].float())
+    plain = CacheReader(directory).read(module.val.rows, POINTS)
+    for point in POINTS:
+        assert torch.equal(batch["hidden"][point], plain["hidden"][point].float())
     assert torch.equal(batch["actions"], plain["actions"])
     assert torch.equal(batch["base_actions"], plain["base_actions"])
-    assert torch.equal(module.val[3]["hidden"][2], batch["hidden"][2][3])
+    assert torch.equal(module.val[3]["hidden"]["layer.2"], batch["hidden"]["layer.2"][3])
 
 
 def test_memory_and_mapped_files_give_the_same_epoch(directory):
     loaded, mapped = (datamodule(directory, memory_gb=size).train_dataloader() for size in (2.0, 0.0))
     for left, right in zip(loaded, mapped, strict=True):
-        assert torch.equal(left["hidden"][4], right["hidden"][4])
+        assert torch.equal(left["hidden"]["layer.4"], right["hidden"]["layer.4"])
 
 
 def test_it_says_what_the_states_are_of(directory):
-    module = datamodule(directory)
-    backbone, frames = LinearBackbone(), ToyFrames(LENGTHS)
-    assert module.norm_stats == backbone.norm_stats
-    assert (module.unnorm_key, module.state_shape(2)) == (backbone.unnorm_key, backbone.state_shapes[2])
-    assert module.fingerprint == content_of(backbone, frames)["backbone"]
+    module = datamodule(directory, points=[2])
+    base, frames = LinearBase(), ToyFrames(LENGTHS)
+    assert module.space == base.spec.space
+    assert module.state_shape("layer.2") == base.spec.points["layer.2"]
+    assert module.fingerprint == base.spec.fingerprint
     assert module.content_id() == frames.content_id()
 
 
-def test_layers_that_are_not_cached_are_named(directory):
-    with pytest.raises(CacheError, match=r"layers \[3\] are not in .*toy, which has \[2, 4\]; cache them too"):
-        datamodule(directory, layers=[3, 4])
+def test_points_that_are_not_cached_are_named(directory):
+    message = (
+        r"toy is incomplete: 0 of 49 frames in layer.3; complete it with: make-the-cache \"layers=\[layer.3,layer.4\]"
+    )
+    with pytest.raises(CacheError, match=message):
+        datamodule(directory, points=[3, 4])
+
+
+def test_the_process_that_makes_the_cache_for_all_opens_it_once(directory):
+    opened = []
+
+    def open_cache(points):
+        opened.append(points)
+        return CacheReader(directory, points)
+
+    module = HiddenStateDataModule(cache=open_cache, points=[2], batch_size=8, seed=0)
+    module.trainer = SimpleNamespace(world_size=2)
+    module.prepare_data()
+    module.setup()
+    assert opened == [["layer.2"]] and len(module.cache) == sum(LENGTHS)
 
 
 def test_a_split_without_frames_is_refused(tmp_path):
@@ -97,7 +116,7 @@ class Recorder(LightningModule):
 
     def training_step(self, batch, batch_idx):
         self.seen.append(batch["actions"][:, 0, 0].tolist())
-        return (self.weight - batch["hidden"][4].mean()) ** 2
+        return (self.weight - batch["hidden"]["layer.4"].mean()) ** 2
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)

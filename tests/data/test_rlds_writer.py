@@ -4,10 +4,6 @@ import errno
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -82,36 +78,6 @@ def test_killed_at_any_byte_of_the_second_record(directory: Path):
                 writer.write_episode(demonstration(1, 3))
         assert (directory / SHARD).read_bytes() == whole
         assert RLDSDataset(directory).file_paths() == _paths(2) or size == end
-
-
-def test_kill_9_while_writing(tmp_path: Path):
-    program = """
-        import sys
-        from rsd.data.rlds import RLDSWriter
-        from tests.data.demonstrations import NAME, demonstration
-        with RLDSWriter(sys.argv[1], NAME) as writer:
-            for number in range(len(writer), 1000):
-                writer.write_episode(demonstration(number, 3))
-                print(number, flush=True)
-    """
-    child = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)],
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-        text=True,
-    )
-    assert child.stdout is not None
-    finished = [int(child.stdout.readline()) for _ in range(4)]
-    child.send_signal(signal.SIGKILL)
-    child.communicate()
-    read = RLDSDataset(tmp_path).file_paths()
-    assert read == _paths(len(read))
-    assert len(read) >= len(finished)
-    with RLDSWriter(tmp_path, NAME) as writer:
-        assert writer.file_paths()[: len(read)] == read
-        writer.write_episode(demonstration(len(writer), 3))
-        writer.finish()
-        assert RLDSDataset(tmp_path).file_paths() == _paths(len(writer))
 
 
 def test_full_disk_loses_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch):

@@ -6,13 +6,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from rsd.data.datasets import FrameDataset
-from rsd.models.openvla.backbone import OpenVLABackbone
-from rsd.models.openvla.loading import save_backbone
+from rsd.data.datasets import Demonstrations
+from rsd.models.openvla.base import OpenVLABase
+from rsd.models.openvla.loading import save_base
 from rsd.models.openvla.model import Architecture, OpenVLAOFT
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.text import WordText
 from rsd.models.openvla.vit import ViTShape
+from rsd.space import Space
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -21,8 +22,8 @@ def save_tiny_base(directory: Path, dataset_dir: Path, seed: int = 0) -> None:
     """Write a checkpoint of conf/model/oft_tiny.yaml with the vocabulary and statistics of a data set."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         model = OmegaConf.to_container(compose("cache", overrides=["model=oft_tiny"]).model, resolve=False)
-    frames = FrameDataset(dataset_dir, chunk_length=8, split="all")
-    text = WordText.from_instructions(trajectory.instruction for trajectory in frames.trajectories)
+    demonstrations = Demonstrations(dataset_dir)
+    text = WordText.from_instructions(trajectory.instruction for trajectory in demonstrations.trajectories)
     shapes = model["architecture"]
     architecture = Architecture(
         dino=ViTShape(image_size=model["image_size"], **shapes["dino"]),
@@ -34,15 +35,14 @@ def save_tiny_base(directory: Path, dataset_dir: Path, seed: int = 0) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = OpenVLAOFT(architecture)
-    backbone = OpenVLABackbone(
+    base = OpenVLABase(
         model=network.eval(),
         processor=PrismaticImageProcessor(sizes=[model["image_size"]] * 2),
         text=text,
-        norm_stats=frames.norm_stats,
-        unnorm_key=frames.name,
+        space=Space.from_statistics(demonstrations.name, demonstrations.norm_stats),
         views=("image", "wrist_image"),
         chunk_length=8,
         center_crop=True,
         weights_sha256=lambda: "not saved yet",
     )
-    save_backbone(directory, backbone, provenance={})
+    save_base(directory, base, provenance={})

@@ -1,37 +1,33 @@
-"""Law 4: speculative decoding returns what the target alone returns, with at most Q passes, for any draft."""
+"""Law 4: speculative decoding returns what the target alone returns, with at most Q passes, for any draft.
+
+And every decoding keeps the contract of tests/decoding/contract.py.
+"""
+
+import json
 
 import pytest
 import torch
 
-from rsd.decoding import depth_ar, parallel, speculative
-from rsd.decoding.sampling import Noise, draw, verify
-
-T, D, Q, L = 2, 3, 4, 5
-LEVELS = torch.full((T, D, Q), L)
-
-
-class TableModel:
-    """A stage-causal model: logits of stage q are a fixed pseudo-random function of the stages before q."""
-
-    def __init__(self, seed: int, agree_with: "TableModel | None" = None, rate: float = 0.0, flat: float = 1.0):
-        self.seed, self.agree_with, self.rate, self.flat = seed, agree_with, rate, flat
-        self.calls = 0
-
-    def _stage(self, prefix: torch.Tensor, stage: int) -> torch.Tensor:
-        rows = []
-        for sample in prefix:
-            key = hash((self.seed, stage, tuple(sample.flatten().tolist()))) % (2**31)
-            own = torch.randn(T, D, L, generator=torch.Generator().manual_seed(key)) / self.flat
-            if self.agree_with is not None:
-                other = self.agree_with._stage(sample[None], stage)[0]
-                same = torch.rand(T, D, 1, generator=torch.Generator().manual_seed(key + 1)) < self.rate
-                own = torch.where(same, other, own)
-            rows.append(own)
-        return torch.stack(rows)  # [B, T, D, L]
-
-    def __call__(self, known: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        self.calls += 1
-        return torch.stack([self._stage(known[..., : min(q, known.shape[-1])], q) for q in range(start, stop)], dim=-2)
+from rsd.decoding import (
+    L1,
+    TARGET,
+    DepthAR,
+    EarlyExit,
+    Exit,
+    MeanLogProb,
+    Noise,
+    Parallel,
+    Speculative,
+    from_json,
+    stages_of_draft,
+    to_json,
+)
+from rsd.decoding.accept import exact
+from rsd.decoding.sampling import draw
+from rsd.errors import SettingError
+from rsd.work import Work
+from tests.decoding.contract import DecodingContract
+from tests.decoding.tables import LEVELS, D, Function, L, PerRow, Q, T, TableModel, four_models, run
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 0.9, 1.0])
@@ -42,29 +38,28 @@ def test_greedy_speculative_equals_depth_ar_index_for_index(rate, num_draft_stag
     # one sample's logits depend on its own prefix only, so a batch of identical samples would be useless: vary seeds
     for seed in range(5):
         target.seed = seed
-        reference = depth_ar(target, levels=LEVELS, batch_size=3)
-        result = speculative(target, draft, levels=LEVELS, batch_size=3, num_draft_stages=num_draft_stages)
-        assert torch.equal(result.indices, reference.indices)
-        assert (result.target_passes <= Q).all() and (result.target_passes >= 1).all()
-        assert (result.accepted_stages <= result.proposed_stages).all()
-        assert result.accept_counts.sum() == 3
+        reference = run(DepthAR(), target, seeds=range(3))
+        code = run(Speculative(num_draft_stages=num_draft_stages), target, draft, seeds=range(3))
+        assert torch.equal(code.indices, reference.indices) and torch.equal(code.depth, reference.depth)
+        assert (code.work.target_passes <= Q).all() and (code.work.target_passes >= 1).all()
+        assert (code.work.accepted_stages <= code.work.proposed_stages).all()
+        assert code.work.accept_counts.sum() == 3
 
 
 def test_perfect_draft_needs_one_pass_and_adversarial_draft_at_most_q():
     target = TableModel(seed=3)
     for num_draft_stages in (Q - 1, Q):
-        result = speculative(target, TableModel(seed=3), levels=LEVELS, batch_size=2, num_draft_stages=num_draft_stages)
-        assert result.target_passes.tolist() == [1, 1]
-        assert result.accept_counts[:, num_draft_stages].tolist() == [1, 1]
+        code = run(Speculative(num_draft_stages=num_draft_stages), target, TableModel(seed=3), seeds=range(2))
+        assert code.work.target_passes.tolist() == [1, 1]
+        assert code.work.accept_counts[:, num_draft_stages].tolist() == [1, 1]
+        assert torch.equal(code.proposal, code.indices[..., :num_draft_stages])
 
-    def adversary(known, start, stop):
-        return -target(known, start, stop)  # proposes the target's least likely level
-
-    result = speculative(target, adversary, levels=LEVELS, batch_size=2, num_draft_stages=Q)
-    assert torch.equal(result.indices, depth_ar(target, levels=LEVELS, batch_size=2).indices)
-    assert result.target_passes.tolist() == [Q, Q]
-    assert result.accepted_stages.tolist() == [0, 0]
-    assert result.accept_counts.tolist() == [[1, 0, 0, 0, 0]] * 2
+    adversary = Function(lambda *asked: -target(*asked))  # proposes the target's least likely level
+    code = run(Speculative(num_draft_stages=Q), target, adversary, seeds=range(2))
+    assert torch.equal(code.indices, run(DepthAR(), target, seeds=range(2)).indices)
+    assert code.work.target_passes.tolist() == [Q, Q]
+    assert code.work.accepted_stages.tolist() == [0, 0]
+    assert code.work.accept_counts.tolist() == [[1, 0, 0, 0, 0]] * 2
 
 
 def test_hand_computed_account():
@@ -81,49 +76,24 @@ def test_hand_computed_account():
             logits[:, 0, 0, 2 - start, 3] = 2
         return logits
 
-    result = speculative(target, draft, levels=LEVELS, batch_size=1, num_draft_stages=4)
-    assert (result.indices == 1).all()
-    assert result.target_passes.tolist() == [2]  # first pass fixes 0, 1 and corrects 2; second accepts 3
-    assert result.draft_passes.tolist() == [4 + 1]
-    assert result.proposed_stages.tolist() == [4 + 1]
-    assert result.accepted_stages.tolist() == [2 + 1]
-    assert result.accept_counts.tolist() == [[0, 0, 1, 0, 0]]
-    kept, checked = result.accepted_tokens
-    assert kept.tolist() == [[6, 6, 5, 6]] and checked.tolist() == [[6, 6, 6, 6]]
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_batch_members_do_not_disturb_each_other(temperature):
-    """Samples at different depths share passes; each result equals that of the sample alone, sampled ones too."""
-    target = TableModel(seed=11)
-
-    class PerSample:
-        """Draft that is perfect for sample 0, adversarial for sample 1, half right for sample 2."""
-
-        def __init__(self, rows):
-            self.rows = rows
-
-        def __call__(self, known, start, stop):
-            logits = target(known, start, stop)
-            half = TableModel(5, agree_with=target, rate=0.9)(known, start, stop)
-            choices = [logits, -logits, half]
-            return torch.stack([choices[row][i] for i, row in enumerate(self.rows)])
-
-    def options(rows):
-        return {"temperature": temperature, "noise": Noise([100 + row for row in rows])}
-
-    every = options([0, 1, 2])
-    together = speculative(target, PerSample([0, 1, 2]), levels=LEVELS, batch_size=3, num_draft_stages=3, **every)
-    for row in range(3):
-        alone = speculative(target, PerSample([row]), levels=LEVELS, batch_size=1, num_draft_stages=3, **options([row]))
-        assert torch.equal(together.indices[row], alone.indices[0])
-        for name in ("target_passes", "draft_passes", "proposed_stages", "accepted_stages"):
-            assert getattr(together, name)[row] == getattr(alone, name)[0], name
+    code = run(Speculative(num_draft_stages=4), Function(target), Function(draft))
+    assert (code.indices == 1).all() and code.depth.tolist() == [Q]
+    work = code.work
+    assert work.target_passes.tolist() == [2]  # first pass fixes 0, 1 and corrects 2; second accepts 3
+    assert work.draft_passes.tolist() == [4 + 1]
+    assert work.proposed_stages.tolist() == [4 + 1]
+    assert work.proposed_tokens.tolist() == [[6, 6, 6, 6 + 6]]
+    assert work.accepted_stages.tolist() == [2 + 1]
+    assert work.accept_counts.tolist() == [[0, 0, 1, 0, 0]]
+    assert work.accepted_tokens.tolist() == [[6, 6, 5, 6]] and work.checked_tokens.tolist() == [[6, 6, 6, 6]]
+    assert work.base_layers.tolist() == work.vision_calls.tolist() == work.early_exits.tolist() == [0]
+    assert code.proposal[0, 0, 0].tolist() == [1, 1, 3, 1]  # as it was proposed, not as it was corrected
 
 
 @pytest.mark.parametrize("flat", [0.5, 3.0])
 def test_sampled_speculative_has_the_targets_distribution(flat):
     """Chi-square of the joint code against its exact distribution, on a code small enough to enumerate."""
+    torch.manual_seed(0)
     levels = torch.full((1, 1, 2), 3)
     table = {(): torch.tensor([0.6, 0.3, 0.1])} | {
         (i,): torch.softmax(torch.tensor([i - 1.0, 0.5 * i, 1.0 - i]), 0) for i in range(3)
@@ -138,12 +108,11 @@ def test_sampled_speculative_has_the_targets_distribution(flat):
                 out.append(torch.stack([rows[key].log() for key in keys])[:, None, None, :])
             return torch.stack(out, dim=-2)
 
-        return logits
+        return Function(logits)
 
     n = 6000
-    options = {"levels": levels, "batch_size": n, "temperature": 1.0, "noise": Noise(range(n))}
-    result = speculative(model(table), model(wrong), num_draft_stages=2, **options)
-    flat_codes = result.indices[:, 0, 0]  # [n, 2]
+    decoding = Speculative(num_draft_stages=2, temperature=1.0)
+    flat_codes = run(decoding, model(table), model(wrong), seeds=range(n), levels=levels).indices[:, 0, 0]  # [n, 2]
     observed = torch.bincount(flat_codes[:, 0] * 3 + flat_codes[:, 1], minlength=9).double()
     expected = torch.stack([table[()][i] * table[(i,)] for i in range(3)]).flatten().double() * n
     chi_square = ((observed - expected) ** 2 / expected).sum().item()
@@ -154,43 +123,194 @@ def test_sampled_speculative_has_the_targets_distribution(flat):
 
 def test_parallel_is_one_pass_and_never_reads_a_stage():
     target = TableModel(seed=4)
-    result = parallel(target, levels=LEVELS, batch_size=2)
-    assert target.calls == 1 and result.target_passes.tolist() == [1, 1]
+    code = run(Parallel(), target, seeds=range(2))
+    assert target.calls == 1 and code.work.target_passes.tolist() == [1, 1]
     empty = torch.zeros(2, T, D, 0, dtype=torch.long)
-    assert torch.equal(result.indices, TableModel(seed=4)(empty, 0, Q).argmax(-1))
+    assert torch.equal(code.indices, TableModel(seed=4)(empty, 0, Q).argmax(-1))
 
 
 def test_entries_without_a_token_are_not_counted():
     levels = LEVELS.clone()
     levels[0, :, 0] = 1
 
-    def target(known, start, stop):
+    def logits(known, start, stop):
         logits = torch.zeros(known.shape[0], T, D, stop - start, L)
         logits[..., 1:] = torch.where(levels[..., start:stop, None] == 1, -torch.inf, 0.5)
         return logits
 
-    result = speculative(target, target, levels=levels, batch_size=1, num_draft_stages=1)
-    kept, checked = result.accepted_tokens
-    assert kept.tolist() == checked.tolist() == [[D, 0, 0, 0]]
-    assert (result.indices[0, 0, :, 0] == 0).all()
+    target = Function(logits)
+    code = run(Speculative(num_draft_stages=1), target, target, levels=levels)
+    assert code.work.accepted_tokens.tolist() == code.work.checked_tokens.tolist() == [[D, 0, 0, 0]]
+    assert (code.indices[0, 0, :, 0] == 0).all()
 
 
 def test_equal_distributions_up_to_rounding_are_always_kept():
     target = torch.tensor([[0.5, 0.5]])
     draft = torch.tensor([[0.5 + 6e-8, 0.5]])  # nothing is left over where the target is below the draft by rounding
     for chance in torch.linspace(0, 1 - 1e-12, 200, dtype=torch.float64):
-        tokens, kept = verify(torch.tensor([0]), draft, target, (chance[None], chance[None]))
+        tokens, kept = exact(torch.tensor([0]), draft, target, (chance[None], chance[None]))
         assert kept.all() and tokens.tolist() == [0]
 
 
-def test_num_draft_stages_out_of_range_is_refused():
-    with pytest.raises(ValueError, match=r"num_draft_stages 5, expected 1\.\.4"):
-        speculative(TableModel(1), TableModel(1), levels=LEVELS, batch_size=1, num_draft_stages=5)
+# --- leaving early
 
 
-def test_sampling_without_noise_is_refused():
-    with pytest.raises(ValueError, match=r"temperature 0\.7 samples, and needs noise"):
-        depth_ar(TableModel(1), levels=LEVELS, batch_size=1, temperature=0.7)
+def saying(levels_by_stage, sharpness=20.0):
+    """A model that says one level a stage, in every entry, whatever is known."""
+
+    def logits(known, start, stop):
+        said = torch.zeros(known.shape[0], T, D, stop - start, L)
+        for stage in range(start, stop):
+            said[:, :, :, stage - start, levels_by_stage[stage]] = sharpness
+        return said
+
+    return Function(logits)
+
+
+def test_an_exit_is_the_drafts_code_and_nobody_verifies_it():
+    code, log_probs = Exit(num_draft_stages=2).propose(saying([1, 3], sharpness=2.0), LEVELS, Noise([0, 1]))
+    assert code.indices[0, 0, 0].tolist() == [1, 3, 0, 0] and code.depth.tolist() == [2, 2]
+    assert torch.equal(code.proposal, code.indices[..., :2])
+    said = 2 - torch.log(torch.exp(torch.tensor(2.0)) + 4)  # one level of weight e², four of weight 1
+    torch.testing.assert_close(log_probs, said.expand(2, T, D, 2))
+    work = code.work
+    assert work.draft_passes.tolist() == [2, 2] and work.early_exits.tolist() == [1, 1]
+    assert int(work.target_passes.sum() + work.proposed_stages.sum() + work.accept_counts.sum()) == 0
+
+
+def test_how_sure_a_draft_is_does_not_depend_on_its_temperature_nor_on_entries_without_a_token():
+    levels = LEVELS.clone()
+    levels[0, :, 0] = 1
+
+    def logits(known, start, stop):
+        said = saying([1, 3], sharpness=2.0)(known, start, stop)
+        missing = torch.arange(L) >= levels[..., start:stop, None]  # [T, D, q, L]
+        return said.masked_fill(missing, -torch.inf)
+
+    _, greedy = Exit(num_draft_stages=1).propose(Function(logits), levels, Noise([0]))
+    code, warm = Exit(num_draft_stages=1, temperature=3.0).propose(Function(logits), levels, Noise([0]))
+    assert (greedy[0, 0] == 0).all() and (greedy[0, 1] < 0).all()
+    taken = torch.log_softmax(logits(code.indices[..., :0], 0, 1).float(), dim=-1)[..., 0, :]
+    expected = taken.gather(-1, code.indices[..., :1])[..., 0]
+    torch.testing.assert_close(warm[0, 1, :, 0], expected[0, 1])
+    assert not torch.equal(warm[0, 1], greedy[0, 1])  # another level was drawn somewhere
+
+
+def test_the_gate_by_hand():
+    levels = LEVELS.clone()
+    levels[0, :, 0] = 1  # three of the twelve entries of two stages have no token
+    log_probs = torch.zeros(3, T, D, 2)
+    log_probs[0] -= 0.5
+    log_probs[0, 0, :, 0] = 0.0
+    log_probs[1, 1, 0, 1] = -4.5  # a mean of -0.5, too: -4.5 over nine tokens
+    log_probs[2, 1, 0, 1] = -4.6
+    assert MeanLogProb(threshold=-0.5)(log_probs, levels).tolist() == [True, True, False]
+    assert MeanLogProb(threshold=float("-inf"))(log_probs, levels).all()
+    assert not MeanLogProb(threshold=float("inf"))(log_probs, levels).any()
+
+
+def early(threshold, full, num_draft_stages=2):
+    return EarlyExit(gate=MeanLogProb(threshold=threshold), full=full, num_draft_stages=num_draft_stages)
+
+
+FULL = [L1(), Parallel(), DepthAR(), Speculative(num_draft_stages=3), Speculative(num_draft_stages=2, temperature=1.0)]
+
+
+@pytest.mark.parametrize("full", FULL, ids=lambda one: type(one).__name__)
+def test_open_it_is_the_exit_and_shut_the_full_decoding_with_a_draft_pass_more(full):
+    target = TableModel(seed=1)
+    draft = TableModel(seed=2, agree_with=target, rate=0.9)
+    wide, expected = (
+        run(early(float("-inf"), full), target, draft, range(3)),
+        run(Exit(num_draft_stages=2), draft=draft),
+    )
+    for row in range(3):
+        assert torch.equal(wide.indices[row], expected.indices[0]) and int(wide.depth[row]) == 2
+        assert wide.work.row(row) == expected.work.row(0)
+    shut, whole = run(early(float("inf"), full), target, draft, range(3)), run(full, target, draft, range(3))
+    assert torch.equal(shut.indices, whole.indices) and torch.equal(shut.depth, whole.depth)
+    more = Work.none(3, Q)
+    more.draft_passes += 2
+    for row in range(3):
+        assert shut.work.row(row) == (whole.work + more).row(row)
+
+
+@pytest.mark.parametrize("full", FULL, ids=lambda one: type(one).__name__)
+def test_rows_that_are_decided_are_not_seen_by_the_target_again(full):
+    """Row 1's draft is sure; rows 0 and 2 go on."""
+    target = PerRow([TableModel(seed) for seed in (1, 2, 3)])
+    draft = PerRow([saying([1, 1, 1, 1], sharpness) for sharpness in (1.0, 20.0, 1.0)])
+    code = run(early(-0.1, full), target, draft, [5, 6, 7])
+    assert code.work.early_exits.tolist() == [0, 1, 0]
+    assert all(asked == [0, 2] for asked in target.asked) and bool(target.asked) == (TARGET in full.needs)
+    assert draft.asked[:2] == [[0, 1, 2]] * 2 and all(asked == [0, 2] for asked in draft.asked[2:])
+    for row in (0, 2):
+        keep = torch.tensor([row])
+        alone = run(full, target.of(keep), draft.of(keep), [5 + row])
+        assert torch.equal(code.indices[row], alone.indices[0]) and code.depth[row] == alone.depth[0]
+        assert code.work.draft_passes[row] == alone.work.draft_passes[0] + 2
+    assert code.indices[1, 0, 0].tolist() == [1, 1, 0, 0] and code.depth[1] == 2
+
+
+# --- the contract of every decoding
+
+SAMPLED = {"temperature": 1.0}
+EVERY = {
+    "l1": L1(),
+    "parallel": Parallel(),
+    "parallel sampled": Parallel(**SAMPLED),
+    "depth_ar": DepthAR(),
+    "depth_ar sampled": DepthAR(**SAMPLED),
+    "speculative": Speculative(num_draft_stages=3),
+    "speculative sampled": Speculative(num_draft_stages=3, **SAMPLED),
+    "exit": Exit(num_draft_stages=2),
+    "exit sampled": Exit(num_draft_stages=2, **SAMPLED),
+    "early exit": early(-1.4, L1()),
+    "early exit to tokens": early(-1.4, Speculative(num_draft_stages=3, **SAMPLED), num_draft_stages=1),
+}
+
+
+class TestEveryDecoding(DecodingContract):
+    @pytest.fixture(params=EVERY)
+    def decoding(self, request):
+        return EVERY[request.param]
+
+
+def test_the_contracts_early_exits_are_mixed():
+    """So that the contract says something of them."""
+    for name in ("early exit", "early exit to tokens"):
+        assert 0 < int(run(EVERY[name], *four_models(), [100, 101, 102, 103]).work.early_exits.sum()) < 4, name
+
+
+def test_a_rule_of_ones_own_cannot_be_written_down():
+    def generous(*_):
+        raise NotImplementedError
+
+    with pytest.raises(SettingError, match=r"Speculative\.accept is <function .*generous.*, which cannot be written"):
+        to_json(early(0.0, Speculative(num_draft_stages=2, accept=generous)))
+
+
+@pytest.mark.parametrize("kind", ["Nobody", "Noise", "Decoding", "__all__", None])
+def test_a_kind_that_is_no_decoding_is_refused(kind):
+    with pytest.raises(ValueError, match=rf"decoding of kind {kind!r}, expected one of \[.*'Speculative'"):
+        from_json({"kind": kind})
+
+
+def test_options_that_a_decoding_does_not_have_are_refused():
+    with pytest.raises(ValueError, match=r"decoding DepthAR has no options \['depth'\]; it has \['temperature'\]"):
+        from_json({"kind": "DepthAR", "depth": 3})
+    with pytest.raises(ValueError, match=r"decoding of kind 'Coin', expected"):
+        from_json({"kind": "EarlyExit", "gate": {"kind": "Coin"}, "full": {"kind": "L1"}, "num_draft_stages": 1})
+
+
+@pytest.mark.parametrize("make", [Speculative, Exit, lambda **options: early(0.0, L1(), **options)])
+@pytest.mark.parametrize("number", [0, 5])
+def test_num_draft_stages_out_of_range_is_refused(make, number):
+    with pytest.raises(ValueError, match=rf"num_draft_stages {number}, expected 1\.\.4"):
+        run(make(num_draft_stages=number), TableModel(1), TableModel(1))
+
+
+# --- chance
 
 
 def test_noise_depends_on_seed_and_place_alone_and_is_uniform():
@@ -198,6 +318,7 @@ def test_noise_depends_on_seed_and_place_alone_and_is_uniform():
     first = noise.uniform((50, 40), 1, 2, 0)
     assert first.shape == (3, 50, 40) and torch.equal(first[0], first[2])
     assert torch.equal(first[1], Noise([4]).uniform((50, 40), 1, 2, 0)[0])
+    assert torch.equal(first[1:], noise.of(torch.tensor([1, 2])).uniform((50, 40), 1, 2, 0))
     others = [noise.uniform((50, 40), *place) for place in ((1, 2, 1), (2, 1, 0), (1, 2), (0, 2, 0))]
     assert all(not torch.equal(first, other) for other in others)
     numbers = torch.stack([first[:2], *(other[:2] for other in others)]).flatten()  # 20,000 numbers
@@ -210,6 +331,11 @@ def test_noise_depends_on_seed_and_place_alone_and_is_uniform():
     assert abs(float(torch.corrcoef(pairs)[0, 1])) < 0.07  # three standard errors of 2000 pairs
 
 
+def test_greedy_decoding_needs_no_noise():
+    assert Noise([3]).for_stage(LEVELS, 0.0, 1, 2) is None
+    assert Noise([3]).for_stage(LEVELS, 0.5, 1, 2).shape == (1, T, D)
+
+
 def test_a_seed_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"seeds \[-1\] of the sampling, expected integers in 0"):
         Noise([5, -1])
@@ -220,3 +346,51 @@ def test_draw_follows_the_cumulated_probabilities_and_never_takes_an_impossible_
     numbers = torch.tensor([0.0, 0.2499, 0.25, 0.9, 1 - 2.0**-53], dtype=torch.float64)
     assert draw(probabilities.expand(5, -1), numbers).tolist() == [1, 1, 3, 3, 3]
     assert draw(probabilities).tolist() == 3
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf"), "abc", None, True])
+@pytest.mark.parametrize("make", [Parallel, DepthAR, lambda **options: Exit(num_draft_stages=1, **options)])
+def test_a_temperature_that_cannot_be_is_refused(make, temperature):
+    with pytest.raises(SettingError, match=r"temperature .*, expected a finite number of at least 0"):
+        make(temperature=temperature)
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), "abc", "nan", ".inf", None, True])
+def test_a_threshold_that_is_no_number_is_refused(threshold):
+    with pytest.raises(SettingError, match=r"threshold .*, expected a number of nats, inf or -inf"):
+        MeanLogProb(threshold=threshold)
+
+
+@pytest.mark.parametrize("threshold", [float("inf"), float("-inf"), -0.5])
+def test_every_threshold_is_json(threshold):
+    record = json.loads(json.dumps(to_json(early(threshold, L1())), allow_nan=False))
+    assert from_json(record).gate.threshold == threshold
+
+
+@pytest.mark.parametrize("number", [1.0, "2", None, True])
+def test_a_number_of_stages_that_is_not_whole_is_refused(number):
+    with pytest.raises(SettingError, match=r"num_draft_stages .*, expected a whole number"):
+        Exit(num_draft_stages=number)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gate": 3}, "gate 3, expected a rule"),
+        ({"gate": {"kind": "L1"}}, r"gate L1\(\), expected a rule"),
+        (
+            {"full": {"kind": "MeanLogProb", "threshold": 0.0}},
+            r"full MeanLogProb\(.*\), expected a decoding",
+        ),
+        ({"full": {"kind": "Exit"}}, r"decoding Exit lacks its options \['num_draft_stages'\]"),
+        ({"full": {"kind": "Speculative", "num_draft_stages": 1, "accept": "exact"}}, r"has no options \['accept'\]"),
+    ],
+)
+def test_a_record_with_parts_that_do_not_fit_is_refused(change, message):
+    with pytest.raises(SettingError, match=message):
+        from_json(to_json(early(0.0, L1())) | change)
+
+
+def test_the_draft_is_asked_for_what_any_decoding_inside_asks():
+    inside = early(0.0, Speculative(num_draft_stages=3), num_draft_stages=1)
+    assert stages_of_draft(inside) == 3 and stages_of_draft(early(0.0, L1())) == 2 and stages_of_draft(L1()) == 0

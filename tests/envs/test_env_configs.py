@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from rsd.envs.checks import check_environment
-from rsd.envs.libero import LiberoEnv
+from rsd.envs.libero import ACTION_DIM, CAMERAS, PROPRIO_DIM, LiberoEnv, libero_tasks
 
 CONF = Path(__file__).parents[2] / "conf"
 MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
@@ -32,9 +32,20 @@ def test_suite(suite):
     assert make.keywords["suite"] == config.env.suite == suite and make.keywords["variant"] == "swap"
     assert make.keywords["max_steps"] == config.env.max_steps == MAX_STEPS[suite]
     assert make.keywords["waiting_action"] == [0, 0, 0, 0, 0, 0, -1]
+    assert config.env.tasks.max_steps == config.env.max_steps and config.env.tasks.protocol == config.env.make.protocol
+    inspect.signature(libero_tasks).bind(
+        **{key: config.env.tasks[key] for key in config.env.tasks if key != "_target_"}
+    )
     assert config.env.num_tasks == (90 if suite == "libero_90" else 10)
     inspect.signature(LiberoEnv).bind(**make.keywords, task_id=3)
     inspect.signature(check_environment).bind(**{key: config.check[key] for key in config.check if key != "_target_"})
+
+
+def test_what_is_offered_is_what_tasks_say():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        served = compose("serve").offers
+    expected = {"views": list(CAMERAS), "proprio_dim": PROPRIO_DIM, "action_dim": ACTION_DIM}
+    assert composed().env.offers == served == expected
 
 
 def test_all_suites_and_protocols_are_tested_here():

@@ -28,7 +28,7 @@ def test_objects_that_fell_and_rest_pass():
 def test_objects_that_slide_fail_and_the_version_is_named(changes):
     trial = judge_rest(BEFORE, after(**changes), POSITIONS, VELOCITIES)
     assert not trial.passed
-    assert "expected at most 20 mm and 5 mm/s" in trial.found and trial.found.endswith("pip install mujoco==3.2.3")
+    assert "expected at most 20 mm and 5 mm/s" in trial.found and trial.text.endswith("pip install mujoco==3.2.3")
 
 
 def observation(change) -> Observation:
@@ -52,7 +52,7 @@ def test_other_pixels_with_the_same_colours_pass():
 )
 def test_wrong_pictures_fail(change):
     trial = judge_pictures(observation(change))
-    assert not trial.passed and trial.found.endswith("try MUJOCO_GL=osmesa")
+    assert not trial.passed and trial.text.endswith("try MUJOCO_GL=osmesa")
 
 
 def test_block_means():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from rsd.types import ChunkPrediction, Observation
+from rsd.types import Chunk, Observation, Request
 from tests.fakes import GOAL_RADIUS_M, START_MAX_M, STEP_M
 
 CHUNK_LENGTH = 8
@@ -24,17 +25,18 @@ class SeeingPolicy:
         self.seen: list[Observation] = []
         self._delay_s = delay_s
 
-    def predict(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ChunkPrediction]:
+    def predict(self, requests: Sequence[Request]) -> list[Chunk]:
         time.sleep(self._delay_s)
-        return [self._predict_one(*one) for one in zip(observations, seeds, strict=True)]
+        return [self._predict_one(request) for request in requests]
 
-    def _predict_one(self, observation: Observation, seed: int) -> ChunkPrediction:
+    def _predict_one(self, request: Request) -> Chunk:
+        observation = request.observation
         self.seen.append(observation)
         position = observation.proprio[:3].copy()
         x, y = _green_center(observation.images["image"], hidden_at=position[[0, 1]])
         _, z = _green_center(observation.images["wrist_image"], hidden_at=position[[0, 2]])
         goal = np.array([x, y, z])
-        random = np.random.default_rng(seed)
+        random = np.random.default_rng(request.seed)
         actions = np.zeros((CHUNK_LENGTH, 7))
         for action in actions:
             offset = goal - position
@@ -44,7 +46,7 @@ class SeeingPolicy:
         accepted = int(random.integers(0, 3))
         counts = [0, 0, 0, 0]
         counts[accepted] = 1
-        stats = {
+        work = {
             "target_passes": 1,
             "draft_passes": 1,
             "proposed_stages": 2,
@@ -54,29 +56,38 @@ class SeeingPolicy:
         vision, llm = random.gamma(20, 0.2), random.gamma(20, 0.5)
         latency_ms = {"vision": vision, "llm": llm, "total": 1.01 * (vision + llm)}
         draft_actions = actions + random.normal(0, 0.05, actions.shape)
-        return ChunkPrediction(actions, stats, latency_ms, draft_actions)
+        return self._chunk(
+            actions,
+            work=work,
+            latency_ms=latency_ms,
+            depth=3,
+            draft_actions=draft_actions if request.explain else None,
+        )
+
+    def _chunk(self, actions: np.ndarray, **said: Any) -> Chunk:
+        return Chunk(actions, num_steps=self.num_open_loop_steps, **said)
 
 
 class RaisingPolicy(SeeingPolicy):
-    """Its backbone raises at the second chunk of every second episode."""
+    """Its base model raises at the second chunk of every second episode."""
 
     def __init__(self) -> None:
         super().__init__()
         self._num_episodes = 0
 
-    def _predict_one(self, observation: Observation, seed: int) -> ChunkPrediction:
-        beginning = bool((observation.proprio[:3] <= START_MAX_M).all())
+    def _predict_one(self, request: Request) -> Chunk:
+        beginning = bool((request.observation.proprio[:3] <= START_MAX_M).all())
         self._num_episodes += beginning
         if self._num_episodes % 2 == 0 and not beginning:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        return super()._predict_one(observation, seed)
+        return super()._predict_one(request)
 
 
 class StillPolicy(SeeingPolicy):
     """Does not move: a policy that fails, with a continuous head (no counters)."""
 
-    def predict(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ChunkPrediction]:
-        return [ChunkPrediction(np.zeros((CHUNK_LENGTH, 7)), {}, {"total": 1.0}) for _ in observations]
+    def predict(self, requests: Sequence[Request]) -> list[Chunk]:
+        return [self._chunk(np.zeros((CHUNK_LENGTH, 7)), latency_ms={"total": 1.0}) for _ in requests]
 
 
 class BrokenPolicy(SeeingPolicy):
@@ -86,8 +97,8 @@ class BrokenPolicy(SeeingPolicy):
         super().__init__()
         self._actions = actions
 
-    def predict(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ChunkPrediction]:
-        return [ChunkPrediction(self._actions) for _ in observations]
+    def predict(self, requests: Sequence[Request]) -> list[Chunk]:
+        return [self._chunk(self._actions) for _ in requests]
 
 
 class SilentLogger:

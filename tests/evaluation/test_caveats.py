@@ -1,12 +1,22 @@
 """The banners at the head of a report."""
 
+import dataclasses
+
 import pytest
 
 from rsd.evaluation.caveats import caveats, stamps
+from rsd.evaluation.plan import Stopping
 from rsd.evaluation.sequential import anytime_interval
 from rsd.types import EpisodeResult
+from tests.evaluation.folders import plan_of
+from tests.fakes import point_mass_tasks
 
-CONFIG = {"env": {"num_tasks": 1, "make": {"allow_mujoco_version": None}}, "ablation": None, "stopping": None}
+RULE = Stopping("StopWhenDecided", {"rate": 0.9})
+
+
+def planned(num_planned=2, **changes):
+    plan = plan_of(point_mass_tasks(num_tasks=1), num_init_states=500, num_trials=num_planned)
+    return dataclasses.replace(plan, **changes)
 
 
 def episode(init_state_id=0, *, error=None, mujoco="3.2.3"):
@@ -17,31 +27,30 @@ def episode(init_state_id=0, *, error=None, mujoco="3.2.3"):
     )
 
 
-def titles(results, config=CONFIG, choices=None, num_planned=2):
-    found = caveats(results, config=config, choices=choices or {}, num_planned=num_planned, stopped=None)
-    return [caveat["title"] for caveat in found]
+def titles(results, plan):
+    return [caveat["title"] for caveat in caveats(results, plan=plan, stopped=None)]
 
 
 def test_a_proper_run_has_none():
-    assert titles([episode(0), episode(1)]) == []
+    assert titles([episode(0), episode(1)], planned()) == []
 
 
 @pytest.mark.parametrize(
-    ("change", "choices", "title"),
+    ("change", "title"),
     [
-        ({"env": {"make": {"allow_mujoco_version": "3.3.0"}}}, {}, "MuJoCo 3.3.0 by override."),
-        ({"ablation": {"_target_": "x"}}, {"ablation": "black_pictures"}, "Ablation: black_pictures."),
-        ({"env": {"variant": "swap"}}, {}, "Suite variant: swap."),
+        ({"allowed_versions": {"mujoco": "3.3.0"}}, "MuJoCo 3.3.0 by override."),
+        ({"ablation": "BlackPictures"}, "Ablation: BlackPictures."),
+        ({"variant": "swap"}, "Suite variant: swap."),
     ],
 )
-def test_what_the_configuration_gives_away(change, choices, title):
-    assert titles([episode(0), episode(1)], {**CONFIG, **change}, choices) == [title]
+def test_what_the_plan_gives_away(change, title):
+    assert titles([episode(0), episode(1)], planned(**change)) == [title]
 
 
 def test_an_early_stop_has_its_verdict_and_the_interval_that_holds_then():
-    config, results = {**CONFIG, "stopping": {"rate": 0.9}}, [episode(i) for i in range(34)]
+    plan, results = planned(500, stopping=RULE), [episode(i) for i in range(34)]
     stopped = {"verdict": "above", "num_success": 30, "num_trials": 31}
-    (caveat,) = caveats(results, config=config, choices={}, num_planned=500, stopped=stopped)
+    (caveat,) = caveats(results, plan=plan, stopped=stopped)
     assert caveat["title"] == "Stopped early: the success rate is above 90 %."
     low, high = anytime_interval(30, 31)
     assert "after 31 of at most 500 episodes, 30 of them solved; the interval" in caveat["text"]
@@ -49,26 +58,22 @@ def test_an_early_stop_has_its_verdict_and_the_interval_that_holds_then():
 
 
 def test_a_run_with_a_rule_but_no_verdict_is_incomplete():
-    assert titles([episode(0)], {**CONFIG, "stopping": {"rate": 0.9}}) == ["Incomplete: 1 of 2 episodes."]
+    assert titles([episode(0)], planned(stopping=RULE)) == ["Incomplete: 1 of 2 episodes."]
 
 
 def test_crashes_come_first_and_incompleteness_last():
     results = [episode(0), episode(1, error="RuntimeError: x"), episode(2, mujoco="3.3.0")]
-    assert titles(results, num_planned=5) == [
+    assert titles(results, planned(5)) == [
         "1 of 3 episodes crashed.",
         "Not one run.",
         "Incomplete: 3 of 5 episodes.",
     ]
-    (mixture,) = [
-        c
-        for c in caveats(results, config=CONFIG, choices={}, num_planned=3, stopped=None)
-        if c["title"] == "Not one run."
-    ]
+    (mixture,) = [c for c in caveats(results, plan=planned(3), stopped=None) if c["title"] == "Not one run."]
     assert "(mujoco: 3.2.3, 3.3.0)" in mixture["text"]
 
 
-def test_results_without_a_config():
-    assert titles([episode()], config=None, num_planned=None) == ["The folder has no config.yaml."]
+def test_results_without_a_plan():
+    assert titles([episode()], None) == ["The folder has no plan.json."]
 
 
 def test_stamps_leave_out_what_old_results_do_not_say():

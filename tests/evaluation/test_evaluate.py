@@ -2,14 +2,12 @@
 
 import json
 import os
-import random
-import signal
-import time
 
 import numpy as np
 import pytest
 
-from rsd.evaluation.evaluate import ERRORS_FILE, PlanError, Recording, evaluate, plan_episodes, resume_results
+from rsd.evaluation.evaluate import ERRORS_FILE, Recording, evaluate, resume_results
+from rsd.evaluation.plan import PlanError, plan_episodes
 from rsd.evaluation.results import CRASHED_FILE, RESULTS_FILE, ResultsError, episode_id, read_results
 from rsd.evaluation.video import VideoError
 from tests.evaluation.policies import RaisingPolicy, SeeingPolicy, StillPolicy
@@ -83,38 +81,16 @@ def test_a_resume_runs_crashed_episodes_again(tmp_path):
 
 def test_ctrl_c_ends_the_run_and_resume_completes_it(tmp_path):
     class Interrupted(SeeingPolicy):
-        def predict(self, observations, seeds):
+        def predict(self, requests):
             if len(read_results(tmp_path / RESULTS_FILE)[0]) == 5:
                 raise KeyboardInterrupt
-            return super().predict(observations, seeds)
+            return super().predict(requests)
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, Interrupted(), plan())
     assert len(read_results(tmp_path / RESULTS_FILE)[0]) == 5
     assert len(run(tmp_path, SeeingPolicy(), plan())) == 7
     assert run(tmp_path, SeeingPolicy(), plan()) == []
-
-
-def test_kill_at_random_points_then_resume_gives_every_episode_once(tmp_path):
-    episodes = plan(num_trials=5)
-    chance = random.Random(0)
-    kills = 0
-    while len(read_results(tmp_path / RESULTS_FILE)[0]) < len(episodes):
-        child = os.fork()
-        if child == 0:
-            run(tmp_path, SeeingPolicy(delay_s=0.01), episodes)
-            os._exit(0)
-        time.sleep(chance.uniform(0.0, 0.02 + 0.001 * kills))  # longer and longer: slow machines finish, too
-        os.kill(child, signal.SIGKILL)
-        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        assert kills < 500
-    results, torn = read_results(tmp_path / RESULTS_FILE)
-    assert not torn and kills >= 20
-    assert sorted(map(episode_id, results)) == [(task, trial) for task in range(3) for trial in range(5)]
-    (tmp_path / "whole").mkdir()
-    whole = run(tmp_path / "whole", SeeingPolicy(), episodes)
-    outcome = {episode_id(one): (one.success, one.num_steps, one.seed, one.stats) for one in whole}
-    assert {episode_id(one): (one.success, one.num_steps, one.seed, one.stats) for one in results} == outcome
 
 
 def test_a_torn_last_line_is_run_again(tmp_path, caplog):

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rsd.evaluation.evaluate import ERRORS_FILE, Recording, evaluate, plan_episodes, resume_results
-from rsd.evaluation.parallel import PolicyThreads, Request, SetupError, answers, evaluate_parallel, next_episode
+from rsd.evaluation.evaluate import ERRORS_FILE, Recording, evaluate, resume_results
+from rsd.evaluation.parallel import PolicyThreads, SetupError, answers, evaluate_parallel, next_episode
+from rsd.evaluation.plan import plan_episodes
 from rsd.evaluation.results import RESULTS_FILE, episode_id, read_results
 from rsd.evaluation.sequential import in_random_order
+from rsd.types import Request
 from tests.evaluation.policies import CHUNK_LENGTH, SeeingPolicy
 from tests.fakes import PointMassEnv
 
@@ -26,7 +28,7 @@ class DeadlyEnv(PointMassEnv):
         self._marks, self._deaths = marks, deaths
 
     def reset(self, init_state_id):
-        self._doomed = (self.task_id, init_state_id) == (1, 0)
+        self._doomed = (self.task.task_id, init_state_id) == (1, 0)
         return super().reset(init_state_id)
 
     def step(self, action, observe=True):
@@ -53,11 +55,11 @@ class MovedPolicy(SeeingPolicy):
         super().__init__(**options)
         self.batches: list[int] = []
 
-    def predict(self, observations, seeds):
-        self.batches.append(len(observations))
-        if any("goal 1" in observation.instruction for observation in observations):
+    def predict(self, requests):
+        self.batches.append(len(requests))
+        if any("goal 1" in request.observation.instruction for request in requests):
             raise ValueError("the calibration of goal 1 is missing")
-        return super().predict(observations, seeds)
+        return super().predict(requests)
 
 
 def plan(**values):
@@ -86,6 +88,7 @@ def outcomes(results):
     return {episode_id(one): tuple(getattr(one, name) for name in names) for one in results}
 
 
+@pytest.mark.slow
 def test_outcomes_are_those_of_one_process_however_many_workers_and_policies(tmp_path):
     folders = [tmp_path / name for name in ("alone", "two", "three")]
     for folder in folders:
@@ -105,18 +108,12 @@ def test_outcomes_are_those_of_one_process_however_many_workers_and_policies(tmp
     assert several[0].seen and several[1].seen  # both policies have worked
 
 
-def test_a_dead_worker_is_replaced_and_its_episode_run_again(tmp_path, caplog):
-    marks = tmp_path / "marks"
-    marks.mkdir()
-    results = run(tmp_path, make_env=partial(DeadlyEnv, marks=marks, deaths=2))
-    assert len(results) == 9 and all(result.success for result in results)
-    assert caplog.text.count("a worker died (signal SIGSEGV) in task 1, init state 0; the episode is run again") == 2
-
-
-def test_an_episode_that_kills_every_worker_is_an_error_and_the_rest_goes_on(tmp_path):
+@pytest.mark.slow
+def test_an_episode_that_kills_every_worker_is_an_error_and_the_rest_goes_on(tmp_path, caplog):
     marks = tmp_path / "marks"
     marks.mkdir()
     results = run(tmp_path, make_env=partial(DeadlyEnv, marks=marks, deaths=99))
+    assert caplog.text.count("a worker died (signal SIGSEGV) in task 1, init state 0; the episode is run again") == 2
     (crashed,) = [result for result in results if result.error]
     assert (crashed.task_id, crashed.init_state_id, crashed.suite) == (1, 0, "point_mass")
     assert crashed.error == "WorkerDiedError: 3 workers died in this episode, the last of signal SIGSEGV"
@@ -125,6 +122,7 @@ def test_an_episode_that_kills_every_worker_is_an_error_and_the_rest_goes_on(tmp
     assert len(read_results(tmp_path / RESULTS_FILE)[0]) == 9
 
 
+@pytest.mark.slow
 def test_an_environment_that_cannot_be_built_ends_the_run(tmp_path):
     with pytest.raises(SetupError, match="point_mass task 2 cannot be set up: FileNotFoundError: scene of task 2"):
         run(tmp_path, make_env=Unbuildable)
@@ -165,7 +163,7 @@ def test_what_waits_is_answered_in_one_batch_up_to_the_limit():
     for box, request in zip(boxes, requests, strict=True):
         (alone,) = answers(SeeingPolicy(), [request])
         np.testing.assert_array_equal(box.answer.actions, alone.actions)
-        assert box.answer.actions.shape == (CHUNK_LENGTH, 7) and box.answer.stats == alone.stats
+        assert box.answer.actions.shape == (CHUNK_LENGTH, 7) and box.answer.work == alone.work
 
 
 def test_workers_stay_on_their_task_and_then_help_where_most_is_left():
@@ -188,8 +186,8 @@ def test_in_order_means_close_to_the_plans_order():
 class ShortPolicy(SeeingPolicy):
     """Forgets the last observation of its batch."""
 
-    def predict(self, observations, seeds):
-        return super().predict(observations, seeds)[:-1]
+    def predict(self, requests):
+        return super().predict(requests)[:-1]
 
 
 def test_a_policy_that_answers_too_little_is_an_error_of_the_episodes(tmp_path):
@@ -205,10 +203,10 @@ def test_several_devices_for_one_worker_are_refused(tmp_path):
 class LockPolicy(SeeingPolicy):
     """Its answers hold something that cannot travel to another process."""
 
-    def predict(self, observations, seeds):
-        chunks = super().predict(observations, seeds)
+    def predict(self, requests):
+        chunks = super().predict(requests)
         for chunk in chunks:
-            chunk.stats["lock"] = threading.Lock()
+            chunk.work["lock"] = threading.Lock()
         return chunks
 
 

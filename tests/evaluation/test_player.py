@@ -8,8 +8,15 @@ from rsd.evaluation import player
 from rsd.evaluation.player import chunk_figures, recorded_episodes
 from rsd.evaluation.report import write_report
 from rsd.evaluation.results import ResultsError
-from tests.evaluation.folders import make_run
+from tests.evaluation.folders import make_run, plan_of
 from tests.evaluation.policies import RaisingPolicy, SeeingPolicy, StillPolicy
+from tests.fakes import point_mass_tasks
+
+NAMES = point_mass_tasks(num_tasks=1)[0].action_names
+
+
+def recorded(report, run_dir):
+    return recorded_episodes(report, run_dir, plan_of(point_mass_tasks(num_tasks=3)))
 
 
 def chunk(step, frame, num_executed, *, draft=None, stats=None):
@@ -30,7 +37,7 @@ def test_figures_of_a_speculative_trace():
     draft = [[0.1, -0.3, 0.2, 9.0, 9.0, 9.0, -1.0], [0.0] * 6 + [-1.0]]
     stats = {"target_passes": 2, "draft_passes": 1, "accept_counts": [0, 1, 0, 0]}
     trace = {"every_step": False, "chunks": [chunk(0, 0, 2, draft=draft, stats=stats), chunk(2, 1, 1)]}
-    first, second = chunk_figures(trace)
+    first, second = chunk_figures(trace, NAMES)
     assert first == {
         "step": 0,
         "num_steps": 2,
@@ -48,14 +55,26 @@ def test_figures_of_a_speculative_trace():
     assert second["num_frames"] == 1 and second["num_steps"] == 1
 
 
+def test_without_the_names_of_action_dims_nothing_is_held_against_the_draft():
+    only_chunk = chunk(0, 0, 2, draft=[[0.1] * 7, [0.0] * 7])
+    (only,) = chunk_figures({"every_step": False, "chunks": [only_chunk]}, ())
+    assert (only["difference"], only["gripper_steps"]) == (None, None)
+
+
+def test_idle_counters_are_no_passes():
+    stats = {"target_passes": 0, "draft_passes": 0, "accept_counts": [], "base_layers": 6}
+    (only,) = chunk_figures({"every_step": False, "chunks": [chunk(0, 0, 2, stats=stats)]}, NAMES)
+    assert only["target_passes"] is None and only["draft_passes"] is None
+
+
 def test_a_decoding_with_stages_but_no_draft_accepts_nothing():
     stats = {"target_passes": 3, "draft_passes": 0, "accept_counts": [0, 0, 0, 0]}
-    (only,) = chunk_figures({"every_step": False, "chunks": [chunk(0, 0, 2, stats=stats)]})
+    (only,) = chunk_figures({"every_step": False, "chunks": [chunk(0, 0, 2, stats=stats)]}, NAMES)
     assert only["accepted"] is None and only["target_passes"] == 3
 
 
 def test_frames_of_a_video_of_every_step():
-    figures = chunk_figures({"every_step": True, "chunks": [chunk(0, 0, 2), chunk(2, 2, 1)]})
+    figures = chunk_figures({"every_step": True, "chunks": [chunk(0, 0, 2), chunk(2, 2, 1)]}, NAMES)
     assert [figure["num_frames"] for figure in figures] == [2, 1]
 
 
@@ -67,7 +86,7 @@ def run(tmp_path, policy, **options):
 
 def test_recorded_episodes_have_the_chunks_that_were_predicted(tmp_path):
     report = run(tmp_path, SeeingPolicy(), num_trials=2, save_videos=1)
-    episodes = recorded_episodes(report, tmp_path)
+    episodes = recorded(report, tmp_path)
     assert [(episode["task_id"], episode["init_state_id"]) for episode in episodes] == [(0, 0), (1, 0), (2, 0)]
     for episode in episodes:
         trace = episode["trace"]
@@ -81,17 +100,17 @@ def test_recorded_episodes_have_the_chunks_that_were_predicted(tmp_path):
 
 def test_outcomes(tmp_path):
     report = run(tmp_path, RaisingPolicy(), num_trials=2, save_videos=2)
-    assert {episode["outcome"] for episode in recorded_episodes(report, tmp_path)} == {"success", "crashed"}
+    assert {episode["outcome"] for episode in recorded(report, tmp_path)} == {"success", "crashed"}
     (tmp_path / "still").mkdir()
     report = run(tmp_path / "still", StillPolicy(), num_trials=1, save_videos=1)
-    assert {episode["outcome"] for episode in recorded_episodes(report, tmp_path / "still")} == {"failure"}
+    assert {episode["outcome"] for episode in recorded(report, tmp_path / "still")} == {"failure"}
 
 
 def test_files_that_have_gone(tmp_path):
     report = run(tmp_path, SeeingPolicy(), num_trials=1, save_videos=1)
     (tmp_path / report["episodes"][0]["video"]).unlink()
     (tmp_path / report["episodes"][1]["trace"]).unlink()
-    without_trace, whole = recorded_episodes(report, tmp_path)
+    without_trace, whole = recorded(report, tmp_path)
     assert without_trace["task_id"] == 1 and without_trace["trace"] is None and whole["trace"] is not None
     assert without_trace["note"].startswith("No trace of this episode's chunks is there") and whole["note"] is None
 
@@ -100,13 +119,13 @@ def embedded(report, run_dir):
     """(task, init state) to whether (trace, video) are in the page."""
     return {
         (e["task_id"], e["init_state_id"]): (e["trace"] is not None, e["source"].startswith("data:video/mp4;base64,"))
-        for e in recorded_episodes(report, run_dir)
+        for e in recorded(report, run_dir)
     }
 
 
 def test_what_does_not_fit_is_linked_second_trials_first(tmp_path, monkeypatch):
     report = run(tmp_path, SeeingPolicy(), num_trials=2, save_videos=2)
-    both = recorded_episodes(report, tmp_path)
+    both = recorded(report, tmp_path)
     traces = {(e["task_id"], e["init_state_id"]): len(json.dumps(e["trace"])) for e in both}
     videos = {(e["task_id"], e["init_state_id"]): len(e["source"]) for e in both}  # not less than the file in base64
     first_trials = sum(videos[task, 0] for task in range(3))
@@ -114,7 +133,7 @@ def test_what_does_not_fit_is_linked_second_trials_first(tmp_path, monkeypatch):
     assert embedded(report, tmp_path) == {(task, trial): (True, trial == 0) for task in range(3) for trial in range(2)}
     monkeypatch.setattr(player, "EMBEDDED_TOTAL_BYTES", sum(traces[task, 0] for task in range(3)))
     assert embedded(report, tmp_path) == {(task, trial): (trial == 0, False) for task in range(3) for trial in range(2)}
-    second = recorded_episodes(report, tmp_path)[1]
+    second = recorded(report, tmp_path)[1]
     assert second["note"] == "The page is full; the chunks are in traces/task00_init01.json."
     assert second["source"] == "videos/task00_init01.mp4"
 
@@ -130,4 +149,4 @@ def test_a_damaged_trace(tmp_path, text):
     report = run(tmp_path, SeeingPolicy(), num_trials=1, save_videos=1)
     (tmp_path / report["episodes"][0]["trace"]).write_text(text)
     with pytest.raises(ResultsError, match=r"task00_init00\.json is not a trace of an episode: .*; remove the file"):
-        recorded_episodes(report, tmp_path)
+        recorded(report, tmp_path)

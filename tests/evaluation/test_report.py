@@ -1,5 +1,6 @@
 """report.json, report.html and metrics.json from a run folder."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -7,16 +8,35 @@ import sys
 import pytest
 
 from rsd.evaluation import report as report_module
-from rsd.evaluation.report import planned_episodes, report_tables, write_report
+from rsd.evaluation.plan import keep_plan
+from rsd.evaluation.report import report_tables, write_report
 from rsd.evaluation.results import ResultsError
-from tests.evaluation.folders import CONFIG, make_run
+from tests.evaluation.folders import make_run, plan_of
 from tests.evaluation.policies import RaisingPolicy, SeeingPolicy, StillPolicy
+from tests.fakes import point_mass_tasks
+
+
+class CountedPolicy(SeeingPolicy):
+    """As the base model's own head reports it, stopped early: work, and nothing of tokens."""
+
+    def predict(self, requests):
+        names = ("draft_passes", "target_passes", "proposed_stages", "accepted_stages")
+        lists = ("proposed_tokens", "checked_tokens", "accepted_tokens", "accept_counts")
+        stats = {"pictures_prepared": 2, "vision_calls": 1, "visual_tokens": 128, "base_layers": 3, "early_exits": 1}
+        stats |= dict.fromkeys(names, 0) | {name: [] for name in lists}
+        return [dataclasses.replace(one, work=stats) for one in super().predict(requests)]
+
+
+def set_model_ms(run_dir, value):
+    """As if every episode had been measured."""
+    path = run_dir / "results.jsonl"
+    lines = [json.loads(line) | {"model_ms": value} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_report_of_a_complete_run(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
     make_run(tmp_path, SeeingPolicy(), save_videos=1)
-    (tmp_path / "config.yaml").write_text(CONFIG)
     report = write_report(tmp_path)
     assert report["complete"] is True and report["success"]["success_rate"] == 1.0 and len(report["tasks"]) == 3
     assert json.loads((tmp_path / "report.json").read_text()) == report
@@ -40,7 +60,7 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path):
 
 
 def test_report_from_results_alone(tmp_path, monkeypatch, capsys):
-    make_run(tmp_path, SeeingPolicy())
+    make_run(tmp_path, SeeingPolicy(), has_plan=False)
     monkeypatch.setattr(sys, "argv", ["report", str(tmp_path)])
     report_module.main()
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
@@ -50,8 +70,7 @@ def test_report_from_results_alone(tmp_path, monkeypatch, capsys):
 
 
 def test_an_incomplete_run_says_so(tmp_path):
-    make_run(tmp_path, SeeingPolicy(), num_trials=2)
-    (tmp_path / "config.yaml").write_text(CONFIG)
+    make_run(tmp_path, SeeingPolicy(), num_run=2)
     report = write_report(tmp_path)
     assert report["complete"] is False
     assert "Incomplete: 6 of 12 episodes" in (tmp_path / "report.html").read_text()
@@ -83,8 +102,7 @@ def test_a_decoding_without_tokens_says_so(tmp_path):
 
 
 def test_a_run_without_an_episode_still_has_a_report(tmp_path):
-    (tmp_path / "results.jsonl").touch()
-    (tmp_path / "config.yaml").write_text(CONFIG)
+    make_run(tmp_path, SeeingPolicy(), num_run=0)
     report = write_report(tmp_path)
     assert report["success"]["success_rate"] is None
     assert "Incomplete: 0 of 12" in (tmp_path / "report.html").read_text()
@@ -105,16 +123,50 @@ def test_no_results_is_an_error(tmp_path):
         write_report(tmp_path)
 
 
-def test_planned_episodes():
-    assert planned_episodes({"env": {"num_tasks": 10}, "tasks": None, "num_trials": 50}) == 500
-    assert planned_episodes({"env": {"num_tasks": 10}, "tasks": [3], "num_trials": 50}) == 50
+def test_work_is_shown_a_chunk_and_a_solved_episode(tmp_path):
+    make_run(tmp_path, CountedPolicy(), num_trials=2)
+    set_model_ms(tmp_path, 60.0)
+    report = write_report(tmp_path)
+    chunks = report["decoding"]["num_chunks"]
+    work = {counter["counter"]: counter for counter in report["work"]["counters"]}
+    assert (work["base_layers"]["per_chunk"], work["vision_calls"]["per_chunk"]) == (3.0, 1.0)
+    assert work["base_layers"]["per_solved_episode"] == 3 * chunks / 6
+    assert work["model_ms"] | {"label": ""} == {
+        "counter": "model_ms", "label": "", "total": 360.0, "per_chunk": 360 / chunks, "per_solved_episode": 60.0
+    }  # fmt: skip
+    assert report["work"]["early_exit_share"] == 1.0 and report["decoding"]["has_tokens"] is False
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["base_layers_per_chunk"] == 3.0 and metrics["model_ms_per_solved_episode"] == 60.0
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Work</h2>" in page and "100.0 % of chunks ended early" in page and "This decoding has no tokens" in page
+    assert "busy machine" not in page
+
+
+def test_what_was_not_recorded_is_a_dash_and_in_no_metric(tmp_path):
+    make_run(tmp_path, SeeingPolicy(), num_trials=1)
+    report = write_report(tmp_path)
+    missing = {counter["counter"] for counter in report["work"]["counters"] if counter["per_chunk"] is None}
+    assert missing == {"base_layers", "vision_calls", "pictures_prepared", "visual_tokens", "model_ms"}
+    assert "base_layers_per_chunk" not in json.loads((tmp_path / "metrics.json").read_text())
+    page = (tmp_path / "report.html").read_text()
+    assert '<td>Base model layers</td><td class="n">–</td>' in page and "base model layers a chunk" not in page
+
+
+def test_milliseconds_of_a_busy_machine_are_called_so(tmp_path):
+    make_run(tmp_path, SeeingPolicy(), has_plan=False)
+    keep_plan(tmp_path, plan_of(point_mass_tasks(num_tasks=3), num_workers=4, max_batch=8))
+    assert write_report(tmp_path)["busy"] == (
+        "Milliseconds are those of a busy machine: 4 simulator processes ran beside the policy, and each of its calls "
+        "answered up to 8 observations."
+    )
+    assert "those of a busy machine" in (tmp_path / "report.html").read_text()
 
 
 def test_tables_for_loggers(tmp_path):
     make_run(tmp_path, SeeingPolicy())
     report = write_report(tmp_path)
     tables = {name: (columns, rows) for name, columns, rows in report_tables(report)}
-    assert list(tables) == ["tasks", "episodes", "latency_ms", "stages", "time_s", "accept_counts"]
+    assert list(tables) == ["tasks", "episodes", "latency_ms", "stages", "work", "time_s", "accept_counts"]
     assert all(len(row) == len(columns) for columns, rows in tables.values() for row in rows)
     columns, rows = tables["tasks"]
     assert [row[columns.index("success_rate")] for row in rows] == [1.0, 1.0, 1.0]

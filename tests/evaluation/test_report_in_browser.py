@@ -10,6 +10,8 @@ from rsd.evaluation.report import write_report
 from tests.evaluation.folders import make_run
 from tests.evaluation.policies import SeeingPolicy, StillPolicy
 
+pytestmark = pytest.mark.slow
+
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on the PATH")
 

@@ -11,13 +11,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from scipy.integrate import quad
 
-from rsd.evaluation.evaluate import PlannedEpisode, Recording, evaluate, plan_episodes, resume_results
+from rsd.evaluation.evaluate import Recording, evaluate, resume_results
+from rsd.evaluation.plan import PlannedEpisode, plan_episodes
 from rsd.evaluation.sequential import (
     VERDICT_FILE,
     StopWhenDecided,
     anytime_interval,
     count_finished,
-    discordant_verdict,
     in_random_order,
     log_evidence_above,
     until_decided,
@@ -131,11 +131,6 @@ def test_wrong_settings_are_refused(arguments, message):
 def test_impossible_counts_are_refused():
     with pytest.raises(ValueError, match=r"num_success is 3, expected 0\.\.2"):
         StopWhenDecided(rate=0.9).verdict(3, 2)
-
-
-def test_discordant_pairs():
-    assert discordant_verdict(0, 9) == "second better" and discordant_verdict(9, 0) == "first better"
-    assert discordant_verdict(5, 5) is None and discordant_verdict(0, 4) is None
 
 
 def test_equal_policies_are_told_apart_at_most_alpha_times():

@@ -10,6 +10,7 @@ from rsd.evaluation.statistics import (
     summarize_seeds,
     summarize_success,
     summarize_tasks,
+    summarize_work,
     wilson_interval,
 )
 from rsd.types import EpisodeResult
@@ -89,10 +90,35 @@ def test_acceptance_from_counts():
 
 def test_a_decoding_without_tokens_or_draft():
     assert summarize_decoding({"num_chunks": 3}) == {"has_tokens": False, "num_chunks": 3}
+    idle = {"num_chunks": 3, "target_passes": 0, "draft_passes": 0, "accept_counts": [], "base_layers": 18}
+    assert summarize_decoding(idle) == {"has_tokens": False, "num_chunks": 3}
     names = ("draft_passes", "proposed_stages", "accepted_stages")
     totals = {"num_chunks": 2, "target_passes": 6, "accept_counts": [0, 0, 0], **dict.fromkeys(names, 0)}
     summary = summarize_decoding(totals)
     assert summary["acceptance_rate"] is None and summary["stages"] == [] and summary["target_passes_per_chunk"] == 3
+
+
+def test_work_counts_every_episode_and_divides_by_the_solved_ones():
+    stats = {"num_chunks": 4, "base_layers": 24, "early_exits": 1}
+    results = [
+        episode(0, 0, True, stats=stats, model_ms=8.0),
+        episode(0, 1, False, stats=stats | {"num_chunks": 6, "base_layers": 21}, model_ms=2.0),
+        episode(0, 2, False, stats={"num_chunks": 0}, error="E: before the first chunk"),
+    ]
+    work = summarize_work(results)
+    assert (work["num_chunks"], work["num_success"], work["early_exit_share"]) == (10, 1, 0.2)
+    counters = {counter.pop("counter"): counter for counter in work["counters"]}
+    assert counters["base_layers"] | {"label": ""} == {
+        "label": "", "total": 45, "per_chunk": 4.5, "per_solved_episode": 45.0
+    }  # fmt: skip
+    assert counters["model_ms"]["per_chunk"] == 1.0 and counters["vision_calls"]["total"] is None
+
+
+def test_work_that_some_episode_did_not_record_has_no_sum():
+    told, silent = {"num_chunks": 2, "base_layers": 12}, {"num_chunks": 2}
+    results = [episode(0, 0, True, stats=told), episode(0, 1, True, stats=silent)]
+    assert all(counter["total"] is None for counter in summarize_work(results)["counters"])
+    assert summarize_work([])["num_chunks"] == 0 and summarize_work([])["early_exit_share"] is None
 
 
 def test_latency_percentiles_and_throughput():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from rsd.models.openvla.backbone import OpenVLABackbone
+from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.model import Architecture, OpenVLAOFT
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.text import WordText
 from rsd.models.openvla.vit import ViTShape
+from rsd.space import LIBERO_GRIPPER, Space
 from rsd.types import Observation
 
 SHORT, LONG = "pick up the bowl", "pick up the black bowl on the plate and place it on the ramekin"
@@ -26,10 +27,15 @@ def statistics() -> dict:
     return result
 
 
-def build_backbone(
-    *, image_size: int = 28, views: tuple[str, ...] = ("image", "wrist_image"), use_proprio: bool = True, seed: int = 0
-) -> OpenVLABackbone:
-    """A backbone with two decoder layers and the words of SHORT and LONG."""
+def build_base(
+    *,
+    image_size: int = 28,
+    views: tuple[str, ...] = ("image", "wrist_image"),
+    use_proprio: bool = True,
+    seed: int = 0,
+    gripper: str = LIBERO_GRIPPER,
+) -> OpenVLABase:
+    """A base model with three layers and the words of SHORT and LONG."""
     text = WordText.from_instructions([SHORT, LONG])
     architecture = Architecture(
         dino=ViTShape(image_size=image_size, reg_tokens=4, layer_scale=True, **VIT),
@@ -49,12 +55,11 @@ def build_backbone(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = OpenVLAOFT(architecture).eval()
-    return OpenVLABackbone(
+    return OpenVLABase(
         model=model,
         processor=PrismaticImageProcessor(sizes=[image_size] * 2),
         text=text,
-        norm_stats=statistics(),
-        unnorm_key=UNNORM_KEY,
+        space=Space.from_statistics(UNNORM_KEY, statistics(), gripper=gripper),
         views=views,
         chunk_length=8,
         center_crop=True,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, processors
 
-from rsd.models.openvla import Robot, load_backbone
+from rsd.models.openvla import Robot, load_base
 from rsd.models.openvla.text import WordText
 from tests.models.openvla_tiny import SHORT
 
@@ -22,7 +22,7 @@ def load(directory: Path, **changes):
     statistics = directory / "dataset_statistics.json"
     key = next(iter(json.loads(statistics.read_text()))) if statistics.exists() else None
     arguments = {"unnorm_key": key, "views": VIEWS, "use_proprio": True, "chunk_length": 8, "text": WORDS}
-    return load_backbone(checkpoint=directory, **{**arguments, **changes})
+    return load_base(checkpoint=directory, **{**arguments, **changes})
 
 
 def edit_json(path: Path, change) -> None:

@@ -28,13 +28,13 @@ def test_weights_that_are_not_finite_are_refused(published):
 
 
 def test_a_causal_oft_model_is_refused(published, monkeypatch):
-    backbone = load(published)
-    honest = backbone.model.decoder_states
+    base = load(published)
+    honest = base.model.layer_states
     monkeypatch.setattr(
-        backbone.model, "decoder_states", lambda *args, **kwargs: honest(*args, **(kwargs | {"causal": True}))
+        base.model, "layer_states", lambda *args, **kwargs: honest(*args, **(kwargs | {"causal": True}))
     )
     with pytest.raises(CanaryError, match=r"attention is bidirectional: a change of the last token moves .* by 0"):
-        check_canaries(backbone)
+        check_canaries(base)
 
 
 def test_reversed_statistics_are_refused(published):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from rsd.models.openvla import ddim, decoders, published
+from rsd.models.openvla import action_heads, ddim, published
 from rsd.models.openvla.heads import time_embedding
 from rsd.models.openvla.model import select
-from rsd.normalization import EXTREMES, QUANTILES, bounded_range, unnormalize
+from rsd.space import EXTREMES, QUANTILES, Range
 from tests.golden_files import GOLDEN, compose_checkpoint, golden_tests, load
 
 ATOL = 5e-5
@@ -29,7 +29,7 @@ class Recorded:
         sources = {"action_head": diffusion, "noisy_action_projector": diffusion, "proprio_projector": self.heads}
         folder = compose_checkpoint(directory / "checkpoint", sources)
         arguments = {"device": "cpu", "dtype": torch.float64}
-        self.model = published.build_model(folder, use_proprio=True, decoder="diffusion", **arguments)
+        self.model = published.build_model(folder, use_proprio=True, action_head="diffusion", **arguments)
         self.arrays = load(name)
         self.model.num_diffusion_steps = len(self.arrays["timesteps"])
         self.shape = self.arrays["actions"].shape
@@ -39,8 +39,8 @@ class Recorded:
         self.pixels = torch.from_numpy(self.arrays["pixel_values"]).double()
         self.proprio = torch.from_numpy(self.arrays["proprio_normalized"]).double().reshape(1, -1)
         statistics = published.read_json(GOLDEN / self.heads, "dataset_statistics.json")
-        self.statistics = statistics[str(self.arrays["unnorm_key"])]["action"]
-        self.statistics["bounds"] = EXTREMES if aloha else QUANTILES
+        bounds = {"bounds": EXTREMES if aloha else QUANTILES}
+        self.range = Range.from_entry(statistics[str(self.arrays["unnorm_key"])]["action"] | bounds)
         self.patches = self.model.projector(self.model.vision_backbone(self.pixels))
 
     def states(self, noisy):
@@ -51,18 +51,18 @@ class Recorded:
         arguments = (self.patches, self.ids, None, self.start, self.shape[0], self.proprio)
         sequence = model.assemble(*arguments, noisy=slots, time=time)
         last = model.llm_config.num_hidden_layers
-        return select(model.decoder_states(sequence.embeds, None, {last})[last], sequence.slots)
+        return select(model.layer_states(sequence.embeds, None, {last})[last], sequence.slots)
 
     def run(self, dtype, shift=0.0):
         """The whole sampler in `dtype`, its starting noise moved by `shift`: (last states, raw actions)."""
         model = self.model.to(dtype)
         noise = torch.from_numpy(self.arrays["noise"]).to(dtype)
         noise = noise + shift * torch.randn(noise.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-        prompt = decoders.Prompt(self.ids, None, self.start, self.shape[0], self.proprio.to(dtype), noise)
+        prompt = action_heads.Prompt(self.ids, None, self.start, self.shape[0], self.proprio.to(dtype), noise)
         patches = model.projector(model.vision_backbone(self.pixels.to(dtype)))
         last = model.llm_config.num_hidden_layers
-        states, actions = decoders.diffusion(model, patches, prompt, [last])
-        raw = unnormalize(actions[0].numpy(), self.statistics)
+        states, actions = action_heads.diffusion(model, patches, prompt, [last])
+        raw = self.range.unnormalize(actions[0].numpy())
         model.double()
         return states[last].numpy(), raw
 
@@ -73,9 +73,9 @@ def check_last_step(recorded):
     np.testing.assert_array_equal(ddim.timesteps(num_steps), arrays["timesteps"])
     np.testing.assert_allclose(ddim.alphas_cumprod(), arrays["alphas_cumprod"], rtol=0, atol=1e-7)
     expected = torch.from_numpy(arrays["final_action_hidden_states"]).double()
-    low, high = bounded_range(recorded.statistics)
+    low, high = np.asarray(recorded.range.low), np.asarray(recorded.range.high)
     raw = arrays["actions"]
-    data = np.where(recorded.statistics["mask"], 2 * (raw - low) / (high - low + 1e-8) - 1, raw)
+    data = np.where(recorded.range.mask, 2 * (raw - low) / (high - low + 1e-8) - 1, raw)
     alpha, noise = ddim.alphas_cumprod()[0].double(), recorded.model.action_head(expected)[0]
     noisy = (alpha.sqrt() * torch.from_numpy(data) + (1 - alpha).sqrt() * noise).flatten()  # [K]
     clipped = torch.from_numpy(np.abs(data) > 1 - 1e-6).flatten().nonzero()[:, 0].tolist()

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from rsd.models import action_tokens
-from rsd.models.openvla import decoders, published
+from rsd.models.openvla import action_heads, action_tokens, published
 from rsd.models.openvla.model import CHANNELS_PER_IMAGE, select
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.token_loss import token_loss
-from rsd.normalization import EXTREMES, QUANTILES, unnormalize
+from rsd.space import EXTREMES, QUANTILES, Range
 from tests.golden_files import GOLDEN, compose_checkpoint, golden_tests, load
 
 ATOL = 5e-5
@@ -20,19 +19,19 @@ ATOL = 5e-5
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    """build(robot, proprio, decoder, film): a model with the side files that a golden array was made with, kept."""
+    """build(robot, proprio, action_head, film): a model with the side files that a golden array was made with, kept."""
 
     @cache
-    def build(robot="libero", proprio=True, decoder="l1", film=False):
+    def build(robot="libero", proprio=True, action_head="l1", film=False):
         heads = {"libero": "ckpt_tiny", "aloha": "aloha_heads"}[robot]
         sources = {"dataset_statistics": heads}
-        if decoder == "l1":
+        if action_head == "l1":
             sources["action_head"] = heads
         sources |= {"proprio_projector": heads} if proprio else {}
         sources |= {"vision_backbone": "film"} if film else {}
         directory = compose_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint", sources)
         arguments = {"device": "cpu", "dtype": torch.float32, "action_dim": 7}
-        return published.build_model(directory, use_proprio=proprio, decoder=decoder, **arguments)
+        return published.build_model(directory, use_proprio=proprio, action_head=action_head, **arguments)
 
     return build
 
@@ -45,7 +44,7 @@ def raw_actions(name: str, unnorm_key: np.ndarray, actions: np.ndarray) -> np.nd
     """Un-normalised with the statistics and the bounds of the array's robot."""
     folder, bounds = {"aloha": ("aloha_heads", EXTREMES), "libero": ("ckpt_tiny", QUANTILES)}[robot_of(name)]
     statistics = published.read_json(GOLDEN / folder, "dataset_statistics.json")[str(unnorm_key)]
-    return unnormalize(actions, statistics["action"] | {"bounds": bounds})
+    return Range.from_entry(statistics["action"] | {"bounds": bounds}).unnormalize(actions)
 
 
 def close(actual: torch.Tensor, expected: np.ndarray, name: str) -> None:
@@ -82,7 +81,7 @@ def check_prediction(build, name):
     np.testing.assert_array_equal(sequence.slots[0], np.arange(first, end))
     last = model.llm_config.num_hidden_layers
     for given in (sequence.mask, None):  # no pads: both say the same
-        states = model.decoder_states(sequence.embeds, given, {last})[last]
+        states = model.layer_states(sequence.embeds, given, {last})[last]
         close(states, arrays["last_hidden_states"], "last_hidden_states")
 
     inputs = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": mask, "action_start": start}
@@ -97,8 +96,8 @@ def check_prediction(build, name):
     close(logits[0], arrays["discrete_logits_first"], "discrete_logits_first")
     np.testing.assert_array_equal(logits.argmax(dim=-1), arrays["discrete_token_ids"])
     patches = model.projector(features)
-    prompt = decoders.Prompt(input_ids, mask, start, chunk_length, proprio, None)
-    _, discrete = decoders.discrete(model, patches, prompt, [])
+    prompt = action_heads.Prompt(input_ids, mask, start, chunk_length, proprio, None)
+    _, discrete = action_heads.discrete(model, patches, prompt, [])
     raw_discrete = raw_actions(name, arrays["unnorm_key"], discrete[0].numpy())
     np.testing.assert_allclose(raw_discrete, arrays["discrete_actions"], rtol=0, atol=ATOL)
     return hidden[last].numpy(), raw
@@ -135,13 +134,13 @@ def check_film(build, name):
 @torch.no_grad()
 def check_autoregressive(build, name):
     arrays = load(name)
-    model = build(decoder="autoregressive", proprio=False)
+    model = build(action_head="autoregressive", proprio=False)
     pixels, ids, mask = (torch.from_numpy(arrays[key]) for key in ("pixel_values", "input_ids", "attention_mask"))
     start, last = torch.tensor([ids.shape[1]]), model.llm_config.num_hidden_layers
     patches = model.projector(model.vision_backbone(pixels))
     close(patches, arrays["projected_patches"], "projected_patches")
     sequence = model.assemble(patches, ids, mask, start, 1, None)
-    states = model.decoder_states(sequence.embeds, sequence.mask, {last}, causal=True)[last]
+    states = model.layer_states(sequence.embeds, sequence.mask, {last}, causal=True)[last]
     close(states, arrays["last_hidden_states"], "last_hidden_states")
     close(model.language_model.lm_head(states[0, -1]), arrays["logits_step0"], "logits_step0")
 
@@ -160,7 +159,7 @@ def check_autoregressive(build, name):
     np.testing.assert_allclose(actions[0, 0], arrays["normalized_actions"], rtol=0, atol=1e-6)
     # this array alone belongs to config.json's statistics
     statistics = published.read_json(GOLDEN / "ckpt_tiny", "config.json")["norm_stats"][str(arrays["unnorm_key"])]
-    raw = unnormalize(actions[0, 0].numpy(), statistics["action"])
+    raw = Range.from_entry(statistics["action"]).unnormalize(actions[0, 0].numpy())
     np.testing.assert_allclose(raw, arrays["actions"], rtol=0, atol=ATOL)
 
     loss = token_loss(model, pixels, *(torch.from_numpy(arrays[key]) for key in ("train_input_ids", "train_labels")))
@@ -179,7 +178,7 @@ def check_control_causal(build, name):
     first, end = arrays["action_slice"]
     for mask in (None, torch.from_numpy(arrays["lm_attention_mask"]).bool()):
         with torch.no_grad():
-            causal = model.decoder_states(embeds, mask, {last}, causal=True)[last]
+            causal = model.layer_states(embeds, mask, {last}, causal=True)[last]
         close(causal[:, first:end], wrong["action_hidden_states_if_causal"], "action_hidden_states_if_causal")
 
 
@@ -195,7 +194,7 @@ def train_forward(build, name):
     patches = model.projector(model.vision_backbone(pixels))
     sequence = model.assemble(patches, input_ids, mask, start, chunk_length, proprio)
     last = model.llm_config.num_hidden_layers
-    states = model.decoder_states(sequence.embeds, sequence.mask, {last})[last]
+    states = model.layer_states(sequence.embeds, sequence.mask, {last})[last]
     hidden = select(states, sequence.slots)
     return arrays, model, states, hidden, (model.action_head(hidden) - torch.from_numpy(arrays["actions"])).abs().mean()
 

@@ -22,32 +22,31 @@ def original(published: Path) -> Path:
 
 def load_original(directory: Path, **changes):
     key = next(iter(json.loads((directory / "config.json").read_text())["norm_stats"]))
-    arguments = {"unnorm_key": key, "decoder": "autoregressive", "views": ["image"], "use_proprio": False}
+    arguments = {"unnorm_key": key, "action_head": "autoregressive", "views": ["image"], "use_proprio": False}
     return load(directory, **{**arguments, "chunk_length": 1, **changes})
 
 
 def test_the_original_openvla_generates_the_same_alone_and_in_a_batch(published):
     text = WordText.from_instructions([SHORT, LONG])
-    backbone = load_original(original(published), text=text)
+    base = load_original(original(published), text=text)
     observations = [observation(0, SHORT), observation(1, LONG)]
-    inputs = backbone.prepare(observations)
+    inputs = base.prepare(observations)
     assert inputs["input_ids"].shape[1] == int(inputs["action_start"].max())  # nothing after the prompt
-    together = backbone.forward(inputs, layers=[1, 2])
-    assert together.actions.shape == (2, 1, 7) and together.hidden_states[1].shape == (2, 7, 48)
+    together = base.look(inputs)
+    assert together.chunk().shape == (2, 1, 7) and together.at("layer.1").shape == (2, 7, 48)
     for row, single in enumerate(observations):
-        alone = backbone.forward(backbone.prepare([single]), layers=[1, 2])
-        assert torch.equal(alone.actions[0], together.actions[row])
-        for layer in (1, 2):
-            expected = alone.hidden_states[layer][0]
-            torch.testing.assert_close(together.hidden_states[layer][row], expected, atol=5e-5, rtol=0)
+        alone = base.look([single])
+        assert torch.equal(alone.chunk()[0], together.chunk()[row])
+        for point in ("layer.1", "layer.2"):
+            torch.testing.assert_close(together.at(point)[row], alone.at(point)[0], atol=5e-5, rtol=0)
 
 
 def test_the_original_openvla_sees_its_picture_at_the_first_token(published):
     """An empty cache object at step 0 must not hide the picture (openvla#346)."""
-    backbone = load_original(original(published))
-    black, white = (backbone.prepare([plain_observation(level)]) for level in (0, 255))
-    states = [backbone.forward(inputs, layers=[2]).hidden_states[2][0, 0] for inputs in (black, white)]
-    logits = [backbone.model.language_model.lm_head(state) for state in states]
+    base = load_original(original(published))
+    black, white = (base.prepare([plain_observation(level)]) for level in (0, 255))
+    states = [base.look(inputs).at("layer.2")[0, 0] for inputs in (black, white)]
+    logits = [base.model.language_model.lm_head(state) for state in states]
     assert (logits[0] - logits[1]).abs().max() > 1e-3
 
 
@@ -76,14 +75,14 @@ def test_openvla_v01_has_one_tower_two_projector_layers_and_another_prompt(publi
         single |= {f"projector.{name}.weight": torch.randn(shape), f"projector.{name}.bias": torch.zeros(width)}
     save_file(single, published / "model.safetensors")
     llama_tokenizer(published)
-    backbone = load_original(published, text=None)
-    prompt = backbone.text.to_json()["prompt"]
+    base = load_original(published, text=None)
+    prompt = base.text.to_json()["prompt"]
     assert prompt.startswith("A chat between a curious user")
     assert prompt.endswith("USER: What action should the robot take to {instruction}? ASSISTANT:")
-    assert backbone.processor.strategy == "letterbox"
-    inputs = backbone.prepare([observation()])
+    assert base.processor.strategy == "letterbox"
+    inputs = base.prepare([observation()])
     assert inputs["pixel_values"].shape[1] == 3
-    assert torch.isfinite(backbone.forward(inputs, layers=[2]).hidden_states[2]).all()
+    assert torch.isfinite(base.look(inputs).at("layer.2")).all()
     with pytest.raises(ValueError, match="a single vision tower takes one picture"):
         load_original(published, text=WORDS, views=VIEWS)
 

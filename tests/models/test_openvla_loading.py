@@ -11,17 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rsd.checkpoint import CheckpointError
-from rsd.models.openvla import ObservationError, Robot, save_backbone
+from rsd.models.openvla import ObservationError, Robot, save_base
 from rsd.models.openvla.published import TIMM_SHAPES, read_architecture
 from rsd.models.openvla.text import LlamaText
-from rsd.normalization import UnknownKeyError, normalize
-from tests.models.openvla_tiny import UNNORM_KEY, build_backbone, observation, plain_observation
+from rsd.space import Range, UnknownKeyError
+from tests.models.openvla_tiny import UNNORM_KEY, build_base, observation, plain_observation
 from tests.models.published_copy import LIBERO, VIEWS, edit_json, llama_tokenizer, load
 
 
 @pytest.fixture
 def own(tmp_path) -> Path:
-    save_backbone(tmp_path / "own", build_backbone(), {"steps": 0})
+    save_base(tmp_path / "own", build_base(), {"steps": 0})
     return tmp_path / "own"
 
 
@@ -30,33 +30,33 @@ def own(tmp_path) -> Path:
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_black_and_white_pictures_give_different_actions(golden_dir, view):
-    backbone = load(golden_dir / "ckpt_tiny")
+    base = load(golden_dir / "ckpt_tiny")
     white = plain_observation(0)
     white.images[view] = np.full_like(white.images[view], 255)
-    actions = backbone.forward(backbone.prepare([plain_observation(0), white]), layers=[]).actions
+    actions = base.look([plain_observation(0), white]).chunk()
     assert (actions[0] - actions[1]).abs().max() > 1e-3
 
 
 def test_published_layout_on_one_image_without_proprio(published):
     next(published.glob("proprio_projector--*")).unlink()
-    backbone = load(published, views=["image"], use_proprio=False)
-    inputs = backbone.prepare([observation()])
+    base = load(published, views=["image"], use_proprio=False)
+    inputs = base.prepare([observation()])
     assert "proprio" not in inputs
     assert inputs["pixel_values"].shape[1] == 6
-    assert len(backbone.fingerprint()["weights_sha256"]) == 64
-    assert not any(weight.requires_grad for weight in backbone.model.parameters())
+    assert len(base.fingerprint()["weights_sha256"]) == 64
+    assert not any(weight.requires_grad for weight in base.model.parameters())
 
 
 def test_dataset_statistics_replace_those_of_the_config(published):
-    key = load(published).unnorm_key
+    key = load(published).space.name
     assert key not in json.loads((published / "config.json").read_text())["norm_stats"]
     suite = key.removesuffix("_no_noops")
-    assert load(published, unnorm_key=suite).unnorm_key == key
+    assert load(published, unnorm_key=suite).space.name == key
 
 
 def test_sharded_weights_are_the_same_model(published):
     inputs = load(published).prepare([observation()])
-    expected = load(published).forward(inputs, layers=[]).actions
+    expected = load(published).look(inputs).chunk()
     weights = load_file(published / "model.safetensors")
     names, weight_map = sorted(weights), {}
     for number, part in enumerate((names[::2], names[1::2])):
@@ -64,22 +64,22 @@ def test_sharded_weights_are_the_same_model(published):
         weight_map |= dict.fromkeys(part, f"model-{number}.safetensors")
     (published / "model.safetensors").unlink()
     (published / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    assert torch.equal(load(published).forward(inputs, layers=[]).actions, expected)
+    assert torch.equal(load(published).look(inputs).chunk(), expected)
     (published / "model-1.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"has no model-1\.safetensors; copy the missing"):
         load(published)
 
 
 def test_own_layout_round_trip(own):
-    before = build_backbone()
+    before = build_base()
     after = load(own, text=None, unnorm_key=UNNORM_KEY.removesuffix("_no_noops"))
     inputs = before.prepare([observation()])
     for name, value in after.prepare([observation()]).items():
         assert torch.equal(value, inputs[name]), name
-    expected, got = before.forward(inputs, layers=[2]), after.forward(inputs, layers=[2])
-    assert torch.equal(got.actions, expected.actions)
-    assert torch.equal(got.hidden_states[2], expected.hidden_states[2])
-    assert after.norm_stats == before.norm_stats
+    expected, got = before.look(inputs), after.look(inputs)
+    assert torch.equal(got.chunk(), expected.chunk())
+    assert torch.equal(got.at("layer.2"), expected.at("layer.2"))
+    assert after.space == before.space and after.space.statistics == before.space.statistics
 
 
 def test_published_shapes_are_those_of_the_7b_model(golden_dir, tmp_path):
@@ -87,7 +87,7 @@ def test_published_shapes_are_those_of_the_7b_model(golden_dir, tmp_path):
     shutil.copy(golden_dir / "ckpt_tiny" / "config.json", tmp_path)
     edit_json(tmp_path / "config.json", lambda record: record.pop("timm_model_kwargs"))
     edit_json(tmp_path / "config.json", lambda record: record.update(text_config={"vocab_size": 32064}))
-    architecture = read_architecture(tmp_path, decoder="l1", action_dim=7, proprio_dim=8)
+    architecture = read_architecture(tmp_path, action_head="l1", action_dim=7, proprio_dim=8)
     assert (architecture.dino.embed_dim, architecture.dino.depth) == (1024, 24)
     assert (architecture.siglip.embed_dim, architecture.siglip.depth, architecture.siglip.mlp_dim) == (1152, 27, 4304)
     assert (architecture.action_dim, architecture.proprio_dim) == (7, 8)
@@ -206,18 +206,18 @@ def test_one_image_to_a_checkpoint_of_two(published):
         load(published, num_images=2, views=("image",))
     one, two = load(published, views=("image",)), load(published)
     with pytest.raises(ObservationError, match=r"pixel_values has 6 channels, the model's 2 pictures .* have 12"):
-        two.forward(one.prepare([observation()]), layers=[])
+        two.look(one.prepare([observation()])).chunk()
 
 
 def test_proprio_to_a_model_without_projector_and_the_reverse(published):
-    backbone = load(published)
-    inputs = backbone.prepare([observation()])
+    base = load(published)
+    inputs = base.prepare([observation()])
     without = {name: value for name, value in inputs.items() if name != "proprio"}
     with pytest.raises(ValueError, match=r"has a proprio projector for \d+ dims, got no proprio"):
-        backbone.forward(without, layers=[])
+        base.look(without).chunk()
     next(published.glob("proprio_projector--*")).unlink()
     with pytest.raises(ValueError, match="proprio given to a model without proprio projector"):
-        load(published, use_proprio=False).forward(inputs, layers=[])
+        load(published, use_proprio=False).look(inputs).chunk()
 
 
 @pytest.mark.parametrize("number", [0, 4])
@@ -229,11 +229,13 @@ def test_bad_views_are_refused(published, number):
 def test_bounds_are_the_statistics_own_or_else_the_robots(published):
     """Statistics of published files do not say which of their numbers -1 and 1 stand for."""
     extremes = replace(LIBERO, bounds="extremes")
-    stats = load(published, robot=extremes).norm_stats["proprio"]
+    stats = load(published, robot=extremes).space.statistics["proprio"]
     wide, narrow = (
         load(published, robot=robot).normalized_proprio([stats["q99"]]).numpy() for robot in (extremes, LIBERO)
     )
-    np.testing.assert_allclose(wide[0], normalize(np.array(stats["q99"]), stats, zero_constant=False), atol=1e-6)
+    np.testing.assert_allclose(
+        wide[0], Range.from_entry(stats).normalize(np.array(stats["q99"]), zero_constant=False), atol=1e-6
+    )
     np.testing.assert_allclose(narrow, 1.0, atol=1e-5)
     assert wide.max() < 1
 
@@ -242,7 +244,7 @@ def test_bounds_are_the_statistics_own_or_else_the_robots(published):
             entry["action"]["bounds"] = entry["proprio"]["bounds"] = "extremes"
 
     edit_json(published / "dataset_statistics.json", say_it)
-    assert load(published, robot=LIBERO).norm_stats["action"]["bounds"] == "extremes"
+    assert load(published, robot=LIBERO).space.bounds == "extremes"
 
     def misspell(record):
         for entry in record.values():
@@ -266,21 +268,21 @@ def test_another_robot_is_refused(published):
 
 
 def test_the_robot_names_the_gripper_s_rule(published):
-    assert load(published).gripper == load(published, robot=LIBERO).gripper == "inverted_sign"
-    assert load(published, robot=replace(LIBERO, gripper="unchanged")).gripper == "unchanged"
+    assert load(published).space.gripper == load(published, robot=LIBERO).space.gripper == "inverted_sign"
+    assert load(published, robot=replace(LIBERO, gripper="unchanged")).space.gripper == "unchanged"
 
 
 @pytest.mark.parametrize(
-    ("decoder", "message"),
+    ("action_head", "message"),
     [
-        ("diffusion", r"has no noisy_action_projector--.*decoder=diffusion"),
-        ("discrete", r"holds action_head--.* but decoder 'discrete'.*set model.backbone.decoder"),
+        ("diffusion", r"has no noisy_action_projector--.*action_head=diffusion"),
+        ("discrete", r"holds action_head--.* but action_head 'discrete'.*set model.backbone.action_head"),
         ("autoregressive", r"chunk_length is 1, asked for 8"),
     ],
 )
-def test_a_head_of_another_kind(published, decoder, message):
+def test_a_head_of_another_kind(published, action_head, message):
     with pytest.raises(CheckpointError, match=message):
-        load(published, decoder=decoder)
+        load(published, action_head=action_head)
 
 
 def test_a_diffusion_head_under_an_l1_config(published):
@@ -288,13 +290,13 @@ def test_a_diffusion_head_under_an_l1_config(published):
     head = torch.load(path, weights_only=True)
     renamed = {name.replace("module.model.", "module.noise_predictor.mlp_resnet."): head[name] for name in head}
     torch.save(renamed, path)
-    with pytest.raises(CheckpointError, match=r"is not of decoder 'l1': it holds \['noise_predictor"):
+    with pytest.raises(CheckpointError, match=r"is not of action_head 'l1': it holds \['noise_predictor"):
         load(published)
 
 
 def test_an_unknown_decoder_lists_the_known_ones(published):
-    with pytest.raises(ValueError, match=r"decoder 'l2' is unknown; expected one of \['autoregressive', "):
-        load(published, decoder="l2")
+    with pytest.raises(ValueError, match=r"action_head 'l2' is unknown; expected one of \['autoregressive', "):
+        load(published, action_head="l2")
 
 
 def test_missing_head(published):
@@ -304,7 +306,7 @@ def test_missing_head(published):
 
 
 def test_unknown_unnorm_key_lists_the_known_ones(published, own):
-    for directory, known in ((published, load(published).unnorm_key), (own, UNNORM_KEY)):
+    for directory, known in ((published, load(published).space.name), (own, UNNORM_KEY)):
         with pytest.raises(UnknownKeyError, match=rf"'libero_space' not in norm_stats; available: \['.*{known}"):
             load(directory, unnorm_key="libero_space")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rsd.checkpoint import CheckpointError
-from rsd.models.openvla import load_backbone
+from rsd.models.openvla import load_base
 from rsd.models.openvla.model import OpenVLAOFT
 from rsd.models.openvla.published_writer import plan_shards
 from rsd.models.openvla.random_weights import openvla_architecture, random_model, write_random_checkpoint
@@ -68,7 +68,7 @@ def directory(tmp_path_factory):
 
 def load(directory, **changes):
     arguments = {"views": ["image", "wrist_image"], "use_proprio": True, "chunk_length": 8, "num_images": 2}
-    return load_backbone(checkpoint=directory, unnorm_key="libero_goal", **{**arguments, **changes})
+    return load_base(checkpoint=directory, unnorm_key="libero_goal", **{**arguments, **changes})
 
 
 def test_the_7b_model_has_the_published_names_and_shapes():
@@ -96,10 +96,10 @@ def test_it_is_sharded_with_an_index_and_loads(directory):
     assert set(index["weight_map"].values()) == set(files)
     stored = torch.load(next(directory.glob("action_head--150000_checkpoint.pt")), weights_only=True)
     assert all(name.startswith("module.model.") and value.dtype == torch.bfloat16 for name, value in stored.items())
-    backbone = load(directory)
-    assert backbone.unnorm_key == "libero_goal_no_noops" and backbone.text.encode("pick")[-1] == 29871
-    output = backbone.forward(backbone.prepare([observation(), plain_observation(9)]), layers=[1, 2])
-    assert output.actions.shape == (2, 8, 7) and output.actions.abs().max() < 100
+    base = load(directory)
+    assert base.space.name == "libero_goal_no_noops" and base.text.encode("pick")[-1] == 29871
+    chunk = base.look([observation(), plain_observation(9)]).chunk()
+    assert chunk.shape == (2, 8, 7) and chunk.abs().max() < 100
 
 
 def test_the_same_seed_gives_the_same_weights_in_memory(directory):
@@ -114,14 +114,15 @@ def test_an_existing_folder_is_not_touched(directory):
         write_random_checkpoint(directory, architecture=openvla_architecture(size="tiny"))
 
 
+@pytest.mark.slow
 def test_the_original_openvla_and_the_command(tmp_path):
     script = [sys.executable, str(ROOT / "scripts" / "make_random_checkpoint.py"), "--out", str(tmp_path / "ar")]
     command = [*script, "--kind", "openvla", "--size", "tiny"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "GB of random weights in" in said
-    arguments = {"decoder": "autoregressive", "views": ["image"], "use_proprio": False, "chunk_length": 1}
-    backbone = load(tmp_path / "ar", num_images=1, **arguments)
-    assert backbone.forward(backbone.prepare([observation()]), layers=[2]).actions.shape == (1, 1, 7)
+    arguments = {"action_head": "autoregressive", "views": ["image"], "use_proprio": False, "chunk_length": 1}
+    base = load(tmp_path / "ar", num_images=1, **arguments)
+    assert base.look([observation()]).chunk().shape == (1, 1, 7)
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 1 and again.stderr.startswith("error: ") and "exists already" in again.stderr
 

@@ -33,6 +33,7 @@ def test_weights_that_are_not_numbers_of_floating_point(published):
         load(published)
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_of_the_header_is_noticed_or_harmless(published):
     """Either a CheckpointError, or exactly the same weights (a byte of the header's padding or metadata)."""
     path = published / "model.safetensors"
@@ -62,8 +63,8 @@ def shapes_and_offsets(path: Path) -> dict:
 
 
 def test_meta_loading_reads_no_weights(published):
-    backbone = load(published, device="meta")
-    assert {value.device.type for value in backbone.model.parameters()} == {"meta"}
+    base = load(published, device="meta")
+    assert {value.device.type for value in base.model.parameters()} == {"meta"}
     path = next(published.glob("action_head--*"))
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -86,12 +87,12 @@ def test_the_fingerprint_follows_the_files(published):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_have_the_asked_dtype_and_no_tie_to_the_file(published, dtype):
-    backbone = load(published, dtype=dtype)
-    assert {value.dtype for value in backbone.model.parameters()} == {getattr(torch, dtype)}
-    before = backbone.model.projector.fc1.weight.clone()
+    base = load(published, dtype=dtype)
+    assert {value.dtype for value in base.model.parameters()} == {getattr(torch, dtype)}
+    before = base.model.projector.fc1.weight.clone()
     path = published / "model.safetensors"
     path.write_bytes(b"\0" * path.stat().st_size)
-    assert torch.equal(backbone.model.projector.fc1.weight, before)
+    assert torch.equal(base.model.projector.fc1.weight, before)
 
 
 MEASURE = """
@@ -113,6 +114,7 @@ print(status("VmHWM:") - before)
 """
 
 
+@pytest.mark.slow
 def test_the_host_holds_one_shard_beside_the_model(tmp_path):
     """Six shards of 48 MB: beside the 288 MB of the model, at most one shard and some overhead at any time."""
     shard_bytes, weight_map = 48 * 2**20, {}

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from rsd.checkpoint import CheckpointError, load_checkpoint
-from rsd.models.openvla import OpenVLABackbone, load_backbone
+from rsd.models.openvla import OpenVLABase, load_base
 from rsd.models.openvla.model import Architecture, OpenVLAOFT
 from rsd.models.openvla.text import WordText
 from rsd.models.openvla.transfer import start_from
-from rsd.normalization import bounded_range, unnormalize, with_bounds
+from rsd.space import Space, with_bounds
 from tests.data.demonstrations import write_dataset
 from tests.data.tiny_base import save_tiny_base
 from tests.models.openvla_tiny import observation
@@ -28,10 +28,10 @@ def trained(tmp_path_factory):
     return directory
 
 
-def statistics(directory):
+def space(directory) -> Space:
     """The checkpoint's own."""
-    (stats,) = json.loads((directory / "checkpoint.json").read_text())["config"]["norm_stats"].values()
-    return stats
+    ((name, stats),) = json.loads((directory / "checkpoint.json").read_text())["config"]["norm_stats"].items()
+    return Space.from_statistics(name, stats)
 
 
 def new_model(directory, words, **changes):
@@ -50,7 +50,7 @@ def test_everything_but_new_words_comes_from_the_checkpoint(trained):
     text = WordText(sorted([*old.words, "aardvark", "zebra"]))
     model = new_model(trained, text.words)
     untouched = {word: model.state_dict()[EMBEDDING][text.ids[word]].clone() for word in ("aardvark", "zebra")}
-    assert start_from(model, text, statistics(trained), trained) == checkpoint.sha256
+    assert start_from(model, text, space(trained), trained) == checkpoint.sha256
     weights = model.state_dict()
     for word in old.words:
         assert torch.equal(weights[EMBEDDING][text.ids[word]], checkpoint.weights[EMBEDDING][old.ids[word]]), word
@@ -65,35 +65,33 @@ def test_everything_but_new_words_comes_from_the_checkpoint(trained):
 def test_words_that_would_be_forgotten_are_named(trained):
     words = load_checkpoint(trained, kind="base", produce="").config["words"]
     with pytest.raises(CheckpointError, match=rf"knows words \['{words[0]}'\] that the new data set does not have"):
-        start_from(new_model(trained, words[1:]), WordText(words[1:]), statistics(trained), trained)
+        start_from(new_model(trained, words[1:]), WordText(words[1:]), space(trained), trained)
 
 
 def test_another_architecture_is_refused(trained):
     words = load_checkpoint(trained, kind="base", produce="").config["words"]
     with pytest.raises(CheckpointError, match="is of another architecture"):
-        start_from(new_model(trained, words, intermediate_size=64), WordText(words), statistics(trained), trained)
+        start_from(new_model(trained, words, intermediate_size=64), WordText(words), space(trained), trained)
 
 
 def test_the_robot_moves_as_before_with_other_statistics(trained):
     """Inside both statistics' bounds, where nothing is clipped."""
-    old = load_backbone(checkpoint=trained, unnorm_key=None, views=VIEWS, use_proprio=True, chunk_length=8)
-    stats = with_bounds(old.norm_stats, "extremes")
+    old = load_base(checkpoint=trained, unnorm_key=None, views=VIEWS, use_proprio=True, chunk_length=8)
+    stats = with_bounds(old.space.statistics, "extremes")
     stats["action"] = {name: _moved(values) for name, values in stats["action"].items()}
     stats["proprio"] = {name: _moved(values) for name, values in stats["proprio"].items()}
     model = new_model(trained, old.text.words).eval()
-    start_from(model, old.text, stats, trained)
-    new = OpenVLABackbone(
-        model=model, processor=old.processor, text=old.text, norm_stats=stats, unnorm_key="new", views=VIEWS,
-        chunk_length=8, center_crop=True, weights_sha256=lambda: "",
+    moved = Space.from_statistics("new", stats)
+    start_from(model, old.text, moved, trained)
+    new = OpenVLABase(
+        model=model, processor=old.processor, text=old.text, space=moved, views=VIEWS, chunk_length=8,
+        center_crop=True, weights_sha256=lambda: "",
     )  # fmt: skip
-    low, high = np.array([bounded_range(one.norm_stats["proprio"]) for one in (old, new)]).transpose(1, 0, 2)
+    low, high = (np.array([getattr(one.space.proprio, side) for one in (old, new)]) for side in ("low", "high"))
     inside = (low.max(axis=0) + high.min(axis=0)) / 2
     assert (low.max(axis=0) <= inside).all() and (inside <= high.min(axis=0)).all()
     seen = replace(observation(), proprio=inside, instruction=" ".join(old.text.words))
-    expected, got = (
-        unnormalize(one.forward(one.prepare([seen]), layers=[]).actions.numpy(), one.norm_stats["action"])
-        for one in (old, new)
-    )
+    expected, got = (one.space.action.unnormalize(one.look([seen]).chunk().numpy()) for one in (old, new))
     np.testing.assert_allclose(got, expected, atol=1e-4)
     assert np.abs(got).max() > 1e-2
 

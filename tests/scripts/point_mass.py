@@ -40,15 +40,15 @@ class RandomPointMassEnv(PointMassEnv):
 
     def reset_random(self, seed: int) -> Observation:
         self.placement = seed
-        (self._marks / f"task-{self.task_id}-seed-{seed}-pid-{os.getpid()}").touch()
+        (self._marks / f"task-{self.task.task_id}-seed-{seed}-pid-{os.getpid()}").touch()
         time.sleep(self._seconds)
         task, _, once = self._deadly.partition(" ")
-        if task == str(self.task_id):
+        if task == str(self.task.task_id):
             dead = self._marks / "dead"
             if not once or not dead.exists():
                 dead.touch()
                 os.kill(os.getpid(), 9)
-        return self.reset(seed % self.num_init_states)
+        return self.reset(seed % self.task.num_init_states)
 
 
 class PointMassExpert:
@@ -69,3 +69,6 @@ class PointMassExpert:
 
     def joint_state(self) -> np.ndarray:
         return np.zeros(7)
+
+    def holds_something(self) -> bool:
+        return False

@@ -1,11 +1,7 @@
 """scripts/cache_hidden_states.py as a user runs it, with a real small checkpoint and a real RLDS directory."""
 
-import os
 import runpy
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -65,42 +61,39 @@ def only_cache(root):
 def test_it_fills_the_cache_and_says_where(root, run):
     code, out, _ = run()
     assert code == 0
-    assert "24 frames × 64 states of 2 layers × 128 × 2 bytes = 0.000 GB" in out
-    assert out.splitlines()[-1].startswith("24 frames of 2 episodes, layers [2, 5], 0.000 GB")
+    assert "rows 24 × 464 bytes, layer.2 24 × 14336 bytes, head 24 × 2048 bytes; 0.000 GB in all" in out
+    assert out.splitlines()[-1].startswith("24 frames of 2 episodes, layer.2, head, 0.000 GB")
     assert out.rstrip().endswith(str(only_cache(root)))
     reader = CacheReader(only_cache(root), verify=True)
-    assert (len(reader), reader.layers, reader.state_shape(5)) == (24, [2, 5], (8, 128))
+    assert (len(reader), reader.points, reader.state_shape("head")) == (24, ["head", "layer.2"], (8, 128))
 
 
-def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(root, run, tmp_path):
-    overrides = [f"paths.cache={tmp_path}/cache", "cache.shard_mb=0", "cache.batch_size=1"]
-    process = subprocess.Popen(
-        [sys.executable, *arguments(root, *overrides)],
-        cwd=REPOSITORY,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    while process.poll() is None and not list(Path(tmp_path, "cache").glob("*/index.jsonl")):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "finished shards are kept" in errors and "Traceback" not in errors
-    code, out, _ = run(*overrides)
+def test_one_more_layer_joins_the_others_in_the_same_cache(root, run):
+    assert run("layers=[2]")[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in only_cache(root).rglob("*") if path.is_file()}
+    code, out, _ = run("layers=[2,4,head]")
     assert code == 0
-    assert " 0 frames are done" not in out
-    assert len(CacheReader(only_cache(tmp_path), verify=True)) == 24
+    assert "to write, frames × bytes a frame: layer.4 24 × 14336 bytes; 0.000 GB in all" in out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert CacheReader(only_cache(root), verify=True).points == ["head", "layer.2", "layer.4"]
 
 
-def test_a_named_cache_of_other_layers_is_one_clear_error(run, tmp_path):
-    assert run(f"paths.cache={tmp_path}/cache", "layers=[3]")[0] == 0
-    directory = only_cache(tmp_path)
-    code, _, errors = run(f"cache.directory={directory}")
+def test_a_cache_of_the_old_format_is_one_clear_error(run, tmp_path):
+    record = tmp_path / "cache.json"
+    record.write_text('{"format": 1}')
+    code, _, errors = run(f"cache.directory={tmp_path}")
     assert code == 1
-    assert "layers: cache [3], configuration [2, 5]" in errors
+    assert "is of cache format 1, expected 2, and is left as it is: remove the folder or choose another" in errors
     assert "Traceback" not in errors
-    assert CacheReader(directory).layers == [3]
+    assert record.read_text() == '{"format": 1}'
+
+
+@pytest.mark.parametrize("layer", [5, 0, "tail"])
+def test_a_layer_that_does_not_exist_is_one_clear_error(run, layer):
+    code, _, errors = run(f"layers=[2,{layer}]")
+    name = layer if layer == "tail" else f"layer.{layer}"
+    assert code == 1
+    assert f"points ['{name}'] do not exist; the base model has layer.1, layer.2, layer.3, layer.4, head" in errors
 
 
 def test_without_a_checkpoint_the_error_says_how_to_make_one(run):

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,10 +15,10 @@ import hydra
 import pytest
 from rich.console import Console
 
+from rsd import pool
 from rsd.data.rlds import RLDSDataset, RLDSWriter
-from rsd.envs import collection
-from rsd.envs.collection import Recipe
-from rsd.envs.schedule import Attempt, CollectionError, Schedule, share_out
+from rsd.demos.collection import Recipe
+from rsd.demos.schedule import Attempt, CollectionError, Schedule, share_out
 from scripts import collect_demos
 from tests.scripts.point_mass import PointMassExpert, RandomPointMassEnv
 
@@ -109,12 +108,14 @@ def test_failures_and_displaced_placements_are_counted_and_dropped(finished):
     }
 
 
+@pytest.mark.slow
 def test_dead_worker_is_reported_and_one_worker_gives_the_same_episodes(finished, tmp_path: Path):
     _, output = collect(tmp_path, num_workers=1, deadly="1 once")
     assert "a worker died (signal SIGKILL) in libero_spatial/task_01" in output
     assert names(tmp_path) == names(finished[0])
 
 
+@pytest.mark.slow
 def test_kill_9_takes_the_workers_along_and_resuming_gives_the_same_episodes(finished, tmp_path: Path):
     process = start(tmp_path, "num_episodes=5")
     wait_for_episode(tmp_path, process)
@@ -132,18 +133,9 @@ def test_kill_9_takes_the_workers_along_and_resuming_gives_the_same_episodes(fin
     assert set(kept) < set(names(tmp_path))
 
 
-def test_ctrl_c_keeps_what_is_finished(tmp_path: Path):
-    process = start(tmp_path, "num_episodes=99")
-    wait_for_episode(tmp_path, process)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 130, output
-    assert "repeat the command to go on" in output and "Traceback" not in output
-    assert 1 <= len(names(tmp_path)) < 99
-
-
+@pytest.mark.slow
 def test_attempt_that_kills_its_workers_ends_the_collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(collection, "MAX_DEATHS", 1)
+    monkeypatch.setattr(pool, "MAX_DEATHS", 1)
     with pytest.raises(CollectionError, match="task_00/seed_0/placement_000000 cannot be collected: signal SIGKILL"):
         collect(tmp_path, deadly="0")
 
@@ -289,13 +281,6 @@ def test_resumed_schedule_fills_the_holes():
     plan = schedule(tasks=[0], num_episodes=4, stored=stored)
     assert plan.num_stored == 2
     assert [plan.next_attempt().placement for _ in range(2)] == [1, 3]
-
-
-def test_given_back_attempt_comes_again():
-    plan = schedule()
-    attempt = plan.next_attempt()
-    plan.give_back(attempt)
-    assert plan.next_attempt(attempt.task_id) == attempt
 
 
 def test_hopeless_task_ends_the_collection():

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.run_folders import config, provenance, write_run
+from tests.comparison.run_folders import planned, provenance, write_run
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +22,7 @@ def compare(*arguments) -> subprocess.CompletedProcess:
 @pytest.fixture
 def runs(tmp_path):
     return [
-        write_run(tmp_path / name, {0: row}, configuration=config(decoding=name, num_tasks=1, num_trials=40))
+        write_run(tmp_path / name, {0: row}, plan=planned(policy={"decoding": name}, num_tasks=1, num_trials=40))
         for name, row in (("l1", "+" * 40), ("parallel", "+" * 20 + "-" * 20), ("speculative", "+" * 40))
     ]
 
@@ -60,9 +62,8 @@ def test_a_version_is_allowed_by_name(tmp_path):
 
 
 def test_a_run_below_its_published_rate_gets_the_list_of_causes(tmp_path):
-    made_with = provenance(mujoco="3.3.0")
-    made_with["choices"]["model"] = "oft_spatial"
-    given = {"suite": "libero_spatial", "made_with": made_with}
+    given = {"suite": "libero_spatial", "made_with": provenance(mujoco="3.3.0")}
+    given |= {"plan": planned(policy={"model": "oft_spatial"})}
     runs = [write_run(tmp_path / name, {0: row}, **given) for name, row in (("a", "+" * 30), ("b", "-" * 30))]
     done = compare(*runs, "--out", tmp_path)
     assert "B is below the published rate. Look at:" in done.stdout

@@ -11,7 +11,7 @@ from PIL import Image
 
 from rsd.policy import IOContract
 from rsd.serving.messages import ObservationReader, encode_array
-from rsd.types import ChunkPrediction, Observation
+from rsd.types import Chunk, Observation, Request
 
 SIZE = 16  # pixels
 UNIT = 256  # makes exact numbers of [-1, 1] out of pixels
@@ -27,8 +27,8 @@ class TellingPolicy:
         proprio_dim=8,
         action_dim=7,
         chunk_length=4,
-        center_crop=False,
-        decoder="telling",
+        decoding="Telling",
+        action_head="none",
         unnorm_key="none",
     )
 
@@ -37,10 +37,10 @@ class TellingPolicy:
         self.seen: list[Observation] = []
         self.seeds: list[int] = []
 
-    def predict(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ChunkPrediction]:
-        self.seen += observations
-        self.seeds += seeds
-        return [ChunkPrediction(self._chunk(observation)) for observation in observations]
+    def predict(self, requests: Sequence[Request]) -> list[Chunk]:
+        self.seen += [request.observation for request in requests]
+        self.seeds += [request.seed for request in requests]
+        return [Chunk(self._chunk(one.observation), num_steps=self.num_open_loop_steps) for one in requests]
 
     def _chunk(self, observation: Observation) -> np.ndarray:
         pixels = []

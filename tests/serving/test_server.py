@@ -100,13 +100,13 @@ class JealousPolicy(TellingPolicy):
 
     busy = False
 
-    def predict(self, observations, seeds):
+    def predict(self, requests):
         if self.busy:
             raise RuntimeError("two predictions at a time")
         self.busy = True
         time.sleep(0.02)
         self.busy = False
-        return super().predict(observations, seeds)
+        return super().predict(requests)
 
 
 def test_predictions_come_one_at_a_time():

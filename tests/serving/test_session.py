@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from rsd.evaluation.evaluate import plan_episodes
+from rsd.evaluation.plan import plan_episodes
 from rsd.evaluation.rollout import Episode
 from rsd.serving.messages import CAMERAS, ObservationReader, ProtocolVersionError, decode_array, encode_array
 from rsd.serving.session import Session
@@ -21,9 +21,9 @@ class SeedKeepingPolicy(SeeingPolicy):
         super().__init__()
         self.seeds: list[int] = []
 
-    def predict(self, observations, seeds):
-        self.seeds += seeds
-        return super().predict(observations, seeds)
+    def predict(self, requests):
+        self.seeds += [request.seed for request in requests]
+        return super().predict(requests)
 
 
 def started(policy, *, task=TASK, reader=READER) -> Session:
@@ -86,13 +86,14 @@ def test_seeds_and_actions_are_those_of_an_evaluation(changed):
     episode.run(init_state_id=place["episode_idx"], seed=plan[place["episode_idx"]].seed)
 
     reader = ObservationReader(views=READER.views, image_size=64, proprio_dim=8)
-    session = started(there, task={"name": env.instruction, **place}, reader=reader)
+    session = started(there, task={"name": env.task.instruction, **place}, reader=reader)
     seen, success, num_steps = env.reset(place["episode_idx"]), False, 0
     while not success:
         images = {CAMERAS[view]: encode_array(picture) for view, picture in seen.images.items()}
         payload = {"images": images, "states": encode_array(seen.proprio), "task_description": seen.instruction}
         answer = session.answer(message("observation", payload))
-        seen, success = env.step(decode_array(answer["payload"]["actions"], "actions"))
+        step = env.step(decode_array(answer["payload"]["actions"], "actions"))
+        seen, success = step.observation, step.success
         num_steps += 1
     assert num_steps == episode.num_steps and episode.success
     assert there.seeds == here.seeds and len(here.seeds) == len(set(here.seeds)) == len(here.seen) > 1
@@ -103,7 +104,7 @@ def test_actions_out_of_range_are_clipped_and_bad_ones_refused():
     assert act(session) == [UNIT] * 7
     session = started(BrokenPolicy(np.full((8, 7), np.nan)))
     answer = session.answer(message("observation", observation()))
-    assert "the policy failed: ValueError: the policy returned nan at step 0" in answer["payload"]["error"]
+    assert "the policy failed: ActionError: the policy returned nan at step 0" in answer["payload"]["error"]
 
 
 @pytest.mark.parametrize(

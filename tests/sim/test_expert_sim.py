@@ -1,16 +1,17 @@
 """The scripted expert on the real simulator: it solves tasks, sees no evaluation state, and stores what was there."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from rsd.envs.demonstrations import LiberoExpert, record_demonstration
-from rsd.envs.expert import CLOSE, GRASP_STEPS, OPEN
+from rsd.demos.demonstrations import LiberoExpert, record_demonstration
+from rsd.demos.expert import CLOSE, GRASP_STEPS, OPEN
+from rsd.demos.schedule import Attempt
+from rsd.demos.skills import fingers_open
 from rsd.envs.libero import LiberoEnv
 from rsd.envs.placements import SAME_M, nearest_init_state, object_columns
-from rsd.envs.schedule import Attempt
-from rsd.envs.skills import fingers_open
 from rsd.envs.suites import load_task
 
 pytestmark = pytest.mark.sim
@@ -112,11 +113,11 @@ def test_refuses_a_task_with_another_goal():
 
 
 def test_stored_step_is_what_a_policy_would_see(env: LiberoEnv):
-    env.max_steps, limit = 10, env.max_steps
+    env.task, task = dataclasses.replace(env.task, max_steps=10), env.task
     try:
         demonstration = record_demonstration(env, LiberoExpert(env), seed=5, noise_scales=(0.0,))
     finally:
-        env.max_steps = limit
+        env.task = task
     assert len(demonstration.actions) == demonstration.num_steps == 10
     observation = env.reset_random(5)
     for step, action in enumerate(demonstration.actions):
@@ -125,16 +126,16 @@ def test_stored_step_is_what_a_policy_would_see(env: LiberoEnv):
             for view, pictures in demonstration.images.items():
                 np.testing.assert_array_equal(pictures[step], observation.images[view])
             np.testing.assert_array_equal(demonstration.states[step], observation.proprio)
-        observation, _ = env.step(action, observe=step + 1 in (4, 9))
+        observation = env.step(action, observe=step + 1 in (4, 9)).observation
 
 
 def test_random_placements_are_no_evaluation_states(env: LiberoEnv):
-    init_states = load_task(env.suite, env.task_id).init_states  # [N, 1 + positions + velocities]
+    init_states = load_task(env.task.suite, env.task.task_id).init_states  # [N, 1 + positions + velocities]
     sim = env.simulator.sim
     columns = object_columns(sim.model)
     env.reset(0)
     number, distance = nearest_init_state(env.simulator.get_sim_state(), init_states, columns)
     assert number == 0 and distance < 0.01  # the columns are the right ones: only settled since
     for placement in range(10):
-        env.reset_random(Attempt(env.suite, env.task_id, 0, placement).placement_seed)
+        env.reset_random(Attempt(env.task.suite, env.task.task_id, 0, placement).placement_seed)
         assert nearest_init_state(env.simulator.get_sim_state(), init_states, columns)[1] > SAME_M

@@ -7,7 +7,7 @@ import pytest
 
 from rsd.envs import suites
 from rsd.envs.gl import SimulatorError, check_simulator
-from rsd.envs.libero import LiberoEnv
+from rsd.envs.libero import LiberoEnv, libero_tasks
 from rsd.envs.placements import PlacementError
 from rsd.envs.reference import ReferenceEnv
 from rsd.envs.scene_trials import run_scene_trials
@@ -45,9 +45,8 @@ class TestLiberoEnv(EnvContract):
         bowl = domain.get_object("akita_black_bowl_1")
         data.set_joint_qpos(bowl.joints[-1], np.array([x, y, z + 0.03, 1, 0, 0, 0]))
         for _ in range(30):
-            _, success = env.step(np.zeros(7), observe=False)
-            if success:
-                return success
+            if env.step(np.zeros(7), observe=False).success:
+                return True
         return False
 
 
@@ -64,11 +63,11 @@ def test_pictures_and_physics_equal_the_reference(build: Callable, suite: str, t
         for gripper in (-1.0, 1.0):
             for step in range(8):
                 action = np.append(random.uniform(-1, 1, 6), gripper)
-                seen, success = env.step(action, observe=step == 7)
+                taken = env.step(action, observe=step == 7)
                 expected, expected_success = reference.step(action)
                 np.testing.assert_array_equal(env.simulator.get_sim_state(), reference.env.get_sim_state())
-                assert success == expected_success
-            EnvContract.assert_equal(seen, expected)
+                assert taken.success == expected_success
+            EnvContract.assert_equal(taken.observation, expected)
     reference.close()
 
 
@@ -78,7 +77,7 @@ def test_a_reset_forgets_that_the_stove_was_on(build: Callable):
     domain = env.simulator.env
     on = domain.get_object("flat_stove_1").object_properties["articulation"]["default_turnon_ranges"]
     domain.object_states_dict["flat_stove_1"].set_joint(max(on))
-    lit, _ = env.step(np.zeros(7))
+    lit = env.step(np.zeros(7)).observation
     assert not np.array_equal(lit.images["image"], first.images["image"])
     EnvContract.assert_equal(env.reset(0), first)
 
@@ -147,10 +146,18 @@ def test_unknown_views_and_a_waiting_action_of_another_robot():
 def test_a_protocol_is_its_values_and_its_name(build: Callable):
     usual = build(suite="libero_spatial", task_id=4).reset(0)
     env = LiberoEnv(suite="libero_spatial", task_id=4, max_steps=220, rotate_images=False, protocol="mine-3")
-    assert env.protocol == "mine-3" and env.versions["mujoco"]
+    assert env.task.protocol == "mine-3" and env.task.versions["mujoco"]
     upside_down = env.reset(0)
     np.testing.assert_array_equal(upside_down.images["image"][::-1, ::-1], usual.images["image"])
     env.close()
+
+
+def test_a_suites_tasks_are_known_before_an_environment_is_built(build: Callable):
+    tasks = libero_tasks(suite="libero_spatial", variant=None, num_tasks=10, max_steps=220, protocol="openvla_oft-1")
+    assert [task.task_id for task in tasks] == list(range(10))
+    env = build(suite="libero_spatial", task_id=4)
+    assert tasks[4] == env.task and env.simulator.env.control_freq == env.task.control_hz
+    assert {(low, high) for low, high in zip(*env.simulator.env.action_spec, strict=True)} == {env.task.limits}
 
 
 def test_actions_beyond_the_range_are_clipped_by_robosuite(build: Callable):
@@ -175,13 +182,13 @@ def test_actions_beyond_the_range_are_clipped_by_robosuite(build: Callable):
 )
 def test_perturbed_suites_run_with_their_own_words_and_goals(variant: str, instruction: str, goal: str):
     env = LiberoEnv(suite="libero_spatial", variant=variant, task_id=1, max_steps=220, views=("image",), image_size=64)
-    assert (env.suite, env.instruction) == (f"libero_spatial_{variant}", instruction)
+    assert (env.task.suite, env.task.instruction) == (f"libero_spatial_{variant}", instruction)
     if variant in ("lan", "task"):
         assert env.simulator.language_instruction == instruction  # as LIBERO's own parser reads it
     assert env.simulator.env.parsed_problem["goal_state"][0][1] == goal
     assert env.reset(49).images["image"].max() > 0
-    observation, success = env.step(np.zeros(7))
-    assert observation.instruction == instruction and success is False
+    step = env.step(np.zeros(7))
+    assert step.observation.instruction == instruction and step.success is False
     env.close()
 
 

@@ -4,26 +4,41 @@ import pytest
 import torch
 
 from rsd.checkpoint import CheckpointError
+from rsd.space import Space, with_bounds
 from rsd.tokenizer import load_tokenizer, save_tokenizer
+from tests.models.openvla_tiny import statistics
 from tests.tokenizer.contract import random_chunks
 from tests.tokenizer.test_tokenizers import rfsq, transform
 
-PROVENANCE = {"unnorm_key": "libero_spatial_no_noops"}
+KEY = "libero_spatial_no_noops"
+PROVENANCE = {"unnorm_key": KEY}  # of the first checkpoints: they do not hold the statistics
+FITTED = PROVENANCE | {"norm_stats": {KEY: statistics()}}
+
+
+def space(name=KEY, bounds="quantiles", **changes) -> Space:
+    stats = statistics()
+    return Space.from_statistics(name, with_bounds({"action": stats["action"] | changes}, bounds))
 
 
 @pytest.mark.parametrize("make", [rfsq, transform])
-def test_round_trip(tmp_path, make):
+@pytest.mark.parametrize("provenance", [PROVENANCE, FITTED])
+def test_round_trip(tmp_path, make, provenance):
     tokenizer = make()
-    save_tokenizer(tokenizer, tmp_path / "t", PROVENANCE)
+    save_tokenizer(tokenizer, tmp_path / "t", provenance)
     fresh = make()
     with torch.no_grad():
         for parameter in fresh.parameters():
             parameter.add_(1.0)
-    loaded, provenance = load_tokenizer(fresh, tmp_path / "t", unnorm_key="libero_spatial_no_noops")
     chunks = random_chunks(16, 8)
-    assert torch.equal(loaded.encode(chunks), tokenizer.encode(chunks))
-    assert loaded.code_shape == tokenizer.code_shape
-    assert len(provenance["sha256"]) == 64
+    for expected in (fresh, None):
+        loaded = load_tokenizer(tmp_path / "t", expected=expected, space=space())
+        assert torch.equal(loaded.tokenizer.encode(chunks), tokenizer.encode(chunks))
+        assert loaded.tokenizer.code_shape == tokenizer.code_shape
+        assert not loaded.tokenizer.training and not any(one.requires_grad for one in loaded.tokenizer.parameters())
+        assert (len(loaded.sha256), loaded.unnorm_key, loaded.bounds) == (64, KEY, "quantiles")
+        assert loaded.space == (Space.from_statistics(KEY, statistics()) if provenance is FITTED else None)
+    if list(fresh.parameters()):
+        assert not torch.equal(fresh.encode(chunks), tokenizer.encode(chunks))  # what was expected stays as it was
 
 
 def test_transform_takes_its_ranges_from_the_checkpoint(tmp_path):
@@ -31,7 +46,7 @@ def test_transform_takes_its_ranges_from_the_checkpoint(tmp_path):
     save_tokenizer(tokenizer, tmp_path / "t", PROVENANCE)
     unfitted = type(tokenizer)(**tokenizer.config)
     assert unfitted.code_shape != tokenizer.code_shape
-    assert load_tokenizer(unfitted, tmp_path / "t")[0].code_shape == tokenizer.code_shape
+    assert load_tokenizer(tmp_path / "t", expected=unfitted).tokenizer.code_shape == tokenizer.code_shape
 
 
 @pytest.mark.parametrize(
@@ -45,25 +60,47 @@ def test_transform_takes_its_ranges_from_the_checkpoint(tmp_path):
 def test_another_configuration_is_refused(tmp_path, other, message):
     save_tokenizer(rfsq(), tmp_path / "t", PROVENANCE)
     with pytest.raises(CheckpointError, match=message):
-        load_tokenizer(other(), tmp_path / "t")
+        load_tokenizer(tmp_path / "t", expected=other())
 
 
-def test_another_data_set_is_refused(tmp_path):
+def test_another_family_is_refused(tmp_path):
     save_tokenizer(rfsq(), tmp_path / "t", PROVENANCE)
-    with pytest.raises(CheckpointError, match="unnorm_key is 'libero_spatial_no_noops' in the checkpoint but"):
-        load_tokenizer(rfsq(), tmp_path / "t", unnorm_key="libero_10_no_noops")
+    record = tmp_path / "t" / "checkpoint.json"
+    record.write_text(record.read_text().replace("RFSQTokenizer", "Subprocess"))
+    with pytest.raises(CheckpointError, match=r"is of family 'Subprocess', expected one of \['BinTokenizer', 'RFSQ"):
+        load_tokenizer(tmp_path / "t")
+
+
+@pytest.mark.parametrize("provenance", [PROVENANCE, FITTED])
+def test_another_data_set_is_refused(tmp_path, provenance):
+    save_tokenizer(rfsq(), tmp_path / "t", provenance)
+    with pytest.raises(CheckpointError, match=f"statistics .unnorm_key. '{KEY}' against 'libero_10_no_noops' here"):
+        load_tokenizer(tmp_path / "t", space=space(name="libero_10_no_noops"))
 
 
 def test_actions_normalised_otherwise_are_refused(tmp_path):
     """A checkpoint that does not say it is one of quantiles."""
     save_tokenizer(rfsq(), tmp_path / "old", PROVENANCE)
-    assert load_tokenizer(rfsq(), tmp_path / "old", bounds="quantiles")[1]["bounds"] == "quantiles"
-    with pytest.raises(CheckpointError, match=r"data\.bounds is 'quantiles' in the checkpoint but 'extremes' here"):
-        load_tokenizer(rfsq(), tmp_path / "old", bounds="extremes")
-    save_tokenizer(rfsq(), tmp_path / "t", PROVENANCE | {"bounds": "extremes"})
-    assert load_tokenizer(rfsq(), tmp_path / "t", bounds="extremes")[1]["bounds"] == "extremes"
+    assert load_tokenizer(tmp_path / "old", space=space()).bounds == "quantiles"
+    with pytest.raises(CheckpointError, match=r"data\.bounds 'quantiles' against 'extremes' here"):
+        load_tokenizer(tmp_path / "old", space=space(bounds="extremes"))
+    for name, provenance in (("t", PROVENANCE), ("fitted", FITTED)):
+        save_tokenizer(rfsq(), tmp_path / name, provenance | {"bounds": "extremes"})
+        assert load_tokenizer(tmp_path / name, space=space(bounds="extremes")).bounds == "extremes"
+        with pytest.raises(CheckpointError, match=r"data\.bounds 'extremes' against 'quantiles' here"):
+            load_tokenizer(tmp_path / name, space=space())
+
+
+def test_other_numbers_under_the_same_name_are_refused_where_the_checkpoint_can_tell(tmp_path):
+    """Another data set in the folder of the first: the names agree, -1 and 1 do not."""
+    moved = space(q99=[0.5, 0.6, *[0.5] * 5])
+    save_tokenizer(rfsq(), tmp_path / "t", FITTED)
+    with pytest.raises(CheckpointError, match=r"does not fit: dim 1 spans -0\.5\.\.0\.5 against -0\.5\.\.0\.6 here"):
+        load_tokenizer(tmp_path / "t", space=moved)
+    save_tokenizer(rfsq(), tmp_path / "old", PROVENANCE)
+    assert load_tokenizer(tmp_path / "old", space=moved).space is None
 
 
 def test_missing_checkpoint_names_the_command(tmp_path):
     with pytest.raises(CheckpointError, match="make it with: python train"):
-        load_tokenizer(rfsq(), tmp_path / "nothing")
+        load_tokenizer(tmp_path / "nothing")

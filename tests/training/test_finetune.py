@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from rsd.checkpoint import CheckpointError
 from rsd.data.datamodules import FrameDataModule
-from rsd.models.openvla import load_backbone
+from rsd.models.openvla import load_base
 from rsd.models.openvla.lora import LoRAError, adapted_layers, add_lora, merge_lora
 from rsd.models.openvla.published import build_model
 from rsd.models.openvla.random_weights import openvla_architecture, random_model, write_random_checkpoint
@@ -47,17 +47,18 @@ def root(tmp_path_factory) -> Path:
 def base(tmp_path_factory) -> dict[str, Path]:
     """An original OpenVLA and an OFT model."""
     folder = tmp_path_factory.mktemp("base")
-    for kind, decoder, proprio in (("openvla", "autoregressive", None), ("oft", "l1", 8)):
-        architecture = openvla_architecture(decoder=decoder, proprio_dim=proprio, size="tiny")
+    for kind, action_head, proprio in (("openvla", "autoregressive", None), ("oft", "l1", 8)):
+        architecture = openvla_architecture(action_head=action_head, proprio_dim=proprio, size="tiny")
         write_random_checkpoint(folder / kind, architecture=architecture)
     return {kind: folder / kind for kind in ("openvla", "oft")}
 
 
-def build(root: Path, checkpoint: Path, decoder: str = "l1", **changes) -> tuple[FinetuneModule, FrameDataModule]:
-    token = decoder == "autoregressive"
+def build(root: Path, checkpoint: Path, action_head: str = "l1", **changes) -> tuple[FinetuneModule, FrameDataModule]:
+    token = action_head == "autoregressive"
     views, length = (("image",), 1) if token else (("image", "wrist_image"), 8)
     arguments = {
-        "checkpoint": str(checkpoint), "hub_id": None, "decoder": decoder, "views": views, "use_proprio": not token,
+        "checkpoint": str(checkpoint), "hub_id": None, "action_head": action_head,
+        "views": views, "use_proprio": not token,
         "chunk_length": length, "learning_rate": 1e-3, "decay_step": None, "warmup_steps": 0, "rank": 4,
         "image_augmentation": True, "gradient_checkpointing": False, "dtype": "float32", "seed": 0,
     }  # fmt: skip
@@ -87,7 +88,7 @@ def test_adapters_are_on_every_linear_layer_and_on_nothing_else():
     layers = adapted_layers(model)
     assert "vision_backbone.fused_featurizer.attn_pool.q" in layers and "projector.fc2" in layers
     assert not [name for name in layers if "lm_head" in name or "action_head" in name or "proprio" in name]
-    # 4 and 5 blocks of 4 linear layers, 5 of the attention pool, 3 of the projector, 2 decoder layers of 7
+    # 4 and 5 blocks of 4 linear layers, 5 of the attention pool, 3 of the projector, 2 layers of 7
     assert len(layers) == 4 * 4 + 5 * 4 + 5 + 3 + 2 * 7
     before = {name: value.clone() for name, value in model.state_dict().items()}
     add_lora(model, rank=4)
@@ -100,15 +101,15 @@ def test_adapters_are_on_every_linear_layer_and_on_nothing_else():
 
 
 @needs_peft
-@pytest.mark.parametrize(("kind", "decoder"), [("openvla", "l1"), ("oft", "l1"), ("openvla", "autoregressive")])
-def test_training_changes_what_it_should_and_the_export_loads_as_published(tmp_path, root, base, kind, decoder):
-    module, datamodule = build(root, base[kind], decoder)
+@pytest.mark.parametrize(("kind", "action_head"), [("openvla", "l1"), ("oft", "l1"), ("openvla", "autoregressive")])
+def test_training_changes_what_it_should_and_the_export_loads_as_published(tmp_path, root, base, kind, action_head):
+    module, datamodule = build(root, base[kind], action_head)
     run = trainer(tmp_path / "run", 3, accumulate_grad_batches=2)
     run.fit(module, datamodule)
     run.validate(module, datamodule, verbose=False)
     metrics = module.export(tmp_path / "export", {})
     assert 0 <= metrics["merge_difference"] < 1e-4 and metrics["l1"] > 0
-    assert ("token_accuracy" in metrics) == (decoder == "autoregressive")
+    assert ("token_accuracy" in metrics) == (action_head == "autoregressive")
 
     start, end = (load_file(folder / "model.safetensors") for folder in (base[kind], tmp_path / "export"))
     assert start.keys() == end.keys()
@@ -116,18 +117,18 @@ def test_training_changes_what_it_should_and_the_export_loads_as_published(tmp_p
     assert "language_model.model.layers.0.mlp.down_proj.weight" in changed
     assert not [name for name in changed if "lm_head" in name or "norm" in name or "embed" in name]
     assert json.loads((tmp_path / "export" / "dataset_statistics.json").read_text()).keys() == {NAME}
-    if decoder == "l1":
+    if action_head == "l1":
         stored = torch.load(next((tmp_path / "export").glob("action_head--3_checkpoint.pt")), weights_only=True)
         reference = torch.load(next(base["oft"].glob("action_head--*")), weights_only=True)
         assert stored.keys() == reference.keys()
 
     views, length = module.views, module.chunk_length
-    backbone = load_backbone(
+    base = load_base(
         checkpoint=tmp_path / "export", unnorm_key=None, views=views, use_proprio=module.use_proprio,
-        chunk_length=length, decoder=decoder, num_images=len(views),
+        chunk_length=length, action_head=action_head, num_images=len(views),
     )  # fmt: skip
-    inputs = backbone.prepare([datamodule.val[0]["observation"]])
-    got, kept = (which.forward(inputs, [2]).hidden_states[2] for which in (backbone, module.backbone))
+    inputs = base.prepare([datamodule.val[0]["observation"]])
+    got, kept = (which.look(inputs).at("layer.2") for which in (base, module.base))
     assert (got - kept).abs().max() < 0.2 * kept.abs().max()  # the export is rounded to bfloat16
 
 
@@ -216,10 +217,10 @@ def test_bfloat16_weights_without_mixed_precision_are_refused(tmp_path, root, ba
 
 
 def test_recipes_that_make_no_sense_are_refused(root, base):
-    with pytest.raises(ValueError, match="decoder 'diffusion' cannot be fine-tuned"):
-        build(root, base["oft"], decoder="diffusion")
+    with pytest.raises(ValueError, match="action_head 'diffusion' cannot be fine-tuned"):
+        build(root, base["oft"], action_head="diffusion")
     with pytest.raises(ValueError, match=r"takes one image, no proprio and chunks of 1; got .* chunk_length 8"):
-        build(root, base["openvla"], decoder="autoregressive", chunk_length=8)
+        build(root, base["openvla"], action_head="autoregressive", chunk_length=8)
 
 
 def test_the_rate_is_a_tenth_after_the_decay_and_warms_up(root, base):

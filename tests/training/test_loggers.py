@@ -38,6 +38,7 @@ def test_csv_keeps_the_metrics_of_every_start(tmp_path):
         assert table == 'task_id,success,error\n0,True,\n1,False,"E: x, y"\n'
 
 
+@pytest.mark.slow
 def test_wandb_offline_writes_a_run_without_an_account(tmp_path, monkeypatch):
     import wandb
 

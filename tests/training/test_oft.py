@@ -11,8 +11,8 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from rsd.data.datamodules import FrameDataModule
 from rsd.data.rlds import RLDSWriter
 from rsd.images import center_crop
-from rsd.models.openvla import load_backbone
-from rsd.normalization import BOUNDS, normalize, quantile_units, unnormalize
+from rsd.models.openvla import load_base
+from rsd.space import BOUNDS
 from rsd.training.oft import FrameCollate, OFTModule
 from tests.data.demonstrations import NAME, demonstration, write_dataset
 
@@ -124,15 +124,16 @@ def test_what_is_exported_is_the_average_rounded(root, tmp_path):
     module, trainer = fit(root, tmp_path, 3, weights_dtype="bfloat16", **SMALL)
     trainer.validate(module, trainer.datamodule, verbose=False)
     module.export(tmp_path / "base", {})
-    backbone = load_backbone(
+    base = load_base(
         checkpoint=tmp_path / "base", unnorm_key="libero_toy", views=VIEWS, use_proprio=True, chunk_length=T
     )
-    for name, value in backbone.model.state_dict().items():
+    for name, value in base.model.state_dict().items():
         assert torch.equal(value, module.average.state_dict()[name]), name
-    assert not torch.equal(backbone.model.slots.weight, module.model.slots.weight)
-    assert torch.equal(backbone.model.slots.weight, backbone.model.slots.weight.bfloat16().float())
+    assert not torch.equal(base.model.slots.weight, module.model.slots.weight)
+    assert torch.equal(base.model.slots.weight, base.model.slots.weight.bfloat16().float())
 
 
+@pytest.mark.slow
 def test_training_learns_which_task_it_is(tmp_path):
     """Episode 0 moves one way and episode 1 the other: the instruction and the pictures tell which."""
     directory = tmp_path / NAME / "1.0.0"
@@ -156,21 +157,20 @@ def test_export_is_what_was_trained(root, tmp_path, bounds):
     trainer.validate(module, trainer.datamodule, verbose=False)
     metrics = module.export(tmp_path / "base", {"command": ["python", "train.py"]})
     assert set(metrics) == {"l1", "l1_median_action", "gripper_accuracy"}
-    backbone = load_backbone(
+    base = load_base(
         checkpoint=tmp_path / "base", unnorm_key="libero_toy", views=VIEWS, use_proprio=True, chunk_length=T
     )
-    assert backbone.norm_stats == trainer.datamodule.norm_stats
+    assert base.space == trainer.datamodule.space
     dataset = trainer.datamodule.val
     items = [dataset[row] for row in range(len(dataset))]
     with torch.no_grad():  # validation's own image path against prepare's
         batch = FrameCollate(image_size=SIZE, views=VIEWS)(items)
         expected = module.eval()(batch, center_crop(batch["pictures"].flatten(0, 1)))
-    inputs = backbone.prepare([item["observation"] for item in items])
-    assert torch.equal(backbone.forward(inputs, layers=[]).actions, expected)
+    assert torch.equal(base.look([item["observation"] for item in items]).chunk(), expected)
     targets = module._normalized(batch["actions"])
     assert (expected - targets).abs().mean().item() == pytest.approx(metrics["l1"], abs=1e-6)
-    low, high = (np.asarray(backbone.norm_stats["action"][name]) for name in BOUNDS[bounds])
-    raw = unnormalize(targets.numpy(), backbone.norm_stats["action"])
+    low, high = (np.asarray(base.space.statistics["action"][name]) for name in BOUNDS[bounds])
+    raw = base.space.action.unnormalize(targets.numpy())
     inside = (raw[..., :-1] >= low[:-1] - 1e-6) & (raw[..., :-1] <= high[:-1] + 1e-6)
     assert inside.all()
     if bounds == "extremes":  # nothing that was demonstrated is cut off
@@ -190,7 +190,7 @@ def test_training_goes_on_from_an_exported_model(root, tmp_path):
     assert wide.started_from == again.started_from
     last = "action_head.model.fc2.weight"
     ratio = wide.model.state_dict()[last] / module.model.state_dict()[last]  # [A, H]
-    expected = 1 / quantile_units(wide.backbone.norm_stats["action"])
+    expected = 1 / wide.base.space.quantile_units()
     np.testing.assert_allclose(ratio.numpy(), np.broadcast_to(expected[:, None], ratio.shape), rtol=1e-4)
 
 
@@ -210,9 +210,9 @@ def test_the_loss_counts_ordinary_motions_alike_in_both_bounds(root, tmp_path):
     losses = {}
     for bounds, units in (("quantiles", "bounds"), ("extremes", "bounds"), ("extremes", "quantiles")):
         module, _ = fit(root, tmp_path, 1, bounds=bounds, loss_units=units)
-        stats = module.backbone.norm_stats["action"]
-        mean = torch.tensor(stats["mean"]).expand(2, T, 7)  # ordinary: inside the quantiles
-        moved = torch.from_numpy(normalize(mean.numpy() + MOVED, stats))
+        space = module.base.space
+        mean = torch.tensor(space.statistics["action"]["mean"]).expand(2, T, 7)  # ordinary: inside the quantiles
+        moved = space.to_model(mean + torch.as_tensor(MOVED))
         losses[bounds, units] = module.loss(moved, mean).item()
     assert losses["extremes", "quantiles"] == pytest.approx(losses["quantiles", "bounds"], rel=1e-4)
     assert losses["extremes", "bounds"] < 0.99 * losses["quantiles", "bounds"]

@@ -91,6 +91,7 @@ def printed(root: Path) -> dict[str, str]:
     return {"one": one, "two": train(root, "two", *TWO_PROCESSES)}
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains(root: Path, printed: dict[str, str]):
     """The same weights up to rounding; run folder, checkpoint and lines on the screen come from one of them."""
     one, two = (weights_of(root, run) for run in ("one", "two"))
@@ -102,6 +103,7 @@ def test_two_processes_train_what_one_trains(root: Path, printed: dict[str, str]
     assert len(json.loads((root / "runs" / "two" / "provenance.json").read_text())["starts"]) == 1
 
 
+@pytest.mark.slow
 def test_two_processes_that_were_killed_go_on(root: Path, printed: dict[str, str]):
     saved = root / "runs" / "killed" / "resume" / "last.ckpt"
     with start(root, "killed", *TWO_PROCESSES) as process:

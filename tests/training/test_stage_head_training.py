@@ -4,11 +4,14 @@ import pytest
 import torch
 from pytorch_lightning import LightningDataModule
 
+from rsd.checkpoint import CheckpointError
 from rsd.data.shuffle import ShuffledLoader, batch_loader
-from rsd.models.loading import load_stage_head
+from rsd.space import Space, with_bounds
+from rsd.stages.files import load_stage_head
 from rsd.tokenizer import load_tokenizer, save_tokenizer
 from rsd.training.calibration import expected_calibration_error, stage_report
 from rsd.training.stage_head import StageHeadModule, corrupted_labels
+from rsd.types import BaseSpec
 from tests.tokenizer.contract import random_chunks
 from tests.tokenizer.test_tokenizers import rfsq, transform
 from tests.training.test_tokenizer_training import StopAfter, trainer
@@ -21,7 +24,7 @@ STATS = {"action": {"q01": [-1.0] * 7, "q99": ONES, "min": [-1.0] * 7, "max": ON
 class ToyStates(LightningDataModule):
     """Hidden states that hold the chunk itself, one action dim a position, in a fixed random basis."""
 
-    unnorm_key, norm_stats, fingerprint = KEY, STATS, {"weights": "toy"}
+    space, fingerprint = Space.from_statistics(KEY, STATS), {"weights": "toy"}
 
     def __init__(self, batch_size: int = 32) -> None:
         super().__init__()
@@ -33,7 +36,7 @@ class ToyStates(LightningDataModule):
     def batch(self, rows) -> dict:
         rows = torch.as_tensor(rows)
         actions = self.actions[rows]
-        return {"hidden": {3: self.states[rows]}, "actions": actions, "base_actions": actions * 0.9}
+        return {"hidden": {"layer.3": self.states[rows]}, "actions": actions, "base_actions": actions * 0.9}
 
     def train_dataloader(self):
         return ShuffledLoader(224, self.batch, batch_size=self.batch_size, seed=0)
@@ -44,8 +47,16 @@ class ToyStates(LightningDataModule):
     def content_id(self) -> str:
         return "toy"
 
-    def state_shape(self, layer: int) -> tuple[int, int]:
+    def state_shape(self, point: str) -> tuple[int, int]:
         return tuple(self.states.shape[1:])
+
+
+def toy_spec() -> BaseSpec:
+    """Of the base model whose states these are."""
+    return BaseSpec(
+        views=("image",), proprio_dim=None, chunk_length=8, action_dim=7, space=ToyStates.space,
+        points={"layer.3": (56, 12)}, action_head="l1", continuous=True, identify=lambda: ToyStates.fingerprint,
+    )  # fmt: skip
 
 
 @pytest.fixture(params=[rfsq, transform], ids=["rfsq", "transform"])
@@ -85,6 +96,7 @@ def test_labels_describe_the_residual_of_what_was_shown():
     assert torch.equal(clean, same) and torch.equal(clean, tokenizer.encode(actions))
 
 
+@pytest.mark.slow
 def test_learns_and_exports(make_tokenizer, tmp_path):
     module, datamodule = make_module(make_tokenizer, tmp_path), ToyStates()
     run = trainer(tmp_path / "resume", 250)
@@ -96,14 +108,17 @@ def test_learns_and_exports(make_tokenizer, tmp_path):
     assert module.report["nll"][0] < 0.7 * before["nll"][0]
     assert module.report["base_l1"] == pytest.approx(datamodule.actions[224:].abs().mean().item() * 0.1, rel=1e-3)
     module.export(tmp_path / "checkpoint", {"command": "test"})
-    tokenizer, provenance = load_tokenizer(make_tokenizer(), tmp_path / "tokenizer")
-    made_for = {"tokenizer_sha256": provenance["sha256"], "base": {"weights": "toy"}, "unnorm_key": KEY}
-    head, layer = load_stage_head(tmp_path / "checkpoint", kind="head", code_shape=tokenizer.code_shape, **made_for)
+    loaded = load_tokenizer(tmp_path / "tokenizer", expected=make_tokenizer())
+    tokenizer = loaded.tokenizer
+    made_for = {"code_shape": tokenizer.code_shape, "tokenizer_sha256": loaded.sha256, "base": toy_spec()}
+    head, point = load_stage_head(tmp_path / "checkpoint", kind="head", **made_for)
     batch = datamodule.batch(range(4))
     known = tokenizer.encode(batch["actions"])
     with torch.inference_mode():
-        logits = [model(model.features(batch["hidden"][3]), known, 0, 4) for model in (head, module.head.eval())]
-    assert layer == 3 and torch.equal(*logits)
+        logits = [
+            model(model.features(batch["hidden"]["layer.3"]), known, 0, 4) for model in (head, module.head.eval())
+        ]
+    assert point == "layer.3" and torch.equal(*logits)
 
 
 def test_the_tokens_may_be_those_of_the_base_models_own_chunk(make_tokenizer, tmp_path):
@@ -117,8 +132,8 @@ def test_the_tokens_may_be_those_of_the_base_models_own_chunk(make_tokenizer, tm
 
 def test_a_tokenizer_of_other_bounds_is_refused(make_tokenizer, tmp_path):
     module, datamodule = make_module(make_tokenizer, tmp_path), ToyStates()
-    datamodule.norm_stats = {"action": STATS["action"] | {"bounds": "extremes"}}
-    with pytest.raises(ValueError, match=r"fitted with data\.bounds 'quantiles', the base model has 'extremes'"):
+    datamodule.space = Space.from_statistics(KEY, with_bounds(STATS, "extremes"))
+    with pytest.raises(CheckpointError, match=r"data\.bounds 'quantiles' against 'extremes'; .* data\.bounds=extremes"):
         trainer(tmp_path / "run", 1).fit(module, datamodule)
 
 
@@ -131,6 +146,7 @@ class OppositeBase(ToyStates):
         return batch | {"base_actions": batch["actions"] * signs}
 
 
+@pytest.mark.slow
 def test_a_head_comes_closer_to_whom_it_was_trained_on(tmp_path):
     save_tokenizer(transform(), tmp_path / "tokenizer", {"unnorm_key": KEY})
     datamodule, distances = OppositeBase(), {}
@@ -163,8 +179,8 @@ def test_two_steps_a_stop_and_two_more_are_four_steps(make_tokenizer, tmp_path):
 
 def test_a_tokenizer_of_another_data_set_is_refused(make_tokenizer, tmp_path):
     module, datamodule = make_module(make_tokenizer, tmp_path), ToyStates()
-    datamodule.unnorm_key = "libero_10_no_noops"
-    with pytest.raises(ValueError, match="statistics of 'toy', the hidden states those of 'libero_10_no_noops'"):
+    datamodule.space = Space.from_statistics("libero_10_no_noops", STATS)
+    with pytest.raises(CheckpointError, match=r"statistics \(unnorm_key\) 'toy' against 'libero_10_no_noops'"):
         trainer(tmp_path / "resume", 1).fit(module, datamodule)
 
 

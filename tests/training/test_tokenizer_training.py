@@ -70,11 +70,10 @@ def test_training_lowers_the_error_and_exports_what_was_trained(root, tmp_path):
     assert metrics["mse"][-1] < 0.2 * before
     assert metrics["bins256"]["mse"][0] < 1e-5 and len(metrics["mse"]) == 4
     assert (tmp_path / "codec.png").stat().st_size > 1000
-    loaded, provenance = load_tokenizer(rfsq(), tmp_path / "checkpoint", unnorm_key=NAME)
-    assert provenance["bounds"] == "quantiles"
+    loaded = load_tokenizer(tmp_path / "checkpoint", expected=rfsq(), space=datamodule.space)
+    assert loaded.bounds == "quantiles" and loaded.space == datamodule.space
     chunks = module._normalized(datamodule.val.actions)
-    assert torch.equal(loaded.encode(chunks), module.tokenizer.encode(chunks))
-    assert provenance["norm_stats"][NAME]["action"]["q01"] == datamodule.norm_stats["action"]["q01"]
+    assert torch.equal(loaded.tokenizer.encode(chunks), module.tokenizer.encode(chunks))
 
 
 def test_the_transform_is_fitted_without_a_step(root, tmp_path):
@@ -85,7 +84,7 @@ def test_the_transform_is_fitted_without_a_step(root, tmp_path):
     run.validate(module, datamodule, verbose=False)
     mse = module.export(tmp_path / "checkpoint", {})["mse"]
     assert all(later < 0.2 * earlier for earlier, later in pairwise(mse))
-    fitted = load_tokenizer(type(unfitted)(**unfitted.config), tmp_path / "checkpoint")[0]
+    fitted = load_tokenizer(tmp_path / "checkpoint", expected=type(unfitted)(**unfitted.config)).tokenizer
     chunks = module._normalized(datamodule.train.actions)
     largest = fitted.to_latents(chunks)[..., :6].abs().amax(dim=0)
     assert torch.allclose(fitted.ranges, 1.05 * largest, rtol=1e-5)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rsd.models.openvla.model import OpenVLAOFT, VisionBackbone
+from rsd.models.openvla.vit import VisionTransformer
 
 MAX_SHAPES = 64  # that one block may be compiled for; torch's own limit is 8, and beyond it runs eagerly
 
@@ -42,12 +43,15 @@ def compile_blocks(model: OpenVLAOFT) -> None:
 def transformer_blocks(model: OpenVLAOFT) -> list[nn.Module]:
     """The blocks that are worth compiling: the language model's, and those of vision transformers."""
     towers = model.vision_backbone.children() if isinstance(model.vision_backbone, VisionBackbone) else ()
-    return [*(block for tower in towers for block in tower.blocks), *model.language_model.model.layers]
+    blocks = [block for tower in towers if isinstance(tower, VisionTransformer) for block in tower.blocks]
+    return [*blocks, *model.language_model.model.layers]
 
 
 def run_towers_side_by_side(vision: VisionBackbone) -> None:
     """Let DINOv2 and SigLIP share the GPU: at batch 1 the kernels of each are too small for it."""
-    vision.run_towers = partial(_side_by_side, vision, torch.cuda.Stream(next(vision.parameters()).device))
+    vision.run_towers = partial(  # type: ignore[method-assign]  # of this twin alone
+        _side_by_side, vision, torch.cuda.Stream(next(vision.parameters()).device)
+    )
 
 
 def _side_by_side(

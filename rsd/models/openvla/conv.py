@@ -99,7 +99,7 @@ class ConvTower(nn.Module):
         maps = []
         for down, blocks in zip(self.down, self.stages, strict=True):
             x = down(F.gelu(x))
-            for block in blocks:
+            for block in blocks.children():
                 x = block(x, language)
             maps.append(x)
         merged = self.lateral[-1](maps[-1])

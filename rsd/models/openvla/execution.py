@@ -1,32 +1,33 @@
 """How a loaded base model is run: eagerly, as captured CUDA graphs, or as CUDA graphs of compiled blocks.
 
 At batch 1 a GPU waits longer for the next kernel of an OpenVLA to be launched than it computes. A CUDA graph launches
-the kernels of a whole forward pass at once. Only decoders of one parallel pass can be captured.
+the kernels of a whole segment (segments.py) at once. Only action heads of one parallel pass can be captured.
 
-What surprises first: a graph is bound to addresses and shapes. There is one graph per *signature* (batch size, prompt
-length, pads or none, layers asked for), made when the signature is first seen, which takes a fraction of a second
-(compiled: minutes, once a signature and process); and each new graph is held to the eager model on its first inputs.
+What surprises first: a graph is bound to addresses and shapes. There is one graph per segment and *signature* (batch
+size, prompt length, pads or none), made when the signature is first seen, which takes a fraction of a second (compiled:
+minutes, once a signature and process); and each new graph is held to the eager model on its first inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Hashable
 from functools import partial
+from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from rsd.errors import RSDError
 from rsd.models.openvla.compilation import compiled_twin
 from rsd.models.openvla.model import OpenVLAOFT
+from rsd.models.openvla.segments import PARALLEL_HEADS, Eager, Run, Tensors
 
-Outputs = tuple[dict[int, Tensor], Tensor]  # as OpenVLAOFT.forward returns them
-Inputs = dict[str, Tensor | None]
-Capture = Callable[[Callable[[], Outputs]], Callable[[], Outputs]]
+Capture = Callable[[Callable[[], Tensors]], Callable[[], Tensors]]
 
 EXECUTIONS = ("eager", "captured", "compiled")
-CAPTURABLE = ("l1", "discrete")  # decoders that are one fixed sequence of kernels
-MAX_GRAPHS = 32  # prompt lengths times batch sizes; each keeps its inputs and outputs, the memory between is shared
+MAX_GRAPHS = 96  # segments x prompt lengths x batch sizes; each keeps inputs and outputs, what lies between is shared
 WARMUP_CALLS = 3  # libraries allocate and choose kernels in the first ones
 # Largest accepted deviation from eager, in parts of an output's largest value. Capturing changes no kernel; compiling
 # rounds elsewhere: at 7B shapes actions move by 0.057 in bfloat16, and bfloat16 itself moves them by 0.044
@@ -34,24 +35,24 @@ CAPTURED_LIMIT = 0.01
 COMPILED_LIMITS = {torch.float32: 0.01, torch.float16: 0.05, torch.bfloat16: 0.15}
 
 
-class ExecutionError(RuntimeError):
+class ExecutionError(RSDError, RuntimeError):
     """A model cannot be run in the wanted way, or its graph does not give what the model gives."""
 
 
-def check_execution(execution: str, *, decoder: str, device: torch.device) -> None:
-    """See that a model with this decoder can be run so, before it is loaded.
+def check_execution(execution: str, *, action_head: str, device: torch.device) -> None:
+    """See that a model with this action head can be run so, before it is loaded.
 
     Raises:
-        ExecutionError: the name is unknown, the decoder is not one parallel pass, or the device has no CUDA graphs.
+        ExecutionError: the name is unknown, the action head is not one parallel pass, or the device has no CUDA graphs.
     """
     if execution not in EXECUTIONS:
         raise ExecutionError(f"model.backbone.execution {execution!r} is unknown; expected one of {list(EXECUTIONS)}")
     if execution == "eager":
         return
-    if decoder not in CAPTURABLE:
+    if action_head not in PARALLEL_HEADS:
         raise ExecutionError(
-            f"execution {execution!r} needs a decoder of one parallel pass, {' or '.join(CAPTURABLE)}; this model's is "
-            f"{decoder!r}: set model.backbone.execution=eager"
+            f"execution {execution!r} needs an action head of one parallel pass, {' or '.join(PARALLEL_HEADS)}; "
+            f"this model's is {action_head!r}: set model.backbone.execution=eager"
         )
     if device.type != "cuda":
         raise ExecutionError(
@@ -60,16 +61,16 @@ def check_execution(execution: str, *, decoder: str, device: torch.device) -> No
         )
 
 
-def make_forward(model: OpenVLAOFT, execution: str) -> Callable[..., Outputs]:
-    """The model itself, or its graphs: what is called with the arguments of `OpenVLAOFT.forward`."""
+def make_run(model: OpenVLAOFT, execution: str) -> Run:
+    """What runs the model's segments: eagerly, or as graphs."""
     weight = model.projector.fc1.weight
-    check_execution(execution, decoder=model.architecture.decoder, device=weight.device)
+    check_execution(execution, action_head=model.architecture.action_head, device=weight.device)
     if execution == "eager":
-        return model
+        return Eager(model)
     capture = CudaCapture(weight.device)
     if execution == "captured":
-        return GraphedForward(model, capture=capture, limit=CAPTURED_LIMIT)
-    return GraphedForward(model, run=compiled_twin(model), capture=capture, limit=COMPILED_LIMITS[weight.dtype])
+        return Graphs(model, capture=capture, limit=CAPTURED_LIMIT)
+    return Graphs(model, twin=compiled_twin(model), capture=capture, limit=COMPILED_LIMITS[weight.dtype])
 
 
 class CudaCapture:
@@ -78,9 +79,9 @@ class CudaCapture:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._alive: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
-        self._pool: tuple[int, int] | None = None  # of the graphs alive: a pool must not outlive its last graph
+        self._pool: Any = None  # of the graphs alive: a pool must not outlive its last graph
 
-    def __call__(self, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
+    def __call__(self, call: Callable[[], Tensors]) -> Callable[[], Tensors]:
         """The call as a CUDA graph: replaying it returns the same tensors every time, with new numbers in them.
 
         Args:
@@ -100,7 +101,7 @@ class CudaCapture:
                 outputs = call()
         self._alive.add(graph)
 
-        def replay() -> Outputs:
+        def replay() -> Tensors:
             with torch.cuda.device(self.device):
                 graph.replay()
             return outputs
@@ -109,32 +110,33 @@ class CudaCapture:
 
 
 def deviation(expected: Tensor, got: Tensor) -> dict[str, float]:
-    """Largest difference, and the same in parts of the largest expected value."""
-    largest = float((expected.float() - got.float()).abs().max())
-    return {"max_abs": largest, "max_rel": largest / float(expected.float().abs().max())}
+    """Largest difference, and the same in parts of the largest expected value; of zeros alone, 0 or infinity."""
+    largest, scale = float((expected.float() - got.float()).abs().max()), float(expected.float().abs().max())
+    return {"max_abs": largest, "max_rel": largest / scale if scale else (math.inf if largest else 0.0)}
 
 
 class Graph:
     """One signature's replay, and the input tensors that it reads."""
 
-    def __init__(self, inputs: Inputs, run: Callable[[Inputs], Outputs], capture: Capture) -> None:
+    def __init__(self, inputs: Tensors, run: Callable[[Tensors], Tensors], capture: Capture) -> None:
         self.buffers = {name: None if value is None else value.clone() for name, value in inputs.items()}
         self._replay = capture(partial(run, self.buffers))
 
-    def __call__(self, inputs: Inputs) -> Outputs:
-        """Outputs in tensors that the next call overwrites."""
+    def __call__(self, inputs: Tensors) -> Tensors:
+        """Tensors in tensors that the next call overwrites."""
         for name, buffer in self.buffers.items():
-            if buffer is not None:
-                buffer.copy_(inputs[name])
+            value = inputs[name]
+            if buffer is not None and value is not None:
+                buffer.copy_(value)
         return self._replay()
 
 
-class GraphedForward:
-    """`OpenVLAOFT.forward` from graphs: the same arguments, and results in tensors of the caller's own.
+class Graphs:
+    """Runs segments as graphs; results are tensors of the caller's own.
 
     Args:
         model: The eager model, which every new graph is compared with.
-        run: What is captured, with the model's arguments; the model itself when None.
+        twin: What is captured; the model itself when None.
         capture: Makes a replay of a call; a `CudaCapture`.
         limit: Largest accepted deviation of an output, in parts of its largest value.
         max_graphs: Graphs kept; beyond that the one that was not used for longest goes.
@@ -149,16 +151,16 @@ class GraphedForward:
         *,
         capture: Capture,
         limit: float,
-        run: nn.Module | None = None,
+        twin: OpenVLAOFT | None = None,
         max_graphs: int = MAX_GRAPHS,
     ) -> None:
         self.model = model
-        self.run = model if run is None else run
+        self.twin = model if twin is None else twin
         self.capture = capture
         self.limit = limit
         self.max_graphs = max_graphs
         self.num_captured = 0
-        self._graphs: dict[tuple, Graph] = {}  # the most recently used last
+        self._graphs: dict[Hashable, Graph] = {}  # the most recently used last
         self._anchor = self._weight()
 
     def _weight(self) -> Tensor:
@@ -167,8 +169,8 @@ class GraphedForward:
 
     @torch.inference_mode(False)  # buffers made in inference mode could not be written to outside of it
     @torch.no_grad()
-    def __call__(self, *, chunk_length: int, layers: Sequence[int], **inputs: Tensor | None) -> Outputs:
-        """See `OpenVLAOFT.forward`.
+    def __call__(self, segment: partial[Tensors], inputs: Tensors) -> Tensors:
+        """See `segments.Run`.
 
         Raises:
             ExecutionError: the outputs of a new graph are not the eager model's.
@@ -176,35 +178,41 @@ class GraphedForward:
         if self._weight().data_ptr() != self._anchor.data_ptr():  # model.to(...): graphs read the old weights
             self._graphs.clear()
             self._anchor = self._weight()
-        kept = tuple(sorted({*layers, self.model.llm_config.num_hidden_layers}))
-        key = (chunk_length, kept, *((name, _shape(value)) for name, value in sorted(inputs.items())))
+        shapes = ((name, _shape(value)) for name, value in sorted(inputs.items()))
+        key = (segment.func.__name__, *sorted(segment.keywords.items()), *shapes)
         graph = self._graphs.pop(key, None)
         if graph is None:
             while len(self._graphs) >= self.max_graphs:
                 del self._graphs[next(iter(self._graphs))]
-            graph = self._captured(inputs, chunk_length=chunk_length, layers=kept)
+            graph = self._captured(segment, inputs)
         self._graphs[key] = graph
-        states, actions = graph(inputs)
-        return {layer: states[layer].clone() for layer in layers}, actions.clone()
+        return {name: None if value is None else value.clone() for name, value in graph(inputs).items()}
 
-    def _captured(self, inputs: Inputs, *, chunk_length: int, layers: Sequence[int]) -> Graph:
+    def _captured(self, segment: partial[Tensors], inputs: Tensors) -> Graph:
         """A new graph whose outputs on these inputs are the eager model's."""
-        fixed = {"chunk_length": chunk_length, "layers": layers}
-        graph = Graph(inputs, lambda buffers: self.run(**buffers, **fixed), self.capture)
+        graph = Graph(inputs, lambda buffers: segment(self.twin, buffers), self.capture)
         self.num_captured += 1
-        expected, got = self.model(**inputs, **fixed), graph(inputs)
-        pairs = {f"layer {layer}": (expected[0][layer], got[0][layer]) for layer in layers}
-        if self.model.architecture.decoder == "l1":  # a discrete action jumps where two tokens are about as probable
-            pairs["actions"] = (expected[1], got[1])
-        found = {name: deviation(*pair)["max_rel"] for name, pair in pairs.items()}
-        wrong = [f"{name} by {value:.3g}" for name, value in found.items() if not value <= self.limit]
+        expected, got = segment(self.model, inputs), graph(inputs)
+        wrong = []
+        for name, value in expected.items():
+            other = got[name]
+            if value is None or other is None or not value.is_floating_point() or self._jumps(name):
+                continue
+            found = deviation(value, other)["max_rel"]
+            if not found <= self.limit:
+                wrong.append(f"{name} by {found:.3g}")
         if wrong:
             raise ExecutionError(
-                f"a captured forward pass differs from the eager one on the same inputs: {'; '.join(wrong)} of the "
-                f"largest value, expected at most {self.limit:.3g}; set model.backbone.execution=eager"
+                f"a captured {segment.func.__name__} {segment.keywords} differs from the eager one on the same inputs: "
+                f"{'; '.join(wrong)} of the largest value, expected at most {self.limit:.3g}; set "
+                "model.backbone.execution=eager"
             )
         return graph
 
+    def _jumps(self, name: str) -> bool:
+        """Whether an output is one of tokens: it jumps where two of them are about as probable."""
+        return name == "chunk" and self.model.architecture.action_head != "l1"
 
-def _shape(value: Tensor | None) -> tuple | None:
+
+def _shape(value: Tensor | None) -> tuple[tuple[int, ...], torch.dtype] | None:
     return None if value is None else (tuple(value.shape), value.dtype)

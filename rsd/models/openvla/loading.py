@@ -1,10 +1,11 @@
-"""A folder → OpenVLABackbone: the published layout, or our own (rsd/checkpoint.py) that phase=oft writes."""
+"""A folder → OpenVLABase: the published layout, or our own (rsd/checkpoint.py) that phase=oft writes."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ import torch
 
 from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256, load_checkpoint, load_weights, save_checkpoint
 from rsd.models.openvla import published
-from rsd.models.openvla.backbone import OpenVLABackbone
+from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.canaries import check_canaries
 from rsd.models.openvla.execution import check_execution
 from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.robots import Robot
 from rsd.models.openvla.text import PROMPT, VICUNA_PROMPT, LlamaText, TextEncoder, WordText
-from rsd.normalization import BOUNDS, LIBERO_GRIPPER, bounds_of, resolve_unnorm_key, with_bounds
+from rsd.space import BOUNDS, LIBERO_GRIPPER, Space, Statistics, bounds_of, resolve_unnorm_key, with_bounds
 
 KIND = "base"
 PRODUCE = "python train.py phase=oft model=oft_tiny"
@@ -28,7 +29,29 @@ SIDE_COMPONENTS = ("action_head", "proprio_projector", "noisy_action_projector",
 REQUIRED_STATISTICS = ("q01", "q99", "min", "max")
 
 
-def load_backbone(
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the caller works with, and how the model is to be loaded; see `load_base`."""
+
+    unnorm_key: str | None
+    views: tuple[str, ...]
+    use_proprio: bool
+    chunk_length: int
+    center_crop: bool
+    device: str
+    dtype: torch.dtype
+    action_head: str
+    num_images: int | None
+    robot: Robot | None
+    text: TextEncoder | None
+    execution: str
+
+    @property
+    def gripper(self) -> str:
+        return LIBERO_GRIPPER if self.robot is None else self.robot.gripper
+
+
+def load_base(
     *,
     checkpoint: str | Path,
     unnorm_key: str | None,
@@ -39,13 +62,13 @@ def load_backbone(
     device: str = "cpu",
     dtype: str = "float32",
     hub_id: str | None = None,
-    decoder: str = "l1",
+    action_head: str = "l1",
     num_images: int | None = None,
     robot: Robot | None = None,
     text: TextEncoder | None = None,
     execution: str = "eager",
     canaries: bool = True,
-) -> OpenVLABackbone:
+) -> OpenVLABase:
     """Load a base model, frozen and in evaluation mode.
 
     Args:
@@ -58,7 +81,7 @@ def load_backbone(
         device, dtype: Where and how the weights live, in torch's names. Device "meta" checks the files only: it gives
             everything but numbers, the fingerprint included.
         hub_id: Where the checkpoint is published; asked only when the folder does not exist.
-        decoder: Of a published checkpoint: l1, diffusion, discrete or autoregressive (the original OpenVLA).
+        action_head: Of a published checkpoint: l1, diffusion, discrete or autoregressive (the original OpenVLA).
         num_images: M that a published checkpoint was trained with, which none of its files holds.
         robot: Constants of the robot that a published checkpoint was trained for; None checks what the files say alone.
         text: Replaces the checkpoint's own text encoder.
@@ -71,12 +94,9 @@ def load_backbone(
         CanaryError: the loaded model ignores its pictures, attends in the wrong direction, or is not finite.
         ExecutionError: the model cannot be run in this way on this device.
     """
-    check_execution(execution, decoder=decoder, device=torch.device(device))
+    check_execution(execution, action_head=action_head, device=torch.device(device))
     require_checkpoint(checkpoint, hub_id)
-    directory = Path(checkpoint)
-    load = _load_own if (directory / JSON_FILE).is_file() else _load_published
-    backbone = load(
-        directory,
+    wanted = Wanted(
         unnorm_key=unnorm_key,
         views=tuple(views),
         use_proprio=use_proprio,
@@ -84,16 +104,39 @@ def load_backbone(
         center_crop=center_crop,
         device=device,
         dtype=getattr(torch, dtype),
-        decoder=decoder,
+        action_head=action_head,
         num_images=num_images,
         robot=robot,
         text=text,
         execution=execution,
     )
-    backbone.model.requires_grad_(False)
-    if canaries and backbone.device.type != "meta":
-        check_canaries(backbone)
-    return backbone
+    directory = Path(checkpoint)
+    base = _load_own(directory, wanted) if is_own(directory) else _load_published(directory, wanted)
+    base.model.requires_grad_(False)
+    if canaries and base.device.type != "meta":
+        check_canaries(base)
+    return base
+
+
+def is_own(directory: Path) -> bool:
+    """Whether a checkpoint is in our own layout, and says itself what it was trained with."""
+    return (directory / JSON_FILE).is_file()
+
+
+def own_inputs(directory: Path) -> dict[str, Any]:
+    """What a checkpoint of our own layout was trained with, as arguments of `load_base`.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    config = load_checkpoint(directory, kind=KIND, produce=PRODUCE).config
+    return {
+        "views": config["views"],
+        "use_proprio": Architecture.from_json(config["architecture"]).proprio_dim is not None,
+        "chunk_length": config["chunk_length"],
+        "center_crop": config["center_crop"],
+        "unnorm_key": next(iter(config["norm_stats"])),
+    }
 
 
 def require_checkpoint(checkpoint: str | Path, hub_id: str | None = None) -> None:
@@ -111,117 +154,87 @@ def require_checkpoint(checkpoint: str | Path, hub_id: str | None = None) -> Non
         load_checkpoint(directory, kind=KIND, produce=PRODUCE)
 
 
-def save_backbone(
-    directory: Path, backbone: OpenVLABackbone, provenance: dict[str, Any], dtype: torch.dtype = torch.float32
+def save_base(
+    directory: Path, base: OpenVLABase, provenance: dict[str, Any], dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write a trained backbone with a word vocabulary in our own layout, its weights rounded to `dtype`."""
-    if not isinstance(backbone.text, WordText):
-        raise TypeError(f"only a WordText vocabulary can be saved in our layout, got {type(backbone.text).__name__}")
+    """Write a trained base model with a word vocabulary in our own layout, its weights rounded to `dtype`."""
+    if not isinstance(base.text, WordText):
+        raise TypeError(f"only a WordText vocabulary can be saved in our layout, got {type(base.text).__name__}")
     config = {
-        "architecture": backbone.model.architecture.to_json(),
-        "processor": backbone.processor.to_json(),
-        "words": list(backbone.text.words),
-        "norm_stats": {backbone.unnorm_key: backbone.norm_stats},
-        "views": list(backbone.views),
-        "chunk_length": backbone.chunk_length,
-        "center_crop": backbone.center_crop,
+        "architecture": base.model.architecture.to_json(),
+        "processor": base.processor.to_json(),
+        "words": list(base.text.words),
+        "norm_stats": {base.space.name: dict(base.space.statistics)},
+        "views": list(base.views),
+        "chunk_length": base.chunk_length,
+        "center_crop": base.center_crop,
     }
-    weights = {name: value.to(dtype) for name, value in backbone.model.state_dict().items()}
+    weights = {name: value.to(dtype) for name, value in base.model.state_dict().items()}
     save_checkpoint(directory, kind=KIND, config=config, weights=weights, provenance=provenance)
 
 
-def _load_own(
-    directory: Path,
-    *,
-    unnorm_key: str | None,
-    views: tuple[str, ...],
-    use_proprio: bool,
-    chunk_length: int,
-    center_crop: bool,
-    device: str,
-    dtype: torch.dtype,
-    decoder: str,
-    num_images: int | None,
-    robot: Robot | None,
-    text: TextEncoder | None,
-    execution: str,
-) -> OpenVLABackbone:
+def _load_own(directory: Path, wanted: Wanted) -> OpenVLABase:
     checkpoint = load_checkpoint(directory, kind=KIND, produce=PRODUCE)
     config = checkpoint.config
     architecture = Architecture.from_json(config["architecture"])
     _check_contract(
         directory,
         {
-            "chunk_length": (config["chunk_length"], chunk_length),
-            "views": (tuple(config["views"]), views),
-            "use_proprio": (architecture.proprio_dim is not None, use_proprio),
-            "center_crop": (config["center_crop"], center_crop),
-            "decoder": (architecture.decoder, decoder),
+            "chunk_length": (config["chunk_length"], wanted.chunk_length),
+            "views": (tuple(config["views"]), wanted.views),
+            "use_proprio": (architecture.proprio_dim is not None, wanted.use_proprio),
+            "center_crop": (config["center_crop"], wanted.center_crop),
+            "action_head": (architecture.action_head, wanted.action_head),
         },
     )
-    key, stats = _statistics(directory, config["norm_stats"], unnorm_key, use_proprio)
+    key, stats = _statistics(directory, config["norm_stats"], wanted)
     model = OpenVLAOFT(architecture)
     load_weights(model, checkpoint, directory)
-    return OpenVLABackbone(
-        model=cast_weights(model.to(device), dtype).eval(),
+    return OpenVLABase(
+        model=cast_weights(model.to(wanted.device), wanted.dtype).eval(),
         processor=PrismaticImageProcessor(**config["processor"]),
-        text=text or WordText(config["words"]),
-        norm_stats=stats,
-        unnorm_key=key,
-        views=views,
-        chunk_length=chunk_length,
-        center_crop=center_crop,
+        text=wanted.text or WordText(config["words"]),
+        space=Space.from_statistics(key, stats, gripper=wanted.gripper),
+        views=wanted.views,
+        chunk_length=wanted.chunk_length,
+        center_crop=wanted.center_crop,
         weights_sha256=lambda: checkpoint.sha256,
-        execution=execution,
-        gripper=LIBERO_GRIPPER if robot is None else robot.gripper,
+        execution=wanted.execution,
     )
 
 
-def _load_published(
-    directory: Path,
-    *,
-    unnorm_key: str | None,
-    views: tuple[str, ...],
-    use_proprio: bool,
-    chunk_length: int,
-    center_crop: bool,
-    device: str,
-    dtype: torch.dtype,
-    decoder: str,
-    num_images: int | None,
-    robot: Robot | None,
-    text: TextEncoder | None,
-    execution: str,
-) -> OpenVLABackbone:
-    trained_length = 1 if decoder == "autoregressive" else robot.chunk_length if robot else chunk_length
-    trained_images = len(views) if num_images is None else num_images
-    facts = {"chunk_length": (trained_length, chunk_length), "num_images": (trained_images, len(views))}
+def _load_published(directory: Path, wanted: Wanted) -> OpenVLABase:
+    robot, num_views = wanted.robot, len(wanted.views)
+    trained_length = robot.chunk_length if robot else wanted.chunk_length
+    if wanted.action_head == "autoregressive":
+        trained_length = 1
+    trained_images = num_views if wanted.num_images is None else wanted.num_images
+    facts = {"chunk_length": (trained_length, wanted.chunk_length), "num_images": (trained_images, num_views)}
     _check_contract(directory, facts)
     config = published.read_json(directory, "config.json")
-    key, stats = _statistics(directory, published.read_norm_stats(directory), unnorm_key, use_proprio)
+    key, stats = _statistics(directory, published.read_norm_stats(directory), wanted)
     model = published.build_model(
         directory,
-        use_proprio=use_proprio,
-        device=device,
-        dtype=dtype,
-        decoder=decoder,
+        use_proprio=wanted.use_proprio,
+        device=wanted.device,
+        dtype=wanted.dtype,
+        action_head=wanted.action_head,
         action_dim=len(stats["action"]["q01"]),
     )
     _check_widths(directory, model.architecture, stats, robot)
+    if robot is not None and "bounds" not in stats["action"]:
+        stats = with_bounds(stats, robot.bounds)
     prompt = VICUNA_PROMPT if config.get("llm_backbone_id", "").startswith("vicuna") else PROMPT
-    processor = PrismaticImageProcessor.from_file(directory / "preprocessor_config.json")
-    return OpenVLABackbone(
+    return OpenVLABase(
         model=model,
-        processor=processor,
-        text=text or LlamaText(directory, prompt),
-        norm_stats=stats if robot is None or "bounds" in stats["action"] else with_bounds(stats, robot.bounds),
-        unnorm_key=key,
-        views=views,
-        chunk_length=chunk_length,
-        center_crop=center_crop,
+        processor=PrismaticImageProcessor.from_file(directory / "preprocessor_config.json"),
+        text=wanted.text or LlamaText(directory, prompt),
+        space=Space.from_statistics(key, stats, gripper=wanted.gripper),
+        views=wanted.views,
+        chunk_length=wanted.chunk_length,
+        center_crop=wanted.center_crop,
         weights_sha256=partial(_published_sha256, directory),
-        execution=execution,
-        gripper=LIBERO_GRIPPER if robot is None else robot.gripper,
+        execution=wanted.execution,
     )
 
 
@@ -232,14 +245,13 @@ def _check_contract(directory: Path, facts: dict[str, tuple[Any, Any]]) -> None:
         raise CheckpointError(f"{directory} was trained for something else: {'; '.join(wrong)}; change the settings")
 
 
-def _statistics(
-    directory: Path, norm_stats: dict[str, Any], unnorm_key: str | None, use_proprio: bool
-) -> tuple[str, dict[str, Any]]:
-    key = resolve_unnorm_key(norm_stats, unnorm_key)
+def _statistics(directory: Path, norm_stats: Mapping[str, Statistics], wanted: Wanted) -> tuple[str, Statistics]:
+    """Name and entry of the wanted statistics."""
+    key = resolve_unnorm_key(norm_stats, wanted.unnorm_key)
     stats = norm_stats[key]
-    parts = ("action", "proprio") if use_proprio else ("action",)
-    wanted = [(part, name) for part in parts for name in REQUIRED_STATISTICS]
-    missing = [f"{part}.{name}" for part, name in wanted if name not in stats.get(part, {})]
+    parts = ("action", "proprio") if wanted.use_proprio else ("action",)
+    needed = [(part, name) for part in parts for name in REQUIRED_STATISTICS]
+    missing = [f"{part}.{name}" for part, name in needed if name not in stats.get(part, {})]
     if missing:
         raise CheckpointError(
             f"statistics {key!r} of {directory} lack {missing}; use the file that came with the model"
@@ -249,10 +261,12 @@ def _statistics(
         raise CheckpointError(
             f"statistics {key!r} of {directory} name bounds {unknown}, expected one of {sorted(BOUNDS)}"
         )
+    if not wanted.use_proprio:
+        stats = {name: value for name, value in stats.items() if name != "proprio"}
     return key, stats
 
 
-def _check_widths(directory: Path, architecture: Architecture, stats: dict[str, Any], robot: Robot | None) -> None:
+def _check_widths(directory: Path, architecture: Architecture, stats: Statistics, robot: Robot | None) -> None:
     """Weights, statistics and the robot's constants must agree on the widths of actions and proprio."""
     wrong = []
     for name, width in {"action": architecture.action_dim, "proprio": architecture.proprio_dim}.items():

@@ -11,11 +11,13 @@ import copy
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from rsd.errors import RSDError
 from rsd.models.openvla.model import OpenVLAOFT
 
 MAX_ALPHA = 16  # the reference's alpha is min(rank, 16)
@@ -24,7 +26,7 @@ ADAPTER = "lora_"
 ADAPTER_FOLDER = "lora_adapter"  # beside the merged weights, as in the published fine-tuned checkpoints
 
 
-class LoRAError(RuntimeError):
+class LoRAError(RSDError, RuntimeError):
     """Adapters cannot be made, or do not survive merging."""
 
 
@@ -77,7 +79,7 @@ def adapter_files(model: OpenVLAOFT, base_name: str) -> dict[str, bytes]:
     """
     from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-    config = copy.copy(model.peft_config["default"])
+    config: Any = copy.copy(model.peft_config["default"])  # type: ignore[index]  # peft has put it there
     config.base_model_name_or_path, config.inference_mode = base_name, True
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, LlamaConfig, LlamaForCausalLM
 
+from rsd.errors import SettingError
+from rsd.models.openvla.action_heads import ACTION_HEADS, Prompt, select
 from rsd.models.openvla.conv import ConvShape, ConvVision
 from rsd.models.openvla.ddim import NUM_TRAIN_TIMESTEPS
-from rsd.models.openvla.decoders import DECODERS, Prompt, select
 from rsd.models.openvla.heads import (
     DiffusionActionHead,
     L1ActionHead,
@@ -46,7 +47,8 @@ __all__ = [
 
 CHANNELS_PER_IMAGE = 6  # of a fused backbone: the picture twice, normalised for DINOv2, then for SigLIP
 COLOURS = 3
-OPTIONAL_FIELDS = {"decoder": "l1", "film": False}  # left out of the JSON form at these values
+OPTIONAL_FIELDS = {"action_head": "l1", "film": False}  # left out of the JSON form at these values
+FORMER_NAMES = {"decoder": "action_head"}  # of fields, in checkpoints of earlier versions
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Architecture:
             layout of OpenVLA v0.1 (siglip alone).
         conv: The convolutional towers, or None.
         num_slots: K for a model with learned vectors at the action positions; 0 for zeros there.
-        decoder: Name in DECODERS: how states become actions, and which head the weights hold.
+        action_head: Name in ACTION_HEADS: how states become actions, and which head the weights hold.
         film: Whether the instruction modulates the vision transformers (OFT+).
     """
 
@@ -72,12 +74,12 @@ class Architecture:
     siglip: ViTShape | None = None
     conv: ConvShape | None = None
     num_slots: int = 0
-    decoder: str = "l1"
+    action_head: str = "l1"
     film: bool = False
 
     def __post_init__(self) -> None:
-        if self.decoder not in DECODERS:
-            raise ValueError(f"decoder {self.decoder!r} is unknown; expected one of {sorted(DECODERS)}")
+        if self.action_head not in ACTION_HEADS:
+            raise SettingError(f"action_head {self.action_head!r} is unknown; expected one of {sorted(ACTION_HEADS)}")
 
     def to_json(self) -> dict[str, Any]:
         """JSON types; fields that later versions added are left out at their defaults, so that fingerprints stay."""
@@ -90,6 +92,7 @@ class Architecture:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Architecture:
+        record = {FORMER_NAMES.get(name, name): value for name, value in record.items()}
         kinds = {"dino": ViTShape, "siglip": ViTShape, "conv": ConvShape}
         shapes = {name: kind(**record[name]) for name, kind in kinds.items() if record.get(name) is not None}
         return cls(**{**record, **shapes})
@@ -181,11 +184,15 @@ class OpenVLAOFT(nn.Module):
         num_diffusion_steps: Of a diffusion head's sampler, 1..50.
     """
 
+    vision_backbone: VisionBackbone | ConvVision
+    action_head: L1ActionHead | DiffusionActionHead
+
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
         self.num_diffusion_steps = NUM_TRAIN_TIMESTEPS
-        config = LlamaConfig(**architecture.llm, attn_implementation="sdpa")
+        options = {**architecture.llm, "attn_implementation": "sdpa"}
+        config = LlamaConfig(**options)
         width = config.hidden_size
         if architecture.conv is not None:
             self.vision_backbone = ConvVision(architecture.conv, width)
@@ -194,9 +201,9 @@ class OpenVLAOFT(nn.Module):
         single = architecture.conv is None and len(architecture.transformers) == 1
         self.projector = (SingleProjector if single else PrismaticProjector)(architecture.vision_dim, width)
         self.language_model = LlamaForCausalLM(config)
-        if architecture.decoder == "l1":
+        if architecture.action_head == "l1":
             self.action_head = L1ActionHead(width, architecture.action_dim)
-        if architecture.decoder == "diffusion":
+        if architecture.action_head == "diffusion":
             self.action_head = DiffusionActionHead(width, architecture.action_dim)
             self.noisy_action_projector = NoisyActionProjector(width)
         if architecture.proprio_dim is not None:
@@ -230,18 +237,16 @@ class OpenVLAOFT(nn.Module):
             attention_mask: [B, L]; true or 1 for real tokens; None when all are real, which is faster.
             action_start: Index in input_ids of the first action token, [B], int64.
             chunk_length: T.
-            layers: Layers whose states to return; layer i is the output of decoder layer i, and with an L1 head layer
-                num_layers + 1 is what that head's last linear layer reads.
+            layers: Layers whose states to return; layer i is the output of the language model's layer i, 1..num_layers.
             proprio: Normalised, [B, P]; None for a model without proprio projector.
             noise: What a diffusion head starts from, [B, T, A]; None for the others.
 
         Returns:
-            States at the action slots of each layer, [B, K, H], of the L1 head's layer [B, T, H], and the normalised
-            chunk, [B, T, A].
+            States at the action slots of each layer, [B, K, H], and the normalised chunk, [B, T, A].
         """
         features = self.vision_features(pixel_values, input_ids, attention_mask, action_start, chunk_length)
         prompt = Prompt(input_ids, attention_mask, action_start, chunk_length, proprio, noise)
-        return DECODERS[self.architecture.decoder](self, self.projector(features), prompt, layers)
+        return ACTION_HEADS[self.architecture.action_head](self, self.projector(features), prompt, layers)
 
     def vision_features(
         self,
@@ -318,7 +323,7 @@ class OpenVLAOFT(nn.Module):
         slots = first[:, None] + torch.arange(num_action_tokens, device=input_ids.device)  # [B, K]
         return LanguageInput(embeds, mask, slots)
 
-    def decoder_states(
+    def layer_states(
         self,
         embeds: Tensor,
         mask: Tensor | None,
@@ -328,7 +333,7 @@ class OpenVLAOFT(nn.Module):
         cache: Cache | None = None,
         positions: Tensor | None = None,
     ) -> dict[int, Tensor]:
-        """Run the decoder layers up to the largest asked for.
+        """Run the language model's layers up to the largest asked for.
 
         Args:
             embeds: [B, S, H].
@@ -341,24 +346,48 @@ class OpenVLAOFT(nn.Module):
         Returns:
             Layer to states, [B, S, H].
         """
+        states: dict[int, Tensor] = {}
+        x, depth = embeds, 0
+        for stop in sorted(layers):
+            x = self.run_layers(x, mask, depth, stop, causal=causal, cache=cache, positions=positions)
+            states[stop], depth = self.read_out(x, stop), stop
+        return states
+
+    def run_layers(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        start: int,
+        stop: int,
+        *,
+        causal: bool = False,
+        cache: Cache | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """The language model's layers start+1..stop on the whole sequence, [B, S, H]; see `layer_states`."""
         llama = self.language_model.model
-        batch, length, _ = embeds.shape
+        batch, length, _ = x.shape
         if positions is None:
-            positions = torch.arange(length, device=embeds.device)[None]
+            positions = torch.arange(length, device=x.device)[None]
         attend = None
         if mask is not None:
             attend = mask[:, None, None, :].expand(batch, 1, length, mask.shape[1])
             if causal and length > 1:
                 past = mask.shape[1] - length
                 attend = attend & attend.new_ones(length, mask.shape[1]).tril(past)
-        rotary = llama.rotary_emb(embeds, positions)
-        arguments = {"attention_mask": attend, "position_embeddings": rotary, "is_causal": causal}
+        rotary = llama.rotary_emb(x, positions)
+        arguments: dict[str, Any] = {"attention_mask": attend, "position_embeddings": rotary, "is_causal": causal}
         if cache is not None:
             arguments |= {"past_key_values": cache, "use_cache": True}
-        states: dict[int, Tensor] = {}
-        x = embeds
-        for number, layer in enumerate(llama.layers[: max(layers)], start=1):
+        for layer in llama.layers[start:stop]:
             x = layer(x, **arguments)
-            if number in layers:
-                states[number] = llama.norm(x) if number == len(llama.layers) else x
-        return states
+        return x
+
+    def read_out(self, x: Tensor, number: int) -> Tensor:
+        """What layer `number` says: its output, after the final norm where it is the last one. [B, S, H]."""
+        return self.language_model.model.norm(x) if number == self.num_layers else x
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the language model."""
+        return len(self.language_model.model.layers)

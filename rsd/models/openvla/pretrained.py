@@ -45,7 +45,7 @@ class Pretrained:
 def load_pretrained(
     *,
     checkpoint: str | Path,
-    decoder: str,
+    action_head: str,
     action_dim: int,
     proprio_dim: int | None,
     device: str | torch.device,
@@ -55,24 +55,24 @@ def load_pretrained(
     """Load a checkpoint for training.
 
     Args:
-        checkpoint, hub_id: As in load_backbone.
-        decoder: What the trained model will be. From an original OpenVLA, "l1" adds a new head, and a new proprio
+        checkpoint, hub_id: As in load_base.
+        action_head: What the trained model will be. From an original OpenVLA, "l1" adds a new head, and a new proprio
             projector unless proprio_dim is None; from an OFT checkpoint its own are trained further.
         action_dim, proprio_dim: Of the data set.
 
     Raises:
-        CheckpointError: as load_backbone, or an OFT checkpoint of other widths.
+        CheckpointError: as load_base, or an OFT checkpoint of other widths.
     """
     directory = Path(checkpoint)
     require_checkpoint(directory, hub_id)
     has_head = published.side_file(directory, "action_head") is not None
-    stored = decoder if has_head or decoder != "l1" else "autoregressive"
+    stored = action_head if has_head or action_head != "l1" else "autoregressive"
     model = published.build_model(
         directory,
         use_proprio=has_head and proprio_dim is not None,
         device=device,
         dtype=dtype,
-        decoder=stored,
+        action_head=stored,
         action_dim=action_dim,
     )
     have = (model.architecture.action_dim, model.architecture.proprio_dim if has_head else proprio_dim)
@@ -81,15 +81,17 @@ def load_pretrained(
             f"{directory} has heads for {have} dims of action and proprio, the data set has "
             f"{(action_dim, proprio_dim)}; start from an original OpenVLA"
         )
-    if stored != decoder:
-        model = _with_new_heads(model, decoder, proprio_dim, device)
+    if stored != action_head:
+        model = _with_new_heads(model, action_head, proprio_dim, device)
     processor = PrismaticImageProcessor.from_file(directory / "preprocessor_config.json")
     return Pretrained(model, processor, LlamaText(directory), directory)
 
 
-def _with_new_heads(model: OpenVLAOFT, decoder: str, proprio_dim: int | None, device: str | torch.device) -> OpenVLAOFT:
+def _with_new_heads(
+    model: OpenVLAOFT, action_head: str, proprio_dim: int | None, device: str | torch.device
+) -> OpenVLAOFT:
     """The same network with an untrained L1 head, in float32; its other weights are shared, not copied."""
-    architecture = dataclasses.replace(model.architecture, decoder=decoder, proprio_dim=proprio_dim)
+    architecture = dataclasses.replace(model.architecture, action_head=action_head, proprio_dim=proprio_dim)
     with torch.device("meta"):
         result = OpenVLAOFT(architecture)
     for name, part in model.named_children():

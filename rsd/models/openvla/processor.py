@@ -16,6 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rsd.checkpoint import CheckpointError
+from rsd.errors import SettingError
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # DINOv2
 HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and std
 STRATEGIES = ("resize-naive", "resize-crop", "letterbox")
@@ -33,7 +36,7 @@ class PrismaticImageProcessor:
         strategy: str = "resize-naive",
     ) -> None:
         if strategy not in STRATEGIES:
-            raise ValueError(f"image_resize_strategy {strategy!r} is unknown; expected one of {STRATEGIES}")
+            raise SettingError(f"image_resize_strategy {strategy!r} is unknown; expected one of {STRATEGIES}")
         self.sizes = tuple(sizes)
         self.means = tuple(tuple(mean) for mean in means)
         self.stds = tuple(tuple(std) for std in stds)
@@ -44,7 +47,7 @@ class PrismaticImageProcessor:
         """Read a published preprocessor_config.json."""
         record = json.loads(Path(path).read_text())
         if set(record["interpolations"]) != {"bicubic"}:
-            raise ValueError(f"{path}: interpolations {record['interpolations']} are not supported, expected bicubic")
+            raise CheckpointError(f"{path}: interpolations {record['interpolations']}, expected bicubic only")
         means, stds = record["means"], record["stds"]
         if "tvf_normalize_params" in record:
             means = [entry["mean"] for entry in record["tvf_normalize_params"]]
@@ -57,9 +60,9 @@ class PrismaticImageProcessor:
 
     def __call__(self, pictures: Tensor) -> Tensor:
         channels = []
-        for size, mean, std in zip(self.sizes, self.means, self.stds, strict=True):
+        for size, *moments in zip(self.sizes, self.means, self.stds, strict=True):
             pixels = self.resize(pictures, size).permute(0, 3, 1, 2).to(torch.float32) / 255
-            mean, std = (torch.tensor(value, device=pixels.device)[:, None, None] for value in (mean, std))
+            mean, std = (torch.tensor(value, device=pixels.device)[:, None, None] for value in moments)
             channels.append((pixels - mean) / std)
         return torch.cat(channels, dim=1)
 

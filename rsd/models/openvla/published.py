@@ -20,10 +20,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from rsd.checkpoint import CheckpointError
-from rsd.models.openvla.decoders import DECODERS
+from rsd.checkpoint import CheckpointError, check_names
+from rsd.errors import SettingError
+from rsd.models.openvla.action_heads import ACTION_HEADS
 from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
-from rsd.models.openvla.streaming import check_names, put, read_headers, shapes_of, stream, weight_files
+from rsd.models.openvla.streaming import put, read_headers, shapes_of, stream, weight_files
 from rsd.models.openvla.vit import ViTShape
 
 HUB_TIMEOUT_S = 5.0
@@ -95,7 +96,7 @@ def read_norm_stats(directory: Path) -> dict[str, Any]:
 def read_architecture(
     directory: Path,
     *,
-    decoder: str,
+    action_head: str,
     action_dim: int,
     proprio_dim: int | None,
     film: bool = False,
@@ -106,8 +107,8 @@ def read_architecture(
         raise CheckpointError(
             f"{directory / 'config.json'} describes model_type {config.get('model_type')!r}, expected 'openvla'"
         )
-    known = VISION_BACKBONES.get(config.get("vision_backbone_id"), (None, None))
-    names, sizes = config.get("timm_model_ids", known[0]), config.get("image_sizes", known[1])
+    known_names, known_sizes = VISION_BACKBONES.get(config.get("vision_backbone_id", ""), (None, None))
+    names, sizes = config.get("timm_model_ids", known_names), config.get("image_sizes", known_sizes)
     if names is None or sizes is None:
         raise CheckpointError(
             f"{directory / 'config.json'} has vision_backbone_id {config.get('vision_backbone_id')!r} and no "
@@ -128,7 +129,7 @@ def read_architecture(
         llm={name: value for name, value in config["text_config"].items() if name not in TEXT_CONFIG_IGNORED},
         action_dim=action_dim,
         proprio_dim=proprio_dim,
-        decoder=decoder,
+        action_head=action_head,
         film=film,
     )
 
@@ -160,22 +161,22 @@ def read_side_file(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in weights.items()}
 
 
-def side_weights(directory: Path, *, decoder: str, use_proprio: bool) -> dict[str, dict[str, Tensor]]:
-    """Component → weights of the side files that a model with this decoder has.
+def side_weights(directory: Path, *, action_head: str, use_proprio: bool) -> dict[str, dict[str, Tensor]]:
+    """Component → weights of the side files that a model with this action_head has.
 
     Raises:
         CheckpointError: one is missing, is there and will not be used, is there twice, or is of another kind.
     """
-    if decoder not in DECODERS:
-        raise ValueError(f"decoder {decoder!r} is unknown; expected one of {sorted(DECODERS)}")
+    if action_head not in ACTION_HEADS:
+        raise SettingError(f"action_head {action_head!r} is unknown; expected one of {sorted(ACTION_HEADS)}")
     wanted = {
-        "action_head": decoder in HEAD_NAMES,
-        "noisy_action_projector": decoder == "diffusion",
+        "action_head": action_head in HEAD_NAMES,
+        "noisy_action_projector": action_head == "diffusion",
         "proprio_projector": use_proprio,
     }
     remedy = {
-        "action_head": "the decoder of a model with a head is l1 or diffusion: set model.backbone.decoder",
-        "noisy_action_projector": "set model.backbone.decoder=diffusion if it was trained with one",
+        "action_head": "the action_head of a model with a head is l1 or diffusion: set model.backbone.action_head",
+        "noisy_action_projector": "set model.backbone.action_head=diffusion if it was trained with one",
         "proprio_projector": "put the file there or set model.backbone.use_proprio=false",
     }
     result = {}
@@ -183,20 +184,22 @@ def side_weights(directory: Path, *, decoder: str, use_proprio: bool) -> dict[st
         path = side_file(directory, component)
         if needed and path is None:
             raise CheckpointError(
-                f"{directory} has no {component}--*_checkpoint.pt, which decoder {decoder!r} with use_proprio "
+                f"{directory} has no {component}--*_checkpoint.pt, which action_head {action_head!r} with use_proprio "
                 f"{use_proprio} needs; {remedy[component]}"
             )
         if not needed and path is not None:
             advice = remedy[component].replace("put the file there or set", "set").replace("=false", "=true")
             raise CheckpointError(
-                f"{directory} holds {path.name}, but decoder {decoder!r} with use_proprio {use_proprio} would leave it "
-                f"out, and the model was trained with it; {advice}"
+                f"{directory} holds {path.name}, but action_head {action_head!r} with use_proprio {use_proprio} would "
+                f"leave it out, and the model was trained with it; {advice}"
             )
         if path is not None:
             result[component] = read_side_file(path)
-    if decoder in HEAD_NAMES and HEAD_NAMES[decoder] not in result["action_head"]:
+    if action_head in HEAD_NAMES and HEAD_NAMES[action_head] not in result["action_head"]:
         names = sorted(result["action_head"])[:2]
-        raise CheckpointError(f"the action head in {directory} is not of decoder {decoder!r}: it holds {names}, …")
+        raise CheckpointError(
+            f"the action head in {directory} is not of action_head {action_head!r}: it holds {names}, …"
+        )
     film = side_file(directory, "vision_backbone")
     if film is not None:
         weights = merge_lora(read_side_file(film))
@@ -228,7 +231,7 @@ def build_model(
     use_proprio: bool,
     device: str | torch.device,
     dtype: torch.dtype,
-    decoder: str = "l1",
+    action_head: str = "l1",
     action_dim: int | None = None,
 ) -> OpenVLAOFT:
     """Build the network of a checkpoint folder and load its weights, strictly, one tensor at a time.
@@ -240,13 +243,15 @@ def build_model(
     Raises:
         CheckpointError: a file is missing or damaged, or names and shapes are not those of the architecture.
     """
-    side = side_weights(directory, decoder=decoder, use_proprio=use_proprio)
-    if decoder in HEAD_NAMES:
-        action_dim = len(side["action_head"][HEAD_NAMES[decoder]])
+    side = side_weights(directory, action_head=action_head, use_proprio=use_proprio)
+    if action_head in HEAD_NAMES:
+        action_dim = len(side["action_head"][HEAD_NAMES[action_head]])
+    if action_dim is None:
+        raise CheckpointError(f"{directory} has no action head, and nobody says how many dims an action has")
     proprio = side.get("proprio_projector")
     architecture = read_architecture(
         directory,
-        decoder=decoder,
+        action_head=action_head,
         action_dim=action_dim,
         proprio_dim=None if proprio is None else proprio["fc1.weight"].shape[1],
         film="vision_backbone" in side,
@@ -257,8 +262,8 @@ def build_model(
     found = read_headers(weight_files(directory))
     if architecture.film:  # its towers come from the side file, never from the shards
         found = {name: where for name, where in found.items() if not name.startswith("vision_backbone.")}
-    got = shapes_of(beside.items()) | {name: shape for name, (_, shape) in found.items()}
-    check_names(directory, shapes_of(model.state_dict().items()), got)
+    got = shapes_of([*beside.items()]) | {name: shape for name, (_, shape) in found.items()}
+    check_names(directory, shapes_of([*model.state_dict().items()]), got)
     if torch.device(device).type == "meta":
         cast_weights(model, dtype)
     else:

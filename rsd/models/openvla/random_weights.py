@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, processors
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from rsd.errors import SettingError
 from rsd.models.openvla.model import Architecture, OpenVLAOFT
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.published import DINO, SIGLIP, TIMM_SHAPES
@@ -27,6 +28,7 @@ from rsd.models.openvla.published_writer import (
 )
 from rsd.models.openvla.streaming import put
 from rsd.models.openvla.vit import ViTShape
+from rsd.space import Statistics
 
 LLAMA_VOCAB = {"vocab_size": 32064, "pad_token_id": 32000}
 # The rows that the published preprocessor_config.json holds: bfloat16's roundings for DINOv2 (SPEC §6)
@@ -36,11 +38,11 @@ SUITES = ("libero_spatial_no_noops", "libero_object_no_noops", "libero_goal_no_n
 
 
 def openvla_architecture(
-    *, decoder: str = "l1", proprio_dim: int | None = 8, action_dim: int = 7, size: str = "7b"
+    *, action_head: str = "l1", proprio_dim: int | None = 8, action_dim: int = 7, size: str = "7b"
 ) -> Architecture:
     """Shapes of OpenVLA-7B ("7b"), or of the same thing with a handful of narrow layers ("tiny")."""
     if size not in ("7b", "tiny"):
-        raise ValueError(f"size {size!r} is unknown; expected '7b' or 'tiny'")
+        raise SettingError(f"size {size!r} is unknown; expected '7b' or 'tiny'")
     dino, siglip = (dict(TIMM_SHAPES[name.split(".")[0]]) for name in (DINO, SIGLIP))
     llm: dict[str, Any] = dict(LLAMA_VOCAB)
     image_size = 224
@@ -56,7 +58,7 @@ def openvla_architecture(
         llm=llm,
         action_dim=action_dim,
         proprio_dim=proprio_dim,
-        decoder=decoder,
+        action_head=action_head,
     )
 
 
@@ -119,20 +121,26 @@ def write_random_checkpoint(
     device: str = "cpu",
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     step: int = 150_000,
+    entry: Statistics | None = None,
 ) -> None:
-    """A folder with the published names, shapes, dtypes and files, and random numbers in them."""
+    """A folder with the published names, shapes, dtypes and files, and random numbers in them.
+
+    Args:
+        entry: Statistics of a data set, under the name of every suite; made up when None, and then a tokenizer that was
+            fitted to data does not fit.
+    """
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in OpenVLAOFT(architecture).state_dict().items()}
     towers = list(zip((DINO, SIGLIP), architecture.transformers, strict=True))
     kwargs = [shrunk(shape, TIMM_SHAPES[name.split(".")[0]]) for name, shape in towers]
     sizes = [shape.image_size for shape in architecture.transformers]
     processor = PrismaticImageProcessor(sizes=sizes, means=PUBLISHED_MEANS, stds=PUBLISHED_STDS)
-    entry = statistics(architecture.action_dim, architecture.proprio_dim or 8)
+    entry = entry or statistics(architecture.action_dim, architecture.proprio_dim or 8)
     write_published(
         directory,
         config=config_record(architecture, [DINO, SIGLIP], kwargs) | {"random_weights_seed": seed},
         processor=processor_record(processor),
-        statistics=dict.fromkeys(SUITES, entry),
+        statistics={suite: dict(entry) for suite in SUITES},
         shapes=shapes,
         tensor_of=lambda name: random_tensor(name, shapes[name], seed=seed, device=device),
         step=step,

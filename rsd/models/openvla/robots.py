@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rsd.normalization import BOUNDS, GRIPPERS, LIBERO_GRIPPER
+from rsd.errors import SettingError
+from rsd.space import BOUNDS, GRIPPERS, LIBERO_GRIPPER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,6 @@ class Robot:
 
     def __post_init__(self) -> None:
         if self.bounds not in BOUNDS:
-            raise ValueError(f"bounds {self.bounds!r} of robot {self.name!r}, expected one of {sorted(BOUNDS)}")
+            raise SettingError(f"bounds {self.bounds!r} of robot {self.name!r}, expected one of {sorted(BOUNDS)}")
         if self.gripper not in GRIPPERS:
-            raise ValueError(f"gripper {self.gripper!r} of robot {self.name!r}, expected one of {sorted(GRIPPERS)}")
+            raise SettingError(f"gripper {self.gripper!r} of robot {self.name!r}, expected one of {sorted(GRIPPERS)}")

@@ -16,14 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from rsd.checkpoint import CheckpointError
+from rsd.checkpoint import LISTED_NAMES, CheckpointError, Shape
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 FLOATING = ("F32", "F16", "BF16")
-LISTED_KEYS = 8  # at most this many names in an error message
-
-Shape = tuple[int, ...]
 
 
 def weight_files(directory: Path) -> dict[Path, set[str] | None]:
@@ -70,27 +67,13 @@ def read_headers(files: dict[Path, set[str] | None]) -> dict[str, tuple[Path, Sh
             kinds = {name: value.get_dtype() for name, value in slices.items()}
             shapes = {name: tuple(value.get_shape()) for name, value in slices.items()}
         if promised is not None and promised != shapes.keys():
-            strange = sorted(promised ^ shapes.keys())[:LISTED_KEYS]
+            strange = sorted(promised ^ shapes.keys())[:LISTED_NAMES]
             raise CheckpointError(f"{path} and {INDEX_FILE} disagree about {strange}; copy both again")
         wrong = sorted(name for name, kind in kinds.items() if kind not in FLOATING)
         if wrong:
-            raise CheckpointError(f"{path} holds {kinds[wrong[0]]} in {wrong[:LISTED_KEYS]}, expected {FLOATING}")
+            raise CheckpointError(f"{path} holds {kinds[wrong[0]]} in {wrong[:LISTED_NAMES]}, expected {FLOATING}")
         found |= {name: (path, shape) for name, shape in shapes.items()}
     return found
-
-
-def check_names(directory: Path, expected: dict[str, Shape], got: dict[str, Shape]) -> None:
-    """All differences in names and shapes in one error; block numbers are kept, so a missing layer is visible."""
-    problems = [f"missing {name}" for name in sorted(expected.keys() - got.keys())]
-    problems += [f"unexpected {name}" for name in sorted(got.keys() - expected.keys())]
-    problems += [
-        f"{name} has shape {got[name]}, expected {expected[name]}"
-        for name in sorted(expected.keys() & got.keys())
-        if expected[name] != got[name]
-    ]
-    if problems:
-        more = f"; and {len(problems) - LISTED_KEYS} more" if len(problems) > LISTED_KEYS else ""
-        raise CheckpointError(f"{directory} is of another architecture: {'; '.join(problems[:LISTED_KEYS])}{more}")
 
 
 def stream(

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer
 
 from rsd.checkpoint import CheckpointError
+from rsd.errors import RSDError
 
 BOS = 1  # also the placeholder at the action positions, whose embedding is zeroed
 STOP = 2
@@ -30,8 +31,12 @@ VICUNA_PROMPT = (  # OpenVLA v0.1
 class TextEncoder(Protocol):
     """One instruction in, prompt ids out (BOS … prompt end), without padding."""
 
-    pad_id: int
-    example: str  # an instruction that the encoder knows
+    @property
+    def pad_id(self) -> int: ...
+
+    @property
+    def example(self) -> str:
+        """An instruction that the encoder knows."""
 
     def encode(self, instruction: str) -> list[int]: ...
 
@@ -66,7 +71,7 @@ class LlamaText:
         return {"prompt": self.prompt, "tokenizer_sha256": self.sha256}
 
 
-class UnknownWordError(ValueError):
+class UnknownWordError(RSDError, ValueError):
     """An instruction with a word that the base model was not trained on."""
 
 
@@ -113,5 +118,5 @@ class WordText:
 
 
 def split_words(instruction: str) -> list[str]:
-    """Lower-case runs of letters and digits."""
-    return re.findall(r"[a-z0-9]+", instruction.lower())
+    """Lower-case runs of letters and digits, of any script."""
+    return re.findall(r"[^\W_]+", instruction.lower())

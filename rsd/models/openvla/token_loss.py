@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rsd.models.action_tokens import IGNORE_LABEL, STOP_TOKEN, encode_actions
+from rsd.models.openvla.action_tokens import IGNORE_LABEL, STOP_TOKEN, encode_actions
 from rsd.models.openvla.model import OpenVLAOFT
 
 
@@ -41,7 +41,7 @@ def token_logits(model: OpenVLAOFT, pixel_values: Tensor, input_ids: Tensor, lab
     start = supervised.int().argmax(dim=1)
     sequence = model.assemble(patches, input_ids, mask, start, 1, None, keep_actions=True)
     last = model.llm_config.num_hidden_layers
-    states = model.decoder_states(sequence.embeds, sequence.mask, {last}, causal=True)[last]
+    states = model.layer_states(sequence.embeds, sequence.mask, {last}, causal=True)[last]
     inserted = patches.shape[1]
     speaking = states[:, inserted:-1][supervised[:, 1:]]  # [N, H]  position t - 1 speaks for t
     return model.language_model.lm_head(speaking), labels[:, 1:][supervised[:, 1:]]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,20 +19,20 @@ from rsd.checkpoint import CheckpointError, load_checkpoint, load_weights
 from rsd.models.openvla.loading import KIND, PRODUCE
 from rsd.models.openvla.model import OpenVLAOFT
 from rsd.models.openvla.text import WordText
-from rsd.normalization import EPSILON, bounded_range, resolve_unnorm_key
+from rsd.space import EPSILON, Range, Space, Statistics, resolve_unnorm_key
 
 LAST_LAYER, PROPRIO_LAYER = "action_head.model.fc2", "proprio_projector.fc1"
 WORD_TABLES = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")  # one row an id
 
 
-def start_from(model: OpenVLAOFT, text: WordText, norm_stats: dict[str, Any], directory: Path) -> str:
+def start_from(model: OpenVLAOFT, text: WordText, space: Space, directory: Path) -> str:
     """Overwrite a new model's weights, in place, with those of a trained checkpoint of the same architecture.
 
     Rows of words that the checkpoint knows come from it, wherever they stood there; new words' rows stay as they are.
 
     Args:
         text: The new model's vocabulary.
-        norm_stats: The new model's statistics, {"action", "proprio"}.
+        space: What the new model's numbers mean.
         directory: Folder written by phase=oft.
 
     Returns:
@@ -55,8 +54,9 @@ def start_from(model: OpenVLAOFT, text: WordText, norm_stats: dict[str, Any], di
     kept = list(range(WordText.FIRST_WORD))  # padding and the fixed ids
     old_rows = [*kept, *(known.ids[word] for word in known.words)]
     new_rows = [*kept, *(text.ids[word] for word in known.words)]
-    old_stats = loaded.config["norm_stats"][resolve_unnorm_key(loaded.config["norm_stats"], None)]
-    weights, own = restated(loaded.weights, old_stats, norm_stats), model.state_dict()
+    stored: dict[str, Statistics] = loaded.config["norm_stats"]
+    name = resolve_unnorm_key(stored, None)
+    weights, own = restated(loaded.weights, Space.from_statistics(name, stored[name]), space), model.state_dict()
     for name in set(WORD_TABLES) & weights.keys() & own.keys():
         table = own[name].clone()
         if weights[name].shape[1:] == table.shape[1:] and len(weights[name]) == known.vocab_size:
@@ -67,32 +67,32 @@ def start_from(model: OpenVLAOFT, text: WordText, norm_stats: dict[str, Any], di
     return loaded.sha256
 
 
-def restated(weights: dict[str, Tensor], old: dict[str, Any], new: dict[str, Any]) -> dict[str, Tensor]:
-    """Weights for normalised numbers of `new` statistics that move the robot as `weights` do with those of `old`."""
+def restated(weights: dict[str, Tensor], old: Space, new: Space) -> dict[str, Tensor]:
+    """Weights for numbers of the `new` model space that move the robot as `weights` do with those of the `old` one."""
     weights = dict(weights)
     if f"{LAST_LAYER}.weight" in weights:
-        scale, shift = _between(old["action"], new["action"])  # [A] each
+        scale, shift = _between(old.action, new.action)  # [A] each
         weight, bias = (weights[f"{LAST_LAYER}.{name}"].double() for name in ("weight", "bias"))
         weights[f"{LAST_LAYER}.weight"] = weight * scale[:, None]
         weights[f"{LAST_LAYER}.bias"] = bias * scale + shift
-    if f"{PROPRIO_LAYER}.weight" in weights:
-        scale, shift = _between(new["proprio"], old["proprio"])  # [P] each
+    if f"{PROPRIO_LAYER}.weight" in weights and old.proprio is not None and new.proprio is not None:
+        scale, shift = _between(new.proprio, old.proprio)  # [P] each
         weight, bias = (weights[f"{PROPRIO_LAYER}.{name}"].double() for name in ("weight", "bias"))
         weights[f"{PROPRIO_LAYER}.weight"] = weight * scale
         weights[f"{PROPRIO_LAYER}.bias"] = bias + weight @ shift
     return weights
 
 
-def _between(source: dict[str, Any], target: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _between(source: Range, target: Range) -> tuple[Tensor, Tensor]:
     """Scale and shift, [dims] each, that turn numbers normalised with `source` into those of `target`.
 
     Dims that are not normalised stay as they are; in one that is constant in `target`'s data every number becomes -1,
     which is what normalisation makes of that constant.
     """
-    (low, high), (new_low, new_high) = bounded_range(source), bounded_range(target)
+    low, high, new_low, new_high = (np.asarray(side) for side in (source.low, source.high, target.low, target.high))
     width, new_width = high - low + EPSILON, new_high - new_low + EPSILON
     scale, shift = width / new_width, (width + 2 * (low - new_low)) / new_width - 1
     constant = new_high == new_low
     scale, shift = np.where(constant, 0.0, scale), np.where(constant, -1.0, shift)
-    normalised = np.asarray(source.get("mask", np.ones_like(low)), dtype=bool)
+    normalised = np.asarray(source.mask)
     return torch.from_numpy(np.where(normalised, scale, 1.0)), torch.from_numpy(np.where(normalised, shift, 0.0))

@@ -1,0 +1,1 @@
+"""What the commands have in common: entry points, their help, composed policies, sweeps, publishing, pipelines."""

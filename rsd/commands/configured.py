@@ -1,0 +1,128 @@
+"""The policy that a configuration asks for: a folder's, or one composed from the groups. Knows Hydra and the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from rsd.decoding import DRAFT, KIND, L1, TARGET, to_json
+from rsd.errors import SettingError
+from rsd.policy import Checkpoints, VLAPolicy, assemble, describe_folder, load_folder
+from rsd.types import Policy
+
+EXECUTION = "model.backbone.execution"
+FIXED = ("model", "quantizer", "draft", "chunk", "composed", "experiment")  # what a policy's folder decides on
+
+
+def loader(config: DictConfig, **changes: Any) -> Callable[[], Any]:
+    """What loads a configured model once it is called: a configuration instantiates its parts at once otherwise."""
+    return partial(_load, config, changes)
+
+
+def _load(config: DictConfig, changes: Mapping[str, Any]) -> Any:
+    return instantiate(config, **changes)
+
+
+def configured_policy(cfg: DictConfig, overrides: Sequence[str], device: str | None = None) -> Policy:
+    """The policy of eval.py, serve_policy.py and doctor.py.
+
+    Args:
+        cfg: With `policy` (a folder; null; or a node with the `_target_` of a policy of your own), `composed`, and the
+            groups that it is composed from.
+        overrides: What was typed. With policy=FOLDER the folder decides on decoding, target and steps, unless they
+            were typed, and on its parts always.
+        device: Instead of cfg.device.
+
+    Raises:
+        SettingError: a part was typed beside policy=FOLDER.
+    """
+    if device is not None:
+        cfg = cast("DictConfig", OmegaConf.merge(cfg, {"device": device}))
+    if isinstance(cfg.policy, DictConfig):
+        return instantiate(cfg.policy)
+    if cfg.policy is None:
+        return instantiate(cfg.composed)(base=instantiate(cfg.model.backbone))
+    return load_folder(cfg.policy, **folder_options(cfg, overrides))
+
+
+def folder_options(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """Arguments of `load_folder` beside the folder.
+
+    Raises:
+        SettingError: something was typed that the folder decides on.
+    """
+    decoding_typed = is_typed(overrides, "decoding")
+    free = (EXECUTION, "draft.num_stages") if decoding_typed else (EXECUTION,)
+    typed = [one for one in overrides if one.partition("=")[0].lstrip("+~") not in free and is_typed([one], *FIXED)]
+    if typed:
+        raise SettingError(
+            f"policy={cfg.policy} brings its own parts: leave out {', '.join(typed)}, or policy= to compose one"
+        )
+    steps_typed = is_typed(overrides, "num_open_loop_steps", "protocol")
+    return {
+        "decoding": instantiate(cfg.decoding.decode) if decoding_typed else None,
+        "target": cfg.target.name if is_typed(overrides, "target") else None,
+        "num_open_loop_steps": cfg.num_open_loop_steps if steps_typed else None,
+        "device": cfg.device,
+        "num_threads": cfg.composed.get("num_threads"),
+        "offered": OmegaConf.to_container(cfg.composed.offered, resolve=True),
+        **({"execution": cfg.model.backbone.execution} if is_typed(overrides, EXECUTION) else {}),
+    }
+
+
+def policy_fields(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """What plan.json says of the policy: fields of `rsd.evaluation.plan.PolicyDescription`, checkpoints as paths."""
+    if isinstance(cfg.policy, DictConfig):
+        return {"model": str(cfg.policy._target_).rpartition(".")[2]}
+    if cfg.policy is not None:
+        named = {"decoding": cfg.decoding.name} if is_typed(overrides, "decoding") else {}
+        return describe_folder(Path(cfg.policy), folder_options(cfg, overrides)) | named
+    decoding = instantiate(cfg.decoding.decode)
+    asked = {"base": True, "tokenizer": bool(decoding.needs), "head": TARGET in decoding.needs}
+    asked["draft"] = DRAFT in decoding.needs
+    paths = {"base": cfg.model.backbone.checkpoint, "tokenizer": cfg.paths.tokenizer}
+    paths |= {"head": cfg.target.checkpoint, "draft": cfg.paths.draft}
+    return {
+        "model": cfg.model.name,
+        "decoding": cfg.decoding.name,
+        "target": cfg.target.name if TARGET in decoding.needs else None,
+        "unnorm_key": cfg.model.backbone.unnorm_key,
+        "num_open_loop_steps": cfg.num_open_loop_steps,
+        "options": {name: value for name, value in to_json(decoding).items() if name != KIND},
+        "base": OmegaConf.to_container(cfg.model.backbone, resolve=True),
+        "checkpoints": {part: paths[part] if is_asked else None for part, is_asked in asked.items()},
+    }
+
+
+def is_typed(overrides: Sequence[str], *keys: str) -> bool:
+    """Whether one of these keys or groups, or something inside of it, is among the overrides."""
+    names = [one.lstrip("+~").partition("=")[0] for one in overrides]
+    return any(name == key or name.startswith((f"{key}.", f"{key}@")) for name in names for key in keys)
+
+
+def base_policy(
+    *,
+    policy: str | None,
+    base: DictConfig,
+    num_open_loop_steps: int,
+    device: str,
+    num_threads: int,
+    offered: Mapping[str, Any],
+) -> VLAPolicy:
+    """A base model that acts with its own head: of a policy's folder, or of a configuration (`model.backbone`)."""
+    if policy is not None:
+        return load_folder(policy, decoding=L1(), device=device, num_threads=num_threads, offered=offered)
+    return assemble(
+        base=instantiate(base),
+        decoding=L1(),
+        checkpoints=Checkpoints(),
+        num_open_loop_steps=num_open_loop_steps,
+        device=device,
+        num_threads=num_threads,
+        offered=offered,
+    )

@@ -1,0 +1,229 @@
+"""What every entry point does around its work: one clear error instead of a traceback, and results where others look.
+
+This package's own errors, and what Hydra says about the configuration, end in one line and exit code 1; the traceback
+goes to error.log in the run folder, of a multirun in the job's. Anything else is a defect of this program and keeps its
+traceback.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import re
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import CompactHydraException, HydraException, InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
+
+from rsd.commands.publishing import Offer, publish, write_offer
+from rsd.commands.usage import check_choices, usage_page
+from rsd.errors import RSDError, SettingError
+from rsd.files import write_atomically
+from rsd.processes import is_first_process
+from rsd.runs import CONFIG_FILE, METRICS_FILE, open_run, resume_arguments
+
+ERROR_FILE = "error.log"
+HINT = re.compile(
+    r"(python train\.py phase=\w+)((?: \w+=\w+)*)"
+)  # in a message: the command that makes what is missing
+REPEATED = ("model", "quantizer", "data", "chunk", "paths")  # what such a command takes over, of what was typed
+
+
+class JobError(CompactHydraException):
+    """How a job of a multirun failed; of all errors, Hydra prints these without a traceback."""
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether an error speaks to the user: one of this package's, or Hydra's about the configuration."""
+    return isinstance(error, RSDError | HydraException | OmegaConfBaseException)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What a class raised in its constructor, out of the errors that Hydra wraps around it."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def in_one_line(error: BaseException) -> str:
+    """The message; Hydra's, which go over several lines, in one."""
+    return str(error) if isinstance(error, RSDError) else " ".join(str(error).split())
+
+
+def with_typed(message: str, overrides: Sequence[str]) -> str:
+    """The message, its hint of a command completed with the groups and values that were typed."""
+    typed = {one.partition("=")[0].lstrip("+"): one for one in overrides}
+    data = {"data": f"data={typed['env'].partition('=')[2]}"} if "env" in typed else {}  # as conf/eval.yaml has it
+    repeated = data | {key: one for key, one in typed.items() if key.partition(".")[0] in REPEATED}
+
+    def completed(hint: re.Match[str]) -> str:
+        own = {word.partition("=")[0]: word for word in hint[2].split()}
+        return " ".join([hint[1], *(shlex.quote(one) for one in (own | repeated).values())])
+
+    return HINT.sub(completed, message)
+
+
+def report_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Decorator for a Hydra main, below `hydra.main`: print expected errors as one line and exit with 1.
+
+    In a multirun a JobError is raised instead of exiting: Hydra decides how it goes on, and the table has the job.
+    """
+
+    @functools.wraps(main)
+    def wrapped(cfg: DictConfig) -> Any:
+        warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on intervals, workers, other products
+        for chatter in ("absl", "OpenGL", "pytorch_lightning.utilities.rank_zero"):
+            logging.getLogger(chatter).setLevel(logging.WARNING)
+        try:
+            check_chunk(cfg)
+            return main(cfg)
+        except (RSDError, HydraException, OmegaConfBaseException) as raised:
+            error = cause_of(raised)
+            if not is_expected(error):
+                raise error  # noqa: B904  of an InstantiationException Hydra would show the message alone
+            hydra_cfg = HydraConfig.get()
+            log = Path(hydra_cfg.runtime.output_dir) / ERROR_FILE
+            log.write_text("".join(traceback.format_exception(raised)))
+            typed = OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
+            line = with_typed(in_one_line(error), cast("list[str]", typed))
+            print(f"error: {line}\n(traceback in {log})", file=sys.stderr)
+            if hydra_cfg.mode == RunMode.MULTIRUN:
+                raise JobError(f"{type(error).__name__}: {line}") from None
+            sys.exit(1)
+        except KeyboardInterrupt:
+            run_dir = Path(HydraConfig.get().runtime.output_dir)
+            hint = f"; continue with resume={run_dir}" if (run_dir / CONFIG_FILE).is_file() else ""
+            print(f"\ninterrupted{hint}", file=sys.stderr)
+            sys.exit(130)
+
+    return wrapped
+
+
+def check_chunk(cfg: DictConfig) -> None:
+    """See that a configuration's `chunk`, where it has one, is a number of control steps.
+
+    Raises:
+        SettingError: it is not a whole number, or below 1.
+    """
+    chunk = cfg.get("chunk", 1)
+    if type(chunk) is not int or chunk < 1:
+        raise SettingError(f"chunk is {chunk!r}, expected a whole number of control steps, 1 or more: chunk=8")
+
+
+def check_sweep(arguments: Sequence[str]) -> None:
+    """See that no multirun sweeps the phase: what one phase makes is only published when all jobs have ended.
+
+    Raises:
+        SettingError: it does.
+        HydraException: the phase cannot be read.
+    """
+    for argument in arguments:
+        is_phase = argument.partition("=")[0].lstrip("+") == "phase"
+        if is_phase and OverridesParser.create().parse_override(argument).is_sweep_override():
+            raise SettingError(f"{argument}: a sweep varies settings of one phase; run the phases one after another")
+
+
+def run(main: Callable[[], Any], config: Path) -> None:
+    """Call a Hydra main with the command line made ready: --help answered, resume=DIR expanded.
+
+    Processes that train together with the first one are started with a command line that is ready.
+
+    Args:
+        main: What `hydra.main` has made.
+        config: Its root configuration, which --help reads.
+    """
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(usage_page(config))
+        return
+    if is_first_process():
+        try:
+            sys.argv[1:] = resume_arguments(sys.argv[1:])
+            check_sweep(sys.argv[1:])
+            check_choices(config, sys.argv[1:])
+        except (RSDError, HydraException) as error:
+            sys.exit(f"error: {in_one_line(error)}")
+    main()
+
+
+def begin_run(cfg: DictConfig, found: dict[str, Any] | None = None) -> Path:
+    """Open the run folder; processes that train along take the one that the first of them has opened.
+
+    Args:
+        found: See `open_run`.
+
+    Raises:
+        RunError: see `open_run`.
+    """
+    hydra_cfg = cast(DictConfig, HydraConfig.get())  # Hydra names the schema, and gives the config
+    return open_run(cfg, hydra_cfg, found=found) if is_first_process() else Path(hydra_cfg.runtime.output_dir)
+
+
+def publish_run(checkpoint: Path, name: Path) -> Path:
+    """Publish a run's checkpoint; a job of a multirun only offers it, and the sweep's end decides.
+
+    Returns:
+        Where the checkpoint can be found from now on: under its name, or in the run folder.
+
+    Raises:
+        PublishError: see `publish`.
+    """
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        write_offer(checkpoint.parent, Offer(checkpoint, name))
+        return checkpoint
+    publish(checkpoint, name)
+    return name
+
+
+def flatten(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Nested metrics → ("name/1", number) pairs; list entries count from 1 as stages do, only numbers are kept."""
+    for key, value in metrics.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from flatten(value, f"{name}/")
+        elif isinstance(value, list):
+            yield from flatten({str(index): entry for index, entry in enumerate(value, start=1)}, f"{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, value
+
+
+def shown_values(flat: dict[str, float], name: str) -> list[float]:
+    """The values of one metric out of flat ones: one, or one a stage in the stages' order; none where it is missing."""
+    return [value for key, value in flat.items() if key == name or key.rpartition("/")[0] == name]
+
+
+def finish_run(run_dir: Path, title: str, metrics: dict[str, Any], shown: Sequence[str]) -> float | None:
+    """Write metrics.json (flat) and print those named in `shown`, a row each: one value, or below them one a stage.
+
+    Returns:
+        What a sweeper optimises: the first of them that is there, of the last stage where it has one value a stage.
+    """
+    flat = dict(flatten(metrics))
+    write_atomically(run_dir / METRICS_FILE, json.dumps(flat, indent=1) + "\n")
+    rows = {name: shown_values(flat, name) for name in shown}
+    table = Table(box=None, pad_edge=False, show_header=False)
+    single = {name: values for name, values in rows.items() if len(values) < 2}
+    staged = {name: values for name, values in rows.items() if len(values) > 1}
+    for name, values in single.items():
+        table.add_row(name, *(f"{value:.3g}" for value in values))
+    if staged:
+        table.add_row("stage", *(str(stage) for stage in range(1, 1 + max(map(len, staged.values())))))
+    for name, values in staged.items():
+        table.add_row(name, *(f"{value:.3g}" for value in values))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print(title, soft_wrap=True, markup=False)
+    console.print(table)
+    console.print(f"run folder: {run_dir}", soft_wrap=True, markup=False)
+    return next((values[-1] for values in rows.values() if values), None)

@@ -1,0 +1,138 @@
+"""A sequence of commands with a run folder each, that can be interrupted anywhere and goes on when asked again.
+
+What surprises first: a step is not a function but a command line that a user could type. It runs in a process of its
+own and is printed before; finished ones are skipped, one that was under way is resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rsd.differences import differences
+from rsd.errors import RSDError
+from rsd.files import read_json, write_atomically
+from rsd.runs import CONFIG_FILE, MAY_DIFFER, OVERRIDES_FILE, read_yaml
+
+SETTINGS_FILE = "settings.json"
+RUNS, TIMES = "runs", "times"  # folders below the root: run folders, and the seconds that each step took
+
+
+class PipelineError(RSDError, RuntimeError):
+    """A step failed, or does not fit what is on disk."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command.
+
+    Attributes:
+        name: Of its run folder, <root>/runs/<name>.
+        command: Script and overrides.
+        finished: File in the run folder that says it has finished; None for a command that finds out itself what is
+            left to do, and is always run.
+    """
+
+    name: str
+    command: list[str]
+    finished: str | None
+
+    def folder(self, root: Path) -> Path:
+        """The run folder."""
+        return root / RUNS / self.name
+
+
+def keep_settings(root: Path, settings: dict[str, Any]) -> None:
+    """Write down what decides the results of all steps, at a first start; later ones must not differ.
+
+    Raises:
+        PipelineError: they do; finished steps would be taken for those of the new settings.
+    """
+    path = root / SETTINGS_FILE
+    stored = read_json(path)
+    if stored is None:
+        root.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(settings, indent=1) + "\n")
+    elif differing := differences(stored, settings):
+        places = "; ".join(map(str, differing))
+        raise PipelineError(f"{root} was begun with other settings: {places}; give the old ones, or another folder")
+
+
+def run_steps(steps: Sequence[Step], root: Path, *, limit_s: float | None = None) -> None:
+    """Run what is not finished, in order.
+
+    Args:
+        limit_s: Longest time of one step.
+
+    Raises:
+        PipelineError: a step failed, was interrupted or took too long, or its folder holds a run with other settings.
+    """
+    for step in steps:
+        if is_finished(step, root):
+            print(f"step {step.name!r} is finished")
+            continue
+        started = time.monotonic()
+        try:
+            run_step(step, root, limit_s)
+        finally:
+            file = root / TIMES / f"{step.name}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, json.dumps((seconds(step, root) or 0.0) + time.monotonic() - started) + "\n")
+
+
+def is_finished(step: Step, root: Path) -> bool:
+    """Whether this very command has run to its end.
+
+    Raises:
+        PipelineError: the folder holds a run with other settings.
+    """
+    folder = step.folder(root)
+    if step.finished is None or not (folder / step.finished).is_file():
+        return False
+    stored: list[str] = read_yaml(folder / OVERRIDES_FILE)
+    if _that_matter(stored) != _that_matter(step.command[1:]):
+        raise PipelineError(f"{folder} was made with {stored}, not {step.command[1:]}; remove {root} to start afresh")
+    report = read_json(folder / step.finished)
+    if "complete" not in report:
+        return True
+    return report["complete"] and report["success"]["num_errors"] == 0
+
+
+def _that_matter(overrides: Sequence[str]) -> list[str]:
+    return [one for one in overrides if one.partition("=")[0].rpartition(".")[-1] not in MAY_DIFFER]
+
+
+def run_step(step: Step, root: Path, limit_s: float | None = None) -> None:
+    """Run a step in its own folder, resuming one that was under way.
+
+    Raises:
+        PipelineError: it failed, was interrupted or took too long.
+    """
+    folder = step.folder(root)
+    command = [sys.executable, *step.command]
+    if step.finished is not None:
+        started = (folder / CONFIG_FILE).is_file()
+        command.append(f"resume={folder}" if started else f"hydra.run.dir={folder}")
+    print(f"\n$ python {' '.join(command[1:])}", flush=True)
+    with subprocess.Popen(command) as process:
+        try:
+            code = process.wait(limit_s)
+        except KeyboardInterrupt:
+            process.wait()  # it has had the same Ctrl-C and is saving what it has
+            raise PipelineError("interrupted; the same command goes on from here") from None
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise PipelineError(f"step {step.name!r} was stopped after {limit_s:.0f} s") from None
+    if code != 0:
+        raise PipelineError(f"step {step.name!r} failed; the same command goes on from here once it is repaired")
+
+
+def seconds(step: Step, root: Path) -> float | None:
+    """What the step took so far; None when it was never run."""
+    return read_json(root / TIMES / f"{step.name}.json")

@@ -1,0 +1,80 @@
+"""Published checkpoints: a name under paths.checkpoints that points to a run's checkpoint, for the next phase to find.
+
+A run of its own publishes at its end. Jobs of a multirun may share a name, and none of them knows of the others: each
+leaves an offer in its run folder, and what only one job offers is published when all have ended
+(rsd/evaluation/sweep.py). So no job ever replaces what another one has published.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rsd.errors import RSDError
+from rsd.files import read_json, write_atomically
+
+OFFER_FILE = "offer.json"  # in the run folder of a multirun's job: {checkpoint, name}
+
+
+class PublishError(RSDError, OSError):
+    """A checkpoint cannot be published under its name."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A checkpoint folder, and the name under which it would be published."""
+
+    checkpoint: Path
+    name: Path
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the name points to this checkpoint."""
+        return self.name.is_symlink() and self.name.resolve() == self.checkpoint.resolve()
+
+
+def publish(folder: Path, name: Path) -> None:
+    """Point `name` (a symbolic link) at a run's checkpoint folder, where the next phase looks for it.
+
+    An earlier checkpoint stays in its own run folder.
+
+    Raises:
+        PublishError: `name` is a real folder, put there by hand, which is not replaced; or no link can be made there.
+    """
+    if name.exists() and not name.is_symlink():
+        raise PublishError(f"{name} is a folder of its own, not a link to a run; move it away to publish {folder}")
+    if name.is_symlink() and name.resolve() != folder.resolve():
+        print(f"{name} pointed to {name.resolve()}; from now on it points to {folder}")
+    link = name.with_name(name.name + ".new")
+    try:
+        name.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(folder.resolve(), name.parent.resolve()), target_is_directory=True)
+        os.replace(link, name)
+    except OSError as error:
+        raise PublishError(
+            f"{name} cannot be made a link to {folder}: {error.strerror}; set paths.checkpoints"
+        ) from error
+
+
+def write_offer(run_dir: Path, offer: Offer) -> None:
+    """Leave an offer in a job's run folder."""
+    record = {"checkpoint": os.path.relpath(offer.checkpoint, run_dir), "name": str(offer.name)}
+    write_atomically(run_dir / OFFER_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def read_offer(run_dir: Path) -> Offer | None:
+    """The offer in a job's run folder; None when it made no checkpoint."""
+    record = read_json(run_dir / OFFER_FILE)
+    return None if record is None else Offer(run_dir / record["checkpoint"], Path(record["name"]))
+
+
+def rivals(offers: Sequence[Offer]) -> list[list[Offer]]:
+    """Offers in groups that share a name, in the order of appearance."""
+    groups: dict[Path, list[Offer]] = {}
+    for offer in offers:
+        groups.setdefault(offer.name, []).append(offer)
+    return list(groups.values())

@@ -1,0 +1,269 @@
+"""One table over the runs of a multirun: sweep.csv and sweep.html in the sweep's folder.
+
+Each job's folder holds Hydra's overrides, metrics.json (flat: name to number) if the job got that far, and job.json
+(status, error, result) once it has ended. The table is made from these files alone, after every job:
+
+    python -m rsd.commands.sweep SWEEP_DIR [--publish JOB]
+
+Jobs publish no checkpoint themselves (rsd/commands/publishing.py). When the last one has ended, and none failed, every
+checkpoint that shares its published name with no other job is published; among those that share one, --publish chooses.
+The column "published" tells what the names point to at that moment.
+
+This module knows Hydra, because a multirun's end is told to nobody but Hydra's callbacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from rsd.commands.entry_point import JobError
+from rsd.commands.publishing import Offer, PublishError, publish, read_offer, rivals
+from rsd.errors import RSDError, SettingError
+from rsd.evaluation.page import render_page
+from rsd.files import read_json, write_atomically
+from rsd.runs import METRICS_FILE
+
+JOB_FILE = "job.json"
+CSV_FILE = "sweep.csv"
+HTML_FILE = "sweep.html"
+UNFINISHED = "not finished"
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """A row: the job's folder name, its overrides as key to value, its status, error and metrics.
+
+    `result` is what the command's main returned, one of the metrics; None for a job that has none.
+    `offer` is the checkpoint that it made, and the name to publish it under; None for a job without one.
+    """
+
+    name: str
+    overrides: dict[str, str]
+    status: str
+    error: str | None
+    metrics: dict[str, Any]
+    result: float | None = None
+    offer: Offer | None = None
+
+    @property
+    def published(self) -> str:
+        """The name that points to its checkpoint; "no" when none does, nothing for a job without a checkpoint."""
+        if self.offer is None:
+            return ""
+        return str(self.offer.name) if self.offer.is_published else "no"
+
+
+def read_sweep(sweep_dir: Path) -> list[SweepRun]:
+    """The jobs of a sweep in the order of their numbers; failed and unfinished ones included."""
+    folders = [path.parents[1] for path in sweep_dir.glob("*/.hydra/overrides.yaml")]
+    folders.sort(key=lambda folder: (len(folder.name), folder.name))
+    runs = []
+    for folder in folders:
+        overrides = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
+        parts = (str(override).lstrip("+~").partition("=") for override in overrides)
+        pairs = {key: value.strip("'") for key, _, value in parts}
+        job = read_json(folder / JOB_FILE) or {"status": UNFINISHED, "error": None}
+        metrics = read_json(folder / METRICS_FILE) or {}
+        status, error, result = job["status"], job["error"], job.get("result")
+        runs.append(SweepRun(folder.name, pairs, status, error, metrics, result, read_offer(folder)))
+    return runs
+
+
+def sweep_columns(runs: Sequence[SweepRun]) -> tuple[list[str], list[str]]:
+    """Names of the overrides that differ between runs, and names of all metrics, both in the order of appearance."""
+    keys = dict.fromkeys(key for run in runs for key in run.overrides)
+    differing = [key for key in keys if len({run.overrides.get(key) for run in runs}) > 1]
+    return differing, list(dict.fromkeys(name for run in runs for name in run.metrics))
+
+
+def write_sweep(sweep_dir: Path) -> Table:
+    """Write sweep.csv and sweep.html.
+
+    Returns:
+        The same rows as a table for the terminal.
+    """
+    runs = read_sweep(sweep_dir)
+    overrides, metrics = sweep_columns(runs)
+    published = ["published"] if any(run.offer for run in runs) else []
+    header = ["run", *overrides, "status", *published, *metrics]
+    rows = [
+        [
+            run.name,
+            *(run.overrides.get(key, "") for key in overrides),
+            run.status,
+            *(run.published for _ in published),
+            *(run.metrics.get(name) for name in metrics),
+        ]
+        for run in runs
+    ]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([header, *(["" if cell is None else cell for cell in row] for row in rows)])
+    write_atomically(sweep_dir / CSV_FILE, text.getvalue())
+    common = {key: value for key, value in (runs[0].overrides.items() if runs else ()) if key not in overrides}
+    shown = [{"cells": [format_cell(cell) for cell in row], "run": run} for row, run in zip(rows, runs, strict=True)]
+    page = render_page(
+        "sweep.html",
+        header=header,
+        status_column=1 + len(overrides),
+        num_text=2 + len(overrides) + len(published),
+        rows=shown,
+        common=common,
+        waiting=describe_waiting(sweep_dir, runs),
+    )
+    write_atomically(sweep_dir / HTML_FILE, page)
+    num_text = 2 + len(overrides) + len(published)
+    name = result_name(runs)
+    if name is not None and name not in metrics[:1]:
+        header.insert(num_text, name)
+        for row, run in zip(rows, runs, strict=True):
+            row.insert(num_text, run.result)
+    return _terminal_table(header, [[format_cell(cell) for cell in row] for row in rows], num_text=num_text)
+
+
+def result_name(runs: Sequence[SweepRun]) -> str | None:
+    """The metric that the runs' results are, without the stage, whose number may differ; None without results."""
+    found = {
+        re.sub(r"/\d+$", "", next((name for name, value in run.metrics.items() if value == run.result), "result"))
+        for run in runs
+        if run.result is not None
+    }
+    if len(found) > 1:
+        return "result"
+    return next(iter(found), None)
+
+
+def publish_unshared(sweep_dir: Path) -> None:
+    """Publish the checkpoints whose name no other job of the sweep offers."""
+    for group in rivals([run.offer for run in read_sweep(sweep_dir) if run.offer is not None]):
+        if len(group) == 1:
+            try:
+                publish(group[0].checkpoint, group[0].name)
+            except PublishError as error:  # the others are published all the same
+                print(f"error: {error}", file=sys.stderr)
+
+
+def publish_job(sweep_dir: Path, job: str) -> None:
+    """Publish one job's checkpoint, whatever its name points to now.
+
+    Raises:
+        SettingError: there is no such job, or it made no checkpoint.
+        PublishError: see `publish`.
+    """
+    offers = {run.name: run.offer for run in read_sweep(sweep_dir) if run.offer is not None}
+    if job not in offers:
+        raise SettingError(f"job {job!r} of {sweep_dir} has no checkpoint to publish; those with one: {list(offers)}")
+    publish(offers[job].checkpoint, offers[job].name)
+
+
+def describe_waiting(sweep_dir: Path, runs: Sequence[SweepRun]) -> list[str]:
+    """A line for each published name that none of its jobs has: which they are, and the command that chooses one."""
+    lines = []
+    for group in rivals([run.offer for run in runs if run.offer is not None]):
+        if not any(offer.is_published for offer in group):
+            jobs = [run.name for run in runs if run.offer in group]
+            made = f"made by job{'s' if len(jobs) > 1 else ''} {', '.join(jobs)}; publish one"
+            command = f"python -m rsd.commands.sweep {sweep_dir} --publish {jobs[0]}"
+            lines.append(f"not published: {group[0].name}, {made} with: {command}")
+    return lines
+
+
+def _terminal_table(header: list[str], rows: list[list[str]], *, num_text: int) -> Table:
+    """As many columns as the terminal is wide, the first number in any case; the files have all of them."""
+    table = Table(title=f"{len(rows)} runs", title_justify="left", box=None, pad_edge=False)
+    room = Console().width
+    for index, name in enumerate(header):
+        room -= 2 + max(len(cell) for cell in [name, *(row[index] for row in rows)])
+        if index > num_text and room < 0:
+            table.caption = f"{len(header) - index} more columns in {CSV_FILE}"
+            break
+        table.add_column(name, justify="left" if index < num_text else "right", no_wrap=index >= num_text)
+    for row in rows:
+        table.add_row(*row[: len(table.columns)])
+    return table
+
+
+def format_cell(value: Any) -> str:
+    """Four significant digits for numbers; a dash for what is missing."""
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class SweepTable(Callback):
+    """Hydra callback that keeps the table up to date; see conf/hydra/callbacks/sweep.yaml.
+
+    Hydra does not call on_multirun_end when a job has failed, so from the first failure on every job prints the table.
+    """
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Note how the job ended, and write the table."""
+        assert job_return.hydra_cfg is not None  # it is set before the job starts
+        hydra_cfg = job_return.hydra_cfg.hydra
+        if hydra_cfg.mode != RunMode.MULTIRUN:
+            return
+        failed = job_return.status == JobStatus.FAILED
+        returned = job_return._return_value
+        line = str(returned) if isinstance(returned, JobError) else f"{type(returned).__name__}: {returned}"
+        job = {
+            "status": "failed" if failed else "done",
+            "error": line if failed else None,
+            "result": None if failed else returned,
+        }
+        job_dir = Path(hydra_cfg.runtime.output_dir)
+        write_atomically(job_dir / JOB_FILE, json.dumps(job, indent=1) + "\n")
+        sweep_dir = job_dir.parent  # hydra.sweep.dir cannot be resolved here: it points into the user's config
+        table = write_sweep(sweep_dir)
+        if any(run.status == "failed" for run in read_sweep(sweep_dir)):
+            _show(table, sweep_dir)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Publish what can only be meant, and print the table."""
+        sweep_dir = Path(config.hydra.sweep.dir)
+        publish_unshared(sweep_dir)
+        _show(write_sweep(sweep_dir), sweep_dir)
+
+
+def _show(table: Table, sweep_dir: Path) -> None:
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    console.print(
+        f"Table of the runs: {sweep_dir / HTML_FILE} and {sweep_dir / CSV_FILE}", soft_wrap=True, markup=False
+    )
+    for line in describe_waiting(sweep_dir, read_sweep(sweep_dir)):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def main() -> None:
+    """Command line: make the table of a sweep again."""
+    parser = argparse.ArgumentParser(description="Make sweep.csv and sweep.html of a multirun again.")
+    parser.add_argument("sweep_dir", type=Path, help="the sweep's folder, with one folder a job")
+    parser.add_argument("--publish", metavar="JOB", help="publish the checkpoint of this job, for example 0")
+    options = parser.parse_args()
+    sweep_dir = options.sweep_dir
+    if options.publish is not None:
+        try:
+            publish_job(sweep_dir, options.publish)
+        except RSDError as error:
+            sys.exit(f"error: {error}")
+    _show(write_sweep(sweep_dir), sweep_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""What --help prints, read from a command's root configuration, so that nothing stands twice.
+
+Where each part comes from:
+* The comment at the head of the root configuration says what the command does; its lines that begin with "python" are
+  the examples.
+* Entries of its defaults list with a comment are the groups; a comment that ends in a colon asks for a line a choice.
+  A choice is a file of the group, its line is the first line of that file, and names with an underscore are private.
+* Values with a comment on their line are the values that the page lists.
+* conf/paths/default.yaml says where things are, and hydra.run.dir where this command's results go.
+
+Neither Hydra nor torch is needed: the page comes at once, and also when the configuration lacks a choice.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from rsd.errors import SettingError
+
+WIDTH = 110
+INDENT = 28
+REQUIRED = "???"
+GROUP = re.compile(r"^  - (\w+): (\S+)(?:\s+# (.*))?$", re.M)
+VALUE = re.compile(r"^(\w+): ([^\s#].*?)\s+# (.*)$", re.M)
+RUN_DIR = re.compile(r"^  run:\n    dir: (.*)$", re.M)
+NAME = re.compile(r"[\w-]+")
+MULTIRUN = ("-m", "--multirun")
+
+
+@dataclass(frozen=True)
+class Group:
+    """A configuration group of a command: its default choice, what it is for, and each choice's first comment line."""
+
+    name: str
+    default: str
+    purpose: str
+    choices: dict[str, str]
+
+
+def first_comment(path: Path) -> str:
+    """The first line of a file, when it is a comment that is no directive; otherwise nothing."""
+    lines = (line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("# @"))
+    first = next(lines, "")
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def read_groups(config: Path) -> list[Group]:
+    """The groups in a root configuration's defaults list that have a comment, in its order."""
+    groups = []
+    for name, default, purpose in GROUP.findall(config.read_text(encoding="utf-8")):
+        if purpose:
+            files = sorted((config.parent / name).glob("[!_]*.yaml"))
+            groups.append(Group(name, default, purpose, {file.stem: first_comment(file) for file in files}))
+    return groups
+
+
+def check_choices(config: Path, arguments: Sequence[str]) -> None:
+    """See that every group without a default is chosen, and what is chosen exists; Hydra would say it in ten lines.
+
+    Command lines with options of Hydra's, or with folders of choices elsewhere, are left to Hydra, and so is a group
+    that an experiment may choose.
+
+    Raises:
+        SettingError: it is not so; the message lists the group's choices.
+    """
+    given = dict(argument.lstrip("+").partition("=")[::2] for argument in arguments)
+    if any(key.startswith("-") and key not in MULTIRUN for key in given) or "hydra.searchpath" in given:
+        return
+    for group in read_groups(config):
+        choices = " ".join(f"{group.name}={choice}" for choice in group.choices)
+        remedy = f"choose a {group.name}: {choices}; --help says what each of them is"
+        if group.default == REQUIRED and not given.keys() & {group.name, "experiment"}:
+            raise SettingError(remedy)
+        for choice in given.get(group.name, "").split(","):
+            is_there = (config.parent / group.name / f"{choice}.yaml").is_file()
+            if NAME.fullmatch(choice) and choice != "null" and not is_there:
+                raise SettingError(f"there is no {group.name} {choice!r}; {remedy}")
+
+
+def usage_page(config: Path) -> str:
+    """The page for a root configuration, for example conf/train.yaml."""
+    text = config.read_text(encoding="utf-8")
+    head = [line.removeprefix("#").strip() for line in text.split("\ndefaults:")[0].splitlines()]
+    examples = [line for line in head if line.startswith("python ")]
+    groups = read_groups(config)
+    command = " ".join(examples[0].split()[:2])
+    needed = "".join(f" {group.name}=…" for group in groups if group.default == REQUIRED)
+    lines = [" ".join(line for line in head if line not in examples), "", "Usage"]
+    lines += [f"  {command}{needed} [GROUP=CHOICE …] [KEY=VALUE …]"]
+    for group in sorted(groups, key=lambda group: not group.purpose.endswith(":")):
+        if group.purpose.endswith(":"):
+            lines += ["", f"{group.name}=…  {group.purpose}", *_listed(group)]
+    lines += ["", "Groups, with their choices; [the default]"]
+    for group in groups:
+        if not group.purpose.endswith(":"):
+            lines += _folded(group.name, group.purpose) + _folded("", _in_a_row(group))
+    lines += ["", "Values, with their defaults"]
+    for key, value, purpose in VALUE.findall(text):
+        lines += _folded(f"{key}={_plain(value)}", purpose)
+    lines += ["", "Examples", *(f"  {example}" for example in examples)]
+    lines += ["", "Where things are; paths.root=DIR moves all of it", *_places(config)]
+    return "\n".join([*lines, "", *_more(command, needed)])
+
+
+def _listed(group: Group) -> Iterator[str]:
+    """A choice a line, the default in brackets, with the first comment line of its file."""
+    width = 3 + max(map(len, group.choices))
+    for name, line in group.choices.items():
+        marked = f"[{name}]" if name == group.default else f" {name}"
+        yield from textwrap.wrap(
+            line,
+            WIDTH,
+            initial_indent=f" {marked:<{width}} ",
+            subsequent_indent=" " * (width + 2),
+            break_on_hyphens=False,
+        )
+
+
+def _in_a_row(group: Group) -> str:
+    """All choices, the default in brackets; one that is the choice in another group is "as" that."""
+    chosen = [f"[{name}]" if name == group.default else name for name in group.choices]
+    same = re.fullmatch(r"\$\{(\w+)\}", group.default)
+    return " ".join(([f"[as {same[1]}=]"] if same else []) + chosen)
+
+
+def _folded(name: str, text: str) -> list[str]:
+    """A name and what it is, on as many lines as it takes."""
+    lines = textwrap.wrap(text, WIDTH - INDENT, break_on_hyphens=False)
+    head = f"  {name}".ljust(INDENT)
+    first = [head.rstrip()] if len(name) + 3 > INDENT else [head + lines.pop(0)]
+    return first + [" " * INDENT + line for line in lines]
+
+
+def _plain(value: str) -> str:
+    """A default as a reader takes it: "${protocol.num_trials}" is whatever protocol.num_trials is."""
+    return re.sub(r"\$\{([\w.]+)\}", r"\1", value)
+
+
+def _places(config: Path) -> Iterator[str]:
+    """The folders of conf/paths/default.yaml, and the command's own in them."""
+    file = config.parent / "paths" / "default.yaml"
+    paths = OmegaConf.load(file)
+    for key, _, purpose in VALUE.findall(file.read_text(encoding="utf-8")):
+        yield from _folded(str(OmegaConf.select(paths, key)), purpose)
+    (run_dir,) = RUN_DIR.findall(config.read_text(encoding="utf-8"))
+    run_dir = re.sub(r"\$\{paths\.(\w+)\}", lambda found: str(OmegaConf.select(paths, found[1])), run_dir)
+    run_dir = re.sub(r"\$\{now:[^}]*\}", "DATE_TIME", re.sub(r"\$\{(\w+)\.name\}", r"<\1>", run_dir))
+    yield from _folded(run_dir, "what this command leaves; hydra.run.dir=DIR puts it elsewhere")
+
+
+def _more(command: str, needed: str) -> Iterator[str]:
+    yield f"Every value can be set and swept: {command}{needed} --cfg job prints them all, -m takes lists (KEY=A,B)."
+    yield "--hydra-help tells of Hydra's own options; README.md and docs/ have the rest."

@@ -1,0 +1,49 @@
+"""Acceptance rules: which of the draft's tokens are kept, and what takes the place of the others."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rsd.decoding.sampling import draw
+
+
+class Accept(Protocol):
+    """A rule for the tokens of one stage."""
+
+    def __call__(
+        self, proposal: Tensor, draft_probs: Tensor, target_probs: Tensor, uniform: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Decide token by token.
+
+        Args:
+            proposal: Tokens drawn from draft_probs, [...], int64.
+            draft_probs: q, the distribution that the proposal was drawn from, [..., L].
+            target_probs: p, [..., L].
+            uniform: Numbers in [0, 1) for the decision and for the replacement, [...] each; None when both
+                distributions are one-hot and nothing is left to chance.
+
+        Returns:
+            (tokens [...], int64; kept [...], bool).
+        """
+
+
+def exact(
+    proposal: Tensor, draft_probs: Tensor, target_probs: Tensor, uniform: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Speculative sampling (arXiv 2211.17192, algorithm 1, for independent tokens); see `Accept`.
+
+    A token x drawn from q is kept with probability min(1, p(x)/q(x)); a refused one is replaced by a draw from
+    max(p - q, 0). Either way the result is distributed as p, whatever q is. With one-hot distributions this accepts
+    exactly the equal tokens and replaces the others by the target's argmax.
+    """
+    p = target_probs.gather(-1, proposal[..., None])[..., 0]
+    q = draft_probs.gather(-1, proposal[..., None])[..., 0]
+    leftover = (target_probs - draft_probs).clamp_min(0)
+    equal = leftover.sum(dim=-1) == 0  # p == q up to rounding: a refusal could only come from rounding
+    decision, replacement = (0.5, None) if uniform is None else uniform
+    kept = (decision * q < p) | equal
+    leftover = torch.where(kept[..., None], target_probs, leftover)  # any valid row; its draw is not used
+    return torch.where(kept, proposal, draw(leftover, replacement)), kept

@@ -1,0 +1,92 @@
+"""What every decoding is: a frozen record that says which models it needs, and turns their logits into a code."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from rsd.decoding.sampling import Noise
+from rsd.errors import SettingError
+from rsd.stages import StageLogits
+from rsd.types import Code
+
+TARGET, DRAFT = "target", "draft"
+ROOM = "rsd.decoding"
+KIND = "kind"
+
+
+class Decoding(Protocol):
+    """How logits become a chunk's code."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Roles that it asks: of TARGET and DRAFT."""
+
+    @property
+    def num_draft_stages(self) -> int:
+        """Stages that it asks the draft for; 0 for none."""
+
+    def run(self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise) -> Code:
+        """Decode one chunk for each seed.
+
+        Args:
+            target, draft: Bound to the observations. One that is not in `needs` is never called.
+            levels: Number of levels of every entry, [T, D, Q], int64, on the models' device; Q is 0 for a policy
+                without tokens.
+            noise: One seed an observation; what is random depends on it and on nothing else.
+        """
+
+
+def stages_of_draft(decoding: Decoding) -> int:
+    """Stages that it asks the draft for, as do the decodings inside of it."""
+    inside = [getattr(decoding, one.name) for one in dataclasses.fields(decoding)]  # type: ignore[arg-type]
+    return max([decoding.num_draft_stages, *(stages_of_draft(one) for one in inside if hasattr(one, "run"))])
+
+
+def to_json(decoding: Decoding) -> dict[str, Any]:
+    """A decoding as JSON: its kind and its options, nested ones too.
+
+    Raises:
+        SettingError: an option is a function other than the default, which JSON cannot say.
+    """
+    record: dict[str, Any] = {KIND: type(decoding).__name__}
+    for one in dataclasses.fields(decoding):  # type: ignore[arg-type]  # the protocol cannot say "dataclass"
+        value = getattr(decoding, one.name)
+        if dataclasses.is_dataclass(value):
+            record[one.name] = to_json(value)  # type: ignore[arg-type]
+        elif isinstance(value, float) and math.isinf(value):
+            record[one.name] = str(value)  # JSON has no infinity
+        elif not callable(value):
+            record[one.name] = value
+        elif value is not one.default:
+            raise SettingError(
+                f"{record[KIND]}.{one.name} is {value!r}, a function, which cannot be written down; "
+                f"only a {record[KIND]} with its own {one.name} can"
+            )
+    return record
+
+
+def from_json(record: Mapping[str, Any]) -> Any:
+    """The decoding, or its gate, that `to_json` has written; only what this room exports is ever made.
+
+    Raises:
+        SettingError: no such kind, options that it does not have or that are missing, or a value that cannot be.
+    """
+    room = importlib.import_module(ROOM)
+    made = getattr(room, str(record.get(KIND)), None)
+    if not (isinstance(made, type) and dataclasses.is_dataclass(made) and record[KIND] in room.__all__):
+        kinds = [name for name in room.__all__ if dataclasses.is_dataclass(getattr(room, name))]
+        raise SettingError(f"decoding of kind {record.get(KIND)!r}, expected one of {kinds}")
+    fields = {one.name: one for one in dataclasses.fields(made) if not callable(one.default)}
+    options = {name: value for name, value in record.items() if name != KIND}
+    if unknown := sorted(options.keys() - fields.keys()):
+        raise SettingError(f"decoding {record[KIND]} has no options {unknown}; it has {sorted(fields)}")
+    needed = {name for name, one in fields.items() if one.default is dataclasses.MISSING}
+    if missing := sorted(needed - options.keys()):
+        raise SettingError(f"decoding {record[KIND]} lacks its options {missing}")
+    return made(**{name: from_json(value) if isinstance(value, Mapping) else value for name, value in options.items()})

@@ -1,0 +1,143 @@
+"""Draft the coarse stages, verify them in one pass of the target, correct the first wrong one, continue.
+
+A corrected stage is final, since within a stage tokens are independent given the stages before it; only the stages
+drafted after it are void. A pass over the drafted stages also yields the stage after them, so a draft that is always
+right and covers the first Q - 1 stages needs a single pass, and no draft needs more than Q. With the exact rule the
+result is what `DepthAR` gives: index for index at temperature 0, in distribution above.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rsd.decoding.accept import Accept, exact
+from rsd.decoding.decoding import DRAFT, TARGET
+from rsd.decoding.options import require_temperature, require_whole
+from rsd.decoding.sampling import FOR_DECISION, FOR_DRAFT, FOR_REPLACEMENT, FOR_TARGET, Noise, distribution, draw
+from rsd.errors import SettingError
+from rsd.stages import StageLogits
+from rsd.types import Code
+from rsd.work import Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speculative:
+    """Propose, verify, correct.
+
+    Attributes:
+        num_draft_stages: The draft proposes up to this stage, 1..Q.
+        temperature: 0 is greedy.
+        accept: Which proposed tokens are kept.
+    """
+
+    num_draft_stages: int
+    temperature: float = 0.0
+    accept: Accept = exact
+
+    def __post_init__(self) -> None:
+        require_temperature(self.temperature)
+        require_whole("num_draft_stages", self.num_draft_stages)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({TARGET, DRAFT})
+
+    def run(self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise) -> Code:
+        """See `Decoding.run`.
+
+        Raises:
+            ValueError: num_draft_stages is not in 1..Q.
+        """
+        num_stages = levels.shape[2]
+        require_stages(self.num_draft_stages, num_stages)
+        running = _Running(self, levels, noise)
+        proposal: Tensor | None = None
+        while int(running.final.min()) < num_stages:
+            draft_probs = running.propose(draft)
+            if proposal is None:
+                proposal = running.indices[..., : self.num_draft_stages].clone()
+            running.verify(target, draft_probs)
+        depth = torch.full_like(running.final, num_stages)
+        return Code(running.indices, depth, running.work, proposal)
+
+
+def require_stages(num_draft_stages: int, num_stages: int) -> None:
+    """Raise ValueError unless a draft of so many stages fits a code of `num_stages`."""
+    if not 1 <= num_draft_stages <= num_stages:
+        raise SettingError(f"num_draft_stages {num_draft_stages}, expected 1..{num_stages}, the stages of the code")
+
+
+class _Running:
+    """A batch in work: its samples have different numbers of decided stages and share every call.
+
+    Attributes:
+        indices: [B, T, D, Q], int64; decided, drafted or still zero.
+        final: Leading stages that are decided, [B], int64.
+        number: Of the pass; the same for all samples that are still in work.
+    """
+
+    def __init__(self, options: Speculative, levels: Tensor, noise: Noise) -> None:
+        self.options, self.levels, self.noise = options, levels, noise
+        self.indices = torch.zeros(len(noise), *levels.shape, dtype=torch.long, device=levels.device)
+        self.final = torch.zeros(len(noise), dtype=torch.long, device=levels.device)
+        self.work = Work.none(len(noise), levels.shape[2], levels.device)
+        self.number = 0
+        self._tokens = (levels > 1).flatten(0, 1)  # [T*D, Q]  which entries exist
+
+    def propose(self, draft: StageLogits) -> dict[int, Tensor]:
+        """Fill the stages up to num_draft_stages; the draft's distributions by stage, [B, T, D, L]."""
+        stages, probs = self.options.num_draft_stages, {}
+        for stage in range(int(self.final.min()), stages):
+            undecided = self.final <= stage  # [B]
+            logits = draft(self.indices[..., :stage], stage, stage + 1)
+            probs[stage] = distribution(logits, self.options.temperature)[..., 0, :]
+            self._put(stage, draw(probs[stage], self._uniform(stage, FOR_DRAFT)), undecided)
+            self.work.draft_passes += undecided
+            self.work.proposed_tokens[:, stage] += undecided * self._tokens[:, stage].sum()
+        self.work.proposed_stages += (stages - self.final).clamp_min(0)
+        return probs
+
+    def verify(self, target: StageLogits, draft_probs: dict[int, Tensor]) -> None:
+        """One pass of the target over the drafted stages and the one after them: decides at least one stage."""
+        num_stages, stages = self.levels.shape[2], self.options.num_draft_stages
+        unfinished = self.final < num_stages
+        self.work.target_passes += unfinished
+        start = int(self.final.min())
+        stop = min(num_stages, max(stages, int(self.final[unfinished].max())) + 1)
+        logits = target(self.indices[..., : stop - 1], start, stop)  # [B, T, D, stop - start, L]
+        valid = unfinished  # samples for which the target has seen the true prefix so far
+        for stage in range(start, stop):
+            here = valid & (self.final == stage)  # [B]
+            probs = distribution(logits[..., stage - start, :], self.options.temperature)  # [B, T, D, L]
+            if stage < stages:
+                tokens, whole = self._check(stage, draft_probs[stage], probs, here)
+                valid = valid & (whole | ~here)
+            else:
+                tokens = draw(probs, self._uniform(stage, FOR_TARGET))
+                valid = valid & ~here  # nothing was proposed past this stage
+            self._put(stage, tokens, here)
+            self.final += here
+        if start == 0:  # the first proposal; every sample has a final stage after it
+            self.work.accept_counts.scatter_(1, self.work.accepted_stages[:, None], 1)
+        self.number += 1
+
+    def _check(self, stage: int, draft_probs: Tensor, probs: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
+        """The stage's tokens after acceptance, [B, T, D], and whether the whole proposal was kept, [B]."""
+        decision, replacement = self._uniform(stage, FOR_DECISION), self._uniform(stage, FOR_REPLACEMENT)
+        chances = None if decision is None or replacement is None else (decision, replacement)
+        tokens, kept = self.options.accept(self.indices[..., stage], draft_probs, probs, chances)
+        whole = kept.flatten(1).all(dim=1)
+        self.work.accepted_tokens[:, stage] += here * (kept.flatten(1) & self._tokens[:, stage]).sum(dim=1)
+        self.work.checked_tokens[:, stage] += here * self._tokens[:, stage].sum()
+        self.work.accepted_stages += here & whole
+        return tokens, whole
+
+    def _put(self, stage: int, tokens: Tensor, rows: Tensor) -> None:
+        """Write a stage's tokens [B, T, D] into these rows, [B] bool."""
+        self.indices[..., stage] = torch.where(rows[:, None, None], tokens, self.indices[..., stage])
+
+    def _uniform(self, stage: int, use: int) -> Tensor | None:
+        return self.noise.for_stage(self.levels, self.options.temperature, self.number, stage, use)

@@ -1,0 +1,46 @@
+"""Where two nested configurations differ, key by key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ABSENT = "(absent)"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A dotted key and its value on either side; ABSENT where a side lacks the key."""
+
+    key: str
+    left: Any
+    right: Any
+
+    def __str__(self) -> str:
+        """ "oft.lr: 0.1 → 0.2"."""
+        return f"{self.key}: {self.left} → {self.right}"
+
+    def named(self, left: str, right: str) -> str:
+        """ "oft.lr: cache 0.1, configuration 0.2", for sides of which neither came first."""
+        return f"{self.key}: {left} {self.left!r}, {right} {self.right!r}"
+
+
+def differences(left: Any, right: Any, ignore: Sequence[str] = (), key: str = "") -> list[Difference]:
+    """All places where two values made of dicts differ; keys under `ignore` are left out. Lists are compared whole.
+
+    Args:
+        ignore: Dotted keys.
+        key: Where `left` and `right` stand.
+    """
+    if key in ignore:
+        return []
+    if isinstance(left, dict) and isinstance(right, dict):
+        return [
+            one
+            for name in sorted(left.keys() | right.keys(), key=str)
+            for one in differences(
+                left.get(name, ABSENT), right.get(name, ABSENT), ignore, f"{key}.{name}" if key else str(name)
+            )
+        ]
+    return [] if left == right else [Difference(key, left, right)]

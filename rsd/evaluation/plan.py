@@ -1,0 +1,336 @@
+"""What a run was meant to measure: plan.json in its folder, written once at a first start.
+
+Everybody who judges a run (reports, comparisons, published rates) reads this record, and never the config, whose key
+names change. A folder without plan.json that was begun at 7eff0a3 has its plan derived from its config; see
+`rsd.evaluation.old_runs`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsd.differences import differences
+from rsd.errors import RSDError
+from rsd.files import read_json, write_atomically
+from rsd.types import Task
+
+PLAN_FILE = "plan.json"
+SCHEMA = 1
+MAY_DIFFER = ("num_workers",)  # between the starts of one run
+
+
+class PlanError(RSDError, ValueError):
+    """The requested episodes do not exist, or a stored plan cannot be read or is another one."""
+
+
+@dataclass(frozen=True)
+class PlannedEpisode:
+    """One episode to run: which task, which init state, the policy's seed, and whether to record a video."""
+
+    task_id: int
+    init_state_id: int
+    seed: int
+    record: bool
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How episodes run.
+
+    Attributes:
+        name: Name and version, "openvla_oft-1".
+        values: What environments are made with and the loop is told (num_wait_steps, image_size, clip_actions, …).
+    """
+
+    name: str
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """A rule that may end the run early: its name, and its values ("rate", "alpha", …)."""
+
+    name: str
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class CheckpointName:
+    """A part's checkpoint: the last part of its path, and its weights' SHA-256 where the folder tells."""
+
+    name: str
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class PolicyDescription:
+    """Which policy.
+
+    Attributes:
+        model, decoding, target: Names of the base model, the decoding and what decides; None when it has none.
+        unnorm_key: The statistics that actions are un-normalised with.
+        num_open_loop_steps: Actions executed of a chunk.
+        options: The decoding's own ("num_draft_stages", …).
+        base: What the base model was loaded with ("views", "dtype", …).
+        checkpoints: Part ("base", "tokenizer", "head", "draft") to its checkpoint, without parts that are not used.
+    """
+
+    model: str | None = None
+    decoding: str | None = None
+    target: str | None = None
+    unnorm_key: str | None = None
+    num_open_loop_steps: int | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    base: dict[str, Any] = dataclasses.field(default_factory=dict)
+    checkpoints: dict[str, CheckpointName] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Attributes:
+    seed: The run's; every episode's own follows from it.
+    num_trials: Episodes of each task; trial i starts from init state i.
+    num_workers, max_batch: Processes that ran episodes, and the largest number of observations in one call of the
+        policy: with more than one of either, milliseconds are those of a busy machine.
+    variant: A perturbed version of the suite, or None.
+    ablation: What was withheld from the policy (the class's name), or None.
+    stopping: The rule that may end the run early, or None.
+    score_versions: Packages whose version changes scores.
+    allowed_versions: Package to a version that was accepted by name although scores are not comparable.
+    protocol, policy: See there.
+    tasks: Those of the planned episodes, as known before an environment was built.
+    episodes: In the order in which they are run.
+    """
+
+    seed: int
+    num_trials: int
+    num_workers: int
+    max_batch: int
+    variant: str | None
+    ablation: str | None
+    stopping: Stopping | None
+    score_versions: tuple[str, ...]
+    allowed_versions: dict[str, str]
+    protocol: Protocol
+    policy: PolicyDescription
+    tasks: tuple[Task, ...]
+    episodes: tuple[PlannedEpisode, ...]
+
+    @property
+    def suite(self) -> str:
+        """Name of the suite, with its variant."""
+        return self.tasks[0].suite
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in plan.json; `from_json` is the inverse."""
+        return {"schema": SCHEMA, **json.loads(json.dumps(dataclasses.asdict(self)))}
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that is common to all episodes, nested: without the lists of tasks and episodes, but with
+        num_tasks and, where all tasks have the same one, max_steps. What the policy does not tell is left out."""
+        record = self.to_json()
+        del record["schema"], record["tasks"], record["episodes"]
+        record["policy"] = {name: value for name, value in record["policy"].items() if value is not None}
+        limits = sorted({task.max_steps for task in self.tasks})
+        return record | {"num_tasks": len(self.tasks), "max_steps": limits[0] if len(limits) == 1 else limits}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any], where: str = PLAN_FILE) -> Plan:
+        """The plan in a JSON object.
+
+        Args:
+            where: Its file, for messages.
+
+        Raises:
+            PlanError: it is of another schema, lacks something, or holds something unknown.
+        """
+        if not isinstance(record, Mapping) or "schema" not in record:
+            raise PlanError(f"{where} is no plan of an evaluation: it has no 'schema'")
+        values = dict(record)
+        if (schema := values.pop("schema")) != SCHEMA:
+            raise PlanError(f"{where} has schema {schema}, expected {SCHEMA}; read it with the version that wrote it")
+        try:
+            policy = dict(values["policy"])
+            policy["checkpoints"] = {part: CheckpointName(**own) for part, own in policy["checkpoints"].items()}
+            stopping = values["stopping"]
+            values |= {
+                "stopping": None if stopping is None else Stopping(**stopping),
+                "score_versions": tuple(values["score_versions"]),
+                "protocol": Protocol(**values["protocol"]),
+                "policy": PolicyDescription(**policy),
+                "tasks": tuple(_task(own) for own in values["tasks"]),
+                "episodes": tuple(PlannedEpisode(**own) for own in values["episodes"]),
+            }
+            return cls(**values)
+        except KeyError as error:
+            raise PlanError(f"{where} lacks {error}; restore it as eval.py wrote it") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"{where} is damaged: {error}; restore it as eval.py wrote it") from error
+
+
+def _task(record: Mapping[str, Any]) -> Task:
+    tuples = {name: tuple(record[name]) for name in ("views", "action_names", "limits")}
+    return Task(**{**record, **tuples})
+
+
+def plan_episodes(
+    *, num_tasks: int, num_init_states: int, tasks: Sequence[int] | None, num_trials: int, seed: int, save_videos: int
+) -> list[PlannedEpisode]:
+    """The episodes of a run, task by task; trial i starts from init state i.
+
+    Args:
+        num_tasks, num_init_states: What the suite has.
+        tasks: Task ids, or None for all.
+        num_trials: Episodes per task.
+        seed: The run's seed; every episode gets its own one, whatever the order of the episodes.
+        save_videos: Videos per task, of the first trials.
+
+    Raises:
+        PlanError: a task id does not exist or is there twice, or more trials than init states are asked for.
+    """
+    tasks = list(range(num_tasks)) if tasks is None else list(tasks)
+    unknown = [task for task in tasks if not 0 <= task < num_tasks]
+    if unknown:
+        raise PlanError(f"tasks {unknown} do not exist; the suite has task ids 0..{num_tasks - 1}")
+    if len(set(tasks)) != len(tasks):
+        raise PlanError(f"tasks={tasks} names a task twice; name each once and set num_trials instead")
+    if not 1 <= num_trials <= num_init_states:
+        raise PlanError(f"num_trials is {num_trials}, expected 1..{num_init_states}: each has its own init state")
+    return [
+        PlannedEpisode(task, trial, episode_seed(seed, task, trial), record=trial < save_videos)
+        for task in tasks
+        for trial in range(num_trials)
+    ]
+
+
+def episode_seed(seed: int, task_id: int, trial: int) -> int:
+    """Seed of an episode: 0..2**32-1, a function of the run's seed, the task and the trial alone."""
+    return int(np.random.SeedSequence((seed, task_id, trial)).generate_state(1)[0])
+
+
+def make_plan(
+    *,
+    tasks: Sequence[Task],
+    task_ids: Sequence[int] | None,
+    num_init_states: int,
+    num_trials: int,
+    seed: int,
+    save_videos: int,
+    num_workers: int,
+    max_batch: int,
+    variant: str | None,
+    environment: Mapping[str, Any],
+    clip_actions: bool,
+    score_versions: Sequence[str],
+    allowed_versions: Mapping[str, str | None],
+    policy: Mapping[str, Any],
+    ablation: str | None = None,
+    stopping: Stopping | None = None,
+) -> Plan:
+    """The plan of a run that begins now.
+
+    Args:
+        tasks: All of the suite, in its order.
+        task_ids: Those to evaluate, or None for all.
+        num_init_states, num_trials, seed, save_videos: See `plan_episodes`.
+        environment: What environments are made with: arguments of their constructor; those that a Task or another field
+            of the plan tells are left out of the protocol's values, and so are names with a leading underscore.
+        clip_actions: See `rsd.queue.executed_actions`.
+        allowed_versions: Package to a version or None.
+        policy: Fields of PolicyDescription; checkpoints as part to path, or None for a part that is not used.
+        variant, score_versions, num_workers, max_batch, ablation, stopping: See `Plan`.
+
+    Raises:
+        PlanError: see `plan_episodes`.
+    """
+    episodes = plan_episodes(
+        num_tasks=len(tasks),
+        num_init_states=num_init_states,
+        tasks=task_ids,
+        num_trials=num_trials,
+        seed=seed,
+        save_videos=save_videos,
+    )
+    planned = sorted({episode.task_id for episode in episodes})
+    return Plan(
+        seed=seed,
+        num_trials=num_trials,
+        num_workers=num_workers,
+        max_batch=max_batch,
+        variant=variant,
+        ablation=ablation,
+        stopping=stopping,
+        score_versions=tuple(score_versions),
+        allowed_versions={package: version for package, version in allowed_versions.items() if version is not None},
+        protocol=Protocol(tasks[0].protocol, protocol_values(environment, clip_actions)),
+        policy=describe_policy(policy),
+        tasks=tuple(tasks[task_id] for task_id in planned),
+        episodes=tuple(episodes),
+    )
+
+
+def protocol_values(environment: Mapping[str, Any], clip_actions: bool | None) -> dict[str, Any]:
+    """`Protocol.values` from what environments are made with."""
+    told_elsewhere = ("suite", "variant", "max_steps", "protocol", "allow_mujoco_version")
+    values = {name: value for name, value in plain(environment).items() if name not in told_elsewhere}
+    return values if clip_actions is None else values | {"clip_actions": clip_actions}
+
+
+def describe_policy(fields: Mapping[str, Any]) -> PolicyDescription:
+    """A policy's description from its fields, see `make_plan`; reads each checkpoint's SHA-256 if there is one."""
+    paths = fields.get("checkpoints") or {}
+    checkpoints = {part: _checkpoint_name(Path(path)) for part, path in paths.items() if path is not None}
+    options, base = plain(fields.get("options") or {}), base_values(fields.get("base") or {})
+    return PolicyDescription(**{**fields, "options": options, "base": base, "checkpoints": checkpoints})
+
+
+def base_values(node: Mapping[str, Any]) -> dict[str, Any]:
+    """`PolicyDescription.base` from what the base model is loaded with."""
+    return {name: value for name, value in plain(node).items() if name not in ("checkpoint", "unnorm_key")}
+
+
+def _checkpoint_name(folder: Path) -> CheckpointName:
+    record = read_json(folder / "checkpoint.json")
+    return CheckpointName(folder.name, None if record is None else record.get("sha256"))
+
+
+def plain(node: Any) -> Any:
+    """A config node without the names that say what is to be built of it."""
+    if isinstance(node, Mapping):
+        return {name: plain(value) for name, value in node.items() if not name.startswith("_")}
+    return [plain(value) for value in node] if isinstance(node, list | tuple) else node
+
+
+def keep_plan(run_dir: Path, plan: Plan) -> None:
+    """Write plan.json at a first start; at a resume hold the plan to the stored one.
+
+    Raises:
+        PlanError: the stored plan cannot be read, or is another one.
+    """
+    path = run_dir / PLAN_FILE
+    stored = read_json(path)
+    if stored is None:
+        write_atomically(path, json.dumps(plan.to_json(), indent=1) + "\n")
+        return
+    before, now = (_comparable(one) for one in (Plan.from_json(stored, str(path)), plan))
+    different = differences(before, now, MAY_DIFFER)
+    if different:
+        raise PlanError(
+            f"cannot resume {run_dir}: it was planned otherwise: {'; '.join(map(str, different))}. "
+            "Put that back to continue the run, or start a new one without resume"
+        )
+
+
+def _comparable(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON with tasks and episodes by name; without what only the machine decides, its versions."""
+    record = plan.to_json()
+    tasks = {str(task["task_id"]): task | {"versions": {}} for task in record["tasks"]}
+    episodes = [list(episode.values()) for episode in record["episodes"]]
+    return record | {"tasks": tasks, "episodes": episodes}

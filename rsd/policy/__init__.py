@@ -1,0 +1,18 @@
+"""The policy: observations in, action chunks of robot commands out. The only room where all parts meet."""
+
+from rsd.policy.assemble import Checkpoints, assemble
+from rsd.policy.contract import IOContract, PolicyError
+from rsd.policy.folder import describe_folder, load_folder, write_folder
+from rsd.policy.policy import Tokens, VLAPolicy
+
+__all__ = [
+    "Checkpoints",
+    "IOContract",
+    "PolicyError",
+    "Tokens",
+    "VLAPolicy",
+    "assemble",
+    "describe_folder",
+    "load_folder",
+    "write_folder",
+]

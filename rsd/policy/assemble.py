@@ -1,0 +1,126 @@
+"""Putting a policy together from a loaded base model and checkpoints, held to one contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rsd.checkpoint import CheckpointError
+from rsd.decoding import DRAFT, TARGET, Decoding, stages_of_draft
+from rsd.points import point_name
+from rsd.policy.contract import PolicyError
+from rsd.policy.policy import Tokens, VLAPolicy
+from rsd.stages import Absent, BaseChunk, Binder, HeadAt
+from rsd.stages.files import load_stage_head
+from rsd.tokenizer import ActionTokenizer, load_tokenizer
+from rsd.types import BaseModel
+
+REMEDY = "or ask for fewer (decoding.decode.num_draft_stages, quantizer)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """Folders of what a decoding over tokens may need; only those that it needs are opened.
+
+    Attributes:
+        tokenizer: Of the tokenizer.
+        head: Of the target head; None makes the base model's own chunk the target.
+        draft: Of the draft.
+        draft_point: Point that the draft has to read, as `point_name` takes it; None for whatever it was trained at.
+    """
+
+    tokenizer: Path | str | None = None
+    head: Path | str | None = None
+    draft: Path | str | None = None
+    draft_point: int | str | None = None
+
+
+def assemble(
+    *,
+    base: BaseModel,
+    decoding: Decoding,
+    checkpoints: Checkpoints,
+    num_open_loop_steps: int,
+    device: str,
+    tokenizer: ActionTokenizer | None = None,
+    num_threads: int | None = None,
+    offered: Mapping[str, Any] | None = None,
+) -> VLAPolicy:
+    """Put a policy together.
+
+    Args:
+        base: Loaded base model.
+        decoding: One of `rsd.decoding`; its `needs` say which checkpoints are opened.
+        checkpoints: Where they are.
+        num_open_loop_steps, device: As in VLAPolicy.
+        tokenizer: Freshly built from a configuration, which the checkpoint has to agree with; None takes the file's.
+        num_threads: Computing threads of this process on the CPU; None leaves them as they are.
+        offered: What the environment offers, as arguments of `IOContract.check`; None checks nothing.
+
+    Raises:
+        CheckpointError: a part is missing, damaged, or was made for another part.
+        PolicyError: a part that the decoding needs is not named, or the policy and what is offered do not fit.
+    """
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    where = torch.device(device)
+    tokens = None
+    if decoding.needs:
+        tokens = _tokens(base, decoding, checkpoints, where, tokenizer)
+    policy = VLAPolicy(
+        base=base, decoding=decoding, tokens=tokens, num_open_loop_steps=num_open_loop_steps, device=where
+    )
+    if offered is not None:
+        policy.contract.check(**offered)
+    return policy
+
+
+def _tokens(
+    base: BaseModel, decoding: Decoding, checkpoints: Checkpoints, where: torch.device, expected: ActionTokenizer | None
+) -> Tokens:
+    """Tokenizer, target and draft, as far as the decoding needs them."""
+    name = type(decoding).__name__
+    if checkpoints.tokenizer is None:
+        raise PolicyError(f"decoding {name} writes tokens, and there is no tokenizer; see phase=rfsq")
+    loaded = load_tokenizer(Path(checkpoints.tokenizer), expected=expected, space=base.spec.space)
+    tokenizer = loaded.tokenizer.to(where)
+    target: Binder = Absent(TARGET)
+    draft: Binder = Absent(DRAFT)
+
+    def head_at(kind: str, role: str, folder: Path | str, num_stages: int | None) -> HeadAt:
+        shape = tokenizer.code_shape
+        head, point = load_stage_head(
+            Path(folder), kind=kind, code_shape=shape, tokenizer_sha256=loaded.sha256, base=base.spec
+        )
+        if num_stages is not None and num_stages > head.num_stages:
+            raise PolicyError(
+                f"{kind} {folder} was trained for {head.num_stages} stages, but {num_stages} are asked of it; train "
+                f"one for {num_stages} with python train.py phase={kind}, {REMEDY}"
+            )
+        return HeadAt(head.to(where), point, role)
+
+    if TARGET in decoding.needs:
+        if checkpoints.head is not None:
+            target = head_at("head", TARGET, checkpoints.head, tokenizer.code_shape.num_stages)
+        elif base.spec.continuous:
+            target = BaseChunk(tokenizer)
+        else:
+            raise PolicyError(
+                f"the base model makes its chunk with {base.spec.action_head!r}, and only a continuous head's chunk "
+                "can be the target itself; train a target head (phase=head) and set target=head"
+            )
+    if DRAFT in decoding.needs:
+        if checkpoints.draft is None:
+            raise PolicyError(f"decoding {name} needs a draft, and the policy has none; train one with phase=draft")
+        draft = head_at("draft", DRAFT, checkpoints.draft, stages_of_draft(decoding))
+        wanted = draft.point if checkpoints.draft_point is None else point_name(checkpoints.draft_point)
+        if draft.point != wanted:
+            raise CheckpointError(
+                f"draft {checkpoints.draft} reads {draft.point}, and {wanted} is asked for; give its own draft.layer, "
+                "or train one with python train.py phase=draft"
+            )
+    return Tokens(tokenizer, target, draft)

@@ -1,0 +1,242 @@
+"""A policy as a folder: policy.json names its parts by relative path and hash, its decodings, and its space.
+
+    policy.json
+        schema               int, this layout's version
+        parts                part → {path, sha256}: base, tokenizer, head, draft; the hash is of its checkpoint.json,
+                             which holds that of the weights
+        base                 arguments of `load_base` beside the checkpoint
+        space                digest of the base model's space
+        num_open_loop_steps  actions of a chunk that are executed
+        decoding             name of the one that is used unless another is asked for
+        decodings            name → {kind, options, "target": "head" or "base"}
+
+A folder is data: nothing in it is code, and paths do not leave it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256
+from rsd.decoding import DRAFT, KIND, TARGET, Decoding, from_json, to_json
+from rsd.errors import SettingError
+from rsd.files import write_atomically
+from rsd.models.openvla.loading import load_base
+from rsd.policy.assemble import Checkpoints, assemble
+from rsd.policy.contract import PolicyError
+from rsd.policy.policy import VLAPolicy
+
+POLICY_FILE = "policy.json"
+SCHEMA = 1
+PARTS = ("base", "tokenizer", "head", "draft")
+ENTRIES = {"parts": dict, "base": dict, "space": str, "num_open_loop_steps": int, "decoding": str, "decodings": dict}
+
+
+def load_folder(
+    folder: str | Path,
+    *,
+    decoding: str | Decoding | None = None,
+    target: str | None = None,
+    device: str = "cpu",
+    num_open_loop_steps: int | None = None,
+    num_threads: int | None = None,
+    offered: Mapping[str, Any] | None = None,
+    **base_options: Any,
+) -> VLAPolicy:
+    """Load a policy.
+
+    Args:
+        folder: Holds policy.json.
+        decoding: Name of one of the folder's decodings, or a decoding; None takes the folder's own choice.
+        target: "head" or "base": who verifies; None takes what the folder says of the decoding (without a word, the
+            head where there is one).
+        device: Where the models run.
+        num_open_loop_steps: Actions of a chunk that are executed; None takes the folder's.
+        num_threads, offered: See `assemble`.
+        base_options: More for `load_base`, e.g. execution="captured", canaries=False.
+
+    Raises:
+        CheckpointError: policy.json is missing or damaged, a part is missing or not the one that it names.
+        PolicyError: the parts do not fit together.
+        SettingError: the folder decides on one of `base_options`, or there is no such option.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    _, chosen, target = _choose(folder, record, decoding, target)
+    options = _base_options(folder, record, base_options)
+    paths = {name: _part(folder, record["parts"], name) for name in PARTS}
+    if paths["base"] is None:
+        raise CheckpointError(f"{folder / POLICY_FILE} names no base model")
+    base = load_base(checkpoint=paths["base"], device=device, **options)
+    if base.space.digest != record["space"]:
+        raise CheckpointError(
+            f"the base model of {folder} has the space {base.space.digest}, policy.json names {record['space']}; its "
+            "statistics were changed: fetch the folder again, or write it anew with scripts/restamp.py"
+        )
+    return assemble(
+        base=base,
+        decoding=chosen,
+        checkpoints=Checkpoints(
+            tokenizer=paths["tokenizer"], head=None if target == "base" else paths["head"], draft=paths["draft"]
+        ),
+        num_open_loop_steps=record["num_open_loop_steps"] if num_open_loop_steps is None else num_open_loop_steps,
+        device=device,
+        num_threads=num_threads,
+        offered=offered,
+    )
+
+
+def describe_folder(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `load_folder` with these options would give, in plain words and without loading it; see plan.json."""
+    record = read_record(folder)
+    name, decoding, target = _choose(folder, record, options.get("decoding"), options.get("target"))
+    asked = {"base": True, "tokenizer": bool(decoding.needs), "head": TARGET in decoding.needs and target != "base"}
+    asked["draft"] = DRAFT in decoding.needs
+    steps = options.get("num_open_loop_steps")
+    return {
+        "model": folder.resolve().name,
+        "decoding": name,
+        "target": target if TARGET in decoding.needs else None,
+        "unnorm_key": record["base"].get("unnorm_key"),
+        "num_open_loop_steps": record["num_open_loop_steps"] if steps is None else steps,
+        "options": {name: value for name, value in to_json(decoding).items() if name != KIND},
+        "base": record["base"],
+        "checkpoints": {part: _part(folder, record["parts"], part) if asked[part] else None for part in PARTS},
+    }
+
+
+def _choose(
+    folder: Path, record: Mapping[str, Any], decoding: str | Decoding | None, target: str | None
+) -> tuple[str, Decoding, str | None]:
+    """Name of the decoding, the decoding, and its target."""
+    chosen = record["decoding"] if decoding is None else decoding
+    has_head = "head" in record["parts"]
+    if isinstance(chosen, str):
+        if chosen not in record["decodings"]:
+            raise CheckpointError(f"{folder} has no decoding {chosen!r}; it has {', '.join(record['decodings'])}")
+        entry = record["decodings"][chosen]
+        if not isinstance(entry, dict):
+            raise CheckpointError(f"{folder / POLICY_FILE}: decoding {chosen!r} is {entry!r}, expected an object")
+        options = dict(entry)
+        name, default = chosen, options.pop("target", None)
+        target = target or default
+        try:
+            made = from_json(options)
+        except SettingError as error:
+            raise CheckpointError(f"{folder / POLICY_FILE}: decoding {chosen!r}: {error}") from error
+    else:
+        name, made = type(chosen).__name__, chosen
+    if not hasattr(made, "run"):
+        raise CheckpointError(f"decoding {name!r} of {folder} is a {type(made).__name__}, which decodes nothing")
+    if target not in (None, "head", "base"):
+        raise CheckpointError(f"target {target!r} of {folder}, expected 'head' or 'base'")
+    if target == "head" and TARGET in made.needs and not has_head:
+        raise PolicyError(f"decoding {name!r} asks for the target head, and {folder} has none; target=base has no need")
+    return name, made, target or ("head" if has_head else "base")
+
+
+def _base_options(folder: Path, record: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `load_base` beside checkpoint and device: the folder's, and the caller's where it is silent."""
+    known = inspect.signature(load_base).parameters.keys() - {"checkpoint", "device"}
+    if wrong := sorted(record["base"].keys() - known):
+        raise CheckpointError(f"{folder / POLICY_FILE}: base has unknown entries {wrong}; it may have {sorted(known)}")
+    free = known - record["base"].keys()
+    if wrong := sorted(more.keys() - free):
+        raise SettingError(f"options {wrong} of {folder}: unknown, or the folder's to decide; free are {sorted(free)}")
+    return {**record["base"], **more}
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Contents of policy.json, with every entry there and of the right kind.
+
+    Raises:
+        CheckpointError: missing, not JSON, of another schema, or an entry is missing or of another kind.
+    """
+    path = folder / POLICY_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is no policy: {path} does not exist; scripts/restamp.py writes one over base/, tokenizer/, "
+            "head/ and draft/, and without policy= the configuration composes one"
+        )
+    try:
+        record = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); copy it again") from error
+    if not isinstance(record, dict) or type(record.get("schema")) is not int or record["schema"] != SCHEMA:
+        found = record.get("schema") if isinstance(record, dict) else type(record).__name__
+        raise CheckpointError(f"{path} has schema {found!r}, expected {SCHEMA}; it is of another version of rsd")
+    for name, kind in ENTRIES.items():
+        if type(record.get(name)) is not kind:
+            raise CheckpointError(f"{path}: entry {name!r} is {record.get(name)!r}, expected a {kind.__name__}")
+    return record
+
+
+def write_folder(
+    folder: Path,
+    *,
+    parts: Mapping[str, Path],
+    base: Mapping[str, Any],
+    space: str,
+    num_open_loop_steps: int,
+    decoding: str,
+    decodings: Mapping[str, tuple[Decoding, str | None]],
+) -> None:
+    """Write policy.json over parts that lie in the folder already.
+
+    Args:
+        parts: Part to its folder.
+        base: Arguments of `load_base` beside checkpoint and device.
+        space: Digest of the base model's space.
+        num_open_loop_steps, decoding: See the head of this file.
+        decodings: Name to a decoding and its target ("head", "base"; None where it has none).
+
+    Raises:
+        CheckpointError: a part lies outside of the folder.
+    """
+    record = {
+        "schema": SCHEMA,
+        "parts": {name: _named(folder, path) for name, path in parts.items()},
+        "base": dict(base),
+        "space": space,
+        "num_open_loop_steps": num_open_loop_steps,
+        "decoding": decoding,
+        "decodings": {
+            name: to_json(one) | ({} if target is None else {"target": target})
+            for name, (one, target) in decodings.items()
+        },
+    }
+    write_atomically(folder / POLICY_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def _named(folder: Path, path: Path) -> dict[str, str]:
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(f"part {path} lies outside of the policy folder {folder}; copy it there")
+    if not (path / JSON_FILE).is_file():
+        raise CheckpointError(f"part {path} has no {JSON_FILE}: only what rsd has written can be a part of a policy")
+    relative = path.resolve().relative_to(folder.resolve())
+    return {"path": relative.as_posix(), "sha256": file_sha256(path / JSON_FILE)}
+
+
+def _part(folder: Path, parts: Mapping[str, Any], name: str) -> Path | None:
+    """Folder of a part, checked; None when the policy has none."""
+    if name not in parts:
+        return None
+    entry = parts[name]
+    if not (isinstance(entry, dict) and isinstance(entry.get("path"), str) and isinstance(entry.get("sha256"), str)):
+        raise CheckpointError(f"{folder / POLICY_FILE}: part {name!r} is {entry!r}, expected a path and a sha256")
+    path = folder / entry["path"]
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(f"{folder / POLICY_FILE}: part {name!r} lies outside of the folder, at {entry['path']}")
+    if not (path / JSON_FILE).is_file():
+        raise CheckpointError(f"{name} of {folder}: {path / JSON_FILE} does not exist; fetch the folder again")
+    sha256 = file_sha256(path / JSON_FILE)
+    if sha256 != entry["sha256"]:
+        raise CheckpointError(
+            f"{name} of {folder} is not the one that policy.json names: SHA-256 {sha256[:12]}…, expected "
+            f"{entry['sha256'][:12]}…; fetch the folder again, or write it anew with scripts/restamp.py"
+        )
+    return path

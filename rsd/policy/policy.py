@@ -1,0 +1,173 @@
+"""A base model and a way of decoding what it sees.
+
+    requests → base.look → Pass (lazy) ─ target, draft ◄─ decoding asks, and stops when it knows enough
+             → Code → tokenizer.decode → Space.to_robot → chunks
+
+What surprises first: `predict` runs no model. It hands the decoding two models that run what they are asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsd.decoding import Decoding, Noise
+from rsd.policy.contract import IOContract, PolicyError
+from rsd.queue import Queue
+from rsd.stages import Absent, Binder
+from rsd.tokenizer import ActionTokenizer
+from rsd.types import BaseModel, Chunk, Code, Memory, Pass, Request
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a decoding over tokens needs beside the base model; a role that it does not ask may be `Absent`."""
+
+    tokenizer: ActionTokenizer
+    target: Binder
+    draft: Binder
+
+
+NOBODY = Absent("target"), Absent("draft")
+
+
+class VLAPolicy:
+    """A policy of a base model, see `rsd.types.Policy`.
+
+    Args:
+        base: The base model.
+        decoding: How chunks are made.
+        tokens: Tokenizer, target and draft; None where the base model's own chunk is executed.
+        num_open_loop_steps: Actions of a chunk to execute, 1..T.
+        device: Where the models are.
+
+    Raises:
+        PolicyError: the tokenizer's chunk is not the base model's, or num_open_loop_steps is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        base: BaseModel,
+        decoding: Decoding,
+        tokens: Tokens | None,
+        num_open_loop_steps: int,
+        device: torch.device,
+    ) -> None:
+        spec = base.spec
+        if type(num_open_loop_steps) is not int or not 1 <= num_open_loop_steps <= spec.chunk_length:
+            raise PolicyError(f"num_open_loop_steps {num_open_loop_steps}, expected 1..{spec.chunk_length}")
+        self.base, self.decoding, self.tokens = base, decoding, tokens
+        self.num_open_loop_steps = num_open_loop_steps
+        self.device = device
+        self._levels = torch.zeros(spec.chunk_length, 0, 0, dtype=torch.long, device=device)  # [T, D, Q]
+        if tokens is not None:
+            code = tokens.tokenizer.code_shape
+            if (code.chunk_length, code.action_dim) != (spec.chunk_length, spec.action_dim):
+                raise PolicyError(
+                    f"the tokenizer's chunk is {(code.chunk_length, code.action_dim)}, the base model's "
+                    f"({spec.chunk_length}, {spec.action_dim}); set chunk to the length that both were trained with"
+                )
+            self._levels = torch.tensor(code.levels, device=device)
+            bounds = [tokens.tokenizer.action_bound(depth).amax(dim=0) for depth in range(1, code.num_stages + 1)]
+            self._bounds = torch.stack(
+                [torch.zeros_like(bounds[0]), *bounds]
+            )  # [Q + 1, A]  nothing is left out of l1's
+
+    @property
+    def contract(self) -> IOContract:
+        """What this policy needs and gives."""
+        spec = self.base.spec
+        return IOContract(
+            views=spec.views,
+            proprio_dim=spec.proprio_dim,
+            action_dim=spec.action_dim,
+            chunk_length=spec.chunk_length,
+            decoding=type(self.decoding).__name__,
+            action_head=spec.action_head,
+            unnorm_key=spec.space.name,
+        )
+
+    def queue(self, seed: int = 0) -> Queue:
+        """The actions of one episode, one by one: `policy.queue(seed=0).next(observation)`."""
+        return Queue(self, seed=seed, limits=self.base.spec.space.limits)
+
+    @torch.inference_mode()
+    def predict(self, requests: Sequence[Request]) -> list[Chunk]:
+        """One chunk a request, all from one pass of the base model; of no requests, none.
+
+        Raises:
+            PolicyError: the models produced a value that is not finite.
+            NotFiniteError: a part said NaN where the decoding reads numbers.
+        """
+        if not requests:
+            return []
+        start = time.perf_counter()
+        looked = self.base.look([request.observation for request in requests])
+        clock = looked.clock
+        memory = [request.memory for request in requests]
+        roles = NOBODY if self.tokens is None else (self.tokens.target, self.tokens.draft)
+        target, draft = (role.bind(looked, memory) for role in roles)
+        with clock.part("acceptance"):  # what the decoding takes beside the models that it asks
+            noise = Noise([request.seed for request in requests], self.device)
+            code = self.decoding.run(target, draft, self._levels, noise)
+        normalized = self._decode(code, looked)  # [B, T, A]
+        with clock.part("unnormalize"):
+            actions = self._to_robot(normalized)
+        if self.tokens is not None:
+            code.bound = self._bounds[code.depth]  # [B, A]
+        work = looked.work + code.work
+        latency_ms = {**clock.elapsed_ms, "total": 1000 * (time.perf_counter() - start)}
+        return [
+            Chunk(
+                actions=actions[row],
+                num_steps=self.num_open_loop_steps,
+                work=work.row(row),
+                latency_ms=dict(latency_ms),
+                model_ms=latency_ms["total"] / len(requests),
+                depth=None if self.tokens is None else int(code.depth[row]),
+                bound=None if code.bound is None else code.bound[row].float().cpu().numpy(),
+                memory=Memory(normalized[row].float().cpu().numpy()),
+                draft_actions=self._proposal(code, row) if request.explain else None,
+            )
+            for row, request in enumerate(requests)
+        ]
+
+    def _decode(self, code: Code, looked: Pass) -> Tensor:
+        """Chunks of the code, or the base model's own where it says so; model space, [B, T, A]."""
+        parts: dict[int, Tensor] = {}
+        for depth in sorted(set(code.depth.tolist())):
+            rows = (code.depth == depth).nonzero()[:, 0]
+            if depth == 0:
+                parts[depth] = looked.of(rows).chunk()
+            elif self.tokens is None:
+                raise PolicyError(f"decoding {type(self.decoding).__name__} gave tokens, and there is no tokenizer")
+            else:
+                with looked.clock.part("tokenizer"):
+                    indices = code.indices[..., :depth]
+                    parts[depth] = self.tokens.tokenizer.decode(indices if len(rows) == len(looked) else indices[rows])
+        if len(parts) == 1:
+            return next(iter(parts.values()))
+        first = next(iter(parts.values()))
+        chunks = first.new_empty(len(looked), *first.shape[1:])
+        for depth, part in parts.items():
+            chunks[code.depth == depth] = part
+        return chunks
+
+    def _to_robot(self, normalized: Tensor) -> np.ndarray:
+        """Model space [..., T, A] → robot commands, float64."""
+        values = normalized.float().cpu().numpy()
+        if not np.isfinite(values).all():
+            raise PolicyError("the model produced NaN or infinite actions; check its weights and dtype")
+        return self.base.spec.space.to_robot(values)
+
+    def _proposal(self, code: Code, row: int) -> np.ndarray | None:
+        """What the draft's first proposal alone decodes to, [T, A]; for people, and not part of the time."""
+        if code.proposal is None or self.tokens is None:
+            return None
+        return self._to_robot(self.tokens.tokenizer.decode(code.proposal[row : row + 1]))[0]

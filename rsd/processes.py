@@ -1,0 +1,19 @@
+"""Processes that train together: which one speaks for all.
+
+The process that the user started is the first one; its trainer starts the others with LOCAL_RANK in their environment.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that the user started."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """Print a line at once, so that it reaches a log while it is made; silent in all processes but the first."""
+    if is_first_process():
+        print(text, flush=True)

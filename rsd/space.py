@@ -1,0 +1,277 @@
+"""What a number means: from a data set's statistics and a robot's conventions to [-1, 1] and back, written down once.
+
+Three spaces, and nothing else is called by these names:
+    recorded   as a data set stores it (LIBERO: robosuite's command, gripper -1 open, +1 close)
+    standard   one convention for all data sets: gripper 1 open, 0 close; poses as recorded
+    model      standard, with -1 and 1 for the bounds of each dim; what base model and tokenizer speak
+The robot executes *robot commands*: un-normalised and with the gripper as the robot wants it (LIBERO: as recorded).
+
+Statistics of one data set are the published JSON layout: {"action": {q01, q99, min, max, mean, std, mask}, "proprio":
+{...}, "num_transitions", "num_trajectories"}. A file of statistics maps data set names (unnorm keys) to such entries.
+Which two of its numbers stand for -1 and 1 is part of an entry, as "bounds": a name in BOUNDS. Published entries do not
+say it, and mean "quantiles" unless their robot says otherwise (conf/robot). Source of all formulas: openvla-oft @
+213c5ff (prismatic/vla/datasets/rlds, experiments/robot).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+
+from rsd.errors import RSDError
+
+if TYPE_CHECKING:
+    from torch import Tensor  # simulator workers need no torch
+
+EPSILON = 1e-8  # openvla-oft's guard against an empty range, in normalising and un-normalising alike
+QUANTILES = "quantiles"  # "bounds_q99" of the reference: the LIBERO policies
+EXTREMES = "extremes"  # "bounds" of the reference: nothing that was demonstrated is cut off
+BOUNDS = {QUANTILES: ("q01", "q99"), EXTREMES: ("min", "max")}
+NO_NOOPS = "_no_noops"
+LIBERO_GRIPPER = "inverted_sign"
+SAME = 0.01  # ranges that differ by less than this part of their width mean the same: statistics of the same data
+
+Statistics = Mapping[str, Any]  # JSON in the published layout, of one data set
+Entry = Mapping[str, Any]  # its "action" or "proprio"
+Array = TypeVar("Array", np.ndarray, "Tensor")
+
+
+class SpaceError(RSDError, ValueError):
+    """Numbers of two parts do not mean the same, or statistics do not say what theirs mean."""
+
+
+class UnknownKeyError(RSDError, KeyError):
+    """An unnorm_key that the statistics do not hold."""
+
+    def __str__(self) -> str:  # KeyError would print the message in quotes
+        return str(self.args[0])
+
+
+@dataclass(frozen=True)
+class Range:
+    """What -1 and 1 stand for in each dim of a vector.
+
+    Attributes:
+        low, high: In standard units, [dims] each.
+        mask: Which dims are normalised at all; the others pass unchanged.
+        constant: Dims that never move in the data; normalised to 0 in training.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    mask: tuple[bool, ...]
+    constant: tuple[bool, ...]
+
+    @classmethod
+    def from_entry(cls, entry: Entry) -> Range:
+        """Of one entry ("action" or "proprio"); without a mask every dim is normalised.
+
+        Raises:
+            SpaceError: no such bounds, or entries of different lengths.
+        """
+        name = bounds_of(entry)
+        if name not in BOUNDS:
+            raise SpaceError(f"bounds {name!r} of the statistics, expected one of {sorted(BOUNDS)}")
+        low, high = (tuple(map(float, entry[bound])) for bound in BOUNDS[name])
+        mask = tuple(bool(used) for used in entry.get("mask", [True] * len(low)))
+        extremes = zip(entry.get("min", low), entry.get("max", high), strict=True)
+        constant = tuple(bool(lowest == highest) for lowest, highest in extremes)
+        if len({len(low), len(high), len(mask), len(constant)}) != 1:
+            raise SpaceError(f"statistics have {len(low)}, {len(high)}, {len(mask)}, {len(constant)} dims in one entry")
+        return cls(low, high, mask, constant)
+
+    def __len__(self) -> int:
+        return len(self.low)
+
+    def normalize(self, values: Array, zero_constant: bool = True) -> Array:
+        """Standard [..., dims] → model [..., dims], float32, clipped to [-1, 1]; an array or a tensor on any device.
+
+        Args:
+            zero_constant: Set dims that never move to 0, as training does; the reference's evaluation does not.
+        """
+        xp, constants = _arithmetic(values)
+        low, high, mask = constants(self.low), constants(self.high), constants(self.mask)
+        scaled = xp.clip(2 * (values - low) / (high - low + EPSILON) - 1, -1, 1)
+        result = xp.where(mask, scaled, values)
+        if zero_constant:
+            result = xp.where(constants(self.constant), 0.0, result)
+        return cast("Array", result.astype(np.float32) if isinstance(result, np.ndarray) else result.float())
+
+    def unnormalize(self, values: Any) -> np.ndarray:
+        """Inverse of `normalize` inside the bounds; values are not clipped. [..., dims], float64."""
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        values = np.asarray(values, dtype=np.float64)
+        return np.where(self.mask, 0.5 * (values + 1) * (high - low + EPSILON) + low, values)
+
+    def difference(self, other: Range) -> str | None:
+        """How another range means something else, in words; None when it does not (see SAME)."""
+        if len(self) != len(other) or self.mask != other.mask:
+            return f"{len(self)} dims with mask {list(self.mask)} against {len(other)} with {list(other.mask)}"
+        bounds = zip(self.low, self.high, other.low, other.high, self.mask, strict=True)
+        for dim, (low, high, low_2, high_2, used) in enumerate(bounds):
+            if used and max(abs(low - low_2), abs(high - high_2)) > SAME * max(high - low, high_2 - low_2):
+                return f"dim {dim} spans {low:.4g}..{high:.4g} against {low_2:.4g}..{high_2:.4g}"
+        return None
+
+
+@dataclass(frozen=True)
+class Space:
+    """What the numbers of one data set and its robot mean. Data, tokenizer, base model and policy each hold one.
+
+    Attributes:
+        name: The unnorm_key.
+        action: Range of the A action dims.
+        proprio: Range of the P proprio dims; None when nothing is told.
+        gripper: Name in GRIPPERS: what turns the model's gripper into the robot's.
+        limits: Lowest and highest robot command that is executed; the Queue clips to it, or refuses.
+        units: Of each action dim, for people.
+        statistics: What it was made from, as files store it.
+    """
+
+    name: str
+    action: Range
+    proprio: Range | None
+    gripper: str = LIBERO_GRIPPER
+    limits: tuple[float, float] = (-1.0, 1.0)
+    units: tuple[str, ...] = ()
+    statistics: Statistics = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def from_statistics(cls, name: str, statistics: Statistics, *, gripper: str = LIBERO_GRIPPER) -> Space:
+        """Of one data set's entry.
+
+        Raises:
+            SpaceError: no such bounds or gripper rule, or entries of different lengths.
+        """
+        if gripper not in GRIPPERS:
+            raise SpaceError(f"gripper {gripper!r}, expected one of {sorted(GRIPPERS)}")
+        proprio = Range.from_entry(statistics["proprio"]) if "proprio" in statistics else None
+        return cls(name, Range.from_entry(statistics["action"]), proprio, gripper, statistics=statistics)
+
+    @property
+    def bounds(self) -> str:
+        """Which of the statistics' numbers -1 and 1 stand for: a name in BOUNDS."""
+        return bounds_of(self.statistics["action"])
+
+    @cached_property
+    def digest(self) -> str:
+        """Twelve hex digits that change when a number would come to mean something else."""
+        parts = [self.name, self.action.__dict__, self.proprio and self.proprio.__dict__, self.gripper]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+    def to_model(self, actions: Array) -> Array:
+        """Standard actions [..., A] → model space, float32; an array or a tensor on any device."""
+        return self.action.normalize(actions)
+
+    def to_robot(self, actions: Any) -> np.ndarray:
+        """Model space [..., A] → robot commands, float64; not clipped to `limits`."""
+        return GRIPPERS[self.gripper](self.action.unnormalize(actions))
+
+    def proprio_to_model(self, proprio: Array) -> Array:
+        """Standard proprio [..., P] → model space, float32, with the evaluation's formula (SPEC §9)."""
+        if self.proprio is None:
+            raise SpaceError(f"statistics {self.name!r} say nothing about proprio")
+        return self.proprio.normalize(proprio, zero_constant=False)
+
+    def quantile_units(self) -> np.ndarray:
+        """Factors that turn differences of model-space actions into parts of half of q01..q99, [A], float32.
+
+        Ones where the bounds are the quantiles, in dims that are not normalised, and in those whose quantiles are
+        equal.
+        """
+        low, high = np.asarray(self.action.low), np.asarray(self.action.high)
+        width = np.asarray(self.statistics["action"]["q99"]) - np.asarray(self.statistics["action"]["q01"])
+        scaled = np.asarray(self.action.mask) & (width > EPSILON)
+        return np.where(scaled, (high - low) / np.where(scaled, width, 1.0), 1.0).astype(np.float32)
+
+    def difference(self, other: Space) -> str | None:
+        """How actions of another space mean something else than those of this one, in words; None when they do not."""
+        if self.name != other.name:
+            return f"statistics (unnorm_key) {self.name!r} against {other.name!r}"
+        if self.bounds != other.bounds:
+            return f"data.bounds {self.bounds!r} against {other.bounds!r}"
+        return None if self.digest == other.digest else self.action.difference(other.action)
+
+
+def _arithmetic(values: np.ndarray | Tensor) -> tuple[Any, Callable[[Any], Any]]:
+    """The array library of `values`, and what makes a tuple of floats (float64) or bools one of its arrays."""
+    if isinstance(values, np.ndarray):
+        return np, np.asarray
+    import torch  # here, because simulator workers need none
+
+    def constant(numbers: tuple[float, ...] | tuple[bool, ...]) -> Tensor:
+        dtype = torch.bool if isinstance(numbers[0], bool) else torch.float64
+        return torch.tensor(numbers, dtype=dtype, device=values.device)
+
+    return torch, constant
+
+
+def resolve_unnorm_key(norm_stats: Mapping[str, Any], key: str | None) -> str:
+    """Name of the statistics to use: `key` itself, or with or without "_no_noops", or the only one when key is None.
+
+    The reference asks for the suite's name and takes "<suite>_no_noops" where that is not there: published checkpoints
+    have the one or the other. Our data sets carry the longer name, so it works both ways here.
+
+    Raises:
+        UnknownKeyError: no such entry; the message lists the available ones.
+    """
+    if key is None and len(norm_stats) == 1:
+        return next(iter(norm_stats))
+    if key is not None:
+        for candidate in (key, f"{key}{NO_NOOPS}", key.removesuffix(NO_NOOPS)):
+            if candidate in norm_stats:
+                return candidate
+    raise UnknownKeyError(
+        f"unnorm_key {key!r} not in norm_stats; available: {sorted(norm_stats)}; set data.unnorm_key to one of them"
+    )
+
+
+def with_bounds(norm_stats: Statistics, bounds: str) -> dict[str, Any]:
+    """The same statistics, to be normalised with these bounds; "quantiles" are not written down.
+
+    Args:
+        norm_stats: {"action", "proprio", ...} of one data set.
+        bounds: A name in BOUNDS.
+
+    Raises:
+        SpaceError: no such bounds.
+    """
+    if bounds not in BOUNDS:
+        raise SpaceError(f"bounds {bounds!r}, expected one of {sorted(BOUNDS)}")
+    said = {} if bounds == QUANTILES else {"bounds": bounds}
+    parts = {
+        part: {name: value for name, value in norm_stats[part].items() if name != "bounds"} | said
+        for part in ("action", "proprio")
+        if part in norm_stats
+    }
+    return {**norm_stats, **parts}
+
+
+def bounds_of(entry: Entry) -> str:
+    """Name of the bounds that one entry ("action" or "proprio") is normalised with."""
+    return str(entry.get("bounds", QUANTILES))
+
+
+def standardize_gripper(recorded: np.ndarray) -> np.ndarray:
+    """RLDS gripper command (-1 open, +1 close) → 1 open, 0 close."""
+    return 1 - np.clip(recorded, 0, 1)
+
+
+def _inverted_sign(actions: np.ndarray) -> np.ndarray:
+    """Gripper in [0, 1], 1 open → robosuite's ±1, +1 close; exactly 0.5 becomes 0, as in the reference."""
+    actions[..., -1] = -np.sign(2 * actions[..., -1] - 1)
+    return actions
+
+
+def _unchanged(actions: np.ndarray) -> np.ndarray:
+    """WidowX and ALOHA: the reference hands the model's actions to the robot as they are."""
+    return actions
+
+
+GRIPPERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {LIBERO_GRIPPER: _inverted_sign, "unchanged": _unchanged}

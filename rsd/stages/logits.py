@@ -1,0 +1,70 @@
+"""The seam between models and decodings: logits of some stages given the stages before them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn, Protocol
+
+from torch import Tensor
+
+from rsd.errors import RSDError
+from rsd.types import Memory, Pass
+
+
+class NotFiniteError(RSDError, ValueError):
+    """A part of the policy said NaN or infinity where a decoding reads numbers."""
+
+
+class StageLogits(Protocol):
+    """A target or draft bound to some observations."""
+
+    def __call__(self, known: Tensor, start: int, stop: int) -> Tensor:
+        """Logits of stages start..stop-1.
+
+        Args:
+            known: Indices of the first n stages, [B, T, D, n], int64. Stage q reads the first min(q, n) of them only.
+
+        Returns:
+            [B, T, D, stop - start, L]; levels that an entry does not have are -inf.
+
+        Raises:
+            NotFiniteError: what it reads of the base model, or what it says, is NaN.
+        """
+
+    def of(self, rows: Tensor) -> StageLogits:
+        """The same for some of the observations, [n] int64; nothing is computed for the others any more."""
+
+
+class Binder(Protocol):
+    """A model and the place where it reads the base model."""
+
+    def bind(self, looked: Pass, memory: Sequence[Memory | None]) -> StageLogits:
+        """For the observations of a pass and what is remembered of each; computes nothing yet."""
+
+
+@dataclass(frozen=True)
+class Absent:
+    """The place of a model that the policy does not have. A decoding that asks for it is wrong about its needs."""
+
+    role: str
+
+    def bind(self, looked: Pass, memory: Sequence[Memory | None]) -> Absent:
+        return self
+
+    def of(self, rows: Tensor) -> Absent:
+        return self
+
+    def __call__(self, known: Tensor, start: int, stop: int) -> NoReturn:
+        raise LookupError(f"the decoding asks for a {self.role}, and the policy has none; give it one")
+
+
+def require_finite(values: Tensor, what: str) -> Tensor:
+    """The values themselves; -inf is allowed, as it marks levels that do not exist.
+
+    Raises:
+        NotFiniteError: some are NaN or +inf.
+    """
+    if bool((values.isnan() | values.isposinf()).any()):
+        raise NotFiniteError(f"{what} is NaN or infinite; check the weights and the dtype of the part that said it")
+    return values

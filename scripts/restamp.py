@@ -1,0 +1,178 @@
+"""Describe a policy folder anew: python scripts/restamp.py released
+
+Heads and drafts carry the description (fingerprint) of the base model whose states they read. When a version of rsd
+describes the same weights in other words, the heads would be refused; this writes the new words into them, and
+policy.json with the hashes that follow. It changes no weights, and refuses heads that were made for another base model,
+image pipeline, statistics or tokenizer than the folder's. All parts are checked before the first is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rsd.checkpoint import JSON_FILE, Checkpoint, CheckpointError, load_checkpoint
+from rsd.decoding import L1, Decoding, DepthAR, EarlyExit, Exit, MeanLogProb, Parallel, Speculative, from_json
+from rsd.differences import ABSENT, differences
+from rsd.errors import RSDError
+from rsd.files import write_atomically
+from rsd.models.openvla import OpenVLABase, load_base
+from rsd.models.openvla.loading import own_inputs
+from rsd.policy.folder import PARTS, POLICY_FILE, read_record, write_folder
+from rsd.stages.files import as_stored, former_point
+
+RENAMED = (  # entries of a head's provenance that one version has and another lacks; all others must be there
+    "base.images.jpeg",
+    "base.images.jpeg_decoder",
+    "base.proprio_stats",
+    "base.space",
+    "base.unnorm_key",
+)
+PHASES = {"tokenizer": "rfsq", "head": "head", "draft": "draft"}  # of train.py, which make the parts
+THRESHOLD = -0.06  # nats a token, of early_exit: lets half of the chunks of libero_spatial end early; not calibrated
+
+
+def find_parts(folder: Path) -> dict[str, Path]:
+    """The folder's parts: those that policy.json names, or the only one in base/, tokenizer/, head/ and draft/ each.
+
+    Raises:
+        CheckpointError: there is no base model, several of one part, or policy.json names none or one elsewhere.
+    """
+    parts = {}
+    if (folder / POLICY_FILE).is_file():
+        for name, entry in read_record(folder)["parts"].items():
+            if name not in PARTS or not (isinstance(entry, dict) and isinstance(entry.get("path"), str)):
+                raise CheckpointError(f"{folder / POLICY_FILE}: part {name!r} is {entry!r}, expected a path of {PARTS}")
+            parts[name] = folder / entry["path"]
+            if not parts[name].resolve().is_relative_to(folder.resolve()):
+                raise CheckpointError(f"part {parts[name]} lies outside of the policy folder {folder}; copy it there")
+    else:
+        for name in PARTS:
+            found = sorted(path.parent for path in (folder / name).glob(f"*/{JSON_FILE}"))
+            if len(found) > 1:
+                raise CheckpointError(
+                    f"{folder / name} holds {len(found)} checkpoints; leave one, or write {POLICY_FILE}"
+                )
+            if found:
+                parts[name] = found[0]
+    if "base" not in parts:
+        raise CheckpointError(
+            f"{folder} holds no base model: {folder / 'base'}/*/{JSON_FILE} does not exist, {POLICY_FILE} names none"
+        )
+    return parts
+
+
+def load(directory: Path, kind: str) -> Checkpoint:
+    """A part with its weights, checked against their hash."""
+    return load_checkpoint(directory, kind=kind, produce=f"python train.py phase={PHASES[kind]}")
+
+
+def made_for(base: OpenVLABase, tokenizer_sha256: str | None) -> dict[str, Any]:
+    """What a head's provenance must say, in the present words and in those of the first version."""
+    former = {"unnorm_key": base.space.name, "proprio_stats": base.space.statistics.get("proprio")}
+    present = {"base": {**base.spec.fingerprint, **former}, "unnorm_key": base.space.name}
+    return as_stored(present | ({} if tokenizer_sha256 is None else {"tokenizer": tokenizer_sha256}))
+
+
+def restamped(directory: Path, kind: str, base: OpenVLABase, expected: dict[str, Any]) -> str:
+    """A head's checkpoint.json with the base model's present description.
+
+    Args:
+        expected: See `made_for`.
+
+    Raises:
+        CheckpointError: the head is missing or damaged, or was made for something else.
+    """
+    provenance = load(directory, kind).provenance
+    stored = {name: provenance[name] for name in expected if name in provenance}
+    different = [
+        f"{one.key} is {one.right!r}, expected {one.left!r}"
+        for one in differences(expected, stored)
+        if one.key not in RENAMED or ABSENT not in (one.left, one.right)
+    ]
+    if different:
+        raise CheckpointError(f"{directory} was made for something else: {'; '.join(different)}; train it again")
+    record = json.loads((directory / JSON_FILE).read_text())
+    record["provenance"]["base"] = as_stored({"base": base.spec.fingerprint})["base"]
+    config = record["config"]
+    if "point" not in config:
+        states = config.setdefault("states_per_step", config["code_shape"]["action_dim"])
+        config["point"] = former_point(config.pop("layer"), states)
+    return json.dumps(record, indent=1, sort_keys=True) + "\n"
+
+
+def decodings_of(folder: Path, parts: dict[str, Path]) -> tuple[str, dict[str, tuple[Decoding, str | None]]]:
+    """Name of the decoding in use, and all of them: as policy.json says, or what the parts make possible."""
+    if (folder / POLICY_FILE).is_file():
+        record = read_record(folder)
+        named = {name: dict(options) for name, options in record["decodings"].items()}
+        return record["decoding"], {name: (from_json(_without(one)), one.get("target")) for name, one in named.items()}
+    decodings: dict[str, tuple[Decoding, str | None]] = {"l1": (L1(), None)}
+    if "tokenizer" in parts:
+        target = "head" if "head" in parts else "base"
+        decodings |= {"parallel": (Parallel(), target), "depth_ar": (DepthAR(), target)}
+        if "draft" in parts:
+            stages = json.loads((parts["draft"] / JSON_FILE).read_text())["config"]["num_stages"]
+            gate = MeanLogProb(threshold=THRESHOLD)
+            decodings |= {
+                "speculative": (Speculative(num_draft_stages=stages), target),
+                "exit": (Exit(num_draft_stages=stages), None),
+                "early_exit": (EarlyExit(gate=gate, full=L1(), num_draft_stages=stages), None),
+            }
+    return "l1", decodings
+
+
+def _without(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "target"}
+
+
+def restamp(folder: Path) -> None:
+    """Describe a policy folder anew; see the head of this file.
+
+    Raises:
+        RSDError: a part is missing, damaged, or made for something else; nothing has been written.
+    """
+    parts = find_parts(folder)
+    before = read_record(folder) if (folder / POLICY_FILE).is_file() else {}
+    inputs = before.get("base") or own_inputs(parts["base"])
+    base = load_base(checkpoint=parts["base"], **inputs, device="meta")
+    tokenizer_sha256 = None
+    if "tokenizer" in parts:
+        tokenizer_sha256 = load(parts["tokenizer"], "tokenizer").sha256
+    expected = made_for(base, tokenizer_sha256)
+    heads = {
+        parts[kind] / JSON_FILE: restamped(parts[kind], kind, base, expected)
+        for kind in ("head", "draft")
+        if kind in parts
+    }
+    decoding, decodings = decodings_of(folder, parts)
+    for path, text in heads.items():
+        write_atomically(path, text)
+    write_folder(
+        folder,
+        parts=parts,
+        base=inputs,
+        space=base.space.digest,
+        num_open_loop_steps=before.get("num_open_loop_steps") or base.chunk_length,
+        decoding=decoding,
+        decodings=decodings,
+    )
+    print(f"{folder / POLICY_FILE}: {', '.join(parts)}; decodings {', '.join(decodings)}; space {base.space.digest}")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="folder with policy.json, or with base/, tokenizer/, head/, draft/")
+    folder = parser.parse_args().folder
+    try:
+        restamp(folder)
+    except (RSDError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""What an entry point prints for which error, on a small Hydra main of its own."""
+
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.utils import instantiate
+
+from rsd.commands.entry_point import check_sweep, finish_run, report_errors, run, with_typed
+from rsd.errors import SettingError
+from rsd.files import WriteError, write_atomically
+from rsd.processes import say
+
+CONFIG = """# Raise something.
+# python raise.py
+defaults:
+  - _self_
+
+chunk: 8  # steps
+kind: setting
+make:
+  _target_: tests.commands.test_entry_point.Made
+  kind: ${kind}
+"""
+
+
+class Made:
+    """Raises in its constructor, inside what Hydra wraps around it."""
+
+    def __init__(self, kind: str) -> None:
+        raise {"setting": SettingError, "value": ValueError, "os": OSError}[kind]("size is 3, expected 4")
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs it with overrides; returns (exit code, stdout, stderr, content of error.log)."""
+    (tmp_path / "root.yaml").write_text(CONFIG)
+
+    @hydra.main(version_base="1.3", config_path=str(tmp_path), config_name="root")
+    @report_errors
+    def main(cfg):
+        instantiate(cfg.make)
+
+    def call(*overrides: str) -> tuple[int, str, str, str]:
+        folders = (f"hydra.run.dir={tmp_path}/run", f"hydra.sweep.dir={tmp_path}/sweep")
+        monkeypatch.setattr(sys, "argv", ["raise.py", *overrides, *folders])
+        with pytest.raises(SystemExit) as stopped:
+            run(main, tmp_path / "root.yaml")
+        log = tmp_path / "run" / "error.log"
+        return stopped.value.code, *capsys.readouterr(), log.read_text() if log.exists() else ""
+
+    return call
+
+
+def test_an_error_of_this_package_is_one_line_and_its_traceback_is_in_a_file(command, tmp_path):
+    code, _, err, log = command()
+    assert (code, err) == (1, f"error: size is 3, expected 4\n(traceback in {tmp_path}/run/error.log)\n")
+    assert "Traceback" in log and "InstantiationException" in log
+
+
+def test_a_job_of_a_multirun_says_it_in_one_line_as_well(command, tmp_path):
+    """Each job as it ends, and Hydra the first of them at the end."""
+    code, _, err, _ = command("-m", "chunk=8,16")
+    lines = [f"error: size is 3, expected 4\n(traceback in {tmp_path}/sweep/{job}/error.log)\n" for job in (0, 1)]
+    assert code == 1 and err.startswith("".join(lines)) and "SettingError: size is 3, expected 4" in err
+    assert "Traceback" not in err and "Traceback" in (tmp_path / "sweep" / "1" / "error.log").read_text()
+
+
+@pytest.mark.parametrize("phase", ["rfsq,head", "choice(rfsq,head)", "glob(*)"])
+def test_a_sweep_over_phases_is_refused_before_anything_is_written(command, tmp_path, phase):
+    code, _, err, _ = command("-m", f"phase={phase}")
+    message = "a sweep varies settings of one phase; run the phases one after another"
+    assert code == f"error: phase={phase}: {message}" and err == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["root.yaml"]
+    check_sweep(["-m", "phase=rfsq", "phase.module.learning_rate=1e-3,5e-3", "quantizer=a,b"])
+
+
+@pytest.mark.parametrize(
+    ("hint", "typed", "expected"),
+    [
+        ("phase=rfsq", "decoding=speculative quantizer=dct_d3 chunk=4", "phase=rfsq quantizer=dct_d3 chunk=4"),
+        ("phase=oft model=oft_tiny", "model=oft_small", "phase=oft model=oft_small"),
+        ("phase=oft model=oft_tiny", "chunk=4", "phase=oft model=oft_tiny chunk=4"),
+        ("phase=head", "env=libero_10", "phase=head data=libero_10"),
+        ("phase=head", "env=libero_10 data=libero_goal", "phase=head data=libero_goal"),
+        ("phase=rfsq", "paths.root=here policy_threads=2", "phase=rfsq paths.root=here"),
+    ],
+)
+def test_the_command_in_a_hint_repeats_what_was_typed(hint, typed, expected):
+    message = "no checkpoint; make it with: python train.py {}; or not"
+    assert with_typed(message.format(hint), typed.split()) == message.format(expected)
+
+
+def test_values_of_stages_stand_below_the_stage(tmp_path, capsys):
+    metrics = {"mse": [0.5, 0.25], "bits": 10, "perplexity": [3.0, 2.0]}
+    assert finish_run(tmp_path, "a title", metrics, ["mse", "bits", "absent", "perplexity"]) == 0.25
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:-1]]
+    shown = [["bits", "10"], ["absent"], ["stage", "1", "2"], ["mse", "0.5", "0.25"], ["perplexity", "3", "2"]]
+    assert rows == shown
+
+
+@pytest.mark.parametrize(("kind", "shown"), [("value", "ValueError: size is 3"), ("os", "OSError: size is 3")])
+def test_any_other_error_keeps_its_traceback_on_the_screen(command, kind, shown):
+    code, _, err, log = command(f"kind={kind}")
+    assert code == 1 and "Traceback" in err and "in __init__" in err and shown in err and log == ""
+
+
+def test_what_hydra_says_of_the_configuration_is_one_line(command):
+    code, _, err, log = command("kind=${nowhere}")
+    assert code == 1 and err.startswith("error: Interpolation key 'nowhere' not found") and len(err.splitlines()) == 2
+    assert "Traceback" in log
+
+
+@pytest.mark.parametrize("chunk", ["0", "-1", "1.5", "true", "null", "'8'"])
+def test_a_chunk_is_a_number_of_steps(command, chunk):
+    code, _, err, _ = command(f"chunk={chunk}")
+    assert code == 1 and ", expected a whole number of control steps, 1 or more: chunk=8" in err
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(WriteError, match=r"cannot write .*absent/a\.json: No such file or directory; make room"):
+        write_atomically(tmp_path / "absent" / "a.json", "{}")
+
+
+def test_help_needs_no_configuration_that_composes(tmp_path, monkeypatch, capsys):
+    for name, text in (("root.yaml", CONFIG + "hydra:\n  run:\n    dir: out\n"), ("paths/default.yaml", "root: out\n")):
+        Path(tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(sys, "argv", ["raise.py", "--help"])
+    run(lambda: pytest.fail("main was called"), tmp_path / "root.yaml")
+    assert capsys.readouterr().out.startswith("Raise something.\n\nUsage\n  python raise.py [GROUP=CHOICE …]")
+
+
+@pytest.mark.parametrize(("rank", "printed"), [(None, "a line\n"), ("0", "a line\n"), ("1", "")])
+def test_one_of_several_processes_speaks(monkeypatch, capsys, rank, printed):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    say("a line")
+    assert capsys.readouterr().out == printed

@@ -1,0 +1,43 @@
+"""Names of checkpoints: links to runs, and offers of a multirun's jobs."""
+
+import os
+
+import pytest
+
+from rsd.commands.publishing import Offer, PublishError, publish, read_offer, rivals, write_offer
+from rsd.errors import RSDError
+
+
+def test_a_name_is_a_relative_link_that_moves_on(tmp_path, capsys):
+    name = tmp_path / "checkpoints" / "head" / "one"
+    for run in ("a", "b"):
+        (tmp_path / run / "checkpoint").mkdir(parents=True)
+        publish(tmp_path / run / "checkpoint", name)
+        assert name.resolve() == (tmp_path / run / "checkpoint").resolve()
+    assert not os.path.isabs(os.readlink(name))
+    assert f"from now on it points to {tmp_path / 'b' / 'checkpoint'}" in capsys.readouterr().out
+
+
+def test_a_folder_put_there_by_hand_stays(tmp_path):
+    (tmp_path / "name").mkdir()
+    with pytest.raises(PublishError, match="name is a folder of its own, not a link to a run; move it away"):
+        publish(tmp_path / "checkpoint", tmp_path / "name")
+
+
+def test_a_place_where_no_link_can_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RSDError, match=r"file/name cannot be made a link to .*: .*; set paths.checkpoints"):
+        publish(tmp_path / "checkpoint", tmp_path / "file" / "name")
+
+
+def test_offers(tmp_path):
+    name, other = tmp_path / "names" / "one", tmp_path / "names" / "two"
+    for job, offered in (("0", name), ("1", other), ("2", name)):
+        (tmp_path / job / "checkpoint").mkdir(parents=True)
+        write_offer(tmp_path / job, Offer(tmp_path / job / "checkpoint", offered))
+    (tmp_path / "3").mkdir()
+    assert read_offer(tmp_path / "3") is None
+    offers = [read_offer(tmp_path / job) for job in "012"]
+    assert rivals(offers) == [[offers[0], offers[2]], [offers[1]]]
+    publish(offers[2].checkpoint, name)
+    assert [offer.is_published for offer in offers] == [False, False, True]

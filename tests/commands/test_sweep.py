@@ -1,0 +1,126 @@
+"""The table over a multirun's folders."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from rsd.commands.publishing import Offer, write_offer
+from rsd.commands.sweep import describe_waiting, publish_job, publish_unshared, read_sweep, sweep_columns, write_sweep
+from rsd.errors import SettingError
+
+
+def make_job(sweep_dir, number, overrides, *, metrics=None, status=None, error=None):
+    folder = sweep_dir / str(number)
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in overrides))
+    if metrics is not None:
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    if status is not None:
+        (folder / "job.json").write_text(json.dumps({"status": status, "error": error}))
+
+
+def make_sweep(tmp_path):
+    make_job(tmp_path, 0, ["phase=rfsq", "quantizer=d2", "chunk='8'"], metrics={"mse": 0.25, "bits": 10}, status="done")
+    make_job(tmp_path, 1, ["phase=rfsq", "quantizer=d4", "chunk=8"], status="failed", error="OSError: <disk> full")
+    make_job(tmp_path, 2, ["phase=rfsq", "quantizer=d4", "+seed=1"], metrics={"mse": 0.125, "gap": 1e-7}, status="done")
+    make_job(tmp_path, 10, ["phase=rfsq", "quantizer=d8", "chunk=8"])
+
+
+def test_rows_and_columns(tmp_path):
+    make_sweep(tmp_path)
+    runs = read_sweep(tmp_path)
+    assert [(run.name, run.status) for run in runs] == [
+        ("0", "done"), ("1", "failed"), ("2", "done"), ("10", "not finished")
+    ]  # fmt: skip
+    assert sweep_columns(runs) == (["quantizer", "chunk", "seed"], ["mse", "bits", "gap"])
+
+
+def test_files(tmp_path):
+    make_sweep(tmp_path)
+    write_sweep(tmp_path)
+    assert (tmp_path / "sweep.csv").read_text().splitlines() == [
+        "run,quantizer,chunk,seed,status,mse,bits,gap",
+        "0,d2,8,,done,0.25,10,",
+        "1,d4,8,,failed,,,",
+        "2,d4,,1,done,0.125,,1e-07",
+        "10,d8,8,,not finished,,,",
+    ]
+    page = (tmp_path / "sweep.html").read_text()
+    assert "OSError: &lt;disk&gt; full" in page and "http" not in page and "<b>phase</b> rfsq" in page
+
+
+def test_terminal_table_shows_what_fits(tmp_path, monkeypatch):
+    make_job(tmp_path, 0, ["a=1"], metrics={f"a_long_metric_name_{index}": 0.5 for index in range(20)}, status="done")
+    monkeypatch.setenv("COLUMNS", "80")
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))
+    console.print(write_sweep(tmp_path))
+    text = console.export_text()
+    assert "a_long_metric_name_0" in text and "17 more columns in sweep.csv" in text and "…" not in text
+
+
+def test_terminal_table_shows_what_main_returned_however_narrow_it_is(tmp_path, monkeypatch):
+    """The second job has another number of stages."""
+    for number, values in enumerate([[0.5, 0.25], [0.5, 0.25, 0.125]]):
+        metrics = {"size": 3} | {f"mse/{stage}": value for stage, value in enumerate(values, start=1)}
+        make_job(tmp_path, number, [f"name={'long' * 20}{number}"], metrics=metrics)
+        job = {"status": "done", "error": None, "result": values[-1]}
+        (tmp_path / str(number) / "job.json").write_text(json.dumps(job))
+    monkeypatch.setenv("COLUMNS", "60")
+    console = Console(width=60, record=True, file=open("/dev/null", "w"))
+    console.print(write_sweep(tmp_path))
+    text = console.export_text()
+    assert "  mse" in text and "mse/" not in text and "0.25" in text and "0.125" in text
+    assert "4 more columns in sweep.csv" in text
+    assert (tmp_path / "sweep.csv").read_text().startswith("run,name,status,size,mse/1,mse/2,mse/3\n")
+
+
+@pytest.fixture
+def offering(tmp_path):
+    """Jobs 0 and 2 made checkpoints for one name, job 1 for another, job 3 none."""
+    sweep_dir, names = tmp_path / "sweep", tmp_path / "names"
+    for number, name in enumerate(["same", "own", "same", None]):
+        make_job(sweep_dir, number, [f"seed={number}"], metrics={"mse": 0.5}, status="done" if name else "failed")
+        if name:
+            (sweep_dir / str(number) / "checkpoint").mkdir()
+            write_offer(sweep_dir / str(number), Offer(sweep_dir / str(number) / "checkpoint", names / name))
+    return sweep_dir, names
+
+
+def published(sweep_dir):
+    write_sweep(sweep_dir)
+    header, *rows = (sweep_dir / "sweep.csv").read_text().splitlines()
+    assert header == "run,seed,status,published,mse"
+    return [row.split(",")[3] for row in rows]
+
+
+def test_what_one_job_offers_alone_is_published_and_the_rest_waits(offering):
+    sweep_dir, names = offering
+    assert published(sweep_dir) == ["no", "no", "no", ""]
+    publish_unshared(sweep_dir)
+    assert published(sweep_dir) == ["no", str(names / "own"), "no", ""] and not (names / "same").exists()
+    (line,) = describe_waiting(sweep_dir, read_sweep(sweep_dir))
+    command = f"python -m rsd.commands.sweep {sweep_dir} --publish 0"
+    assert line == f"not published: {names / 'same'}, made by jobs 0, 2; publish one with: {command}"
+    page = (sweep_dir / "sweep.html").read_text()
+    assert command in page and '<td class="good">done</td>' in page and '<td class="n">0.5</td>' in page
+
+
+def test_a_chosen_job_is_published_and_another_can_follow(offering):
+    sweep_dir, names = offering
+    for job in ("0", "2"):
+        publish_job(sweep_dir, job)
+        assert published(sweep_dir)[int(job)] == str(names / "same") and published(sweep_dir).count("no") == 2
+    with pytest.raises(
+        SettingError, match=r"job '3' of .* has no checkpoint to publish; those with one: \['0', '1', '2'\]"
+    ):
+        publish_job(sweep_dir, "3")
+
+
+def test_a_name_that_is_a_folder_does_not_keep_the_others_from_it(offering, capsys):
+    sweep_dir, names = offering
+    (names / "same").mkdir(parents=True)
+    write_offer(sweep_dir / "0", Offer(sweep_dir / "0" / "checkpoint", names / "third"))
+    publish_unshared(sweep_dir)
+    assert published(sweep_dir) == [str(names / "third"), str(names / "own"), "no", ""]
+    assert "same is a folder of its own" in capsys.readouterr().err

@@ -1,0 +1,76 @@
+"""Documents: links lead somewhere, the README stays short, and tables that repeat the code equal it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.test_architecture import ALLOWED
+from tests.test_readme import python_blocks
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), ROOT / "released" / "README.md"]
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+IMPORTS = re.compile(r"(?<=<!-- imports: the same as ALLOWED in tests/test_architecture.py -->\n).*(?=<!-- end)", re.S)
+
+
+def headings(page: Path) -> set[str]:
+    """Anchors of a page, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def imports_table() -> str:
+    """Who may import whom, as docs/architecture.md has it."""
+    lines = ["| room | may import |", "|---|---|"]
+    for room, names in ALLOWED.items():
+        lines.append(f"| `{room}` | {' '.join(f'`{name}`' for name in sorted(names)) or '–'} |")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page):
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name} links to {link}, which does not exist"
+        assert not anchor or anchor in headings(target), f"{page.name} links to {link}; headings: {headings(target)}"
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    linked = {(README.parent / link.partition("#")[0]).resolve() for link in LINK.findall(README.read_text())}
+    pages = {page for page in PAGES if page != README and page.parent != ROOT / "docs" / "results"}
+    assert pages - linked == set()
+    assert ROOT / "docs" / "results" / "README.md" in linked
+
+
+def test_the_readme_is_short():
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 130
+    assert [number for number, line in enumerate(lines, 1) if len(line) > 120] == []
+
+
+def test_the_table_of_imports_is_the_one_that_is_checked():
+    (table,) = IMPORTS.findall((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+    assert table == imports_table(), f"put this into docs/architecture.md:\n\n{imports_table()}"
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_in_other_pages_imports_what_there_is(page):
+    for block in python_blocks(page):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = __import__(node.module, fromlist=["_"])
+                missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+                assert missing == [], f"{page.name}: {node.module} has no {missing}"
+
+
+def test_every_decoding_has_a_section():
+    choices = {path.stem for path in (ROOT / "conf" / "decoding").glob("[!_]*.yaml")}
+    assert choices <= headings(ROOT / "docs" / "decoding.md")

@@ -1,0 +1,50 @@
+"""Small files that are whole or not there."""
+
+import errno
+import os
+
+import pytest
+
+from rsd.files import read_json, write_atomically
+
+
+def test_text_and_bytes_are_written_and_read_again(tmp_path):
+    path = tmp_path / "file.json"
+    assert read_json(path) is None
+    write_atomically(path, '{"name": "→"}')
+    assert read_json(path) == {"name": "→"} and path.read_bytes() == '{"name": "→"}'.encode()
+    write_atomically(path, b"[1]")
+    assert read_json(path) == [1] and list(tmp_path.iterdir()) == [path]
+
+
+def test_text_that_cannot_be_encoded_touches_nothing(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "new \ud800")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_file_and_folder_are_synced(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def note(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_atomically(tmp_path / "file", "text")
+    assert synced == [str(tmp_path / "file.tmp"), str(tmp_path)]
