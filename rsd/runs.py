@@ -1,7 +1,7 @@
 """Run folders: what is written once at a first start, and how a run is continued.
 
 A run folder holds config.yaml (resolved), overrides.yaml (what the user typed) and provenance.json (the folder's
-layout, the choice in each config group, and one record a start).
+layout, the choice in each config group that the run used, and one record a start).
 Hydra keeps copies of its own in .hydra, but writes them anew at every start; these here are what a resume is held to.
 
 An entry point puts `resume_arguments(sys.argv[1:])` in place of its arguments before Hydra sees them, and begins with
@@ -14,10 +14,10 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -44,6 +44,9 @@ MAY_DIFFER = (  # what may change between the starts of one run
     *("resume", "logger", "num_workers", "render_devices"),
     "plan",  # it is made of the other keys, and compared by itself
 )
+
+
+COMPOSED_OF = ("composed", "model", "quantizer", "draft", "target", "decoding", "data")  # groups of a composed policy
 
 
 class RunError(RSDError, RuntimeError):
@@ -124,7 +127,7 @@ def open_run(
         RunError: the folder already holds a run and resume is not set, or the stored config differs.
     """
     run_dir = Path(hydra_cfg.runtime.output_dir)
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
     start = {**provenance(), **(found or {})}
     if cfg.resume is None:
         if (run_dir / CONFIG_FILE).exists():
@@ -133,9 +136,10 @@ def open_run(
             )
         overrides = OmegaConf.create(list(hydra_cfg.overrides.task))
         write_atomically(run_dir / OVERRIDES_FILE, OmegaConf.to_yaml(overrides))
-        groups = {
+        chosen = {
             group: choice for group, choice in hydra_cfg.runtime.choices.items() if not group.startswith("hydra/")
         }
+        groups = used_choices(chosen, config)
         record = {"layout": LAYOUT, "choices": groups, "starts": [start]}
         write_atomically(run_dir / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
         write_atomically(run_dir / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(config)))  # last: now it is a run
@@ -154,6 +158,12 @@ def open_run(
     record["starts"].append(start)
     write_atomically(run_dir / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
     return run_dir
+
+
+def used_choices(choices: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Choices of config groups, without those of a composed policy where the config names a policy that is made."""
+    made = "composed" in choices and config.get("policy") is not None
+    return {group: choice for group, choice in choices.items() if not (made and group in COMPOSED_OF)}
 
 
 def _is_override(argument: str) -> bool:

@@ -29,6 +29,15 @@ def test_first_start_writes_config_overrides_and_provenance(tmp_path):
     assert len(provenance["starts"]) == 1 and "torch" in provenance["starts"][0]["packages"]
 
 
+@pytest.mark.parametrize("policy", ["released", {"_target_": "my.Policy"}])
+def test_groups_that_a_given_policy_does_not_use_are_no_choices(tmp_path, policy):
+    unused = ("composed", "model", "quantizer", "draft", "target", "decoding", "data")
+    hydra = hydra_config(tmp_path, [])
+    hydra.runtime.choices = dict.fromkeys(unused, "default") | {"env": "libero_goal"}
+    open_run(OmegaConf.create({"resume": None, "policy": policy}), hydra)
+    assert json.loads((tmp_path / "provenance.json").read_text())["choices"] == {"env": "libero_goal"}
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
     cfg = OmegaConf.create({"resume": None, "seed": 1})
     open_run(cfg, hydra_config(tmp_path, ["seed=1"]))

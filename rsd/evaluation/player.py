@@ -20,6 +20,7 @@ from rsd.evaluation.statistics import summarize_decoding
 
 EMBEDDED_VIDEO_BYTES = 1_000_000  # larger videos are linked, not embedded
 EMBEDDED_TOTAL_BYTES = 23_000_000  # of traces and videos, as they stand in the page
+ENDS = {0: "whole", 1: "draft"}  # of a chunk, by its counter early_exits
 POSITION_NAMES, GRIPPER_NAME = ("x", "y", "z"), "gripper"  # of action dims; see `Task`
 
 
@@ -29,7 +30,7 @@ def recorded_episodes(report: dict[str, Any], run_dir: Path, plan: Plan | None) 
     Args:
         report: As in report.json.
         run_dir: Where videos and traces are.
-        plan: Tells which action dims are positions; without it draft and target are not held against each other.
+        plan: Tells which action dims are positions; without it the draft is not held against the executed chunk.
 
     Returns:
         task_id, init_state_id, outcome ("success", "failure" or "crashed"), num_steps, instruction, source (a data: or
@@ -87,9 +88,10 @@ def chunk_figures(trace: dict[str, Any], action_names: Sequence[str]) -> list[di
     Returns:
         step, num_steps (executed), frame, num_frames (of the video, until the next chunk), accepted (leading stages of
         the draft's first proposal; None when nothing was proposed), target_passes and draft_passes (None without
-        tokens), difference (largest |draft - target| of the position dims over the whole chunk, in robot units),
-        gripper_steps (on which draft and target differ in the gripper's sign; both None without a draft, or without
-        such dims), latency_ms.
+        tokens), ended ("draft" where the chunk ended there, else "whole"; None without tokens), base_layers and depth
+        (None where the trace lacks them), difference (largest |draft - executed chunk| of the position dims, in robot
+        units), gripper_steps (on which the two differ in the gripper's sign; both None without a draft, where the chunk
+        is the draft's, or without such dims), latency_ms.
     """
     chunks = trace["chunks"]
     ends = [chunk["frame"] for chunk in chunks[1:]]
@@ -109,6 +111,9 @@ def chunk_figures(trace: dict[str, Any], action_names: Sequence[str]) -> list[di
                 "accepted": stats["accept_counts"].index(1) if proposed else None,
                 "target_passes": stats.get("target_passes") if has_tokens else None,
                 "draft_passes": stats.get("draft_passes") if has_tokens else None,
+                "ended": ENDS.get(stats.get("early_exits")) if has_tokens else None,
+                "base_layers": stats.get("base_layers"),
+                "depth": chunk.get("depth"),
                 "difference": difference,
                 "gripper_steps": gripper_steps,
                 "latency_ms": {part: round(value, 2) for part, value in chunk["latency_ms"].items()},
@@ -118,13 +123,13 @@ def chunk_figures(trace: dict[str, Any], action_names: Sequence[str]) -> list[di
 
 
 def _draft_difference(chunk: dict[str, Any], action_names: Sequence[str]) -> tuple[float | None, int | None]:
-    if chunk["draft_actions"] is None:
+    if chunk["draft_actions"] is None or chunk["stats"].get("early_exits"):  # ended there: the chunk is the draft's own
         return None, None
-    target, draft = np.array(chunk["actions"]), np.array(chunk["draft_actions"])  # [T, A]
+    executed, draft = np.array(chunk["actions"]), np.array(chunk["draft_actions"])  # [T, A]
     positions = [dim for dim, name in enumerate(action_names) if name in POSITION_NAMES]
     grippers = [dim for dim, name in enumerate(action_names) if name == GRIPPER_NAME]
-    difference = round(float(np.abs(draft - target)[:, positions].max()), 5) if positions else None
-    gripper_steps = int(((draft > 0) != (target > 0))[:, grippers].any(axis=1).sum()) if grippers else None
+    difference = round(float(np.abs(draft - executed)[:, positions].max()), 5) if positions else None
+    gripper_steps = int(((draft > 0) != (executed > 0))[:, grippers].any(axis=1).sum()) if grippers else None
     return difference, gripper_steps
 
 

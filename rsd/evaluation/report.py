@@ -49,7 +49,7 @@ from rsd.evaluation.sequential import VERDICT_FILE
 from rsd.evaluation.statistics import summarize_decoding, summarize_success, summarize_tasks, summarize_work
 from rsd.evaluation.time_shares import summarize_time
 from rsd.files import read_json, write_atomically
-from rsd.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, read_yaml
+from rsd.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, read_yaml, used_choices
 from rsd.types import EpisodeResult
 from rsd.work import add_counts
 
@@ -181,9 +181,18 @@ def render_report(report: dict[str, Any], run_dir: Path, plan: Plan | None) -> s
         report=report,
         grid=_trial_grid(report, {(episode["task_id"], episode["init_state_id"]) for episode in recorded}),
         recorded=recorded,
+        choices=_choices(report),
         base_layers=next(c["per_chunk"] for c in report["work"]["counters"] if c["counter"] == "base_layers"),
         config_yaml=None if config is None else OmegaConf.to_yaml(OmegaConf.create(config)),
     )
+
+
+def _choices(report: dict[str, Any]) -> dict[str, Any]:
+    """What the head of the page names: the groups' choices, but model and decoding as the plan describes them."""
+    provenance, plan = report["provenance"], report["plan"]
+    choices = {} if provenance is None else used_choices(provenance["choices"], report["config"] or {})
+    policy = {} if plan is None else plan["policy"]
+    return {name: policy[name] for name in ("model", "decoding") if name in policy} | choices
 
 
 def _trial_grid(report: dict[str, Any], recorded: set[tuple[int, int]]) -> list[dict[str, Any]]:

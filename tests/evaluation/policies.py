@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -66,6 +67,18 @@ class SeeingPolicy:
 
     def _chunk(self, actions: np.ndarray, **said: Any) -> Chunk:
         return Chunk(actions, num_steps=self.num_open_loop_steps, **said)
+
+
+class EarlyExitPolicy(SeeingPolicy):
+    """Every second chunk of an episode ends at the draft, and the base model's own head makes the others."""
+
+    def predict(self, requests: Sequence[Request]) -> list[Chunk]:
+        return [dataclasses.replace(one, work=self._work(), depth=None) for one in super().predict(requests)]
+
+    def _work(self) -> dict[str, Any]:
+        early = len(self.seen) % 2
+        idle = dict.fromkeys(("target_passes", "proposed_stages", "accepted_stages"), 0) | {"accept_counts": [0] * 4}
+        return {**idle, "draft_passes": 2, "early_exits": early, "base_layers": 3 if early else 6}
 
 
 class RaisingPolicy(SeeingPolicy):

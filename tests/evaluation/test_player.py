@@ -46,6 +46,9 @@ def test_figures_of_a_speculative_trace():
         "accepted": 1,
         "target_passes": 2,
         "draft_passes": 1,
+        "ended": None,  # the trace does not say
+        "base_layers": None,
+        "depth": None,
         "difference": 0.3,  # rotations do not count
         "gripper_steps": 1,
         "latency_ms": {"backbone": 3.0, "total": 4.0},
@@ -59,6 +62,16 @@ def test_without_the_names_of_action_dims_nothing_is_held_against_the_draft():
     only_chunk = chunk(0, 0, 2, draft=[[0.1] * 7, [0.0] * 7])
     (only,) = chunk_figures({"every_step": False, "chunks": [only_chunk]}, ())
     assert (only["difference"], only["gripper_steps"]) == (None, None)
+
+
+def test_a_chunk_that_ended_at_the_draft_is_not_held_against_itself():
+    counters = {"target_passes": 0, "draft_passes": 2, "accept_counts": [0, 0, 0, 0]}
+    early = chunk(0, 0, 2, draft=chunk(0, 0, 2)["actions"], stats=counters | {"early_exits": 1, "base_layers": 3})
+    whole = chunk(2, 1, 2, draft=[[0.1] * 7] * 2, stats=counters | {"early_exits": 0, "base_layers": 6})
+    first, second = chunk_figures({"every_step": False, "chunks": [early | {"depth": 2}, whole | {"depth": 0}]}, NAMES)
+    names = ("ended", "base_layers", "depth", "difference", "gripper_steps", "draft_passes", "accepted")
+    assert [first[name] for name in names] == ["draft", 3, 2, None, None, 2, None]
+    assert [second[name] for name in names] == ["whole", 6, 0, 0.1, 1, 2, None]
 
 
 def test_idle_counters_are_no_passes():

@@ -12,7 +12,7 @@ from rsd.evaluation.plan import keep_plan
 from rsd.evaluation.report import report_tables, write_report
 from rsd.evaluation.results import ResultsError
 from tests.evaluation.folders import make_run, plan_of
-from tests.evaluation.policies import RaisingPolicy, SeeingPolicy, StillPolicy
+from tests.evaluation.policies import EarlyExitPolicy, RaisingPolicy, SeeingPolicy, StillPolicy
 from tests.fakes import point_mass_tasks
 
 
@@ -140,6 +140,46 @@ def test_work_is_shown_a_chunk_and_a_solved_episode(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "<h2>Work</h2>" in page and "100.0 % of chunks ended early" in page and "This decoding has no tokens" in page
     assert "busy machine" not in page
+
+
+def test_chunks_that_end_at_the_draft_are_told_as_such(tmp_path):
+    make_run(tmp_path, EarlyExitPolicy())
+    report = write_report(tmp_path)
+    num_chunks = report["work"]["num_chunks"]
+    share = (num_chunks + 1) // 2 / num_chunks
+    assert report["work"]["early_exit_share"] == share
+    page = (tmp_path / "report.html").read_text()
+    assert (
+        f"{100 * share:.1f} % of chunks ended at the draft, unverified; the others ran to the base model's end. "
+        f"0.00 target passes and 2.00 draft passes a chunk over {num_chunks} chunks; nothing was proposed to a target."
+    ) in page
+    assert "Nothing was drafted" not in page and "of drafted stages accepted" not in page
+
+
+def write_inputs(run_dir, policy, choices):
+    """The config and the provenance of a run with this policy=, as an earlier version recorded its groups."""
+    start = {"time": "2026-01-01T00:00:00+00:00", "rsd": "0", "revision": None, "device": "cpu", "python": "3"}
+    record = {"choices": choices, "starts": [start | {"packages": {}, "simulator": {}}]}
+    (run_dir / "config.yaml").write_text(json.dumps({"policy": policy}))
+    (run_dir / "provenance.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("released", {"model": "released", "decoding": "speculative", "env": "libero_goal"}),
+        (None, {"model": "oft_tiny", "decoding": "l1", "quantizer": "rfsq_d8", "composed": "default"}),
+    ],
+)
+def test_the_head_names_the_policy_that_ran(tmp_path, policy, expected):
+    make_run(tmp_path, SeeingPolicy(), num_trials=1, has_plan=False)
+    ran = {"model": expected["model"], "decoding": expected["decoding"], "options": {"gate": {"above": "-inf"}}}
+    keep_plan(tmp_path, plan_of(point_mass_tasks(num_tasks=3), num_trials=1, policy=ran))
+    groups = {"model": "oft_tiny", "quantizer": "rfsq_d8", "decoding": "l1", "composed": "default"}
+    write_inputs(tmp_path, policy, groups | {"env": "libero_goal"})
+    assert write_report(tmp_path)["plan"]["policy"]["options"] == {"gate": {"above": "-inf"}}
+    chips = re.findall(r'<span class="chip"><b>(\w+)</b> (\w+)</span>', (tmp_path / "report.html").read_text())
+    assert dict(chips) == {"env": "libero_goal"} | expected
 
 
 def test_what_was_not_recorded_is_a_dash_and_in_no_metric(tmp_path):

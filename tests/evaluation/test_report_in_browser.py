@@ -8,7 +8,7 @@ import pytest
 
 from rsd.evaluation.report import write_report
 from tests.evaluation.folders import make_run
-from tests.evaluation.policies import SeeingPolicy, StillPolicy
+from tests.evaluation.policies import EarlyExitPolicy, SeeingPolicy, StillPolicy
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +39,19 @@ def test_the_player_shows_each_chunk_of_the_first_episode(run_dir, tmp_path):
     assert len(re.findall(r'class="chunk( current)?"', document)) == -(-report["episodes"][0]["num_steps"] // 3)
     assert document.count('class="chunk current"') == 1
     assert re.search(r"Task 0, init state 0: <span class=\"good\">success</span>", document)
+
+
+def test_the_player_says_where_a_chunk_ended(tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    make_run(tmp_path, EarlyExitPolicy(), num_trials=1, save_videos=1)
+    write_report(tmp_path)
+    document, complaints = opened(tmp_path / "report.html", tmp_path / "profile")
+    assert complaints == [] and "nothing was proposed to a target" in document
+    columns = re.findall(r'class="chunk(?: current)?"[^>]*title="([^"]*)"', document)
+    early = [column for column in columns if "ended at: draft\nbase layers: 3" in column]
+    whole = [column for column in columns if "ended at: whole\nbase layers: 6\ndraft − executed: 0." in column]
+    assert early and whole and len(early) + len(whole) == len(columns)
+    assert not any("executed" in column for column in early)
 
 
 def test_a_link_opens_its_episode_and_a_click_on_the_timeline_seeks(run_dir, tmp_path):
