@@ -1,7 +1,8 @@
 """Compare evaluations of the same episodes: python scripts/compare.py RUN RUN [...] [--margin 0.02] [--reference RUN]
 
 Pairs the runs' episodes by task and init state, prints the verdicts, and writes comparison.html (one file, opens
-offline) and comparison.json. Runs that differ in their seed only count as one candidate.
+offline) and comparison.json into outputs/comparison/, or into --out DIR. Both are overwritten by the next
+comparison. Runs that differ in their seed only count as one candidate.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rsd.errors import RSDError
 from rsd.evaluation.page import format_percent
 from rsd.files import write_atomically
 
+OUT = Path("outputs") / "comparison"
 TONES = {"non-inferior": "green", "inferior": "red", "undecided": "yellow"}
 
 
@@ -111,7 +113,7 @@ def show(comparison: dict[str, Any], out: Path, console: Console) -> None:
             ]
             lines += [f"  by hand: {line}" for line in published["by_hand"]]
     margin = f"margin {100 * comparison['margin']:g} points. {comparison['rule']}"
-    for line in ["", *lines, margin, f"Page: {out / COMPARISON_HTML}"]:
+    for line in ["", *lines, margin, f"Page: {out / COMPARISON_HTML}", f"Data: {out / COMPARISON_JSON}"]:
         console.print(line, soft_wrap=True, markup=False)
 
 
@@ -123,7 +125,7 @@ def main() -> None:
         "--margin", type=float, default=0.02, help="largest acceptable loss of success rate, a share (0.02)"
     )
     parser.add_argument("--reference", type=Path, metavar="RUN", help="what the others are held against; the first run")
-    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="where the two files go (here)")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"where the two files go ({OUT})")
     parser.add_argument(
         "--allow-version",
         action="append",

@@ -7,7 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from rsd.decoding import Noise
+from rsd.stages import Absent
 from tests.test_architecture import ALLOWED
 from tests.test_readme import python_blocks
 
@@ -16,6 +19,10 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), ROOT / "released" / "README.md"]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 IMPORTS = re.compile(r"(?<=<!-- imports: the same as ALLOWED in tests/test_architecture.py -->\n).*(?=<!-- end)", re.S)
+
+
+PATH = re.compile(r"(?:README\.md|(?:conf|docs|released|rsd|scripts|tests)(?:/[\w-]+)*(?:/[\w-]+\.\w+|/))")
+MADE_UP = {"conf/decoding/NAME.yaml", "conf/model/NAME.yaml"}  # for the reader to choose
 
 
 def headings(page: Path) -> set[str]:
@@ -74,3 +81,28 @@ def test_python_in_other_pages_imports_what_there_is(page):
 def test_every_decoding_has_a_section():
     choices = {path.stem for path in (ROOT / "conf" / "decoding").glob("[!_]*.yaml")}
     assert choices <= headings(ROOT / "docs" / "decoding.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_in_backticks_exist(page):
+    quoted = [word for code in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")) for word in code.split()]
+    paths = {word for word in quoted if PATH.fullmatch(word)} - MADE_UP
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+
+
+def test_the_example_of_a_decoding_runs():
+    (example,) = python_blocks(ROOT / "docs" / "architecture.md")
+    room: dict = {"__name__": __name__}
+    exec(example, room)
+    levels = torch.full((2, 3, 4), 5)  # [T, D, Q]
+    logits = torch.randn(2, 2, 3, 1, 5, generator=torch.Generator().manual_seed(0))  # [B, T, D, 1, L]
+    asked = []
+
+    def target(known, start, stop):
+        asked.append((tuple(known.shape), start, stop))
+        return logits
+
+    code = room["FirstStage"]().run(target, Absent("draft"), levels, Noise([0, 1]))
+    assert asked == [((2, 2, 3, 0), 0, 1)]
+    assert torch.equal(code.indices[..., 0], logits[..., 0, :].argmax(dim=-1)) and not code.indices[..., 1:].any()
+    assert code.depth.tolist() == code.work.target_passes.tolist() == [1, 1]

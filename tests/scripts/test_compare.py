@@ -1,6 +1,7 @@
 """scripts/compare.py as a user calls it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,10 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
-def compare(*arguments) -> subprocess.CompletedProcess:
+def compare(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "scripts" / "compare.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
 
 
 @pytest.fixture
@@ -39,6 +41,17 @@ def test_tables_files_and_verdicts(runs, tmp_path):
     comparison = json.loads((out / "comparison.json").read_text())
     assert [candidate["name"] for candidate in comparison["candidates"]] == ["speculative", "l1", "parallel"]
     assert "Comparison on point_mass" in (out / "comparison.html").read_text()
+
+
+def test_without_out_the_files_go_below_outputs(runs, tmp_path):
+    here = tmp_path / "here"
+    here.mkdir()
+    done = compare(*runs, cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in here.iterdir()] == ["outputs"]
+    written = {path.relative_to(here).as_posix() for path in here.rglob("comparison.*")}
+    assert written == {"outputs/comparison/comparison.html", "outputs/comparison/comparison.json"}
+    assert all(path in done.stdout for path in written)
 
 
 def test_what_cannot_be_compared_ends_in_one_line_and_leaves_no_files(runs, tmp_path):
