@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -55,7 +56,16 @@ class RunError(RSDError, RuntimeError):
 
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file, as JSON types."""
-    return OmegaConf.to_container(OmegaConf.load(path))
+    return json_types(OmegaConf.to_container(OmegaConf.load(path)))
+
+
+def json_types(value: Any) -> Any:
+    """The same with "inf", "-inf" and "nan" for the numbers that JSON has no words for."""
+    if isinstance(value, dict):
+        return {name: json_types(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [json_types(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def resume_arguments(argv: Sequence[str]) -> list[str]:
@@ -127,7 +137,7 @@ def open_run(
         RunError: the folder already holds a run and resume is not set, or the stored config differs.
     """
     run_dir = Path(hydra_cfg.runtime.output_dir)
-    config = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
+    config = cast("dict[str, Any]", json_types(OmegaConf.to_container(cfg, resolve=True)))
     start = {**provenance(), **(found or {})}
     if cfg.resume is None:
         if (run_dir / CONFIG_FILE).exists():

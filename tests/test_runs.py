@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from rsd.runs import CONFIG_FILE, LAYOUT, RunError, open_run, resume_arguments
+from rsd.runs import CONFIG_FILE, LAYOUT, RunError, open_run, read_yaml, resume_arguments
 
 
 def hydra_config(run_dir: Path, overrides: list[str]):
@@ -51,6 +51,15 @@ def test_resume_with_the_same_config_adds_a_start(tmp_path):
     resumed = OmegaConf.create({"resume": str(tmp_path), "seed": 1, "logger": {"mode": "b"}})
     open_run(resumed, hydra_config(tmp_path, ["seed=1"]))
     assert len(json.loads((tmp_path / "provenance.json").read_text())["starts"]) == 2
+
+
+@pytest.mark.parametrize("threshold", [float("inf"), float("-inf"), float("nan")])
+def test_numbers_that_json_has_no_words_for_are_kept_as_words(tmp_path, threshold):
+    """A report holds the configuration, and an evaluation with threshold=inf would have ended without one."""
+    for resume in (None, str(tmp_path)):
+        open_run(OmegaConf.create({"resume": resume, "gates": [{"threshold": threshold}]}), hydra_config(tmp_path, []))
+    config = read_yaml(tmp_path / CONFIG_FILE)
+    assert json.loads(json.dumps(config, allow_nan=False))["gates"] == [{"threshold": str(threshold)}]
 
 
 def test_resume_with_another_config_names_the_keys(tmp_path):
