@@ -78,12 +78,12 @@ class Work:
         Raises:
             ValueError: `other` counts another number of stages.
         """
-        for one in fields(Work):
-            counter, more = getattr(self, one.name), getattr(other, one.name)
-            if more.shape[-1] == 0:
-                continue
+        pairs = [(one.name, getattr(self, one.name), getattr(other, one.name)) for one in fields(Work)]
+        pairs = [(name, counter, more) for name, counter, more in pairs if more.shape[-1] > 0]
+        for name, counter, more in pairs:
             if more.shape[1:] != counter.shape[1:]:
-                raise ValueError(f"{one.name} of {list(more.shape)} cannot be added to rows of {list(counter.shape)}")
+                raise ValueError(f"{name} of {list(more.shape)} cannot be added to rows of {list(counter.shape)}")
+        for _, counter, more in pairs:
             counter[rows.to(counter.device)] += more.to(counter.device)
 
     def row(self, index: int) -> Counts:

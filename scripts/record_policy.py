@@ -28,6 +28,7 @@ from rsd.queue import chunk_seed
 from rsd.types import Chunk, Observation, Policy, Request, Step
 
 ROOT = Path(__file__).parents[1]
+FIXTURE = ROOT / "tests" / "golden" / "released_policy.npz"
 SUITES = ("libero_spatial", "libero_object", "libero_goal")
 VIEWS = ("image", "wrist_image")
 EPISODE_TASK, OTHER_TASKS = 0, (1, 2, 4, 5)  # task 3 of libero_goal has words that the policy does not know
@@ -98,6 +99,16 @@ def restored(record: dict[str, Any]) -> Observation:
     """The observation that the fixture means: its decoded JPEGs are the camera's pictures."""
     images = {view: decode_jpeg(record[view].tobytes()) for view in VIEWS}
     return Observation(images=images, proprio=record["proprio"], instruction=str(record["instruction"]))
+
+
+def recorded_observations(path: Path = FIXTURE) -> list[Observation]:
+    """All observations of a recorded fixture."""
+    with np.load(path) as arrays:
+        count = sum(name.endswith(".proprio") for name in arrays.files)
+        return [
+            restored({name: arrays[f"observation.{number}.{name}"] for name in (*VIEWS, "proprio", "instruction")})
+            for number in range(count)
+        ]
 
 
 def closed_loop(suite: str) -> tuple[list[Observation], dict[str, Any]]:

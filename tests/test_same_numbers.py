@@ -12,9 +12,8 @@ import rsd
 from rsd.decoding import Speculative
 from rsd.queue import chunk_seed
 from rsd.types import Request
-from scripts.record_policy import SEED, arithmetic_id, digest, restored
+from scripts.record_policy import FIXTURE, SEED, arithmetic_id, digest, recorded_observations
 
-FIXTURE = Path(__file__).parent / "golden" / "released_policy.npz"
 RELEASED = Path(__file__).parents[1] / "released"
 CHOICES = {
     "l1": {"decoding": "l1"},
@@ -38,10 +37,8 @@ def recorded():
 
 
 @pytest.fixture(scope="module")
-def observations(recorded):
-    count = sum(name.endswith(".proprio") for name in recorded)
-    names = ("image", "wrist_image", "proprio", "instruction")
-    return [restored({name: recorded[f"observation.{number}.{name}"] for name in names}) for number in range(count)]
+def observations():
+    return recorded_observations()
 
 
 @pytest.fixture(scope="module")

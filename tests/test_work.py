@@ -34,8 +34,11 @@ def test_work_of_some_rows_is_charged_to_them():
 def test_work_with_other_stages_is_not_charged_in_part():
     whole = Work.none(2, 3)
     whole.add_rows(torch.tensor([1]), Work.none(1))  # no stages: all the rest is added
-    with pytest.raises(ValueError, match=r"accepted_tokens of \[1, 2\] cannot be added to rows of \[2, 3\]|proposed"):
-        whole.add_rows(torch.tensor([1]), Work.none(1, 2))
+    other = Work.none(1, 2)
+    other.base_layers += 6
+    with pytest.raises(ValueError, match=r"proposed_tokens of \[1, 2\] cannot be added to rows of \[2, 3\]"):
+        whole.add_rows(torch.tensor([1]), other)
+    assert whole.base_layers.tolist() == [0, 0]
 
 
 def test_counts_of_chunks_add_up():

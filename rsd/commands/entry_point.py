@@ -36,9 +36,7 @@ from rsd.processes import is_first_process
 from rsd.runs import CONFIG_FILE, METRICS_FILE, open_run, resume_arguments
 
 ERROR_FILE = "error.log"
-HINT = re.compile(
-    r"(python train\.py phase=\w+)((?: \w+=\w+)*)"
-)  # in a message: the command that makes what is missing
+HINT = re.compile(r"(python train\.py phase=\w+)((?: \w+=\w+)*)")  # a command that makes what a message misses
 REPEATED = ("model", "quantizer", "data", "chunk", "paths")  # what such a command takes over, of what was typed
 
 

@@ -2,7 +2,7 @@
 
 A run of its own publishes at its end. Jobs of a multirun may share a name, and none of them knows of the others: each
 leaves an offer in its run folder, and what only one job offers is published when all have ended
-(rsd/evaluation/sweep.py). So no job ever replaces what another one has published.
+(rsd/commands/sweep.py). So no job ever replaces what another one has published.
 """
 
 from __future__ import annotations

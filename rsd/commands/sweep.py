@@ -102,6 +102,7 @@ def write_sweep(sweep_dir: Path) -> Table:
     overrides, metrics = sweep_columns(runs)
     published = ["published"] if any(run.offer for run in runs) else []
     header = ["run", *overrides, "status", *published, *metrics]
+    num_text = len(header) - len(metrics)  # columns before the numbers
     rows = [
         [
             run.name,
@@ -122,13 +123,12 @@ def write_sweep(sweep_dir: Path) -> Table:
         "sweep.html",
         header=header,
         status_column=1 + len(overrides),
-        num_text=2 + len(overrides) + len(published),
+        num_text=num_text,
         rows=shown,
         common=common,
         waiting=describe_waiting(sweep_dir, runs),
     )
     write_atomically(sweep_dir / HTML_FILE, page)
-    num_text = 2 + len(overrides) + len(published)
     name = result_name(runs)
     if name is not None and name not in metrics[:1]:
         header.insert(num_text, name)

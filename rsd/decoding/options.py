@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
 from rsd.errors import SettingError
 
 
 def require_temperature(value: object) -> None:
     """Raise SettingError unless it is a finite number of at least 0."""
-    if not is_number(value) or not 0 <= value < math.inf:  # type: ignore[operator]
+    if not is_number(value) or not 0 <= value < math.inf:
         raise SettingError(f"temperature {value!r}, expected a finite number of at least 0; 0 is greedy")
 
 
@@ -19,6 +20,6 @@ def require_whole(name: str, value: object) -> None:
         raise SettingError(f"{name} {value!r}, expected a whole number")
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether it is an int or float, and no truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool)

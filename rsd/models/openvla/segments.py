@@ -77,8 +77,7 @@ def read_chunk(model: OpenVLAOFT, inputs: Tensors, *, chunk_length: int) -> Tens
 def run_whole(model: OpenVLAOFT, inputs: Tensors, *, chunk_length: int) -> Tensors:
     """The prepared inputs → chunk, and "layer.N" [B, K, H] for every layer."""
     layers = range(1, model.num_layers + 1)
-    arguments = {name: value for name, value in inputs.items()}
-    states, chunk = model(**arguments, chunk_length=chunk_length, layers=layers)
+    states, chunk = model(**inputs, chunk_length=chunk_length, layers=layers)
     return {"chunk": chunk, **{point_name(number): states[number] for number in layers}}
 
 
