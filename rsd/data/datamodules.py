@@ -14,6 +14,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from rsd.data.datasets import ChunkDataset, Demonstrations, FrameDataset, clipping_notes
+from rsd.data.gripper import GripperRule
 from rsd.data.shuffle import Fetch, ShuffledLoader, batch_loader, ranks
 from rsd.errors import SettingError
 from rsd.processes import say
@@ -46,12 +47,14 @@ class _RLDSDataModule(LightningDataModule, Generic[Data]):
         num_workers: int,
         seed: int,
         bounds: str = QUANTILES,
+        gripper: GripperRule | None = None,
     ) -> None:
         super().__init__()
         if bounds not in BOUNDS:
             raise SettingError(f"data.bounds is {bounds!r}, expected one of {sorted(BOUNDS)}")
         self.dataset_dir = Path(root) / name / version
         self.batch_size, self.num_workers, self.seed, self.bounds = batch_size, num_workers, seed, bounds
+        self.gripper = gripper
 
     @property
     def space(self) -> Space:
@@ -92,6 +95,7 @@ class ChunkDataModule(_RLDSDataModule[ChunkDataset]):
         seed: Of the shuffling.
         num_workers: Processes that fetch; chunks lie in memory, so 0 is fastest.
         bounds: Which statistics normalise actions and proprio to [-1, 1]: "quantiles" or "extremes".
+        gripper: How the gripper is recorded; LIBERO's way unless said.
     """
 
     def __init__(self, *, chunk_length: int, num_workers: int = 0, **common: Any) -> None:
@@ -100,7 +104,7 @@ class ChunkDataModule(_RLDSDataModule[ChunkDataset]):
 
     def setup(self, stage: str | None = None) -> None:
         if not hasattr(self, "train"):
-            demonstrations = Demonstrations(self.dataset_dir)
+            demonstrations = Demonstrations(self.dataset_dir, gripper=self.gripper)
             self.train = ChunkDataset(demonstrations, self.chunk_length, "train")
             self.val = ChunkDataset(demonstrations, self.chunk_length, "val")
 
@@ -116,7 +120,7 @@ class FrameDataModule(_RLDSDataModule[FrameDataset]):
     """Batches `collate([items])` of frames with pictures; see FrameDataset for an item.
 
     Args:
-        root, name, version, chunk_length, batch_size, seed, bounds: As in ChunkDataModule.
+        root, name, version, chunk_length, batch_size, seed, bounds, gripper: As in ChunkDataModule.
         views: Pictures to decode, e.g. ("image", "wrist_image").
         num_workers: Processes that read, decode and collate.
         collate: Items → batch; picklable when there are workers. It knows the model, this module does not.
@@ -128,7 +132,7 @@ class FrameDataModule(_RLDSDataModule[FrameDataset]):
 
     def setup(self, stage: str | None = None) -> None:
         if not hasattr(self, "train"):
-            demonstrations = Demonstrations(self.dataset_dir, self.views)
+            demonstrations = Demonstrations(self.dataset_dir, self.views, self.gripper)
             self.train = FrameDataset(demonstrations, self.chunk_length, "train")
             self.val = FrameDataset(demonstrations, self.chunk_length, "val")
             for note in clipping_notes(demonstrations.trajectories, self.space.statistics["action"]):

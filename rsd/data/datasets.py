@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from rsd.data import DataError
+from rsd.data.gripper import GripperRule
 from rsd.data.libero_features import ACTION_DIM, IMAGE_SHAPE, STATE_DIM, FeatureSpec
 from rsd.data.rlds import RLDSDataset
 from rsd.data.trajectories import (
@@ -33,6 +34,7 @@ from rsd.data.trajectories import (
     standardize_actions,
     standardize_proprio,
 )
+from rsd.errors import SettingError
 from rsd.jpeg import decode_jpeg
 from rsd.types import ChunkBatch, Frame, Observation
 
@@ -102,11 +104,21 @@ class Demonstrations:
         norm_stats: {"action", "proprio", "num_transitions", "num_trajectories"}, over all episodes.
 
     Raises:
-        DataError: a damaged record, a feature of another shape, or a number that is not finite.
+        DataError: a damaged record, a feature of another shape, a number that is not finite, or a gripper that is
+            recorded in another way than is declared.
     """
 
-    def __init__(self, dataset_dir: Path | str, views: Sequence[str] = ()) -> None:
-        """Read `dataset_dir`, <root>/<name>/<version>; `views` are those whose pictures will be wanted."""
+    def __init__(self, dataset_dir: Path | str, views: Sequence[str] = (), gripper: GripperRule | None = None) -> None:
+        """Read a data set.
+
+        Args:
+            dataset_dir: <root>/<name>/<version>.
+            views: Those whose pictures will be wanted.
+            gripper: How the gripper is recorded; LIBERO's way unless said.
+        """
+        self.gripper = GripperRule() if gripper is None else gripper
+        if not isinstance(self.gripper, GripperRule):
+            raise SettingError(f"data.gripper is {gripper!r}, expected its open= and closed=: data.gripper.open=1")
         self.rlds = RLDSDataset(Path(dataset_dir))
         self.name, self.views = self.rlds.name, tuple(views)
         require_feature(self.rlds, "action", "tensor", (ACTION_DIM,))
@@ -115,10 +127,13 @@ class Demonstrations:
             require_feature(self.rlds, f"observation/{view}", "image", IMAGE_SHAPE)
         self.trajectories: list[Trajectory] = []
         self._spans: list[dict[str, np.ndarray]] = []  # per episode: view → [n, 2]
+        recorded: list[np.ndarray] = []  # gripper, per episode
         for index in range(len(self.rlds)):
             episode, spans = self.rlds.episode_and_spans(index, self.views)
+            recorded.append(episode["action"][:, -1])
             self.trajectories.append(self._trajectory(episode, index))
             self._spans.append(spans)
+        self.gripper.check(recorded, str(self.rlds.directory))
         self.norm_stats: dict[str, Any] = compute_statistics(
             [trajectory.actions for trajectory in self.trajectories],
             [trajectory.proprio for trajectory in self.trajectories],
@@ -128,10 +143,15 @@ class Demonstrations:
         check_finite(episode["action"], "action", self.rlds.describe(index))
         check_finite(episode["observation/state"], "observation/state", self.rlds.describe(index))
         return Trajectory(
-            actions=standardize_actions(episode["action"]),
+            actions=standardize_actions(episode["action"], self.gripper.standardize),
             proprio=standardize_proprio(episode["observation/state"]),
             instruction=episode["language_instruction"][0],
         )
+
+    def content_id(self) -> str:
+        """What identifies the numbers: the records, and the gripper's rule where it is not LIBERO's."""
+        own = "" if self.gripper.is_libero else f"-gripper {self.gripper}"
+        return self.rlds.content_id() + own
 
     def picture(self, episode: int, step: int, view: str) -> np.ndarray:
         """One decoded picture, [256, 256, 3], uint8.
@@ -194,7 +214,7 @@ class _ChunkIndex(Dataset):
 
     def content_id(self) -> str:
         """What identifies the items: the data's content id, the split and the number of items, as text."""
-        return f"{self.demonstrations.rlds.content_id()}-{self.split}-t{self.chunk_length}-{len(self)}"
+        return f"{self.demonstrations.content_id()}-{self.split}-t{self.chunk_length}-{len(self)}"
 
 
 class ChunkDataset(_ChunkIndex):
@@ -239,6 +259,8 @@ class FrameDataset(_ChunkIndex):
         return [self[row] for row in rows]
 
 
-def all_frames(dataset_dir: Path | str, chunk_length: int, views: Sequence[str]) -> FrameDataset:
+def all_frames(
+    dataset_dir: Path | str, chunk_length: int, views: Sequence[str], gripper: GripperRule | None = None
+) -> FrameDataset:
     """Frames of every episode of a directory: what a base model is shown to fill a cache."""
-    return FrameDataset(Demonstrations(dataset_dir, views), chunk_length, "all")
+    return FrameDataset(Demonstrations(dataset_dir, views, gripper), chunk_length, "all")

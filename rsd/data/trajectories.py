@@ -6,7 +6,7 @@ in float64, but mean, standard deviation and extremes in the data's own float32;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,15 @@ from rsd.space import Range, standardize_gripper
 HARDLY_MOVES = 0.01  # mean magnitude of a dim, in robot units of at most 1, below which it counts as unused
 
 
-def standardize_actions(recorded: np.ndarray) -> np.ndarray:
-    """Recorded actions (robosuite) [n, A] → the same with the gripper as 1 open, 0 close; [n, A], float32."""
-    return np.concatenate([recorded[:, :-1], standardize_gripper(recorded[:, -1:])], axis=1, dtype=np.float32)
+def standardize_actions(
+    recorded: np.ndarray, gripper: Callable[[np.ndarray], np.ndarray] = standardize_gripper
+) -> np.ndarray:
+    """Recorded actions [n, A] → the same with the gripper as 1 open, 0 close; [n, A], float32.
+
+    Args:
+        gripper: Recorded gripper → 1 open, 0 close; robosuite's command unless said otherwise.
+    """
+    return np.concatenate([recorded[:, :-1], gripper(recorded[:, -1:])], axis=1, dtype=np.float32)
 
 
 def standardize_proprio(state: np.ndarray) -> np.ndarray:

@@ -19,6 +19,8 @@ from rsd.tokenizer.base import ActionTokenizer
 from rsd.tokenizer.quantizer import ResidualQuantizer
 from rsd.types import CodeShape
 
+GRIPPER_TOLERANCE = 0.05  # how far open or closed may be from 1 or 0: rsd.data.gripper.NEAR
+
 
 def dct_matrix(length: int) -> Tensor:
     """Orthonormal DCT-II, [length, length], float64; row k is the k-th basis function over the steps."""
@@ -70,8 +72,20 @@ class TransformTokenizer(ActionTokenizer):
         self.register_load_state_dict_post_hook(lambda module, _: module._lay_out_stages())
 
     def fit(self, chunks: Tensor) -> None:
-        """Measure how large each coefficient gets on training chunks [N, T, A], and lay out the stages for it."""
+        """Measure how large each coefficient gets on training chunks [N, T, A], and lay out the stages for it.
+
+        Raises:
+            SettingError: the gripper is more than open or closed.
+        """
         self.check_actions(chunks)
+        gripper = chunks[..., -1]
+        between = (gripper - gripper.round()).abs() > GRIPPER_TOLERANCE
+        if between.any():
+            raise SettingError(
+                f"the gripper stands between closed (0) and open (1) in {100 * between.float().mean():.0f} % of the "
+                f"steps ({gripper.min():.3g}..{gripper.max():.3g}), and this tokenizer has one bit for it; choose one "
+                "that has levels (quantizer=rfsq_d8), or record open and closed only"
+            )
         coefficients = self.basis @ chunks[..., :-1]  # [N, T, A-1]
         self.ranges.copy_(coefficients.abs().amax(dim=0) * self.config["margin"])
         self._lay_out_stages()

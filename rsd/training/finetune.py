@@ -28,7 +28,7 @@ from rsd.models.openvla.lora import adapter_files, add_lora, merge_lora
 from rsd.models.openvla.pretrained import load_pretrained, save_pretrained
 from rsd.models.openvla.token_loss import token_logits, token_rows
 from rsd.points import point_name
-from rsd.training.given import FrameBatch, frames_of
+from rsd.training.given import FrameBatch, frames_of, gripper_accuracy, median_action
 from rsd.training.randomness import step_generator
 
 MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # of the largest output; bfloat16 rounds merged weights
@@ -119,6 +119,15 @@ class FinetuneModule(LightningModule):
             center_crop=True,
             weights_sha256=lambda: "in training",
         )
+        self.median_action = space.to_model(median_action(frames_of(self.trainer).train))  # [A]
+
+    def _gripper(self, predicted: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Accuracy of the gripper, and that of always saying what it mostly does in training."""
+        majority = self.median_action.to(targets).expand_as(targets)
+        return {
+            "gripper_accuracy": gripper_accuracy(predicted, targets),
+            "gripper_majority": gripper_accuracy(majority, targets),
+        }
 
     def _inputs(self, batch: FrameBatch, pictures: Tensor) -> dict[str, Tensor]:
         """Model inputs for cropped pictures [B*M, S, S, 3], uint8; no floating one but the pixels' dtype matters."""
@@ -140,13 +149,15 @@ class FinetuneModule(LightningModule):
             logits, wanted = token_logits(self.model, inputs["pixel_values"], ids, labels)
             chosen = logits.argmax(dim=-1)
             actions = chosen.view(len(targets), -1)[:, :-1]  # without the stop token
-            l1 = (decode_action_ids(actions) - targets.flatten(1)).abs().mean()
+            decoded = decode_action_ids(actions).view_as(targets)  # [B, T, A]
+            l1 = (decoded - targets).abs().mean()
             accuracy = (chosen == wanted).float().mean()
-            return {"loss": F.cross_entropy(logits.float(), wanted), "token_accuracy": accuracy, "l1": l1}
+            loss = F.cross_entropy(logits.float(), wanted)
+            return {"loss": loss, "token_accuracy": accuracy, "l1": l1, **self._gripper(decoded, targets)}
         texts = {name: value.to(self.device) for name, value in self.base.prompts(batch["instructions"]).items()}
         predicted = self.model(**inputs, **texts, chunk_length=self.chunk_length, layers=[])[1]
         loss = (predicted.float() - targets).abs().mean()
-        return {"loss": loss, "l1": loss.detach()}
+        return {"loss": loss, "l1": loss.detach(), **self._gripper(predicted, targets)}
 
     def training_step(self, batch: FrameBatch, batch_idx: int) -> Tensor:
         pictures = batch["pictures"].flatten(0, 1)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
+import torch
 from pytorch_lightning import Trainer
 from torch import Tensor
 
@@ -105,6 +106,17 @@ class HiddenStateDataModule(DataModule, Protocol):
 
     def state_shape(self, point: str) -> tuple[int, int]:
         """(states a chunk, H) at a point."""
+
+
+def median_action(frames: Frames) -> Tensor:
+    """The training actions' median in each dim, standard, [A]: what a model that has learned nothing says."""
+    actions = np.concatenate([frames.trajectories[index].actions for index in frames.episodes])
+    return torch.from_numpy(np.median(actions, axis=0))
+
+
+def gripper_accuracy(predicted: Tensor, target: Tensor) -> Tensor:
+    """Share of steps at which the gripper of chunks [B, T, A] is on the same side of the middle; a scalar."""
+    return ((predicted[..., -1] > 0.5) == (target[..., -1] > 0.5)).float().mean()
 
 
 def chunks_of(trainer: Trainer) -> ChunkDataModule:

@@ -31,7 +31,7 @@ from rsd.models.openvla.text import WordText
 from rsd.models.openvla.transfer import start_from
 from rsd.models.openvla.vit import ViTShape
 from rsd.space import Space
-from rsd.training.given import FrameBatch, frames_of
+from rsd.training.given import FrameBatch, frames_of, gripper_accuracy, median_action
 from rsd.training.randomness import step_generator
 from rsd.types import Frame
 
@@ -149,8 +149,7 @@ class OFTModule(LightningModule):
         self.register_buffer("loss_factors", factors, persistent=False)
         self.instructions = sorted({trajectory.instruction for trajectory in trajectories})
         self.prompts = self.base.prompts(self.instructions)  # a row an instruction
-        actions = np.concatenate([trajectories[index].actions for index in datamodule.train.episodes])
-        self.median_action = self._normalized(torch.from_numpy(np.median(actions, axis=0)))  # [A]
+        self.median_action = self._normalized(median_action(datamodule.train))  # [A]
 
     def _architecture(self, text: WordText, space: Space) -> Architecture:
         """The configured sizes, completed with what the data set decides."""
@@ -242,7 +241,8 @@ class OFTModule(LightningModule):
         metrics = {
             "val/l1": (predicted - target).abs().mean(),
             "val/l1_median_action": (self.median_action.to(target) - target).abs().mean(),
-            "val/gripper_accuracy": ((predicted[..., -1] > 0.5) == (target[..., -1] > 0.5)).float().mean(),
+            "val/gripper_accuracy": gripper_accuracy(predicted, target),
+            "val/gripper_majority": gripper_accuracy(self.median_action.expand_as(target), target),
         }
         self.log_dict(metrics, batch_size=len(target))
 
@@ -260,7 +260,7 @@ class OFTModule(LightningModule):
         """Write the checkpoint folder; return the metrics of the last validation.
 
         val/l1_median_action is the same error for always predicting the training actions' median: what a model that
-        has learned nothing reaches.
+        has learned nothing reaches. So is val/gripper_majority beside val/gripper_accuracy.
         """
         metrics = {
             name.removeprefix("val/"): float(value)

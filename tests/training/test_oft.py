@@ -156,7 +156,7 @@ def test_export_is_what_was_trained(root, tmp_path, bounds):
     module, trainer = fit(root, tmp_path, 3, bounds=bounds)
     trainer.validate(module, trainer.datamodule, verbose=False)
     metrics = module.export(tmp_path / "base", {"command": ["python", "train.py"]})
-    assert set(metrics) == {"l1", "l1_median_action", "gripper_accuracy"}
+    assert set(metrics) == {"l1", "l1_median_action", "gripper_accuracy", "gripper_majority"}
     base = load_base(
         checkpoint=tmp_path / "base", unnorm_key="libero_toy", views=VIEWS, use_proprio=True, chunk_length=T
     )
@@ -168,6 +168,9 @@ def test_export_is_what_was_trained(root, tmp_path, bounds):
         expected = module.eval()(batch, center_crop(batch["pictures"].flatten(0, 1)))
     assert torch.equal(base.look([item["observation"] for item in items]).chunk(), expected)
     targets = module._normalized(batch["actions"])
+    trained = torch.cat([torch.from_numpy(dataset.trajectories[index].actions[:, -1]) for index in (0, 1)])
+    majority = ((targets[..., -1] > 0.5) == (trained.mean() > 0.5)).float().mean().item()
+    assert metrics["gripper_majority"] == pytest.approx(majority, abs=1e-6)
     assert (expected - targets).abs().mean().item() == pytest.approx(metrics["l1"], abs=1e-6)
     low, high = (np.asarray(base.space.statistics["action"][name]) for name in BOUNDS[bounds])
     raw = base.space.action.unnormalize(targets.numpy())
