@@ -27,7 +27,11 @@ CONFIG = Path(__file__).parent / "conf" / "eval.yaml"
 @report_errors
 def main(cfg: DictConfig) -> float | None:
     """Returns the success rate, for a sweeper that optimises; None where every episode crashed or none was done."""
-    from rsd.commands.configured import configured_policy, policy_fields  # needs torch, which --help does not wait for
+    from rsd.commands.configured import (  # needs torch, which --help does not wait for
+        check_tasks,
+        configured_policy,
+        policy_fields,
+    )
 
     overrides = HydraConfig.get().overrides.task
     found = {"simulator": instantiate(cfg.check)}
@@ -45,6 +49,8 @@ def main(cfg: DictConfig) -> float | None:
     done = resume_results(run_dir, plan.episodes)
     logger = instantiate(cfg.logger)(run_dir=run_dir)
     policies = [configured_policy(cfg, overrides, device) for device in device_names(cfg.device)]
+    for policy in policies:
+        check_tasks(policy, plan.tasks)
     episodes = evaluate_parallel(
         make_env=with_ablation(instantiate(cfg.env.make), ablation),
         policies=policies,

@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
+from rsd.errors import RSDError
 from rsd.space import Space
 from rsd.work import Counts, Stopwatch, Work
 
@@ -429,6 +430,25 @@ class BaseModel(Protocol):
 
     def look(self, observations: Sequence[Observation] | Inputs) -> Pass:
         """Observations, or what `prepare` has made of them, to be computed when asked for."""
+
+
+class InstructionError(RSDError, ValueError):
+    """An instruction that tells the base model nothing, or the same as another one."""
+
+
+@runtime_checkable
+class ReadsInstructions(Protocol):
+    """A base model or policy that can say beforehand whether it understands instructions."""
+
+    def check_instructions(self, instructions: Sequence[str], where: Mapping[str, str] | None = None) -> None:
+        """See that each is understood, and that no two mean the same to it.
+
+        Args:
+            where: Of each instruction, for messages.
+
+        Raises:
+            InstructionError: one has unknown words or none, or two encode alike.
+        """
 
 
 class Policy(Protocol):

@@ -33,7 +33,7 @@ from rsd.envs.suites import check_suite, suite_name
 from rsd.finding import FAILED, OK, WARNING, Finding
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, so that --help comes at once
-    from rsd.types import BaseModel
+    from rsd.types import BaseModel, Policy
 
 CONFIG = Path(__file__).parents[1] / "conf" / "doctor.yaml"
 STYLES = {OK: "green", WARNING: "yellow", FAILED: "bold red"}
@@ -129,6 +129,15 @@ def dataset(data: DictConfig, offers: DictConfig) -> Iterator[Finding]:
     yield Finding("data set", OK, f"{directory}: {len(episodes)} episodes, first and last read, LIBERO's features")
 
 
+def instructions(policy: Policy, env: DictConfig) -> Iterator[Finding]:
+    """Whether the policy understands the suite's tasks."""
+    from rsd.commands.configured import check_tasks
+
+    tasks = instantiate(env.tasks)
+    check_tasks(policy, tasks)
+    yield Finding("instructions", OK, f"the policy understands the {len(tasks)} tasks of {env.suite}")
+
+
 def loaded_model(cfg: DictConfig) -> Iterator[Finding]:
     """The canaries, and what rounding does, with the weights."""
     from rsd.policy.examination import weights
@@ -142,6 +151,8 @@ def together(cfg: DictConfig, base: BaseModel) -> Iterator[Finding]:
 
     policy = instantiate(cfg.composed)(base=base, device="cpu")
     yield Finding("checkpoints", OK, f"{parts_of(policy)} and {cfg.env.suite} fit together")
+    if cfg.simulator:
+        yield from examine("instructions", instructions, policy, cfg.env)
 
 
 def model_findings(cfg: DictConfig) -> Iterator[Finding]:
@@ -166,6 +177,8 @@ def folder_findings(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[Findi
     base = openvla_base(policy)
     yield from contract(base)
     yield Finding("checkpoints", OK, f"{parts_of(policy)} and {cfg.env.suite} fit together; hashes are right")
+    if cfg.simulator:
+        yield from examine("instructions", instructions, policy, cfg.env)
     if not cfg.quick:
         yield from weights(base)
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rsd.decoding import DRAFT, KIND, L1, TARGET, to_json
 from rsd.errors import SettingError
 from rsd.policy import Checkpoints, VLAPolicy, assemble, describe_folder, load_folder
-from rsd.types import Policy
+from rsd.types import Policy, ReadsInstructions, Task
 
 EXECUTION = "model.backbone.execution"
 FIXED = ("model", "quantizer", "draft", "chunk", "composed", "experiment")  # what a policy's folder decides on
@@ -48,6 +48,17 @@ def configured_policy(cfg: DictConfig, overrides: Sequence[str], device: str | N
     if cfg.policy is None:
         return instantiate(cfg.composed)(base=instantiate(cfg.model.backbone))
     return load_folder(cfg.policy, **folder_options(cfg, overrides))
+
+
+def check_tasks(policy: Policy, tasks: Sequence[Task]) -> None:
+    """See that a policy that can tell understands the instructions of these tasks, before the first episode.
+
+    Raises:
+        InstructionError: it does not; the message names tasks and words.
+    """
+    if isinstance(policy, ReadsInstructions):
+        instructions = [task.instruction for task in tasks]
+        policy.check_instructions(instructions, {task.instruction: f"task {task.task_id}" for task in tasks})
 
 
 def folder_options(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:

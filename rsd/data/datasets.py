@@ -40,6 +40,7 @@ from rsd.types import ChunkBatch, Frame, Observation
 
 SPLITS = ("train", "val", "all")
 HOLD_OUT_EVERY = 10  # episodes
+SHOWN = 8  # numbers of episodes in a message
 MUCH_CLIPPED = 0.4  # share of a task's movement in one dim; a drawer with 0.73 was never opened (docs/log.md)
 
 
@@ -50,12 +51,12 @@ class Trajectory:
     Attributes:
         actions: [n, A], float32, standardised (gripper 1 open, 0 close), not normalised.
         proprio: [n, P], float32, not normalised.
-        instruction: The task in words.
+        instructions: The task in words, of each step: n.
     """
 
     actions: np.ndarray
     proprio: np.ndarray
-    instruction: str
+    instructions: tuple[str, ...]
 
 
 def split_episodes(num_episodes: int, split: str) -> list[int]:
@@ -145,13 +146,23 @@ class Demonstrations:
         return Trajectory(
             actions=standardize_actions(episode["action"], self.gripper.standardize),
             proprio=standardize_proprio(episode["observation/state"]),
-            instruction=episode["language_instruction"][0],
+            instructions=tuple(episode["language_instruction"]),
         )
 
     def content_id(self) -> str:
         """What identifies the numbers: the records, and the gripper's rule where it is not LIBERO's."""
         own = "" if self.gripper.is_libero else f"-gripper {self.gripper}"
-        return self.rlds.content_id() + own
+        changing = any(len(set(one.instructions)) > 1 for one in self.trajectories)
+        return self.rlds.content_id() + own + ("-instructions per step" if changing else "")
+
+    def instructions(self) -> dict[str, str]:
+        """Every instruction, and where it stands, for people."""
+        episodes: dict[str, list[int]] = {}
+        for index, one in enumerate(self.trajectories):
+            for instruction in dict.fromkeys(one.instructions):
+                episodes.setdefault(instruction, []).append(index)
+        total = len(self.trajectories)
+        return {text: f"{len(found)} of {total} episodes: {_some(found)}" for text, found in episodes.items()}
 
     def picture(self, episode: int, step: int, view: str) -> np.ndarray:
         """One decoded picture, [256, 256, 3], uint8.
@@ -170,6 +181,11 @@ class Demonstrations:
         return picture
 
 
+def _some(numbers: Sequence[int]) -> str:
+    """The first of many numbers, for people."""
+    return ", ".join(map(str, numbers[:SHOWN])) + (", …" if len(numbers) > SHOWN else "")
+
+
 def clipping_notes(trajectories: Sequence[Trajectory], statistics: dict[str, Any]) -> list[str]:
     """A line for each task of which normalisation cuts off more than MUCH_CLIPPED of the movement in some dim.
 
@@ -177,8 +193,13 @@ def clipping_notes(trajectories: Sequence[Trajectory], statistics: dict[str, Any
         statistics: norm_stats["action"] of the whole data set.
     """
     notes = []
-    for instruction in sorted({trajectory.instruction for trajectory in trajectories}):
-        own = np.concatenate([one.actions for one in trajectories if one.instruction == instruction])  # [n, A]
+    steps: dict[str, list[np.ndarray]] = {}
+    for trajectory in trajectories:
+        said = np.array(trajectory.instructions, dtype=object)  # [n]
+        for instruction in set(trajectory.instructions):
+            steps.setdefault(instruction, []).append(trajectory.actions[said == instruction])
+    for instruction in sorted(steps):
+        own = np.concatenate(steps[instruction])  # [n, A]
         share = clipped_motion(own, statistics)  # [A]
         if share.max() > MUCH_CLIPPED:
             notes.append(
@@ -211,6 +232,10 @@ class _ChunkIndex(Dataset):
 
     def __len__(self) -> int:
         return len(self.episode)
+
+    def instructions(self) -> dict[str, str]:
+        """Every instruction of all splits, and where it stands, for people."""
+        return self.demonstrations.instructions()
 
     def content_id(self) -> str:
         """What identifies the items: the data's content id, the split and the number of items, as text."""
@@ -248,7 +273,7 @@ class FrameDataset(_ChunkIndex):
         observation = Observation(
             images={view: self.demonstrations.picture(episode, step, view) for view in self.demonstrations.views},
             proprio=trajectory.proprio[step],
-            instruction=trajectory.instruction,
+            instruction=trajectory.instructions[step],
             stored=True,
         )
         actions = torch.from_numpy(trajectory.actions[step : step + self.chunk_length])  # [T, A]

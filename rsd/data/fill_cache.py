@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ from rsd.differences import differences
 from rsd.points import point_names
 from rsd.processes import say
 from rsd.progress import track
-from rsd.types import BaseModel, Frame, Inputs, Observation
+from rsd.types import BaseModel, Frame, Inputs, Observation, ReadsInstructions
 
 MEGABYTE = 10**6
 
@@ -62,6 +62,13 @@ class Frames(Protocol):
     def __getitem__(self, row: int) -> Frame: ...
 
     def content_id(self) -> str: ...
+
+
+@runtime_checkable
+class HasInstructions(Protocol):
+    """Frames that know all their instructions, and where each stands."""
+
+    def instructions(self) -> Mapping[str, str]: ...
 
 
 def cache_content(base: BaseModel, frames: Frames) -> dict[str, Any]:
@@ -199,6 +206,9 @@ def ensure_cache(
     wanted = point_names(points)
     described = base() if outline is None else outline()
     frames = dataset()
+    if isinstance(described, ReadsInstructions) and isinstance(frames, HasInstructions):
+        where = frames.instructions()
+        described.check_instructions(list(where), where)
     content = cache_content(described, frames)
     directory = Path(directory) if directory is not None else Path(root) / f"{name}-{content_key(content)}"
     try:

@@ -9,7 +9,7 @@ What surprises first: `predict` runs no model. It hands the decoding two models 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from rsd.policy.contract import IOContract, PolicyError
 from rsd.queue import Queue
 from rsd.stages import Absent, Binder
 from rsd.tokenizer import ActionTokenizer
-from rsd.types import BaseModel, Chunk, Code, Memory, Pass, Request
+from rsd.types import BaseModel, Chunk, Code, Memory, Pass, ReadsInstructions, Request
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,11 @@ class VLAPolicy:
     def queue(self, seed: int = 0) -> Queue:
         """The actions of one episode, one by one: `policy.queue(seed=0).next(observation)`."""
         return Queue(self, seed=seed, limits=self.base.spec.space.limits)
+
+    def check_instructions(self, instructions: Sequence[str], where: Mapping[str, str] | None = None) -> None:
+        """See `rsd.types.ReadsInstructions`."""
+        if isinstance(self.base, ReadsInstructions):
+            self.base.check_instructions(instructions, where)
 
     @torch.inference_mode()
     def predict(self, requests: Sequence[Request]) -> list[Chunk]:

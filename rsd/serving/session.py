@@ -29,7 +29,7 @@ from rsd.serving.messages import (
     read_message,
     read_task,
 )
-from rsd.types import Policy
+from rsd.types import InstructionError, Policy
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Session:
                 raise MessageError(f"the first message is {kind!r}, expected 'hello' with the protocol's version")
             if kind == "observation":
                 return _reply("action", {"actions": encode_array(self._act(payload))}, seq)
-        except MessageError as error:
+        except (MessageError, InstructionError) as error:
             return self.refuse(error, seq)
         except (ValueError, RuntimeError) as error:
             log.exception("the policy failed in %s", self._episode())
@@ -88,7 +88,7 @@ class Session:
             log.error("the client reports: %s", payload)
         return None
 
-    def refuse(self, error: MessageError, seq: int = 0) -> dict[str, Any]:
+    def refuse(self, error: MessageError | InstructionError, seq: int = 0) -> dict[str, Any]:
         """The error message for something that could not be understood; goes to the log as well."""
         log.warning("refused: %s", error)
         return _reply("error", {"error": str(error)}, seq)

@@ -119,6 +119,8 @@ class FinetuneModule(LightningModule):
             center_crop=True,
             weights_sha256=lambda: "in training",
         )
+        instructions = frames_of(self.trainer).train.instructions()
+        self.base.check_instructions(list(instructions), instructions)
         self.median_action = space.to_model(median_action(frames_of(self.trainer).train))  # [A]
 
     def _gripper(self, predicted: Tensor, targets: Tensor) -> dict[str, Tensor]:

@@ -59,13 +59,10 @@ class ChunkDataModule(DataModule, Protocol):
 
 
 class Trajectory(Protocol):
-    """One demonstration: standard actions [n, A], and the task in words."""
+    """One demonstration: standard actions, [n, A]."""
 
     @property
     def actions(self) -> np.ndarray: ...
-
-    @property
-    def instruction(self) -> str: ...
 
 
 class Frames(Protocol):
@@ -85,6 +82,9 @@ class Frames(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, row: int) -> Frame: ...
+
+    def instructions(self) -> Mapping[str, str]:
+        """Every instruction of all splits, and where it stands."""
 
 
 class FrameDataModule(DataModule, Protocol):

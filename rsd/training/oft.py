@@ -125,8 +125,8 @@ class OFTModule(LightningModule):
             return
         datamodule = frames_of(self.trainer)
         space = datamodule.space
-        trajectories = datamodule.train.trajectories  # of all splits, so that every task's words are known
-        text = WordText.from_instructions(trajectory.instruction for trajectory in trajectories)
+        instructions = datamodule.train.instructions()  # of all splits, so that every task's words are known
+        text = WordText.from_instructions(instructions, instructions)
         architecture = self._architecture(text, space)
         with torch.random.fork_rng(devices=[]):  # what is drawn here is drawn on the CPU
             torch.manual_seed(self.seed)
@@ -147,7 +147,7 @@ class OFTModule(LightningModule):
         factors = torch.from_numpy(space.quantile_units())  # [A]
         factors = factors if self.loss_units == "quantiles" else torch.ones_like(factors)
         self.register_buffer("loss_factors", factors, persistent=False)
-        self.instructions = sorted({trajectory.instruction for trajectory in trajectories})
+        self.instructions = sorted(instructions)
         self.prompts = self.base.prompts(self.instructions)  # a row an instruction
         self.median_action = self._normalized(median_action(datamodule.train))  # [A]
 

@@ -57,7 +57,7 @@ def test_a_task_whose_rare_motions_normalisation_cuts_off_is_named():
         actions = np.zeros((100, 7), dtype=np.float32)
         actions[:, 0] = np.linspace(-1, 1, 100)
         actions[:10, 3] = turn
-        return Trajectory(actions, np.zeros((100, 8), dtype=np.float32), instruction)
+        return Trajectory(actions, np.zeros((100, 8), dtype=np.float32), (instruction,) * 100)
 
     trajectories = [trajectory("pick it up", 0.0)] * 19 + [trajectory("open it", -0.8)]  # 0.5 % of all steps turn
     statistics = compute_statistics([one.actions for one in trajectories], [one.proprio for one in trajectories])
@@ -222,3 +222,29 @@ def test_a_start_reads_every_record_once_and_takes_the_statistics_once(kind, tmp
     assert (len(list(data.train_dataloader())), len(list(data.val_dataloader()))) == (6, 1)
     assert data.space.statistics["num_trajectories"] == 12 and data.space.name == NAME
     assert calls == {"read_record": 12, "compute_statistics": 1}
+
+
+def _with_texts(root: Path, texts: list[list[str]]) -> Path:
+    """A data set whose steps are told these texts, a list an episode, past the writer's one text an episode."""
+    directory = write_dataset(root, [len(said) for said in texts])
+    records = []
+    for number, said in enumerate(texts):
+        episode = demonstration(number, len(said))
+        features = episode_features(episode["steps"], f"toy/demo_{number}")
+        records.append(frame(encode_example(features | {"steps/language_instruction": [one.encode() for one in said]})))
+    next(directory.glob("*.tfrecord*")).write_bytes(b"".join(records))
+    return directory
+
+
+def test_every_step_has_its_own_instruction(tmp_path):
+    plain, told = ["reach the insulator"] * 6, ["reach the insulator"] * 5 + ["close the gripper"] * 5
+    changing = _with_texts(tmp_path / "changing", [told, told])
+    frames = all_frames(changing, T, ())
+    said = [frames[row]["observation"].instruction for row in range(3)]
+    assert said == ["reach the insulator"] * 3 and len(frames) == 6
+    frames = all_frames(changing, 3, ())
+    assert [frames[row]["observation"].instruction for row in (4, 5)] == ["reach the insulator", "close the gripper"]
+    assert frames.instructions()["close the gripper"] == "2 of 2 episodes: 0, 1"
+    assert frames.content_id().rpartition("-all")[0].endswith("-instructions per step")
+    same = all_frames(_with_texts(tmp_path / "plain", [plain, plain]), 3, ())
+    assert "per step" not in same.content_id()

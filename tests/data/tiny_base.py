@@ -23,7 +23,7 @@ def save_tiny_base(directory: Path, dataset_dir: Path, seed: int = 0) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         model = OmegaConf.to_container(compose("cache", overrides=["model=oft_tiny"]).model, resolve=False)
     demonstrations = Demonstrations(dataset_dir)
-    text = WordText.from_instructions(trajectory.instruction for trajectory in demonstrations.trajectories)
+    text = WordText.from_instructions(demonstrations.instructions())
     shapes = model["architecture"]
     architecture = Architecture(
         dino=ViTShape(image_size=model["image_size"], **shapes["dino"]),

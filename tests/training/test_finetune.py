@@ -109,6 +109,7 @@ def test_training_changes_what_it_should_and_the_export_loads_as_published(tmp_p
     run.validate(module, datamodule, verbose=False)
     metrics = module.export(tmp_path / "export", {})
     assert 0 <= metrics["merge_difference"] < 1e-4 and metrics["l1"] > 0
+    assert 0 <= metrics["gripper_accuracy"] <= 1 and 0 <= metrics["gripper_majority"] <= 1
     assert ("token_accuracy" in metrics) == (action_head == "autoregressive")
 
     start, end = (load_file(folder / "model.safetensors") for folder in (base[kind], tmp_path / "export"))

@@ -17,7 +17,7 @@ from rsd.models.openvla.execution import make_run
 from rsd.models.openvla.model import OpenVLAOFT
 from rsd.models.openvla.passes import OpenVLAPass
 from rsd.models.openvla.processor import PrismaticImageProcessor
-from rsd.models.openvla.text import BOS, STOP, TextEncoder
+from rsd.models.openvla.text import BOS, STOP, TextEncoder, check_instructions
 from rsd.points import HEAD, point_name
 from rsd.space import Space
 from rsd.types import BaseSpec, Inputs, Observation
@@ -183,6 +183,10 @@ class OpenVLABase:
             "attention_mask": torch.tensor(mask),
             "action_start": torch.tensor([len(ids) for ids in encoded]),
         }
+
+    def check_instructions(self, instructions: Sequence[str], where: Mapping[str, str] | None = None) -> None:
+        """See `rsd.types.ReadsInstructions`."""
+        check_instructions(self.text, instructions, where)
 
     def _check_length(self, instruction: str, prompt_length: int, num_action_tokens: int) -> None:
         architecture, limit = self.model.architecture, self.model.llm_config.max_position_embeddings

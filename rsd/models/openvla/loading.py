@@ -164,6 +164,7 @@ def save_base(
         "architecture": base.model.architecture.to_json(),
         "processor": base.processor.to_json(),
         "words": list(base.text.words),
+        "instructions": list(base.text.instructions),
         "norm_stats": {base.space.name: dict(base.space.statistics)},
         "views": list(base.views),
         "chunk_length": base.chunk_length,
@@ -193,7 +194,7 @@ def _load_own(directory: Path, wanted: Wanted) -> OpenVLABase:
     return OpenVLABase(
         model=cast_weights(model.to(wanted.device), wanted.dtype).eval(),
         processor=PrismaticImageProcessor(**config["processor"]),
-        text=wanted.text or WordText(config["words"]),
+        text=wanted.text or WordText(config["words"], config.get("instructions", ())),
         space=Space.from_statistics(key, stats, gripper=wanted.gripper),
         views=wanted.views,
         chunk_length=wanted.chunk_length,

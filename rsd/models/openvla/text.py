@@ -7,16 +7,18 @@ appends the K action placeholders and the stop token.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
 from rsd.checkpoint import CheckpointError
-from rsd.errors import RSDError
+from rsd.types import InstructionError
 
+SENTENCE_END = " .!?。！？\t\n"
+SHOWN_ERRORS = 3
 BOS = 1  # also the placeholder at the action positions, whose embedding is zeroed
 STOP = 2
 LLAMA_PAD = 32000  # "<PAD>", added by OpenVLA
@@ -62,6 +64,8 @@ class LlamaText:
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
 
     def encode(self, instruction: str) -> list[int]:
+        if not instruction.strip():
+            raise InstructionError(f"instruction {instruction!r} is empty; say the task in words")
         ids = self.tokenizer.encode(self.prompt.format(instruction=instruction.lower())).ids
         if ids[:1] != [BOS]:
             raise CheckpointError(f"the tokenizer starts a prompt with id {ids[:1]}, expected BOS ({BOS})")
@@ -71,7 +75,7 @@ class LlamaText:
         return {"prompt": self.prompt, "tokenizer_sha256": self.sha256}
 
 
-class UnknownWordError(RSDError, ValueError):
+class UnknownWordError(InstructionError):
     """An instruction with a word that the base model was not trained on."""
 
 
@@ -80,20 +84,34 @@ class WordText:
 
     A word outside the vocabulary is an error, not an <unk>: its embedding would be untrained, and a model that has seen
     a few tasks only would answer confidently and wrongly.
+
+    Args:
+        words: The vocabulary.
+        instructions: What it was made from, if that is known: another instruction that encodes like one of them is an
+            error. No part of what identifies the encoder.
     """
 
     pad_id = 0
     PROMPT_END = 3
     FIRST_WORD = 4
 
-    def __init__(self, words: Sequence[str]) -> None:
+    def __init__(self, words: Sequence[str], instructions: Iterable[str] = ()) -> None:
         self.words = tuple(words)
         self.ids = {word: self.FIRST_WORD + index for index, word in enumerate(self.words)}
+        self.instructions = tuple(sorted(set(instructions)))
+        self._known = {tuple(split_words(instruction)): instruction for instruction in self.instructions}
 
     @classmethod
-    def from_instructions(cls, instructions: Iterable[str]) -> WordText:
-        """The vocabulary of these instructions, in alphabetical order."""
-        return cls(sorted({word for instruction in instructions for word in split_words(instruction)}))
+    def from_instructions(cls, instructions: Iterable[str], where: Mapping[str, str] | None = None) -> WordText:
+        """The vocabulary of these instructions, in alphabetical order.
+
+        Raises:
+            InstructionError: one of them has no word, or two encode alike.
+        """
+        instructions = sorted(set(instructions))
+        words = sorted({word for instruction in instructions for word in split_words(instruction)})
+        check_instructions(cls(words), instructions, where)
+        return cls(words, instructions)
 
     @property
     def example(self) -> str:
@@ -104,12 +122,26 @@ class WordText:
         return self.FIRST_WORD + len(self.words)
 
     def encode(self, instruction: str) -> list[int]:
+        """Ids of the words.
+
+        Raises:
+            InstructionError: no word, or the words of another instruction that the model was trained on.
+            UnknownWordError: words that it was not trained on.
+        """
         words = split_words(instruction)
+        if not words:
+            raise InstructionError(f"instruction {instruction!r} has no word; say the task in letters or digits")
         unknown = [word for word in words if word not in self.ids]
         if unknown:
             raise UnknownWordError(
                 f"instruction {instruction!r} has words {unknown} that the base model was not trained on; known words: "
                 f"{list(self.words)}; train it on a data set with these tasks (train.py phase=oft)"
+            )
+        known = self._known.get(tuple(words), instruction)
+        if sentence(known) != sentence(instruction):
+            raise InstructionError(
+                f"instruction {instruction!r} encodes like {known!r}, which the model was trained on; only letters "
+                "and digits count: say the difference in words"
             )
         return [BOS, *(self.ids[word] for word in words), self.PROMPT_END]
 
@@ -118,5 +150,50 @@ class WordText:
 
 
 def split_words(instruction: str) -> list[str]:
-    """Lower-case runs of letters and digits, of any script."""
-    return re.findall(r"[^\W_]+", instruction.lower())
+    """Lower-case runs of letters, digits and the marks on them, of any script, composed (NFC)."""
+    words, word = [], ""
+    for character in unicodedata.normalize("NFC", instruction.lower()):
+        kind = unicodedata.category(character)[0]
+        if kind in "LN" or (kind == "M" and word):  # vowel signs of many scripts are marks
+            word += character
+        elif word:
+            words.append(word)
+            word = ""
+    return [*words, word] if word else words
+
+
+def sentence(instruction: str) -> str:
+    """An instruction without what is no difference: case, spaces, composition, and the end of the sentence."""
+    return " ".join(unicodedata.normalize("NFC", instruction.lower()).rstrip(SENTENCE_END).split())
+
+
+def check_instructions(text: TextEncoder, instructions: Iterable[str], where: Mapping[str, str] | None = None) -> None:
+    """See that all of these instructions tell the base model something, and each something else.
+
+    Args:
+        where: Of each instruction, for messages: "3 episodes: 1, 2, 5".
+
+    Raises:
+        InstructionError: what is wrong, of all of them; UnknownWordError where nothing but unknown words is.
+    """
+    wrong: list[InstructionError] = []
+    encoded: dict[tuple[int, ...], str] = {}
+    for instruction in sorted(set(instructions)):
+        place = f" ({where[instruction]})" if where and instruction in where else ""
+        try:
+            ids = tuple(text.encode(instruction))
+        except InstructionError as error:
+            wrong.append(type(error)(f"{error}{place}"))
+            continue
+        other = encoded.setdefault(ids, instruction)
+        if sentence(other) != sentence(instruction):
+            wrong.append(
+                InstructionError(
+                    f"instructions {other!r} and {instruction!r} encode alike{place}; the model could not tell them "
+                    "apart: say the difference in words"
+                )
+            )
+    if wrong:
+        kind = UnknownWordError if all(isinstance(one, UnknownWordError) for one in wrong) else InstructionError
+        more = f"; and {len(wrong) - SHOWN_ERRORS} more" if len(wrong) > SHOWN_ERRORS else ""
+        raise kind("; ".join(map(str, wrong[:SHOWN_ERRORS])) + more)
