@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from rsd.data.datasets import ChunkDataset, Demonstrations, FrameDataset, clipping_notes
+from rsd.data.datasets import ChunkDataset, Demonstrations, FrameDataset
 from rsd.data.gripper import GripperRule
 from rsd.data.shuffle import Fetch, ShuffledLoader, batch_loader, ranks
 from rsd.errors import SettingError
@@ -61,6 +61,10 @@ class _RLDSDataModule(LightningDataModule, Generic[Data]):
         """What the numbers of the data set mean, with the bounds to normalise with; after `setup`."""
         return Space.from_statistics(self.train.name, with_bounds(self.train.norm_stats, self.bounds))
 
+    def _say_notes(self) -> None:
+        for note in self.train.notes(self.space):
+            say(f"note: {note}")
+
     def content_id(self) -> str:
         """What identifies the training split's items; after `setup`."""
         return self.train.content_id()
@@ -107,6 +111,7 @@ class ChunkDataModule(_RLDSDataModule[ChunkDataset]):
             demonstrations = Demonstrations(self.dataset_dir, gripper=self.gripper)
             self.train = ChunkDataset(demonstrations, self.chunk_length, "train")
             self.val = ChunkDataset(demonstrations, self.chunk_length, "val")
+            self._say_notes()
 
     def _fetch(self, dataset: ChunkDataset) -> Fetch:
         return dataset.batch
@@ -135,8 +140,7 @@ class FrameDataModule(_RLDSDataModule[FrameDataset]):
             demonstrations = Demonstrations(self.dataset_dir, self.views, self.gripper)
             self.train = FrameDataset(demonstrations, self.chunk_length, "train")
             self.val = FrameDataset(demonstrations, self.chunk_length, "val")
-            for note in clipping_notes(demonstrations.trajectories, self.space.statistics["action"]):
-                say(f"note: {note}")
+            self._say_notes()
 
     def _fetch(self, dataset: FrameDataset) -> Fetch:
         return functools.partial(_collated, dataset=dataset, collate=self.collate)

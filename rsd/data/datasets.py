@@ -30,16 +30,19 @@ from rsd.data.trajectories import (
     chunk_starts,
     clipped_motion,
     compute_statistics,
+    lost_motion,
     require_chunks,
     standardize_actions,
     standardize_proprio,
 )
 from rsd.errors import SettingError
 from rsd.jpeg import decode_jpeg
+from rsd.space import QUANTILES, Range, Space
 from rsd.types import ChunkBatch, Frame, Observation
 
 SPLITS = ("train", "val", "all")
 HOLD_OUT_EVERY = 10  # episodes
+LOST = 0.1  # share of a dim's movement in the whole data set, from which on it is said
 SHOWN = 8  # numbers of episodes in a message
 MUCH_CLIPPED = 0.4  # share of a task's movement in one dim; a drawer with 0.73 was never opened (docs/log.md)
 
@@ -164,6 +167,33 @@ class Demonstrations:
         total = len(self.trajectories)
         return {text: f"{len(found)} of {total} episodes: {_some(found)}" for text, found in episodes.items()}
 
+    def notes(self, space: Space, chunk_length: int) -> list[str]:
+        """What of the data set is dropped, cut off or empty, a line each.
+
+        Args:
+            space: What normalises; its statistics may be another data set's.
+        """
+        dropped, where = list(self.rlds.dropped), f"of {len(self.trajectories)} episodes"
+        short = [index for index, one in enumerate(self.trajectories) if len(one.actions) < chunk_length]
+        if short:
+            steps = sum(len(self.trajectories[index].actions) for index in short)
+            dropped.append(
+                f"{len(short)} {where} are shorter than the chunk of {chunk_length} steps and give none: "
+                f"{_some(short)} ({steps} steps)"
+            )
+        empty = {i: sum(not said.strip() for said in one.instructions) for i, one in enumerate(self.trajectories)}
+        empty = {index: count for index, count in empty.items() if count}
+        if empty:
+            dropped.append(
+                f"{len(empty)} {where} have {sum(empty.values())} steps with an empty instruction: {_some([*empty])}"
+            )
+        actions = np.concatenate([one.actions for one in self.trajectories])
+        cut = _cut_off("action", actions, space.action, space.bounds)
+        if self.views and space.proprio is not None:
+            proprio = np.concatenate([one.proprio for one in self.trajectories])
+            cut += _cut_off("proprio", proprio, space.proprio, space.bounds)
+        return [*dropped, *cut, *clipping_notes(self.trajectories, space.statistics["action"])]
+
     def picture(self, episode: int, step: int, view: str) -> np.ndarray:
         """One decoded picture, [256, 256, 3], uint8.
 
@@ -184,6 +214,18 @@ class Demonstrations:
 def _some(numbers: Sequence[int]) -> str:
     """The first of many numbers, for people."""
     return ", ".join(map(str, numbers[:SHOWN])) + (", …" if len(numbers) > SHOWN else "")
+
+
+def _cut_off(what: str, values: np.ndarray, bounds: Range, name: str) -> list[str]:
+    """A line that names the dims of actions or proprio, [n, dims], whose movement normalisation cuts off."""
+    if len(bounds) != values.shape[1]:
+        return []
+    shares = {dim: share for dim, share in enumerate(lost_motion(values, bounds)) if share > LOST}
+    if not shares:
+        return []
+    dims = ", ".join(f"{dim} ({100 * share:.0f} %)" for dim, share in shares.items())
+    remedy = "data.bounds=extremes keeps it" if name == QUANTILES else "the statistics are another data set's"
+    return [f"normalisation ({name}) cuts off movement in {what} dims {dims}: {remedy}"]
 
 
 def clipping_notes(trajectories: Sequence[Trajectory], statistics: dict[str, Any]) -> list[str]:
@@ -232,6 +274,10 @@ class _ChunkIndex(Dataset):
 
     def __len__(self) -> int:
         return len(self.episode)
+
+    def notes(self, space: Space) -> list[str]:
+        """See `Demonstrations.notes`; of all splits."""
+        return self.demonstrations.notes(space, self.chunk_length)
 
     def instructions(self) -> dict[str, str]:
         """Every instruction of all splits, and where it stands, for people."""

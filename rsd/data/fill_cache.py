@@ -38,6 +38,7 @@ from rsd.differences import differences
 from rsd.points import point_names
 from rsd.processes import say
 from rsd.progress import track
+from rsd.space import Space
 from rsd.types import BaseModel, Frame, Inputs, Observation, ReadsInstructions
 
 MEGABYTE = 10**6
@@ -65,10 +66,12 @@ class Frames(Protocol):
 
 
 @runtime_checkable
-class HasInstructions(Protocol):
-    """Frames that know all their instructions, and where each stands."""
+class Described(Protocol):
+    """Frames that know all their instructions, where each stands, and what of the data is dropped or cut off."""
 
     def instructions(self) -> Mapping[str, str]: ...
+
+    def notes(self, space: Space) -> Sequence[str]: ...
 
 
 def cache_content(base: BaseModel, frames: Frames) -> dict[str, Any]:
@@ -206,9 +209,12 @@ def ensure_cache(
     wanted = point_names(points)
     described = base() if outline is None else outline()
     frames = dataset()
-    if isinstance(described, ReadsInstructions) and isinstance(frames, HasInstructions):
-        where = frames.instructions()
-        described.check_instructions(list(where), where)
+    if isinstance(frames, Described):
+        for note in frames.notes(described.spec.space):
+            report(f"note: {note}")
+        if isinstance(described, ReadsInstructions):
+            where = frames.instructions()
+            described.check_instructions(list(where), where)
     content = cache_content(described, frames)
     directory = Path(directory) if directory is not None else Path(root) / f"{name}-{content_key(content)}"
     try:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from rsd.data import DataError
 from rsd.data.libero_features import FeatureSpec, flatten_features
 
+SPLIT = "train"  # the one that is read
 INFO_FILE = "dataset_info.json"
 FEATURES_FILE = "features.json"
 STATISTICS_FILE = "dataset_statistics.json"
@@ -29,6 +30,7 @@ class Metadata(NamedTuple):
     shards: list[Path]
     shard_lengths: list[int]
     features: dict[str, FeatureSpec]
+    other_splits: dict[str, int]  # name → episodes, of those that are not read
 
 
 def check_dataset(directory: Path) -> None:
@@ -65,7 +67,13 @@ def read_metadata(directory: Path) -> Metadata:
     try:
         builder = tfds.builder_from_directory(directory)
         features = flatten_features(builder.info.features)
-        split = builder.info.splits["train"]
+        sizes = {name: int(split.num_examples) for name, split in builder.info.splits.items()}
+        if SPLIT not in sizes:
+            raise DataError(
+                f"{directory} has splits {sizes} and none called {SPLIT!r}, the one that is read; write the episodes "
+                f"as {SPLIT!r}, or rename that split in {INFO_FILE} and its files"
+            )
+        split = builder.info.splits[SPLIT]
         shards, lengths = [Path(path) for path in split.filepaths], [int(length) for length in split.shard_lengths]
     except (ParseError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise DataError(f"{directory} is not an RLDS data set that tensorflow-datasets reads: {error}") from error
@@ -74,4 +82,5 @@ def read_metadata(directory: Path) -> Metadata:
         raise DataError(f"{directory}: {len(missing)} of {len(shards)} files missing: {missing[:3]}; fetch them again")
     if sum(lengths) == 0:
         raise DataError(f"{directory} holds no episodes; {HOW_TO_GET}")
-    return Metadata(builder.info.name, str(builder.info.version), shards, lengths, features)
+    del sizes[SPLIT]
+    return Metadata(builder.info.name, str(builder.info.version), shards, lengths, features, sizes)

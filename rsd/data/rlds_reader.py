@@ -39,12 +39,17 @@ class RLDSDataset:
     Attributes:
         name, version: Of the data set, as in dataset_info.json.
         features: Flat name ("steps/observation/state") to what one value is.
+        dropped: What of the directory is not read, a line each.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = Path(directory)
         metadata = read_metadata(self.directory)
         self.name, self.version, self.features = metadata.name, metadata.version, metadata.features
+        self.dropped = [
+            f"split {name!r} with {count} episodes of {self.directory} is not read: val is held out of 'train'"
+            for name, count in metadata.other_splits.items()
+        ]
         self._records: list[tuple[Path, Span]] = []
         for path, length in zip(metadata.shards, metadata.shard_lengths, strict=True):
             spans, end = scan(path, count=length)
@@ -54,6 +59,8 @@ class RLDSDataset:
                     f"file ends at byte {path.stat().st_size}, inside the record that begins at byte {end}; fetch or "
                     "collect this file again"
                 )
+            if (behind := path.stat().st_size - end) > 0:
+                self.dropped.append(f"{behind} bytes of {path} behind the {length} records that {INFO_FILE} counts")
             self._records += [(path, span) for span in spans]
         self._files: dict[Path, int] = {}
 

@@ -104,6 +104,23 @@ def clipped_motion(actions: np.ndarray, statistics: dict[str, Any]) -> np.ndarra
     return np.where(bounds.mask, share, 0.0)
 
 
+def lost_motion(values: np.ndarray, bounds: Range) -> np.ndarray:
+    """How much of the movement around each dim's median normalisation cuts off.
+
+    Args:
+        values: Of a whole data set, actions or proprio, [n, dims], standard.
+
+    Returns:
+        Share of each dim's movement, [dims], in 0..1; 0 for dims that never move or are not normalised.
+    """
+    if not len(values):
+        return np.zeros(len(bounds))
+    moved = np.abs(values - np.median(values, axis=0)).sum(axis=0, dtype=np.float64)
+    lost = np.abs(values - np.clip(values, bounds.low, bounds.high)).sum(axis=0, dtype=np.float64)
+    share = np.minimum(lost / np.where(moved > 0, moved, 1.0), 1.0)
+    return np.where(np.asarray(bounds.mask) & (values.min(axis=0) < values.max(axis=0)), share, 0.0)
+
+
 def chunk_starts(num_steps: int, chunk_length: int) -> int:
     """How many chunks a trajectory gives: its last chunk_length - 1 steps start none."""
     return max(num_steps - chunk_length + 1, 0)
