@@ -75,7 +75,11 @@ class GripperRule:
         wrong = self._wrong(values)
         if wrong is not None:
             different = np.unique(values)
-            count = f"{len(different)} different values" if len(different) > 2 else f"only {different.tolist()}"
+            count = (
+                f"{len(different)} different values"
+                if len(different) > 2
+                else "only " + " and ".join(f"{value:g}" for value in different)
+            )
             raise DataError(
                 f"{where}: the gripper (last dim of action) is {values.min():g}..{values.max():g} ({count}),"
                 f" and data.gripper declares {self}: {wrong}"

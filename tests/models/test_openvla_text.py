@@ -1,7 +1,10 @@
 """Instructions of any script; one that says nothing, or the same as another one, is an error."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from rsd.commands.configured import check_tasks
 from rsd.models.openvla.text import UnknownWordError, WordText, check_instructions, split_words
 from rsd.types import InstructionError
 
@@ -57,3 +60,21 @@ def test_all_that_is_wrong_is_said_at_once():
     text = WordText(["lift", "it"])
     with pytest.raises(UnknownWordError, match=r"words \['pull'\].*\(task 2\).*words \['push'\].*\(task 1\)"):
         check_instructions(text, ["lift it", "push it", "pull it"], {"pull it": "task 2", "push it": "task 1"})
+
+
+def test_the_tasks_of_a_suite_are_held_to_the_vocabulary_before_the_first_episode():
+    tasks = [SimpleNamespace(task_id=number, instruction=said) for number, said in enumerate(["lift it", "push it"])]
+    policy = Reading(WordText(["lift", "it"]))
+    check_tasks(policy, tasks[:1])
+    with pytest.raises(UnknownWordError, match=r"words \['push'\] .*\(task 1\)"):
+        check_tasks(policy, tasks)
+
+
+class Reading:
+    """The part of a policy that reads."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def check_instructions(self, instructions, where=None):
+        check_instructions(self.text, instructions, where)
