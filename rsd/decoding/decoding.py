@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from rsd.decoding.past import Past
 from rsd.decoding.sampling import Noise
 from rsd.errors import SettingError
 from rsd.stages import StageLogits
@@ -31,7 +32,9 @@ class Decoding(Protocol):
     def num_draft_stages(self) -> int:
         """Stages that it asks the draft for; 0 for none."""
 
-    def run(self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise) -> Code:
+    def run(
+        self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise, past: Past | None = None
+    ) -> Code:
         """Decode one chunk for each seed.
 
         Args:
@@ -39,6 +42,7 @@ class Decoding(Protocol):
             levels: Number of levels of every entry, [T, D, Q], int64, on the models' device; Q is 0 for a policy
                 without tokens.
             noise: One seed an observation; what is random depends on it and on nothing else.
+            past: What is remembered of the episode of each observation; None where every one of them begins.
         """
 
 

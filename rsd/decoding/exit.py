@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rsd.decoding.decoding import DRAFT
 from rsd.decoding.options import require_temperature, require_whole
+from rsd.decoding.past import Past
 from rsd.decoding.sampling import FOR_DRAFT, Noise, distribution, draw
 from rsd.decoding.speculative import require_stages
 from rsd.stages import StageLogits
@@ -40,7 +41,9 @@ class Exit:
     def needs(self) -> frozenset[str]:
         return frozenset({DRAFT})
 
-    def run(self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise) -> Code:
+    def run(
+        self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise, past: Past | None = None
+    ) -> Code:
         """See `Decoding.run`; raises ValueError when num_draft_stages is not in 1..Q."""
         return self.propose(draft, levels, noise)[0]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from rsd.decoding.accept import Accept, exact
 from rsd.decoding.decoding import DRAFT, TARGET
 from rsd.decoding.options import require_temperature, require_whole
+from rsd.decoding.past import Past
 from rsd.decoding.sampling import FOR_DECISION, FOR_DRAFT, FOR_REPLACEMENT, FOR_TARGET, Noise, distribution, draw
 from rsd.errors import SettingError
 from rsd.stages import StageLogits
@@ -45,7 +46,9 @@ class Speculative:
     def needs(self) -> frozenset[str]:
         return frozenset({TARGET, DRAFT})
 
-    def run(self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise) -> Code:
+    def run(
+        self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise, past: Past | None = None
+    ) -> Code:
         """See `Decoding.run`.
 
         Raises:
