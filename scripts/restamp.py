@@ -31,7 +31,8 @@ RENAMED = (  # entries of a head's provenance that one version has and another l
     "base.space",
     "base.unnorm_key",
 )
-PHASES = {"tokenizer": "rfsq", "head": "head", "draft": "draft"}  # of train.py, which make the parts
+PHASES = {"tokenizer": "rfsq", "head": "head", "draft": "draft", "micro": "draft draft=micro"}  # of train.py
+KINDS = {"micro": "draft"}  # of a part's checkpoint, where it is another
 THRESHOLD = -0.06  # nats a token, of early_exit: lets half of the chunks of libero_spatial end early; not calibrated
 
 
@@ -67,7 +68,7 @@ def find_parts(folder: Path) -> dict[str, Path]:
 
 def load(directory: Path, kind: str) -> Checkpoint:
     """A part with its weights, checked against their hash."""
-    return load_checkpoint(directory, kind=kind, produce=f"python train.py phase={PHASES[kind]}")
+    return load_checkpoint(directory, kind=KINDS.get(kind, kind), produce=f"python train.py phase={PHASES[kind]}")
 
 
 def made_for(base: OpenVLABase, tokenizer_sha256: str | None) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def decodings_of(folder: Path, parts: dict[str, Path]) -> tuple[str, dict[str, t
 
 
 def _without(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name != "target"}
+    return {name: value for name, value in options.items() if name not in ("target", "draft")}
 
 
 def restamp(folder: Path) -> None:
@@ -145,7 +146,7 @@ def restamp(folder: Path) -> None:
     expected = made_for(base, tokenizer_sha256)
     heads = {
         parts[kind] / JSON_FILE: restamped(parts[kind], kind, base, expected)
-        for kind in ("head", "draft")
+        for kind in ("head", "draft", "micro")
         if kind in parts
     }
     decoding, decodings = decodings_of(folder, parts)

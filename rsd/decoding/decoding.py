@@ -29,8 +29,8 @@ class Decoding(Protocol):
         """Roles that it asks: of TARGET and DRAFT."""
 
     @property
-    def num_draft_stages(self) -> int:
-        """Stages that it asks the draft for; 0 for none."""
+    def num_draft_stages(self) -> int | None:
+        """Stages that it asks the draft for; 0 for none, None for all of the code."""
 
     def run(
         self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise, past: Past | None = None
@@ -46,10 +46,11 @@ class Decoding(Protocol):
         """
 
 
-def stages_of_draft(decoding: Decoding) -> int:
-    """Stages that it asks the draft for, as do the decodings inside of it."""
+def stages_of_draft(decoding: Decoding, num_stages: int) -> int:
+    """Stages, of so many of the code, that it asks the draft for, as do the decodings inside of it."""
     inside = [getattr(decoding, one.name) for one in dataclasses.fields(decoding)]  # type: ignore[arg-type]
-    return max([decoding.num_draft_stages, *(stages_of_draft(one) for one in inside if hasattr(one, "run"))])
+    own = num_stages if decoding.num_draft_stages is None else decoding.num_draft_stages
+    return max([own, *(stages_of_draft(one, num_stages) for one in inside if hasattr(one, "run"))])
 
 
 def to_json(decoding: Decoding) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from torch import Tensor
 from rsd.decoding.decoding import DRAFT, Decoding
 from rsd.decoding.exit import Exit
 from rsd.decoding.gates import Gate
-from rsd.decoding.options import require_whole
 from rsd.decoding.past import Past
 from rsd.decoding.sampling import Noise
+from rsd.decoding.speculative import require_stages_option
 from rsd.errors import SettingError
 from rsd.stages import StageLogits
 from rsd.types import Code
@@ -28,19 +28,19 @@ class EarlyExit:
     Attributes:
         gate: Which rows the draft decides.
         full: What decodes the others.
-        num_draft_stages: Stages that the draft is asked for, 1..Q; `full` may ask it for more.
+        num_draft_stages: Stages that the draft is asked for, 1..Q, None for Q; `full` may ask it for more.
     """
 
     gate: Gate
     full: Decoding
-    num_draft_stages: int
+    num_draft_stages: int | None
 
     def __post_init__(self) -> None:
         if not callable(self.gate):
             raise SettingError(f"gate {self.gate!r}, expected a rule such as MeanLogProb")
         if not hasattr(self.full, "run"):
             raise SettingError(f"full {self.full!r}, expected a decoding")
-        require_whole("num_draft_stages", self.num_draft_stages)
+        require_stages_option(self.num_draft_stages)
 
     @property
     def needs(self) -> frozenset[str]:

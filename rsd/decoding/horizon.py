@@ -39,7 +39,7 @@ class _Horizon:
         return self.full.needs
 
     @property
-    def num_draft_stages(self) -> int:
+    def num_draft_stages(self) -> int | None:
         return self.full.num_draft_stages
 
     def steps(self, chunk_length: int) -> int:

@@ -33,13 +33,13 @@ class Temporal:
     Attributes:
         gate: Which proposals are executed unseen by the base model.
         full: What decodes the others, and the first chunk of an episode.
-        num_draft_stages: Stages that the draft is asked for, 1..Q.
+        num_draft_stages: Stages that the draft is asked for, 1..Q; None for Q.
         max_unverified: n of at least 1; of any n chunks in a row, the base model has decided one.
     """
 
     gate: Gate
     full: Decoding
-    num_draft_stages: int
+    num_draft_stages: int | None
     max_unverified: int
 
     def __post_init__(self) -> None:
