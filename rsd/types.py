@@ -100,6 +100,8 @@ class Code:
         proposal: The draft's first proposal, [B, T, D, m], int64; None without a draft.
         bound: Largest error of each action dim that the stages beyond `depth` can make, model space, [B, A], float32;
             None where nobody certifies one. The policy fills it in, from the tokenizer.
+        num_steps: Steps of the chunk to execute, [B], int64; more than T repeats the last action; 0, and None for all
+            rows, leaves it to the policy.
     """
 
     indices: Tensor
@@ -107,6 +109,16 @@ class Code:
     work: Work
     proposal: Tensor | None = None
     bound: Tensor | None = None
+    num_steps: Tensor | None = None
+
+    def put(self, rows: Tensor, other: Code) -> None:
+        """Let these rows, [n] int64, be what `other` says of them, and charge them with its work, too."""
+        self.indices[rows], self.depth[rows] = other.indices, other.depth
+        self.work.add_rows(rows, other.work)
+        if other.num_steps is not None:
+            if self.num_steps is None:
+                self.num_steps = self.depth.new_zeros(len(self.depth))
+            self.num_steps[rows] = other.num_steps
 
 
 @dataclass(frozen=True)
@@ -116,10 +128,12 @@ class Memory:
     Attributes:
         chunk: The last chunk, model space, [T, A], float32.
         num_executed: How many of its steps the robot has executed.
+        num_unverified: Chunks in a row, this one the last, that were decided before the base model's end.
     """
 
     chunk: np.ndarray
     num_executed: int = 0
+    num_unverified: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,8 +159,8 @@ class Chunk:
 
     Attributes:
         actions: [T, A], float64, robot commands as `Env.step` takes them: end-effector deltas, gripper -1 open, +1
-            close. Not clipped: the Queue does.
-        num_steps: How many of them to execute before asking again, 1..T.
+            close. Not clipped: the Queue does. Longer than T where a decoding holds the last one.
+        num_steps: How many of them to execute before asking again, 1 or more, at most all.
         work: Counters of `rsd.work.Work` for this observation.
         latency_ms: Part name to milliseconds of the call that produced the chunk; "total" is measured around all parts.
         model_ms: This observation's share of the call: total divided by the number of observations in it.

@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from rsd.checkpoint import JSON_FILE, Checkpoint, CheckpointError, load_checkpoint
-from rsd.decoding import L1, Decoding, DepthAR, EarlyExit, Exit, MeanLogProb, Parallel, Speculative, from_json
+from rsd.decoding import (
+    L1,
+    Decoding,
+    DepthAR,
+    EarlyExit,
+    Exit,
+    MeanLogProb,
+    Parallel,
+    Speculative,
+    Temporal,
+    from_json,
+)
 from rsd.differences import ABSENT, differences
 from rsd.errors import RSDError
 from rsd.files import write_atomically
@@ -31,12 +42,14 @@ RENAMED = (  # entries of a head's provenance that one version has and another l
     "base.space",
     "base.unnorm_key",
 )
-PHASES = {"tokenizer": "rfsq", "head": "head", "draft": "draft"}  # of train.py, which make the parts
+PHASES = {"tokenizer": "rfsq", "head": "head", "draft": "draft", "micro": "draft draft=micro"}  # of train.py
+KINDS = {"micro": "draft"}  # of a part's checkpoint, where it is another
 THRESHOLD = -0.06  # nats a token, of early_exit: lets half of the chunks of libero_spatial end early; not calibrated
+SKIPPED, MAX_UNVERIFIED = -0.3, 2  # of temporal: nats a token, not calibrated; every second call at most is skipped
 
 
 def find_parts(folder: Path) -> dict[str, Path]:
-    """The folder's parts: those that policy.json names, or the only one in base/, tokenizer/, head/ and draft/ each.
+    """The folder's parts: those that policy.json names, and else the only one in base/, tokenizer/, head/, … each.
 
     Raises:
         CheckpointError: there is no base model, several of one part, or policy.json names none or one elsewhere.
@@ -49,15 +62,12 @@ def find_parts(folder: Path) -> dict[str, Path]:
             parts[name] = folder / entry["path"]
             if not parts[name].resolve().is_relative_to(folder.resolve()):
                 raise CheckpointError(f"part {parts[name]} lies outside of the policy folder {folder}; copy it there")
-    else:
-        for name in PARTS:
-            found = sorted(path.parent for path in (folder / name).glob(f"*/{JSON_FILE}"))
-            if len(found) > 1:
-                raise CheckpointError(
-                    f"{folder / name} holds {len(found)} checkpoints; leave one, or write {POLICY_FILE}"
-                )
-            if found:
-                parts[name] = found[0]
+    for name in [name for name in PARTS if name not in parts]:
+        found = sorted(path.parent for path in (folder / name).glob(f"*/{JSON_FILE}"))
+        if len(found) > 1:
+            raise CheckpointError(f"{folder / name} holds {len(found)} checkpoints; leave one, or write {POLICY_FILE}")
+        if found:
+            parts[name] = found[0]
     if "base" not in parts:
         raise CheckpointError(
             f"{folder} holds no base model: {folder / 'base'}/*/{JSON_FILE} does not exist, {POLICY_FILE} names none"
@@ -67,7 +77,7 @@ def find_parts(folder: Path) -> dict[str, Path]:
 
 def load(directory: Path, kind: str) -> Checkpoint:
     """A part with its weights, checked against their hash."""
-    return load_checkpoint(directory, kind=kind, produce=f"python train.py phase={PHASES[kind]}")
+    return load_checkpoint(directory, kind=KINDS.get(kind, kind), produce=f"python train.py phase={PHASES[kind]}")
 
 
 def made_for(base: OpenVLABase, tokenizer_sha256: str | None) -> dict[str, Any]:
@@ -104,13 +114,31 @@ def restamped(directory: Path, kind: str, base: OpenVLABase, expected: dict[str,
     return json.dumps(record, indent=1, sort_keys=True) + "\n"
 
 
-def decodings_of(folder: Path, parts: dict[str, Path]) -> tuple[str, dict[str, tuple[Decoding, str | None]]]:
-    """Name of the decoding in use, and all of them: as policy.json says, or what the parts make possible."""
-    if (folder / POLICY_FILE).is_file():
-        record = read_record(folder)
-        named = {name: dict(options) for name, options in record["decodings"].items()}
-        return record["decoding"], {name: (from_json(_without(one)), one.get("target")) for name, one in named.items()}
-    decodings: dict[str, tuple[Decoding, str | None]] = {"l1": (L1(), None)}
+Decodings = dict[str, tuple[Decoding, str | None]]  # name → decoding and target
+
+
+def decodings_of(folder: Path, parts: dict[str, Path]) -> tuple[str, Decodings, dict[str, str]]:
+    """Name of the decoding in use, all of them, and who drafts: as policy.json says, else what the parts make possible.
+
+    A part that policy.json does not name yet brings its decodings along.
+    """
+    possible, drafts = possible_decodings(parts)
+    if not (folder / POLICY_FILE).is_file():
+        return "l1", possible, drafts
+    record = read_record(folder)
+    named = {name: dict(options) for name, options in record["decodings"].items()}
+    there = {name: (from_json(_without(one)), one.get("target")) for name, one in named.items()}
+    if "micro" in parts and "micro" not in record["parts"]:
+        there = {name: possible[name] for name in drafts} | there
+    drafts = {name: one["draft"] for name, one in named.items() if "draft" in one} | {
+        name: part for name, part in drafts.items() if name not in named and name in there
+    }
+    return record["decoding"], there, drafts
+
+
+def possible_decodings(parts: dict[str, Path]) -> tuple[Decodings, dict[str, str]]:
+    """What these parts can do, and who drafts where that is not the draft."""
+    decodings: Decodings = {"l1": (L1(), None)}
     if "tokenizer" in parts:
         target = "head" if "head" in parts else "base"
         decodings |= {"parallel": (Parallel(), target), "depth_ar": (DepthAR(), target)}
@@ -122,11 +150,15 @@ def decodings_of(folder: Path, parts: dict[str, Path]) -> tuple[str, dict[str, t
                 "exit": (Exit(num_draft_stages=stages), None),
                 "early_exit": (EarlyExit(gate=gate, full=L1(), num_draft_stages=stages), None),
             }
-    return "l1", decodings
+    if "tokenizer" in parts and "micro" in parts:
+        open_gate = MeanLogProb(threshold=SKIPPED)
+        skipping = Temporal(gate=open_gate, full=L1(), num_draft_stages=None, max_unverified=MAX_UNVERIFIED)
+        decodings["temporal"] = (skipping, None)
+    return decodings, {"temporal": "micro"} if "temporal" in decodings else {}
 
 
 def _without(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name != "target"}
+    return {name: value for name, value in options.items() if name not in ("target", "draft")}
 
 
 def restamp(folder: Path) -> None:
@@ -145,10 +177,10 @@ def restamp(folder: Path) -> None:
     expected = made_for(base, tokenizer_sha256)
     heads = {
         parts[kind] / JSON_FILE: restamped(parts[kind], kind, base, expected)
-        for kind in ("head", "draft")
+        for kind in ("head", "draft", "micro")
         if kind in parts
     }
-    decoding, decodings = decodings_of(folder, parts)
+    decoding, decodings, drafts = decodings_of(folder, parts)
     for path, text in heads.items():
         write_atomically(path, text)
     write_folder(
@@ -159,6 +191,7 @@ def restamp(folder: Path) -> None:
         num_open_loop_steps=before.get("num_open_loop_steps") or base.chunk_length,
         decoding=decoding,
         decodings=decodings,
+        drafts=drafts,
     )
     print(f"{folder / POLICY_FILE}: {', '.join(parts)}; decodings {', '.join(decodings)}; space {base.space.digest}")
 

@@ -16,7 +16,7 @@ from rsd.policy import Checkpoints, VLAPolicy, assemble, describe_folder, load_f
 from rsd.types import Policy, ReadsInstructions, Task
 
 EXECUTION = "model.backbone.execution"
-FIXED = ("model", "quantizer", "draft", "chunk", "composed", "experiment")  # what a policy's folder decides on
+FIXED = ("model", "quantizer", "chunk", "composed", "experiment")  # what a policy's folder decides on
 
 
 def loader(config: DictConfig, **changes: Any) -> Callable[[], Any]:
@@ -67,9 +67,10 @@ def folder_options(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         SettingError: something was typed that the folder decides on.
     """
-    decoding_typed = is_typed(overrides, "decoding")
-    free = (EXECUTION, "draft.num_stages") if decoding_typed else (EXECUTION,)
-    typed = [one for one in overrides if one.partition("=")[0].lstrip("+~") not in free and is_typed([one], *FIXED)]
+    decoding_typed, draft_typed = is_typed(overrides, "decoding"), is_typed(overrides, "draft")
+    free = (EXECUTION, "draft", *(("draft.num_stages",) if decoding_typed else ()))
+    fixed = (*FIXED, "draft")
+    typed = [one for one in overrides if one.partition("=")[0].lstrip("+~") not in free and is_typed([one], *fixed)]
     if typed:
         raise SettingError(
             f"policy={cfg.policy} brings its own parts: leave out {', '.join(typed)}, or policy= to compose one"
@@ -77,6 +78,7 @@ def folder_options(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     steps_typed = is_typed(overrides, "num_open_loop_steps", "protocol")
     return {
         "decoding": instantiate(cfg.decoding.decode) if decoding_typed else None,
+        "draft": _drafting(cfg) if decoding_typed or draft_typed else None,
         "target": cfg.target.name if is_typed(overrides, "target") else None,
         "num_open_loop_steps": cfg.num_open_loop_steps if steps_typed else None,
         "device": cfg.device,
@@ -84,6 +86,11 @@ def folder_options(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         "offered": OmegaConf.to_container(cfg.composed.offered, resolve=True),
         **({"execution": cfg.model.backbone.execution} if is_typed(overrides, EXECUTION) else {}),
     }
+
+
+def _drafting(cfg: DictConfig) -> Any:
+    """The part of a policy's folder that the group `draft` stands for, or what makes a control."""
+    return cfg.draft.part if cfg.draft.control is None else instantiate(cfg.draft.control)
 
 
 def policy_fields(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
@@ -95,7 +102,7 @@ def policy_fields(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         return describe_folder(Path(cfg.policy), folder_options(cfg, overrides)) | named
     decoding = instantiate(cfg.decoding.decode)
     asked = {"base": True, "tokenizer": bool(decoding.needs), "head": TARGET in decoding.needs}
-    asked["draft"] = DRAFT in decoding.needs
+    asked["draft"] = DRAFT in decoding.needs and cfg.draft.control is None
     paths = {"base": cfg.model.backbone.checkpoint, "tokenizer": cfg.paths.tokenizer}
     paths |= {"head": cfg.target.checkpoint, "draft": cfg.paths.draft}
     return {
@@ -106,6 +113,7 @@ def policy_fields(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         "num_open_loop_steps": cfg.num_open_loop_steps,
         "options": {name: value for name, value in to_json(decoding).items() if name != KIND},
         "base": OmegaConf.to_container(cfg.model.backbone, resolve=True),
+        "draft": cfg.draft.name if DRAFT in decoding.needs else None,
         "checkpoints": {part: paths[part] if is_asked else None for part, is_asked in asked.items()},
     }
 

@@ -9,10 +9,12 @@ from rsd.decoding.depth_ar import DepthAR
 from rsd.decoding.early_exit import EarlyExit
 from rsd.decoding.exit import Exit
 from rsd.decoding.gates import Gate, MeanLogProb
+from rsd.decoding.horizon import FixedHorizon, Hold
 from rsd.decoding.l1 import L1
 from rsd.decoding.parallel import Parallel
 from rsd.decoding.sampling import Noise
 from rsd.decoding.speculative import Speculative
+from rsd.decoding.temporal import Temporal
 
 __all__ = [
     "DRAFT",
@@ -23,11 +25,14 @@ __all__ = [
     "DepthAR",
     "EarlyExit",
     "Exit",
+    "FixedHorizon",
     "Gate",
+    "Hold",
     "MeanLogProb",
     "Noise",
     "Parallel",
     "Speculative",
+    "Temporal",
     "from_json",
     "stages_of_draft",
     "to_json",

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from rsd.decoding.past import Past
 from rsd.decoding.sampling import Noise
 from rsd.errors import SettingError
 from rsd.stages import StageLogits
@@ -28,10 +29,12 @@ class Decoding(Protocol):
         """Roles that it asks: of TARGET and DRAFT."""
 
     @property
-    def num_draft_stages(self) -> int:
-        """Stages that it asks the draft for; 0 for none."""
+    def num_draft_stages(self) -> int | None:
+        """Stages that it asks the draft for; 0 for none, None for all of the code."""
 
-    def run(self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise) -> Code:
+    def run(
+        self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise, past: Past | None = None
+    ) -> Code:
         """Decode one chunk for each seed.
 
         Args:
@@ -39,13 +42,15 @@ class Decoding(Protocol):
             levels: Number of levels of every entry, [T, D, Q], int64, on the models' device; Q is 0 for a policy
                 without tokens.
             noise: One seed an observation; what is random depends on it and on nothing else.
+            past: What is remembered of the episode of each observation; None where every one of them begins.
         """
 
 
-def stages_of_draft(decoding: Decoding) -> int:
-    """Stages that it asks the draft for, as do the decodings inside of it."""
+def stages_of_draft(decoding: Decoding, num_stages: int) -> int:
+    """Stages, of so many of the code, that it asks the draft for, as do the decodings inside of it."""
     inside = [getattr(decoding, one.name) for one in dataclasses.fields(decoding)]  # type: ignore[arg-type]
-    return max([decoding.num_draft_stages, *(stages_of_draft(one) for one in inside if hasattr(one, "run"))])
+    own = num_stages if decoding.num_draft_stages is None else decoding.num_draft_stages
+    return max([own, *(stages_of_draft(one, num_stages) for one in inside if hasattr(one, "run"))])
 
 
 def to_json(decoding: Decoding) -> dict[str, Any]:

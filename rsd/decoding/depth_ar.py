@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rsd.decoding.decoding import TARGET
 from rsd.decoding.options import require_temperature
+from rsd.decoding.past import Past
 from rsd.decoding.sampling import FOR_TARGET, Noise, distribution, draw
 from rsd.stages import StageLogits
 from rsd.types import Code
@@ -36,7 +37,9 @@ class DepthAR:
     def num_draft_stages(self) -> int:
         return 0
 
-    def run(self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise) -> Code:
+    def run(
+        self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise, past: Past | None = None
+    ) -> Code:
         batch, num_stages = len(noise), levels.shape[2]
         indices = torch.zeros(batch, *levels.shape[:2], 0, dtype=torch.long, device=levels.device)
         work = Work.none(batch, num_stages, levels.device)

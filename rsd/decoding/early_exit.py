@@ -13,8 +13,9 @@ from torch import Tensor
 from rsd.decoding.decoding import DRAFT, Decoding
 from rsd.decoding.exit import Exit
 from rsd.decoding.gates import Gate
-from rsd.decoding.options import require_whole
+from rsd.decoding.past import Past
 from rsd.decoding.sampling import Noise
+from rsd.decoding.speculative import require_stages_option
 from rsd.errors import SettingError
 from rsd.stages import StageLogits
 from rsd.types import Code
@@ -27,25 +28,27 @@ class EarlyExit:
     Attributes:
         gate: Which rows the draft decides.
         full: What decodes the others.
-        num_draft_stages: Stages that the draft is asked for, 1..Q; `full` may ask it for more.
+        num_draft_stages: Stages that the draft is asked for, 1..Q, None for Q; `full` may ask it for more.
     """
 
     gate: Gate
     full: Decoding
-    num_draft_stages: int
+    num_draft_stages: int | None
 
     def __post_init__(self) -> None:
         if not callable(self.gate):
             raise SettingError(f"gate {self.gate!r}, expected a rule such as MeanLogProb")
         if not hasattr(self.full, "run"):
             raise SettingError(f"full {self.full!r}, expected a decoding")
-        require_whole("num_draft_stages", self.num_draft_stages)
+        require_stages_option(self.num_draft_stages)
 
     @property
     def needs(self) -> frozenset[str]:
         return self.full.needs | {DRAFT}
 
-    def run(self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise) -> Code:
+    def run(
+        self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise, past: Past | None = None
+    ) -> Code:
         """See `Decoding.run`; raises ValueError when num_draft_stages is not in 1..Q."""
         code, log_probs = Exit(num_draft_stages=self.num_draft_stages).propose(draft, levels, noise)
         decided = self.gate(log_probs, levels)  # [B]
@@ -53,7 +56,7 @@ class EarlyExit:
         going_on = (~decided).nonzero()[:, 0]  # [n]
         if len(going_on) == 0:
             return code
-        rest = self.full.run(target.of(going_on), draft.of(going_on), levels, noise.of(going_on))
-        code.indices[going_on], code.depth[going_on] = rest.indices, rest.depth
-        code.work.add_rows(going_on, rest.work)
+        later = None if past is None else past.of(going_on)
+        rest = self.full.run(target.of(going_on), draft.of(going_on), levels, noise.of(going_on), later)
+        code.put(going_on, rest)
         return code

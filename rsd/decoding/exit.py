@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from rsd.decoding.decoding import DRAFT
-from rsd.decoding.options import require_temperature, require_whole
+from rsd.decoding.options import require_temperature
+from rsd.decoding.past import Past
 from rsd.decoding.sampling import FOR_DRAFT, Noise, distribution, draw
-from rsd.decoding.speculative import require_stages
+from rsd.decoding.speculative import require_stages_option, stages_asked
 from rsd.stages import StageLogits
 from rsd.types import Code
 from rsd.work import Work
@@ -25,22 +26,24 @@ class Exit:
     """Every chunk ends at the draft's point.
 
     Attributes:
-        num_draft_stages: Stages that the draft is asked for, 1..Q.
+        num_draft_stages: Stages that the draft is asked for, 1..Q; None for Q.
         temperature: 0 is greedy.
     """
 
-    num_draft_stages: int
+    num_draft_stages: int | None
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
         require_temperature(self.temperature)
-        require_whole("num_draft_stages", self.num_draft_stages)
+        require_stages_option(self.num_draft_stages)
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({DRAFT})
 
-    def run(self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise) -> Code:
+    def run(
+        self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise, past: Past | None = None
+    ) -> Code:
         """See `Decoding.run`; raises ValueError when num_draft_stages is not in 1..Q."""
         return self.propose(draft, levels, noise)[0]
 
@@ -49,18 +52,18 @@ class Exit:
 
         Log-probabilities are those of the draft itself, at temperature 1; entries without a token have 0.
         """
-        require_stages(self.num_draft_stages, levels.shape[2])
+        stages = stages_asked(self.num_draft_stages, levels.shape[2])
         indices = torch.zeros(len(noise), *levels.shape, dtype=torch.long, device=levels.device)
         log_probs = []
-        for stage in range(self.num_draft_stages):
+        for stage in range(stages):
             logits = draft(indices[..., :stage], stage, stage + 1)[..., 0, :]  # [B, T, D, L]
             chance = noise.for_stage(levels, self.temperature, 0, stage, FOR_DRAFT)
             indices[..., stage] = draw(distribution(logits, self.temperature), chance)
             said = torch.log_softmax(logits.float(), dim=-1).gather(-1, indices[..., stage, None])[..., 0]
             log_probs.append(said.where(levels[..., stage] > 1, 0.0))  # [B, T, D]
         work = Work.none(len(noise), levels.shape[2], levels.device)
-        work.draft_passes += self.num_draft_stages
+        work.draft_passes += stages
         work.early_exits += 1
-        depth = torch.full((len(noise),), self.num_draft_stages, device=levels.device)
-        code = Code(indices, depth, work, proposal=indices[..., : self.num_draft_stages].clone())
+        depth = torch.full((len(noise),), stages, device=levels.device)
+        code = Code(indices, depth, work, proposal=indices[..., :stages].clone())
         return code, torch.stack(log_probs, dim=-1)

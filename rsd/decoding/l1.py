@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rsd.decoding.past import Past
 from rsd.decoding.sampling import Noise
 from rsd.stages import StageLogits
 from rsd.types import Code
@@ -25,7 +26,9 @@ class L1:
     def num_draft_stages(self) -> int:
         return 0
 
-    def run(self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise) -> Code:
+    def run(
+        self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise, past: Past | None = None
+    ) -> Code:
         batch = len(noise)
         indices = torch.zeros(batch, *levels.shape, dtype=torch.long, device=levels.device)
         depth = torch.zeros(batch, dtype=torch.long, device=levels.device)

@@ -16,6 +16,7 @@ from torch import Tensor
 from rsd.decoding.accept import Accept, exact
 from rsd.decoding.decoding import DRAFT, TARGET
 from rsd.decoding.options import require_temperature, require_whole
+from rsd.decoding.past import Past
 from rsd.decoding.sampling import FOR_DECISION, FOR_DRAFT, FOR_REPLACEMENT, FOR_TARGET, Noise, distribution, draw
 from rsd.errors import SettingError
 from rsd.stages import StageLogits
@@ -28,46 +29,61 @@ class Speculative:
     """Propose, verify, correct.
 
     Attributes:
-        num_draft_stages: The draft proposes up to this stage, 1..Q.
+        num_draft_stages: The draft proposes up to this stage, 1..Q; None for Q.
         temperature: 0 is greedy.
         accept: Which proposed tokens are kept.
     """
 
-    num_draft_stages: int
+    num_draft_stages: int | None
     temperature: float = 0.0
     accept: Accept = exact
 
     def __post_init__(self) -> None:
         require_temperature(self.temperature)
-        require_whole("num_draft_stages", self.num_draft_stages)
+        require_stages_option(self.num_draft_stages)
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({TARGET, DRAFT})
 
-    def run(self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise) -> Code:
+    def run(
+        self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise, past: Past | None = None
+    ) -> Code:
         """See `Decoding.run`.
 
         Raises:
             ValueError: num_draft_stages is not in 1..Q.
         """
         num_stages = levels.shape[2]
-        require_stages(self.num_draft_stages, num_stages)
+        stages = stages_asked(self.num_draft_stages, num_stages)
         running = _Running(self, levels, noise)
         proposal: Tensor | None = None
         while int(running.final.min()) < num_stages:
             draft_probs = running.propose(draft)
             if proposal is None:
-                proposal = running.indices[..., : self.num_draft_stages].clone()
+                proposal = running.indices[..., :stages].clone()
             running.verify(target, draft_probs)
         depth = torch.full_like(running.final, num_stages)
         return Code(running.indices, depth, running.work, proposal)
 
 
-def require_stages(num_draft_stages: int, num_stages: int) -> None:
-    """Raise ValueError unless a draft of so many stages fits a code of `num_stages`."""
+def require_stages_option(num_draft_stages: object) -> None:
+    """Raise SettingError unless it is a whole number or None."""
+    if num_draft_stages is not None:
+        require_whole("num_draft_stages", num_draft_stages)
+
+
+def stages_asked(num_draft_stages: int | None, num_stages: int) -> int:
+    """Stages that a draft is asked for, of a code of `num_stages`: all without a number.
+
+    Raises:
+        SettingError: the code has fewer.
+    """
+    if num_draft_stages is None:
+        return num_stages
     if not 1 <= num_draft_stages <= num_stages:
         raise SettingError(f"num_draft_stages {num_draft_stages}, expected 1..{num_stages}, the stages of the code")
+    return num_draft_stages
 
 
 class _Running:
@@ -86,10 +102,11 @@ class _Running:
         self.work = Work.none(len(noise), levels.shape[2], levels.device)
         self.number = 0
         self._tokens = (levels > 1).flatten(0, 1)  # [T*D, Q]  which entries exist
+        self._stages = stages_asked(options.num_draft_stages, levels.shape[2])
 
     def propose(self, draft: StageLogits) -> dict[int, Tensor]:
         """Fill the stages up to num_draft_stages; the draft's distributions by stage, [B, T, D, L]."""
-        stages, probs = self.options.num_draft_stages, {}
+        stages, probs = self._stages, {}
         for stage in range(int(self.final.min()), stages):
             undecided = self.final <= stage  # [B]
             logits = draft(self.indices[..., :stage], stage, stage + 1)
@@ -102,7 +119,7 @@ class _Running:
 
     def verify(self, target: StageLogits, draft_probs: dict[int, Tensor]) -> None:
         """One pass of the target over the drafted stages and the one after them: decides at least one stage."""
-        num_stages, stages = self.levels.shape[2], self.options.num_draft_stages
+        num_stages, stages = self.levels.shape[2], self._stages
         unfinished = self.final < num_stages
         self.work.target_passes += unfinished
         start = int(self.final.min())

@@ -75,6 +75,7 @@ class PolicyDescription:
 
     Attributes:
         model, decoding, target: Names of the base model, the decoding and what decides; None when it has none.
+        draft: Name of who drafts ("early", "micro", a control; of a policy's folder the part); None when nobody does.
         unnorm_key: The statistics that actions are un-normalised with.
         num_open_loop_steps: Actions executed of a chunk.
         options: The decoding's own ("num_draft_stages", …).
@@ -85,6 +86,7 @@ class PolicyDescription:
     model: str | None = None
     decoding: str | None = None
     target: str | None = None
+    draft: str | None = None
     unnorm_key: str | None = None
     num_open_loop_steps: int | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)

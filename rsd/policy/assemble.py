@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rsd.checkpoint import CheckpointError
+from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256, load_checkpoint
 from rsd.decoding import DRAFT, TARGET, Decoding, stages_of_draft
+from rsd.models.openvla.base import OpenVLABase
+from rsd.models.openvla.loading import load_own
 from rsd.points import point_name
 from rsd.policy.contract import PolicyError
 from rsd.policy.policy import Tokens, VLAPolicy
-from rsd.stages import Absent, BaseChunk, Binder, HeadAt
-from rsd.stages.files import load_stage_head
+from rsd.stages import Absent, BaseChunk, Binder, HeadAt, OwnLook
+from rsd.stages.files import EYES, load_stage_head
 from rsd.tokenizer import ActionTokenizer, load_tokenizer
-from rsd.types import BaseModel
+from rsd.types import BaseModel, BaseSpec
 
+MICRO = "python train.py phase=draft draft=micro"
 REMEDY = "or ask for fewer (decoding.decode.num_draft_stages, quantizer)"
 
 
@@ -31,12 +34,14 @@ class Checkpoints:
         head: Of the target head; None makes the base model's own chunk the target.
         draft: Of the draft.
         draft_point: Point that the draft has to read, as `point_name` takes it; None for whatever it was trained at.
+        control: Makes a draft that nobody trained from the tokenizer (rsd/stages/controls.py), instead of `draft`.
     """
 
     tokenizer: Path | str | None = None
     head: Path | str | None = None
     draft: Path | str | None = None
     draft_point: int | str | None = None
+    control: Callable[[ActionTokenizer], Binder] | None = None
 
 
 def assemble(
@@ -91,10 +96,16 @@ def _tokens(
     target: Binder = Absent(TARGET)
     draft: Binder = Absent(DRAFT)
 
-    def head_at(kind: str, role: str, folder: Path | str, num_stages: int | None) -> HeadAt:
-        shape = tokenizer.code_shape
+    def head_at(
+        kind: str, role: str, folder: Path | str, num_stages: int | None, eyes: BaseModel | None = None
+    ) -> HeadAt:
         head, point = load_stage_head(
-            Path(folder), kind=kind, code_shape=shape, tokenizer_sha256=loaded.sha256, base=base.spec
+            Path(folder),
+            kind=kind,
+            code_shape=tokenizer.code_shape,
+            tokenizer_sha256=loaded.sha256,
+            base=base.spec,
+            eyes=None if eyes is None else eyes.spec,
         )
         if num_stages is not None and num_stages > head.num_stages:
             raise PolicyError(
@@ -113,14 +124,42 @@ def _tokens(
                 f"the base model makes its chunk with {base.spec.action_head!r}, and only a continuous head's chunk "
                 "can be the target itself; train a target head (phase=head) and set target=head"
             )
-    if DRAFT in decoding.needs:
+    if DRAFT in decoding.needs and checkpoints.control is not None:
+        draft = checkpoints.control(tokenizer)
+    elif DRAFT in decoding.needs:
         if checkpoints.draft is None:
             raise PolicyError(f"decoding {name} needs a draft, and the policy has none; train one with phase=draft")
-        draft = head_at("draft", DRAFT, checkpoints.draft, stages_of_draft(decoding))
-        wanted = draft.point if checkpoints.draft_point is None else point_name(checkpoints.draft_point)
-        if draft.point != wanted:
+        stages = stages_of_draft(decoding, tokenizer.code_shape.num_stages)
+        eyes = load_eyes(Path(checkpoints.draft), base.spec, device=str(where))
+        trained = head_at("draft", DRAFT, checkpoints.draft, stages, eyes)
+        wanted = trained.point if checkpoints.draft_point is None else point_name(checkpoints.draft_point)
+        if trained.point != wanted:
             raise CheckpointError(
-                f"draft {checkpoints.draft} reads {draft.point}, and {wanted} is asked for; give its own draft.layer, "
-                "or train one with python train.py phase=draft"
+                f"draft {checkpoints.draft} reads {trained.point}, and {wanted} is asked for; give its own "
+                "draft.layer, or train one with python train.py phase=draft"
             )
+        draft = trained if eyes is None else OwnLook(eyes, trained)
     return Tokens(tokenizer, target, draft)
+
+
+def load_eyes(draft: Path, base: BaseSpec, *, device: str) -> OpenVLABase | None:
+    """The base model that a draft has of its own; None for a draft that reads the policy's.
+
+    Raises:
+        CheckpointError: it is damaged, is not the one that the draft was trained with, or sees what the policy's base
+            model does not.
+    """
+    folder = draft / EYES
+    if not folder.is_dir():
+        return None
+    provenance = load_checkpoint(draft, kind="draft", produce=MICRO).provenance
+    if provenance.get(EYES) != file_sha256(folder / JSON_FILE):
+        raise CheckpointError(f"{folder} is not what draft {draft} was trained with; fetch it again, or run {MICRO}")
+    eyes = load_own(folder, device=device)
+    more = sorted(set(eyes.spec.views) - set(base.views))
+    if more or eyes.spec.proprio_dim not in (None, base.proprio_dim):
+        raise CheckpointError(
+            f"draft {draft} sees {list(eyes.spec.views)} and proprio of {eyes.spec.proprio_dim} dims, the base model "
+            f"{list(base.views)} and {base.proprio_dim}; train it again with {MICRO}"
+        )
+    return eyes

@@ -2,13 +2,14 @@
 
     policy.json
         schema               int, this layout's version
-        parts                part → {path, sha256}: base, tokenizer, head, draft; the hash is of its checkpoint.json,
-                             which holds that of the weights
+        parts                part → {path, sha256}: base, tokenizer, head, draft, and micro, a draft with eyes of its
+                             own; the hash is of its checkpoint.json, which holds that of the weights
         base                 arguments of `load_base` beside the checkpoint
         space                digest of the base model's space
         num_open_loop_steps  actions of a chunk that are executed
         decoding             name of the one that is used unless another is asked for
-        decodings            name → {kind, options, "target": "head" or "base"}
+        decodings            name → {kind, options, "target": "head" or "base", "draft": the part that drafts; "draft"
+                             without a word}
 
 A folder is data: nothing in it is code, and paths do not leave it.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,13 @@ from rsd.models.openvla.loading import load_base
 from rsd.policy.assemble import Checkpoints, assemble
 from rsd.policy.contract import PolicyError
 from rsd.policy.policy import VLAPolicy
+from rsd.stages import Binder
+from rsd.tokenizer import ActionTokenizer
 
 POLICY_FILE = "policy.json"
 SCHEMA = 1
-PARTS = ("base", "tokenizer", "head", "draft")
+PARTS = ("base", "tokenizer", "head", "draft", "micro")
+DRAFTS = ("draft", "micro")  # parts that can draft
 ENTRIES = {"parts": dict, "base": dict, "space": str, "num_open_loop_steps": int, "decoding": str, "decodings": dict}
 
 
@@ -41,6 +45,7 @@ def load_folder(
     *,
     decoding: str | Decoding | None = None,
     target: str | None = None,
+    draft: str | Callable[[ActionTokenizer], Binder] | None = None,
     device: str = "cpu",
     num_open_loop_steps: int | None = None,
     num_threads: int | None = None,
@@ -54,6 +59,8 @@ def load_folder(
         decoding: Name of one of the folder's decodings, or a decoding; None takes the folder's own choice.
         target: "head" or "base": who verifies; None takes what the folder says of the decoding (without a word, the
             head where there is one).
+        draft: Who drafts: "draft", "micro", or what makes a control of the tokenizer (rsd/stages/controls.py); None
+            takes what the folder says of the decoding, the part "draft" without a word.
         device: Where the models run.
         num_open_loop_steps: Actions of a chunk that are executed; None takes the folder's.
         num_threads, offered: See `assemble`.
@@ -66,11 +73,12 @@ def load_folder(
     """
     folder = Path(folder)
     record = read_record(folder)
-    _, chosen, target = _choose(folder, record, decoding, target)
+    name, chosen, target = _choose(folder, record, decoding, target)
     options = _base_options(folder, record, base_options)
     paths = {name: _part(folder, record["parts"], name) for name in PARTS}
     if paths["base"] is None:
         raise CheckpointError(f"{folder / POLICY_FILE} names no base model")
+    drafting = _drafting(folder, record, name, chosen, draft)
     base = load_base(checkpoint=paths["base"], device=device, **options)
     if base.space.digest != record["space"]:
         raise CheckpointError(
@@ -81,7 +89,10 @@ def load_folder(
         base=base,
         decoding=chosen,
         checkpoints=Checkpoints(
-            tokenizer=paths["tokenizer"], head=None if target == "base" else paths["head"], draft=paths["draft"]
+            tokenizer=paths["tokenizer"],
+            head=None if target == "base" else paths["head"],
+            draft=None if drafting is None else paths[drafting],
+            control=draft if callable(draft) else None,
         ),
         num_open_loop_steps=record["num_open_loop_steps"] if num_open_loop_steps is None else num_open_loop_steps,
         device=device,
@@ -95,7 +106,8 @@ def describe_folder(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     record = read_record(folder)
     name, decoding, target = _choose(folder, record, options.get("decoding"), options.get("target"))
     asked = {"base": True, "tokenizer": bool(decoding.needs), "head": TARGET in decoding.needs and target != "base"}
-    asked["draft"] = DRAFT in decoding.needs
+    drafting = _drafting(folder, record, name, decoding, options.get("draft"))
+    asked |= {part: part == drafting for part in DRAFTS}
     steps = options.get("num_open_loop_steps")
     return {
         "model": folder.resolve().name,
@@ -105,6 +117,7 @@ def describe_folder(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         "num_open_loop_steps": record["num_open_loop_steps"] if steps is None else steps,
         "options": {name: value for name, value in to_json(decoding).items() if name != KIND},
         "base": record["base"],
+        "draft": _name_of(options["draft"]) if callable(options.get("draft")) else drafting,
         "checkpoints": {part: _part(folder, record["parts"], part) if asked[part] else None for part in PARTS},
     }
 
@@ -121,7 +134,7 @@ def _choose(
         entry = record["decodings"][chosen]
         if not isinstance(entry, dict):
             raise CheckpointError(f"{folder / POLICY_FILE}: decoding {chosen!r} is {entry!r}, expected an object")
-        options = dict(entry)
+        options = {option: value for option, value in entry.items() if option != "draft"}
         name, default = chosen, options.pop("target", None)
         target = target or default
         try:
@@ -137,6 +150,27 @@ def _choose(
     if target == "head" and TARGET in made.needs and not has_head:
         raise PolicyError(f"decoding {name!r} asks for the target head, and {folder} has none; target=base has no need")
     return name, made, target or ("head" if has_head else "base")
+
+
+def _drafting(folder: Path, record: Mapping[str, Any], name: str, decoding: Decoding, draft: object) -> str | None:
+    """The part that drafts; None where nobody does, or a control."""
+    if DRAFT not in decoding.needs or callable(draft):
+        return None
+    entry = record["decodings"].get(name)
+    part = draft or (entry.get("draft") if isinstance(entry, dict) else None) or "draft"
+    if part not in DRAFTS:
+        raise CheckpointError(f"draft {part!r} of {folder}, expected one of {list(DRAFTS)}")
+    if part not in record["parts"]:
+        raise PolicyError(
+            f"decoding {type(decoding).__name__} needs a draft, the part {part!r}, and {folder} has "
+            f"{sorted(record['parts'])}; train one with phase=draft"
+        )
+    return str(part)
+
+
+def _name_of(control: Callable[..., object]) -> str:
+    """Name of what makes a control, also where it is wrapped in a partial."""
+    return str(getattr(control, "func", control).__name__)
 
 
 def _base_options(folder: Path, record: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,6 +218,7 @@ def write_folder(
     num_open_loop_steps: int,
     decoding: str,
     decodings: Mapping[str, tuple[Decoding, str | None]],
+    drafts: Mapping[str, str] | None = None,
 ) -> None:
     """Write policy.json over parts that lie in the folder already.
 
@@ -193,6 +228,7 @@ def write_folder(
         space: Digest of the base model's space.
         num_open_loop_steps, decoding: See the head of this file.
         decodings: Name to a decoding and its target ("head", "base"; None where it has none).
+        drafts: Name of a decoding to the part that drafts for it, where that is not "draft".
 
     Raises:
         CheckpointError: a part lies outside of the folder.
@@ -205,11 +241,15 @@ def write_folder(
         "num_open_loop_steps": num_open_loop_steps,
         "decoding": decoding,
         "decodings": {
-            name: to_json(one) | ({} if target is None else {"target": target})
+            name: to_json(one) | ({} if target is None else {"target": target}) | _draft_entry(drafts or {}, name)
             for name, (one, target) in decodings.items()
         },
     }
     write_atomically(folder / POLICY_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def _draft_entry(drafts: Mapping[str, str], name: str) -> dict[str, str]:
+    return {"draft": drafts[name]} if name in drafts else {}
 
 
 def _named(folder: Path, path: Path) -> dict[str, str]:

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from rsd.decoding import Decoding, Noise
+from rsd.decoding.past import Past
 from rsd.policy.contract import IOContract, PolicyError
 from rsd.queue import Queue
 from rsd.stages import Absent, Binder
 from rsd.tokenizer import ActionTokenizer
 from rsd.types import BaseModel, Chunk, Code, Memory, Pass, ReadsInstructions, Request
+from rsd.work import Counts
 
 
 @dataclass(frozen=True)
@@ -115,29 +117,34 @@ class VLAPolicy:
         start = time.perf_counter()
         looked = self.base.look([request.observation for request in requests])
         clock = looked.clock
-        memory = [request.memory for request in requests]
         roles = NOBODY if self.tokens is None else (self.tokens.target, self.tokens.draft)
-        target, draft = (role.bind(looked, memory) for role in roles)
+        target, draft = (role.bind(looked, requests) for role in roles)
         with clock.part("acceptance"):  # what the decoding takes beside the models that it asks
             noise = Noise([request.seed for request in requests], self.device)
-            code = self.decoding.run(target, draft, self._levels, noise)
+            past = Past.remembered([request.memory for request in requests], self.device)
+            code = self.decoding.run(target, draft, self._levels, noise, past)
         normalized = self._decode(code, looked)  # [B, T, A]
         with clock.part("unnormalize"):
             actions = self._to_robot(normalized)
         if self.tokens is not None:
             code.bound = self._bounds[code.depth]  # [B, A]
         work = looked.work + code.work
+        num_steps = [self.num_open_loop_steps] * len(requests)
+        if code.num_steps is not None:
+            num_steps = [count or self.num_open_loop_steps for count in code.num_steps.tolist()]
         latency_ms = {**clock.elapsed_ms, "total": 1000 * (time.perf_counter() - start)}
         return [
             Chunk(
-                actions=actions[row],
-                num_steps=self.num_open_loop_steps,
+                actions=held(actions[row], num_steps[row]),
+                num_steps=num_steps[row],
                 work=work.row(row),
                 latency_ms=dict(latency_ms),
                 model_ms=latency_ms["total"] / len(requests),
                 depth=None if self.tokens is None else int(code.depth[row]),
                 bound=None if code.bound is None else code.bound[row].float().cpu().numpy(),
-                memory=Memory(normalized[row].float().cpu().numpy()),
+                memory=Memory(
+                    normalized[row].float().cpu().numpy(), num_unverified=_unverified(request.memory, work.row(row))
+                ),
                 draft_actions=self._proposal(code, row) if request.explain else None,
             )
             for row, request in enumerate(requests)
@@ -176,3 +183,16 @@ class VLAPolicy:
         if code.proposal is None or self.tokens is None:
             return None
         return self._to_robot(self.tokens.tokenizer.decode(code.proposal[row : row + 1]))[0]
+
+
+def held(actions: np.ndarray, num_steps: int) -> np.ndarray:
+    """Actions [T, A], with the last one repeated where more are to be executed: [max(T, num_steps), A]."""
+    more = max(0, num_steps - len(actions))
+    return np.concatenate([actions, np.repeat(actions[-1:], more, axis=0)]) if more else actions
+
+
+def _unverified(memory: Memory | None, work: Counts) -> int:
+    """Chunks in a row, the new one the last, that were decided before the base model's end."""
+    if not work["early_exits"]:
+        return 0
+    return 1 + (0 if memory is None else memory.num_unverified)

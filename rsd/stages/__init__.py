@@ -8,5 +8,16 @@ from rsd.stages.base_chunk import BaseChunk
 from rsd.stages.head import StageHead
 from rsd.stages.head_at import HeadAt, HeadLogits
 from rsd.stages.logits import Absent, Binder, NotFiniteError, StageLogits
+from rsd.stages.own_look import OwnLook
 
-__all__ = ["Absent", "BaseChunk", "Binder", "HeadAt", "HeadLogits", "NotFiniteError", "StageHead", "StageLogits"]
+__all__ = [
+    "Absent",
+    "BaseChunk",
+    "Binder",
+    "HeadAt",
+    "HeadLogits",
+    "NotFiniteError",
+    "OwnLook",
+    "StageHead",
+    "StageLogits",
+]

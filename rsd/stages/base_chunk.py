@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rsd.stages.logits import require_finite
 from rsd.tokenizer import ActionTokenizer
-from rsd.types import Memory, Pass
+from rsd.types import Pass, Request
 
 ROLE = "target"
 
@@ -34,7 +34,7 @@ class BaseChunk:
 
     tokenizer: ActionTokenizer
 
-    def bind(self, looked: Pass, memory: Sequence[Memory | None]) -> BoundChunk:
+    def bind(self, looked: Pass, requests: Sequence[Request]) -> BoundChunk:
         return BoundChunk(self.tokenizer, looked)
 
 

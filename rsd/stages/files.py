@@ -12,6 +12,8 @@ from rsd.points import HEAD, point_name
 from rsd.stages.head import StageHead
 from rsd.types import BaseSpec, CodeShape
 
+EYES = "eyes"  # folder, inside a draft's, of the base model that it reads instead of the policy's
+
 
 def save_stage_head(head: StageHead, directory: Path, *, kind: str, point: str, provenance: dict[str, Any]) -> None:
     """Write a head's or draft's checkpoint folder.
@@ -26,7 +28,13 @@ def save_stage_head(head: StageHead, directory: Path, *, kind: str, point: str, 
 
 
 def load_stage_head(
-    directory: Path, *, kind: str, code_shape: CodeShape, tokenizer_sha256: str, base: BaseSpec
+    directory: Path,
+    *,
+    kind: str,
+    code_shape: CodeShape,
+    tokenizer_sha256: str,
+    base: BaseSpec,
+    eyes: BaseSpec | None = None,
 ) -> tuple[StageHead, str]:
     """Read a head or draft and hold it to what it will work with.
 
@@ -36,6 +44,7 @@ def load_stage_head(
         code_shape: Of the tokenizer in use.
         tokenizer_sha256: Hash of the tokenizer's weights in use: the same shape with other weights means other tokens.
         base: Of the base model in use.
+        eyes: Of the draft's own base model; None for one that reads the policy's.
 
     Returns:
         The head in evaluation mode, and the base model's point that it reads.
@@ -56,9 +65,13 @@ def load_stage_head(
             f"{kind} {directory} speaks another code than the tokenizer: {_describe(stored_shape)} in the checkpoint, "
             f"{_describe(code_shape)} in the tokenizer; {remedy}"
         )
-    if point not in base.points:
+    points = (base if eyes is None else eyes).points
+    if point not in points:
+        raise CheckpointError(f"{kind} {directory} reads {point!r}, the base model has {', '.join(points)}; {remedy}")
+    if eyes is not None and eyes.space.digest != base.space.digest:
         raise CheckpointError(
-            f"{kind} {directory} reads {point!r}, the base model has {', '.join(base.points)}; {remedy}"
+            f"{kind} {directory} sees in the space {eyes.space.name!r}, {eyes.space.digest}, the base model acts in "
+            f"{base.space.name!r}, {base.space.digest}; {remedy}"
         )
     made_for = {"tokenizer": tokenizer_sha256, "unnorm_key": base.space.name, "base": dict(base.fingerprint)}
     for name, value in as_stored(made_for).items():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rsd.stages.head import StageHead
 from rsd.stages.logits import require_finite
-from rsd.types import Memory, Pass
+from rsd.types import Pass, Request
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class HeadAt:
     point: str
     role: str
 
-    def bind(self, looked: Pass, memory: Sequence[Memory | None]) -> BoundHead:
+    def bind(self, looked: Pass, requests: Sequence[Request]) -> BoundHead:
         return BoundHead(self, looked)
 
 

@@ -9,7 +9,7 @@ from typing import NoReturn, Protocol
 from torch import Tensor
 
 from rsd.errors import RSDError
-from rsd.types import Memory, Pass
+from rsd.types import Pass, Request
 
 
 class NotFiniteError(RSDError, ValueError):
@@ -39,8 +39,8 @@ class StageLogits(Protocol):
 class Binder(Protocol):
     """A model and the place where it reads the base model."""
 
-    def bind(self, looked: Pass, memory: Sequence[Memory | None]) -> StageLogits:
-        """For the observations of a pass and what is remembered of each; computes nothing yet."""
+    def bind(self, looked: Pass, requests: Sequence[Request]) -> StageLogits:
+        """For the observations of a pass, and what was asked about each; computes nothing yet."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Absent:
 
     role: str
 
-    def bind(self, looked: Pass, memory: Sequence[Memory | None]) -> Absent:
+    def bind(self, looked: Pass, requests: Sequence[Request]) -> Absent:
         return self
 
     def of(self, rows: Tensor) -> Absent:

@@ -119,6 +119,29 @@ def gripper_accuracy(predicted: Tensor, target: Tensor) -> Tensor:
     return ((predicted[..., -1] > 0.5) == (target[..., -1] > 0.5)).float().mean()
 
 
+class DistilledBatch(FrameBatch):
+    """Frames, and what the base model does in them.
+
+    Attributes:
+        base_actions: The base model's own chunks, model space, [B, T, A], float32.
+    """
+
+    base_actions: Tensor
+
+
+class DistilledFrames(FrameDataModule, Protocol):
+    """Batches are DistilledBatch."""
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What identifies the base model, as JSON."""
+
+
+def distilled_frames_of(trainer: Trainer) -> DistilledFrames:
+    """The datamodule of phase=draft draft=micro."""
+    return _handed_over(trainer)
+
+
 def chunks_of(trainer: Trainer) -> ChunkDataModule:
     """The datamodule of phase=rfsq."""
     return _handed_over(trainer)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,52 +125,30 @@ class OFTModule(LightningModule):
             return
         datamodule = frames_of(self.trainer)
         space = datamodule.space
-        instructions = datamodule.train.instructions()  # of all splits, so that every task's words are known
-        text = WordText.from_instructions(instructions, instructions)
-        architecture = self._architecture(text, space)
-        with torch.random.fork_rng(devices=[]):  # what is drawn here is drawn on the CPU
-            torch.manual_seed(self.seed)
-            self.model = OpenVLAOFT(architecture)
+        self.base = small_base(
+            self.architecture,
+            image_size=self.image_size,
+            views=self.views,
+            use_proprio=self.use_proprio,
+            chunk_length=self.chunk_length,
+            space=space,
+            instructions=datamodule.train.instructions(),  # of all splits, so that every task's words are known
+            seed=self.seed,
+        )
+        self.model = self.base.model
         if self.start_from is not None:
+            text = self.base.text
+            assert isinstance(text, WordText)
             self.started_from = start_from(self.model, text, space, Path(self.start_from))
         self.average = None if self.ema_decay is None else copy.deepcopy(self.model).requires_grad_(False)
-        self.base = OpenVLABase(
-            model=self.model if self.average is None else self.average,
-            processor=self._processor(),
-            text=text,
-            space=space,
-            views=self.views,
-            chunk_length=self.chunk_length,
-            center_crop=True,
-            weights_sha256=lambda: "in training",
-        )
+        if self.average is not None:
+            self.base = rebuilt(self.base, self.average)
         factors = torch.from_numpy(space.quantile_units())  # [A]
         factors = factors if self.loss_units == "quantiles" else torch.ones_like(factors)
         self.register_buffer("loss_factors", factors, persistent=False)
-        self.instructions = sorted(instructions)
+        self.instructions = sorted(datamodule.train.instructions())
         self.prompts = self.base.prompts(self.instructions)  # a row an instruction
         self.median_action = self._normalized(median_action(datamodule.train))  # [A]
-
-    def _architecture(self, text: WordText, space: Space) -> Architecture:
-        """The configured sizes, completed with what the data set decides."""
-        sizes, action_dim = self.architecture, len(space.action)
-        shapes: dict[str, Any] = {
-            name: ViTShape(image_size=self.image_size, **sizes[name]) for name in ("dino", "siglip") if name in sizes
-        }
-        if "conv" in sizes:
-            shapes["conv"] = ConvShape(image_size=self.image_size, num_views=len(self.views), **sizes["conv"])
-        return Architecture(
-            llm={**sizes["llm"], "vocab_size": text.vocab_size, "pad_token_id": text.pad_id},
-            action_dim=action_dim,
-            proprio_dim=len(space.proprio) if self.use_proprio and space.proprio is not None else None,
-            num_slots=self.chunk_length * action_dim if sizes.get("learned_slots") else 0,
-            **shapes,
-        )
-
-    def _processor(self) -> PrismaticImageProcessor:
-        if "conv" in self.architecture:
-            return PrismaticImageProcessor(sizes=[self.image_size], means=[HALF], stds=[HALF])
-        return PrismaticImageProcessor(sizes=[self.image_size] * 2)
 
     def transfer_batch_to_device(self, batch: FrameBatch, device: torch.device, dataloader_idx: int) -> FrameBatch:
         """Move the pictures; the rest is small, and is normalised on the CPU without waiting for the device."""
@@ -277,3 +255,67 @@ class OFTModule(LightningModule):
         }
         save_base(Path(directory), self.base, record, dtype=self.weights_dtype)
         return metrics
+
+
+def small_base(
+    sizes: dict[str, Any],
+    *,
+    image_size: int,
+    views: Sequence[str],
+    use_proprio: bool,
+    chunk_length: int,
+    space: Space,
+    instructions: Mapping[str, str],
+    seed: int,
+) -> OpenVLABase:
+    """An untrained base model for a data set: its vocabulary, statistics and widths.
+
+    Args:
+        sizes: See `OFTModule`'s architecture.
+        instructions: Every one, and where it stands, for messages.
+        seed: Of its weights.
+    """
+    text, action_dim = WordText.from_instructions(instructions, instructions), len(space.action)
+    shapes: dict[str, Any] = {
+        name: ViTShape(image_size=image_size, **sizes[name]) for name in ("dino", "siglip") if name in sizes
+    }
+    if "conv" in sizes:
+        shapes["conv"] = ConvShape(image_size=image_size, num_views=len(views), **sizes["conv"])
+    architecture = Architecture(
+        llm={**sizes["llm"], "vocab_size": text.vocab_size, "pad_token_id": text.pad_id},
+        action_dim=action_dim,
+        proprio_dim=len(space.proprio) if use_proprio and space.proprio is not None else None,
+        num_slots=chunk_length * action_dim if sizes.get("learned_slots") else 0,
+        **shapes,
+    )
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is drawn on the CPU
+        torch.manual_seed(seed)
+        model = OpenVLAOFT(architecture)
+    if "conv" in sizes:
+        processor = PrismaticImageProcessor(sizes=[image_size], means=[HALF], stds=[HALF])
+    else:
+        processor = PrismaticImageProcessor(sizes=[image_size] * 2)
+    return OpenVLABase(
+        model=model,
+        processor=processor,
+        text=text,
+        space=space,
+        views=views,
+        chunk_length=chunk_length,
+        center_crop=True,
+        weights_sha256=lambda: "in training",
+    )
+
+
+def rebuilt(base: OpenVLABase, model: OpenVLAOFT) -> OpenVLABase:
+    """The same base model with other weights."""
+    return OpenVLABase(
+        model=model,
+        processor=base.processor,
+        text=base.text,
+        space=base.space,
+        views=base.views,
+        chunk_length=base.chunk_length,
+        center_crop=base.center_crop,
+        weights_sha256=lambda: "in training",
+    )

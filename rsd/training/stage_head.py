@@ -117,11 +117,7 @@ class StageHeadModule(LightningModule):
     def setup(self, stage: str) -> None:
         datamodule = hidden_states_of(self.trainer)
         self.space: Space = datamodule.space
-        if (difference := self.loaded.difference(self.space)) is not None:
-            raise CheckpointError(
-                f"the tokenizer and the hidden states do not mean the same numbers: {difference}; train the tokenizer "
-                f"on the same data set, with data.bounds={self.space.bounds}"
-            )
+        self.require_space()
         if not hasattr(self, "head"):
             states, hidden_dim = datamodule.state_shape(self.point)
             self.head = StageHead(
@@ -130,6 +126,14 @@ class StageHeadModule(LightningModule):
                 states_per_step=states // self.tokenizer.code_shape.chunk_length,
                 num_stages=self.num_stages,
                 **self.size,
+            )
+
+    def require_space(self) -> None:
+        """Raise CheckpointError unless tokenizer and data mean the same numbers."""
+        if (difference := self.loaded.difference(self.space)) is not None:
+            raise CheckpointError(
+                f"the tokenizer and the hidden states do not mean the same numbers: {difference}; train the tokenizer "
+                f"on the same data set, with data.bounds={self.space.bounds}"
             )
 
     def _normalized(self, actions: Tensor) -> Tensor:
@@ -156,10 +160,14 @@ class StageHeadModule(LightningModule):
             unseen = self.tokenizer.encode(actions, known[..., :cut])[..., cut:]
             labels = torch.cat([labels[..., :cut], unseen], dim=-1)
             known = known[..., :cut]
-        logits = self.head(self.head.features(batch["hidden"][self.point]), known, 0, self.num_stages)
+        logits = self.head(self.head.features(self._states(batch)), known, 0, self.num_stages)
         loss = self._loss(logits, labels[..., : self.num_stages])
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def _states(self, batch: HiddenStateBatch) -> Tensor:
+        """What the head reads, [B, K or T, H]."""
+        return batch["hidden"][self.point]
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy in nats, averaged over the tokens of a stage, then over the stages."""
@@ -171,7 +179,7 @@ class StageHeadModule(LightningModule):
     def validation_step(self, batch: HiddenStateBatch, batch_idx: int) -> None:
         actions, base = self._normalized(batch["actions"]), self._base_chunk(batch)
         labels = self.tokenizer.encode(self._wanted(batch))[..., : self.num_stages]
-        features = self.head.features(batch["hidden"][self.point])
+        features = self.head.features(self._states(batch))
         logits = self.head(features, labels, 0, self.num_stages)
         target, noise = HeadLogits(self.head, features), Noise([0] * len(actions), self.device)
         greedy = DepthAR().run(target, Absent(DRAFT), self.head.levels, noise)
@@ -202,10 +210,14 @@ class StageHeadModule(LightningModule):
         self.log("val/nll", sum(self.report["nll"]) / self.num_stages)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = torch.optim.AdamW(self.head.parameters(), lr=self.learning_rate, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(self.trained(), lr=self.learning_rate)
         steps = max(1, self.trainer.max_steps)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=0.1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def trained(self) -> list[dict[str, Any]]:
+        """Groups of parameters."""
+        return [{"params": list(self.head.parameters()), "weight_decay": 0.01}]
 
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, Any]:
         """Write the checkpoint and the plot beside it; return the metrics of the last validation."""

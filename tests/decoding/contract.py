@@ -16,8 +16,16 @@ import pytest
 import torch
 
 from rsd.decoding import DRAFT, TARGET, Decoding, from_json, to_json
+from rsd.decoding.past import Past
 from rsd.stages import Absent
-from tests.decoding.tables import LEVELS, D, Function, L, PerRow, Q, T, four_models, run
+from rsd.types import Memory
+from tests.decoding.tables import LEVELS, D, Function, L, PerRow, Q, T, four_models
+from tests.decoding.tables import run as run_at_the_beginning
+
+
+def run(decoding, target, draft, seeds, levels=LEVELS):
+    """In the middle of an episode, where a decoding may do what it does."""
+    return run_at_the_beginning(decoding, target, draft, seeds, levels, Past.remembered([Memory(None)] * len(seeds)))
 
 
 class DecodingContract:

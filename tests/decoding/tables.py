@@ -72,8 +72,8 @@ class PerRow:
         return PerRow([self.models[i] for i in picked], [self.numbers[i] for i in picked], self.asked)
 
 
-def run(decoding, target=NOBODY, draft=NOBODY, seeds=(0,), levels=LEVELS):
-    return decoding.run(target, draft, levels, Noise(list(seeds)))
+def run(decoding, target=NOBODY, draft=NOBODY, seeds=(0,), levels=LEVELS, past=None):
+    return decoding.run(target, draft, levels, Noise(list(seeds)), past)
 
 
 def four_models():

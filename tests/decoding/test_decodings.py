@@ -14,17 +14,22 @@ from rsd.decoding import (
     DepthAR,
     EarlyExit,
     Exit,
+    FixedHorizon,
+    Hold,
     MeanLogProb,
     Noise,
     Parallel,
     Speculative,
+    Temporal,
     from_json,
     stages_of_draft,
     to_json,
 )
 from rsd.decoding.accept import exact
+from rsd.decoding.past import Past
 from rsd.decoding.sampling import draw
 from rsd.errors import SettingError
+from rsd.types import Memory
 from rsd.work import Work
 from tests.decoding.contract import DecodingContract
 from tests.decoding.tables import LEVELS, D, Function, L, PerRow, Q, T, TableModel, four_models, run
@@ -252,6 +257,76 @@ def test_rows_that_are_decided_are_not_seen_by_the_target_again(full):
     assert code.indices[1, 0, 0].tolist() == [1, 1, 0, 0] and code.depth[1] == 2
 
 
+# --- skipped calls, and the controls
+
+
+def temporal(threshold, full, max_unverified=3):
+    return Temporal(gate=MeanLogProb(threshold=threshold), full=full, num_draft_stages=2, max_unverified=max_unverified)
+
+
+def past(*unverified):
+    """None for an episode that begins."""
+    return Past.remembered([None if n is None else Memory(None, num_unverified=n) for n in unverified])
+
+
+@pytest.mark.parametrize("full", FULL, ids=lambda one: type(one).__name__)
+def test_with_one_unverified_chunk_at_most_it_is_the_full_decoding_and_nobody_asks_the_draft_more(full):
+    target = TableModel(seed=1)
+    draft, other = TableModel(seed=2, agree_with=target, rate=0.9), TableModel(seed=2, agree_with=target, rate=0.9)
+    code = run(temporal(float("-inf"), full, 1), target, draft, range(3), past=past(None, 0, 4))
+    whole = run(full, target, other, range(3))
+    assert torch.equal(code.indices, whole.indices) and torch.equal(code.depth, whole.depth)
+    assert draft.calls == other.calls
+    assert [code.work.row(row) for row in range(3)] == [whole.work.row(row) for row in range(3)]
+
+
+@pytest.mark.parametrize("full", FULL, ids=lambda one: type(one).__name__)
+def test_the_base_model_decides_the_first_chunk_and_then_one_of_every_n(full):
+    target = PerRow([TableModel(seed) for seed in (1, 2, 3, 4)])
+    draft = PerRow([saying([1, 1, 1, 1], 20.0)] * 4)
+    code = run(temporal(float("-inf"), full), target, draft, [5, 6, 7, 8], past=past(None, 0, 1, 2))
+    assert code.work.early_exits.tolist() == [0, 1, 1, 0]
+    assert draft.asked[:2] == [[1, 2]] * 2 and all(asked == [0, 3] for asked in draft.asked[2:] + target.asked)
+    for row, decoding in enumerate((full, Exit(num_draft_stages=2), Exit(num_draft_stages=2), full)):
+        keep = torch.tensor([row])
+        alone = run(decoding, target.of(keep), draft.of(keep), [5 + row])
+        assert torch.equal(code.indices[row], alone.indices[0]) and code.depth[row] == alone.depth[0]
+        assert code.work.row(row) == alone.work.row(0)
+
+
+def test_where_the_draft_is_not_sure_the_base_model_is_asked_before_its_turn():
+    draft = PerRow([saying([1, 1, 1, 1], sharpness) for sharpness in (1.0, 20.0)])
+    code = run(temporal(-0.1, L1()), draft=draft, seeds=[5, 6], past=past(0, 0))
+    assert code.work.early_exits.tolist() == [0, 1] and code.depth.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("wrong", [0, -1])
+def test_no_fewer_than_one_unverified_chunk(wrong):
+    with pytest.raises(SettingError, match=f"max_unverified {wrong}, expected 1 or more"):
+        temporal(0.0, L1(), wrong)
+
+
+def test_controls_decode_what_their_full_decoding_does_and_say_how_much_of_it_is_executed():
+    target, draft = four_models()
+    full = Speculative(num_draft_stages=3)
+    whole = run(full, target, draft, range(4))
+    for control, steps in ((Hold(full=full, num_repeats=2), T + 2), (FixedHorizon(full=full, num_steps=1), 1)):
+        code = run(control, target, draft, range(4))
+        assert torch.equal(code.indices, whole.indices) and code.num_steps.tolist() == [steps] * 4
+    assert run(temporal(0.0, Hold(full=L1(), num_repeats=0))).num_steps.tolist() == [T]
+
+
+@pytest.mark.parametrize("wrong", [0, T + 1])
+def test_a_fixed_horizon_is_within_the_chunk(wrong):
+    with pytest.raises(SettingError, match=rf"num_steps {wrong}, expected 1\.\.{T}, the steps of a chunk"):
+        run(FixedHorizon(full=L1(), num_steps=wrong))
+
+
+def test_nobody_holds_for_less_than_no_step():
+    with pytest.raises(SettingError, match="num_repeats -1, expected 0 or more"):
+        Hold(full=L1(), num_repeats=-1)
+
+
 # --- the contract of every decoding
 
 SAMPLED = {"temperature": 1.0}
@@ -266,6 +341,9 @@ EVERY = {
     "exit": Exit(num_draft_stages=2),
     "exit sampled": Exit(num_draft_stages=2, **SAMPLED),
     "early exit": early(-1.4, L1()),
+    "temporal": temporal(-1.4, L1()),
+    "hold": Hold(full=Parallel(), num_repeats=2),
+    "fixed horizon": FixedHorizon(full=DepthAR(), num_steps=1),
     "early exit to tokens": early(-1.4, Speculative(num_draft_stages=3, **SAMPLED), num_draft_stages=1),
 }
 
@@ -367,7 +445,7 @@ def test_every_threshold_is_json(threshold):
     assert from_json(record).gate.threshold == threshold
 
 
-@pytest.mark.parametrize("number", [1.0, "2", None, True])
+@pytest.mark.parametrize("number", [1.0, "2", True])
 def test_a_number_of_stages_that_is_not_whole_is_refused(number):
     with pytest.raises(SettingError, match=r"num_draft_stages .*, expected a whole number"):
         Exit(num_draft_stages=number)
@@ -393,4 +471,5 @@ def test_a_record_with_parts_that_do_not_fit_is_refused(change, message):
 
 def test_the_draft_is_asked_for_what_any_decoding_inside_asks():
     inside = early(0.0, Speculative(num_draft_stages=3), num_draft_stages=1)
-    assert stages_of_draft(inside) == 3 and stages_of_draft(early(0.0, L1())) == 2 and stages_of_draft(L1()) == 0
+    for decoding, stages in ((inside, 3), (early(0.0, L1()), 2), (L1(), 0), (early(0.0, inside, None), 4)):
+        assert stages_of_draft(decoding, 4) == stages

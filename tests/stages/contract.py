@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rsd.stages import Binder, NotFiniteError, StageLogits
-from rsd.types import Observation
+from rsd.types import Observation, Request
 from tests.data.fake_base import LinearBase, P
 
 BATCH = 3
@@ -28,6 +28,10 @@ def observations() -> list[Observation]:
     return [
         Observation(dict(zip(LinearBase.views, both, strict=True)), random.normal(size=P), "reach") for both in pictures
     ]
+
+
+def asked() -> list[Request]:
+    return [Request(observation, seed) for seed, observation in enumerate(observations())]
 
 
 class BinderContract:
@@ -47,7 +51,7 @@ class BinderContract:
 
     @pytest.fixture
     def bound(self, binder, looked) -> StageLogits:
-        return binder.bind(looked, [None] * BATCH)
+        return binder.bind(looked, asked())
 
     @pytest.fixture
     def code(self, levels) -> Tensor:
@@ -105,7 +109,7 @@ class BinderContract:
     @torch.no_grad()
     @pytest.mark.parametrize("asked_before", [False, True])
     def test_some_rows_say_what_they_say_among_all(self, binder, bound, looked, code, levels, asked_before):
-        whole = binder.bind(LinearBase().look(observations()), [None] * BATCH)(code, 0, levels.shape[-1])
+        whole = binder.bind(LinearBase().look(observations()), asked())(code, 0, levels.shape[-1])
         if asked_before:
             bound(code, 0, 1)
         before, rows = looked.work.base_layers.tolist(), torch.tensor([0, 2])
@@ -126,6 +130,6 @@ class BinderContract:
     def test_a_base_model_that_says_nan_is_named(self, binder, code):
         base = LinearBase()
         base.maps = base.maps * torch.nan
-        bound = binder.bind(base.look(observations()), [None] * BATCH)
+        bound = binder.bind(base.look(observations()), asked())
         with pytest.raises(NotFiniteError, match="is NaN or infinite"):
             bound(code[..., :0], 0, 1)

@@ -139,6 +139,24 @@ def own_inputs(directory: Path) -> dict[str, Any]:
     }
 
 
+def load_own(directory: Path, *, device: str = "cpu") -> OpenVLABase:
+    """Load a base model of our own layout as it is: what it needs is what its files say.
+
+    Raises:
+        CheckpointError: the folder is missing, damaged, or of another kind.
+    """
+    config = load_checkpoint(directory, kind=KIND, produce=PRODUCE).config
+    return load_base(
+        checkpoint=directory,
+        unnorm_key=None,
+        views=config["views"],
+        use_proprio=config["architecture"]["proprio_dim"] is not None,
+        chunk_length=config["chunk_length"],
+        center_crop=config["center_crop"],
+        device=device,
+    )
+
+
 def require_checkpoint(checkpoint: str | Path, hub_id: str | None = None) -> None:
     """See that a base model's folder is there, fetching it from the hub if need be, without loading it.
 
