@@ -17,6 +17,7 @@ ALLOWED = {
     "jpeg": set(),
     "images": set(),
     "finding": set(),
+    "protocols": set(),
     "checkpoint": set(),
     "types": {"space", "work"},
     "queue": {"types", "work"},
@@ -43,7 +44,7 @@ ALLOWED = {
     "demos": {"types", "envs", "queue", "workers", "pool"},
     "runs": set(),
     "inputs": {"checkpoint", "data", "processes"},
-    "evaluation": {"types", "work", "queue", "runs", "workers", "pool", "progress"},
+    "evaluation": {"types", "protocols", "work", "queue", "runs", "workers", "pool", "progress"},
     "comparison": {"types", "work", "runs", "evaluation"},
     "serving": {"types", "queue", "evaluation"},
     # what the entry points have in common
