@@ -19,6 +19,7 @@ from rsd.evaluation.plan import keep_plan
 from rsd.evaluation.report import log_report, write_report
 from rsd.evaluation.sequential import describe_rule, in_order_for, until_decided
 from rsd.evaluation.terminal import follow, show_report
+from rsd.runs import resume_command
 
 CONFIG = Path(__file__).parent / "conf" / "eval.yaml"
 
@@ -37,14 +38,15 @@ def main(cfg: DictConfig) -> float | None:
     found = {"simulator": instantiate(cfg.check)}
     stopping = instantiate(cfg.get("stopping"))
     ablation = instantiate(cfg.get("ablation"))
+    fields = policy_fields(cfg, overrides)
     plan = instantiate(cfg.plan)(
         tasks=instantiate(cfg.env.tasks),
         ablation=None if ablation is None else ablation.func.__name__,
         stopping=None if stopping is None else describe_rule(stopping),
-        policy=policy_fields(cfg, overrides),
+        policy=fields,
     )
     plan = dataclasses.replace(plan, episodes=tuple(in_order_for(stopping, plan.episodes, plan.seed)))
-    run_dir = begin_run(cfg, found)
+    run_dir = begin_run(cfg, reads=fields.get("checkpoints", {}), found=found)
     keep_plan(run_dir, plan)
     done = resume_results(run_dir, plan.episodes)
     logger = instantiate(cfg.logger)(run_dir=run_dir)
@@ -68,7 +70,7 @@ def main(cfg: DictConfig) -> float | None:
     report = write_report(run_dir)
     show_report(report, run_dir)
     if not finished:
-        print(f"interrupted; continue with: python eval.py resume={run_dir}", file=sys.stderr)
+        print(f"interrupted; continue with: {resume_command(run_dir)}", file=sys.stderr)
         sys.exit(130)
     log_report(logger, report, run_dir)
     check_no_crash(report["success"]["num_errors"], len(plan.episodes), run_dir)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rsd.commands.entry_point import begin_run, finish_run, publish_run, report_errors, run
 from rsd.processes import is_first_process
+from rsd.runs import resume_command
 
 CONFIG = Path(__file__).parent / "conf" / "train.yaml"
 
@@ -23,7 +24,7 @@ def main(cfg: DictConfig) -> float | None:
     from rsd.training.step_progress import StepProgress
 
     instantiate(cfg.phase.get("check"))
-    run_dir = begin_run(cfg)
+    run_dir = begin_run(cfg, reads=cfg.phase.reads)
     seed_everything(cfg.seed, verbose=False)
     datamodule = instantiate(cfg.phase.datamodule)
     module = instantiate(cfg.phase.module)
@@ -36,7 +37,7 @@ def main(cfg: DictConfig) -> float | None:
     try:
         trainer.fit(module, datamodule, ckpt_path=state if state.exists() else None)
     except SystemExit:  # what Lightning makes of Ctrl-C
-        print(f"interrupted; continue with: python train.py resume={run_dir}", file=sys.stderr)
+        print(f"interrupted; continue with: {resume_command(run_dir)}", file=sys.stderr)
         sys.exit(130)
     trainer.validate(module, datamodule, verbose=False)
     if not is_first_process():

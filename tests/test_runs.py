@@ -2,12 +2,14 @@
 
 import json
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from rsd.runs import CONFIG_FILE, LAYOUT, RunError, open_run, read_yaml, resume_arguments
+from rsd.runs import CONFIG_FILE, LAYOUT, RunError, open_run, read_yaml, resume_arguments, resume_command
 
 
 def hydra_config(run_dir: Path, overrides: list[str]):
@@ -100,3 +102,42 @@ def test_resume_arguments_without_resume_are_unchanged():
 def test_resume_arguments_that_cannot_be(tmp_path, arguments, message):
     with pytest.raises(RunError, match=message):
         resume_arguments([*arguments, f"resume={tmp_path}"])
+
+
+@pytest.mark.parametrize("name", ["run", "a b", "it's", "x=1,y", "run&rm"])
+@pytest.mark.parametrize(
+    "options", [[], ["--config-dir", "my conf"], ["-cp", "/a=b", "-cn", "mine"], ["hydra.searchpath=[file:///c]"]]
+)
+def test_the_printed_command_works_as_printed(tmp_path, monkeypatch, name, options):
+    """In a shell it is this script, with its folders of configurations, and gives the stored overrides."""
+    run_dir = tmp_path / name
+    cfg = OmegaConf.create({"resume": None})
+    open_run(cfg, hydra_config(run_dir, ["phase=rfsq", "seed=1"]))
+    monkeypatch.setattr(sys, "argv", ["my scripts/train.py", *options, "phase=rfsq", "seed=1"])
+    python, script, *arguments = shlex.split(resume_command(run_dir))
+    assert (python, script) == ("python", "my scripts/train.py")
+    long = {"-cp": "--config-path", "-cn": "--config-name"}
+    typed = [long.get(option, option) for option in options]
+    at = 0 if not options or "=" in options[0] else len(typed)
+    quoted = "'" + str(run_dir).replace("'", "\\'") + "'"
+    expected = [*typed[:at], "phase=rfsq", "seed=1", *typed[at:], f"resume={quoted}", f"hydra.run.dir={quoted}"]
+    assert resume_arguments(arguments) == expected
+
+
+def test_things_may_lie_elsewhere_at_a_resume(tmp_path):
+    """Values that follow from the places are compared as they were; all others count."""
+
+    def config(root: str, **values):
+        module = {"tokenizer_checkpoint": "${paths.root}/t", "rate": 1}
+        tree = {"paths": {"root": root}, "data": {"root": "${paths.root}/d"}, "phase": {"module": module}}
+        return OmegaConf.create({"resume": None, **tree, "title": "in ${data.root}", **values})
+
+    open_run(config("/a"), hydra_config(tmp_path, []))
+    moved = config("/b", resume=str(tmp_path))
+    open_run(moved, hydra_config(tmp_path, []))
+    assert moved.title == "in /b/d"
+    moved.data.root = "/elsewhere"
+    open_run(moved, hydra_config(tmp_path, []))
+    moved.phase.module.rate = 2
+    with pytest.raises(RunError, match=r"differs from the stored one in phase\.module\.rate: 1 → 2\. Leave"):
+        open_run(moved, hydra_config(tmp_path, []))

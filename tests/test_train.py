@@ -6,6 +6,8 @@ Most runs share this process; those that are killed have one of their own.
 import importlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,8 +125,6 @@ def test_the_cache_is_made_once_for_head_and_draft(pipeline):
     ],
 )
 def test_bad_input_is_one_clear_error(pipeline, run_train, overrides, message):
-    import re
-
     code, error = run_train(*overrides)
     assert code == 1
     assert error.startswith("error: ") and re.search(message, error), error
@@ -259,3 +259,81 @@ def test_main_returns_the_first_shown_metric_of_the_last_stage(own_root, run_tra
     (metrics,) = own_root.glob("runs/rfsq/*/metrics.json")
     values = json.loads(metrics.read_text())
     assert json.loads((metrics.parent / RETURNED_FILE).read_text()) == values["mse/3"] < values["mse/1"]
+
+
+@pytest.fixture(scope="module")
+def head_run(pipeline, run_train, tmp_path_factory) -> Path:
+    """A root of its own, with all that a head is trained from, and a finished run of phase=head in it."""
+    root = tmp_path_factory.mktemp("head") / "root"
+    shutil.copytree(pipeline, root, symlinks=True)
+    options = ["phase=head", "quantizer=rfsq_d2", "phase.max_steps=2", f"hydra.run.dir={root}/run"]
+    assert run_train(*options, where=root)[0] == 0
+    return root
+
+
+def edit_bounds(root: Path) -> None:
+    record = root / "checkpoints" / "base" / f"oft_tiny-{NAME}-t8" / "checkpoint.json"
+    content = json.loads(record.read_text())
+    content["config"]["norm_stats"][NAME]["action"]["q99"][0] *= 1.001
+    record.resolve().write_text(json.dumps(content))
+
+
+def edit_tokenizer(root: Path) -> None:
+    folder = root / "checkpoints" / "tokenizer"
+    (folder / f"rfsq_d2-{NAME}-t8").unlink()
+    (folder / f"rfsq_d2-{NAME}-t8").symlink_to(os.readlink(folder / f"dct_d2-{NAME}-t8"))
+
+
+def edit_data(root: Path) -> None:
+    shutil.rmtree(root / "data")
+    write_dataset(root / "data", [13, 12, 14, 11, 12])
+
+
+def edit_cache(root: Path) -> None:
+    (index,) = root.glob("cache/*/head/index.jsonl")
+    index.write_text(index.read_text().replace('"sha256": "', '"sha256": "0'))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (edit_bounds, r"base .* is another one: digest \w{12} → \w{12}.*\. Put that back"),
+        (edit_tokenizer, r"tokenizer .* is another one: digest \w{12} → \w{12}, folder: \S+/rfsq/\S+ → \S+/rfsq/"),
+        (edit_data, r"data .* is another one: digest \w{12} → \w{12}, .*num_episodes: 4 → 5, num_steps: 50 → 62"),
+        (edit_cache, r"has read the hidden states \w{12} of .*, and .* holds \w{12}: it was made anew"),
+    ],
+)
+def test_a_resume_is_refused_where_the_run_would_read_something_else(head_run, run_train, tmp_path, edit, message):
+    shutil.copytree(head_run, tmp_path / "root", symlinks=True)
+    edit(tmp_path / "root")
+    run_dir = tmp_path / "root" / "run"
+    code, error = run_train(f"resume={run_dir}", f"hydra.run.dir={run_dir}", where=tmp_path / "root")
+    assert code == 1 and re.search(message, error) and "Traceback" not in error, error
+
+
+def test_a_run_goes_on_elsewhere_with_its_paths_overridden(head_run, run_train, tmp_path):
+    """The run folder, data and checkpoints lie in other places than at the first start, and are the same."""
+    root = tmp_path / "another machine"
+    shutil.copytree(head_run, root, symlinks=True)
+    run_dir = root / "run"
+    (run_dir / "metrics.json").unlink()
+    typed = [f"resume={run_dir}", f"hydra.run.dir='{run_dir}'", f"data.root='{root}/data'"]
+    code, error = run_train(*typed, where=root)
+    assert code == 0 and (run_dir / "metrics.json").is_file(), error
+    code, error = run_train(*typed, "phase.max_steps=3", where=root)
+    assert code == 1 and "phase.max_steps: 2 → 3" in error and "paths" not in error and "data.root" not in error
+
+
+def test_suite_is_not_needed_where_no_simulator_is(pipeline, tmp_path, run_train):
+    """A data set of one's own: its configuration names no suite."""
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    values = [f"name: {NAME}", f"unnorm_key: {NAME}", "root: ${paths.data}", "version: 1.0.0", "bounds: quantiles"]
+    (tmp_path / "conf" / "data" / "mine.yaml").write_text("\n".join(values))
+    shutil.copytree(pipeline, tmp_path / "root", symlinks=True)
+    shutil.rmtree(tmp_path / "root" / "cache")
+    for phase in (["rfsq", "quantizer=dct_d2"], ["oft", *SMALL], ["head", "quantizer=dct_d2", "phase.max_steps=2"]):
+        options = [f"phase={phase[0]}", *phase[1:], "data=mine", f"hydra.searchpath=[file://{tmp_path}/conf]"]
+        code, error = run_train(*options, where=tmp_path / "root")
+        assert code == 0, error
+    commands = {json.loads(path.read_text())["command"] for path in tmp_path.glob("root/cache/*/cache.json")}
+    assert f"python scripts/cache_hidden_states.py model=oft_tiny data={NAME} chunk=8" in commands

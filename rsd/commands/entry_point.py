@@ -15,7 +15,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,10 +33,11 @@ from rsd.commands.usage import check_choices, usage_page
 from rsd.errors import RSDError, SettingError
 from rsd.files import write_atomically
 from rsd.processes import is_first_process
-from rsd.runs import CONFIG_FILE, METRICS_FILE, open_run, resume_arguments
+from rsd.runs import CONFIG_FILE, METRICS_FILE, open_run, resume_arguments, resume_command
 
 ERROR_FILE = "error.log"
-HINT = re.compile(r"(python train\.py phase=\w+)((?: \w+=\w+)*)")  # a command that makes what a message misses
+# A command that makes what a message misses
+HINT = re.compile(r"(python (?:train\.py phase=\w+|scripts/cache_hidden_states\.py))((?: \w+=[\w-]+)*)")
 REPEATED = ("model", "quantizer", "data", "chunk", "paths")  # what such a command takes over, of what was typed
 
 
@@ -65,11 +66,12 @@ def with_typed(message: str, overrides: Sequence[str]) -> str:
     """The message, its hint of a command completed with the groups and values that were typed."""
     typed = {one.partition("=")[0].lstrip("+"): one for one in overrides}
     data = {"data": f"data={typed['env'].partition('=')[2]}"} if "env" in typed else {}  # as conf/eval.yaml has it
-    repeated = data | {key: one for key, one in typed.items() if key.partition(".")[0] in REPEATED}
+    repeats = data | {key: one for key, one in typed.items() if key.partition(".")[0] in REPEATED}
 
     def completed(hint: re.Match[str]) -> str:
         own = {word.partition("=")[0]: word for word in hint[2].split()}
-        return " ".join([hint[1], *(shlex.quote(one) for one in (own | repeated).values())])
+        known = {key: one for key, one in repeats.items() if "train.py" in hint[1] or not key.startswith("quantizer")}
+        return " ".join([hint[1], *(shlex.quote(one) for one in (own | known).values())])
 
     return HINT.sub(completed, message)
 
@@ -103,7 +105,7 @@ def report_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], A
             sys.exit(1)
         except KeyboardInterrupt:
             run_dir = Path(HydraConfig.get().runtime.output_dir)
-            hint = f"; continue with resume={run_dir}" if (run_dir / CONFIG_FILE).is_file() else ""
+            hint = f"; continue with: {resume_command(run_dir)}" if (run_dir / CONFIG_FILE).is_file() else ""
             print(f"\ninterrupted{hint}", file=sys.stderr)
             sys.exit(130)
 
@@ -156,17 +158,26 @@ def run(main: Callable[[], Any], config: Path) -> None:
     main()
 
 
-def begin_run(cfg: DictConfig, found: dict[str, Any] | None = None) -> Path:
+def begin_run(cfg: DictConfig, reads: Mapping[str, Any], found: dict[str, Any] | None = None) -> Path:
     """Open the run folder; processes that train along take the one that the first of them has opened.
 
     Args:
+        reads: Part that the run reads to its path, see `rsd.inputs.contents`.
         found: See `open_run`.
 
     Raises:
         RunError: see `open_run`.
+        InputsError: see `rsd.inputs.keep_inputs`.
     """
+    from rsd.inputs import contents, keep_inputs  # needs torch, which --help does not wait for
+
     hydra_cfg = cast(DictConfig, HydraConfig.get())  # Hydra names the schema, and gives the config
-    return open_run(cfg, hydra_cfg, found=found) if is_first_process() else Path(hydra_cfg.runtime.output_dir)
+    if not is_first_process():
+        return Path(hydra_cfg.runtime.output_dir)
+    read = contents(reads)
+    run_dir = open_run(cfg, hydra_cfg, found=found)
+    keep_inputs(run_dir, read, resumed=cfg.resume is not None)
+    return run_dir
 
 
 def publish_run(checkpoint: Path, name: Path) -> Path:

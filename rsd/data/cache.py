@@ -194,6 +194,7 @@ class CacheReader:
         parts = [ROWS, *self.points]
         indices = {part: read_index(self.directory / part)[0] for part in parts}
         self._check(record, indices, verify)
+        self._indices = indices
         self._starts = torch.tensor([0, *(entry["rows"] for entry in indices[ROWS])]).cumsum(0)  # [shards + 1]
         self._shards = {
             part: [_map_shard(self.directory / part / entry["file"]) for entry in entries]
@@ -226,6 +227,11 @@ class CacheReader:
 
     def __len__(self) -> int:
         return len(self.episodes)
+
+    def digest(self) -> str:
+        """Twelve hex digits that change with any number in the rows or at the opened points."""
+        shards = [[part, entry["start"], entry["sha256"]] for part, own in self._indices.items() for entry in own]
+        return hashlib.sha256(json.dumps(sorted(shards)).encode()).hexdigest()[:12]
 
     def state_shape(self, point: str) -> tuple[int, int]:
         """(states a chunk, H) at a point."""

@@ -133,6 +133,24 @@ class HiddenStateDataModule(LightningDataModule):
         """What identifies the data set."""
         return self.cache.content["data"]["content_id"]
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training is held to."""
+        return {"cache": self.cache.digest(), "directory": str(self.cache.directory)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See that the cache is the one that the training began with.
+
+        Raises:
+            CacheError: it is another one; both are named.
+        """
+        digest = self.cache.digest()
+        if state_dict["cache"] != digest:
+            raise CacheError(
+                f"cannot resume: the run has read the hidden states {state_dict['cache']} of "
+                f"{state_dict['directory']}, and {self.cache.directory} holds {digest}: it was made anew; put the "
+                "former one back, or start a new run without resume"
+            )
+
     def train_dataloader(self) -> ShuffledLoader:
         return ShuffledLoader(
             len(self.train),

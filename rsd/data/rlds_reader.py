@@ -125,6 +125,16 @@ class RLDSDataset:
             proprios.append(standardize_proprio(episode["observation/state"]))
         return compute_statistics(actions, proprios)
 
+    def action_ranges(self) -> dict[str, Any]:
+        """Number of steps, and quantiles of each dim of the recorded actions, six digits each: for people."""
+        actions = [episode["action"] for episode in self.episodes() if "action" in episode]
+        if not actions:
+            return {}
+        flat = np.concatenate(actions).astype(np.float64)  # [n, A], or [n]
+        bounds = {f"action_q{percent:02d}": np.quantile(flat, percent / 100, axis=0) for percent in (1, 99)}
+        shown = {name: [float(f"{value:.6g}") for value in np.atleast_1d(values)] for name, values in bounds.items()}
+        return {"num_steps": len(flat), **shown}
+
     def content_id(self) -> str:
         """Hex digest that changes with the data: names, counted records, and every record's stored checksum."""
         digest = hashlib.sha256(f"{self.name}/{self.version}".encode())

@@ -10,6 +10,7 @@ from typing import Any
 
 from rsd.evaluation.plan import Plan
 from rsd.evaluation.sequential import anytime_interval
+from rsd.protocols import CHANGED, broken_promises
 from rsd.types import EpisodeResult
 
 PACKAGES = {"mujoco": "MuJoCo"}  # how their makers write them
@@ -62,7 +63,7 @@ def _crashes(results: Sequence[EpisodeResult]) -> list[dict[str, str]]:
 
 
 def _of_plan(plan: Plan) -> list[dict[str, str]]:
-    found = []
+    found = _broken_promises(plan)
     for package, version in plan.allowed_versions.items():
         text = (
             "The simulator's version was accepted by name. Its scores are not comparable with those of the right one."
@@ -77,6 +78,18 @@ def _of_plan(plan: Plan) -> list[dict[str, str]]:
         text = "Tasks of this suite were perturbed. Not comparable with rates on the original suite."
         found.append(_caveat("warn", f"Suite variant: {plan.variant}.", text))
     return found
+
+
+def _broken_promises(plan: Plan) -> list[dict[str, str]]:
+    name = plan.protocol.name.partition(CHANGED)[0]
+    suite = plan.suite if plan.variant is None else plan.suite.removesuffix(f"_{plan.variant}")
+    values = plan.protocol.values | {"max_steps": max(task.max_steps for task in plan.tasks)}
+    broken = broken_promises(name, suite, values)
+    if not broken:
+        return []
+    listed = ", ".join(f"{key} {found} instead of {promised}" for key, (promised, found) in broken.items())
+    text = "Episodes ran otherwise than the protocol says. Not comparable with rates under its name."
+    return [_caveat("bad", f"Not {name}: {listed}.", text)]
 
 
 def _mixtures(results: Sequence[EpisodeResult]) -> list[dict[str, str]]:

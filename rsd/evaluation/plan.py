@@ -331,8 +331,12 @@ def keep_plan(run_dir: Path, plan: Plan) -> None:
 
 
 def _comparable(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON with tasks and episodes by name; without what only the machine decides, its versions."""
+    """The plan as JSON with tasks and episodes by name, and checkpoints by content, whatever folder they lie in now;
+    without what only the machine decides, its versions."""
     record = plan.to_json()
     tasks = {str(task["task_id"]): task | {"versions": {}} for task in record["tasks"]}
     episodes = [list(episode.values()) for episode in record["episodes"]]
-    return record | {"tasks": tasks, "episodes": episodes}
+    known = record["policy"]["checkpoints"]
+    told = {part: {name: one[name] for name in (("sha256",) if one["sha256"] else one)} for part, one in known.items()}
+    policy = record["policy"] | {"checkpoints": told}
+    return record | {"tasks": tasks, "episodes": episodes, "policy": policy}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rsd.errors import RSDError
 from rsd.files import write_atomically
+from rsd.runs import resume_command
 from rsd.types import EpisodeResult
 
 RESULTS_FILE = "results.jsonl"
@@ -47,7 +48,7 @@ def append_result(path: Path, result: EpisodeResult) -> None:
             os.truncate(path, size)
         raise ResultsError(
             f"cannot write {path}: {error}. The {size}-byte file with the episodes before this one is intact; "
-            f"make room and continue with resume={path.parent}"
+            f"make room and continue with: {resume_command(path.parent)}"
         ) from error
 
 

@@ -27,7 +27,7 @@ def composed_settings(model: str, suite: str, *overrides: str) -> dict:
         cfg = compose("eval", [f"model={model}", f"env={suite}", *overrides])
     made = cfg.env.make
     tasks = point_mass_tasks(num_tasks=cfg.env.num_tasks, suite=suite, max_steps=made.max_steps, num_init_states=50)
-    tasks = [dataclasses.replace(task, protocol=made.protocol) for task in tasks]
+    tasks = [dataclasses.replace(task, protocol=instantiate(made.protocol)) for task in tasks]
     plan = instantiate(cfg.plan)(tasks=tasks, policy=policy_fields(cfg, []))
     return {**plan.settings(), "versions": {"mujoco": "3.2.3"}, "num_errors": 0}
 

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 
 from rsd.envs.checks import check_environment
 from rsd.envs.libero import ACTION_DIM, CAMERAS, PROPRIO_DIM, LiberoEnv, libero_tasks
+from rsd.protocols import OPENVLA_OFT, PROMISED
 
 CONF = Path(__file__).parents[2] / "conf"
 MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
@@ -63,6 +64,40 @@ def test_protocol(protocol):
     if protocol == "lerobot":
         expected |= {"seed": 1000, "max_steps": 280}
     assert {key: make.keywords[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("suite", MAX_STEPS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_a_protocol_is_configured_with_is_what_its_name_promises(protocol, suite):
+    config = composed(f"protocol={protocol}", f"env={suite}", "env.variant=swap")
+    assert instantiate(config.env.make).keywords["protocol"] == f"{protocol}-1"
+    for name in OPENVLA_OFT.keys() - {"max_steps"}:
+        assert config.protocol[name] == PROMISED[f"{protocol}-1"][name]
+    assert config.env.max_steps == PROMISED[f"{protocol}-1"]["max_steps"][suite]
+
+
+@pytest.mark.parametrize(
+    ("typed", "changed"),
+    [
+        ("protocol.num_wait_steps=0", "num_wait_steps=0"),
+        ("env.make.num_wait_steps=20", "num_wait_steps=20"),
+        ("env.max_steps=100", "max_steps=100"),
+        ("protocol.max_steps.libero_spatial=400", "max_steps=400"),
+        ("env.make.max_steps=300", "max_steps=300"),
+        ("protocol.image_size=128", "image_size=128"),
+        ("env.image_size=224", "image_size=224"),
+        ("protocol.rotate_images=false", "rotate_images=False"),
+        ("protocol.seed=1", "seed=1"),
+        ("protocol.clip_actions=false", "clip_actions=False"),
+        ("protocol.waiting_action=[0,0,0,0,0,0,1]", "waiting_action=[0, 0, 0, 0, 0, 0, 1]"),
+    ],
+)
+def test_a_stamp_says_which_value_it_does_not_promise(typed, changed):
+    config = composed(typed)
+    assert instantiate(config.env.make).keywords["protocol"] == f"openvla_oft-1 with {changed}"
+    assert config.env.tasks.protocol == config.env.make.protocol
+    made = composed(typed, "protocol.name=mine")
+    assert instantiate(made.env.make).keywords["protocol"] == "mine-1"
 
 
 def test_accepting_another_mujoco_reaches_check_and_environment():

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from rsd.evaluation.caveats import caveats, stamps
-from rsd.evaluation.plan import Stopping
+from rsd.evaluation.plan import Protocol, Stopping
 from rsd.evaluation.sequential import anytime_interval
 from rsd.types import EpisodeResult
 from tests.evaluation.folders import plan_of
@@ -45,6 +45,20 @@ def test_a_proper_run_has_none():
 )
 def test_what_the_plan_gives_away(change, title):
     assert titles([episode(0), episode(1)], planned(**change)) == [title]
+
+
+def test_a_protocol_that_is_not_kept_has_a_banner():
+    values = {"num_wait_steps": 0, "image_size": 256, "clip_actions": True}
+    protocol = Protocol("openvla_oft-1 with num_wait_steps=0, max_steps=60", values)
+    tasks = point_mass_tasks(num_tasks=1, suite="libero_goal")
+    wrong = "Not openvla_oft-1: num_wait_steps 0 instead of 10, max_steps 60 instead of 300."
+    plan = planned(protocol=protocol, tasks=tuple(tasks))
+    assert titles([episode(0), episode(1)], plan) == [wrong]
+    perturbed = [dataclasses.replace(task, suite="libero_goal_swap") for task in tasks]
+    plan = dataclasses.replace(plan, tasks=tuple(perturbed), variant="swap")
+    assert titles([episode(0), episode(1)], plan)[0] == wrong
+    ones_own = dataclasses.replace(plan, protocol=Protocol("mine-1", values), variant=None)
+    assert titles([episode(0), episode(1)], ones_own) == []
 
 
 def test_an_early_stop_has_its_verdict_and_the_interval_that_holds_then():

@@ -61,7 +61,8 @@ def test_ablation_stopping_and_an_accepted_version_are_derived():
 
 def test_a_report_is_made(old):
     report = write_report(old)
-    assert report["complete"] is True and report["caveats"] == []
+    assert report["complete"] is True
+    assert [caveat["title"] for caveat in report["caveats"]] == ["Not openvla_oft-1: max_steps 16 instead of 220."]
     assert report["plan"]["policy"]["decoding"] == "speculative"
     work = {counter["counter"]: counter["per_chunk"] for counter in report["work"]["counters"]}
     assert work["target_passes"] == 2.0 and work["base_layers"] is None and report["decoding"]["has_tokens"] is True

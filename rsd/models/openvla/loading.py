@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256, load_checkpoint, load_weights, save_checkpoint
+from rsd.checkpoint import JSON_FILE, CheckpointError, cached_sha256, load_checkpoint, load_weights, save_checkpoint
 from rsd.models.openvla import published
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.canaries import check_canaries
@@ -303,15 +303,9 @@ def _check_widths(directory: Path, architecture: Architecture, stats: Statistics
 
 
 def _published_sha256(directory: Path) -> str:
-    """One hash over all weight files; reads every byte, once a process as long as the files stay as they are."""
+    """SHA-256 of the weight files' own, as text after each other; hashed side by side, once a process."""
     paths = [*published.weight_files(directory)]
     paths += [path for part in SIDE_COMPONENTS if (path := published.side_file(directory, part))]
-    return _joint_sha256(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
-
-
-@lru_cache(maxsize=4)
-def _joint_sha256(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """SHA-256 of the files' own, as text after each other; hashed side by side, a core a file."""
     with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(file_sha256, [path for path, _, _ in files]))
+        hashes = list(pool.map(cached_sha256, paths))
     return hashlib.sha256("".join(hashes).encode()).hexdigest()

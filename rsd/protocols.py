@@ -1,0 +1,65 @@
+"""What the name of an evaluation protocol promises, and what a stamp says when a run keeps less than that.
+
+A stamp ("openvla_oft-1") stands in every result, and rates under one stamp are compared. So the values that it stands
+for are written down here once more, beside conf/protocol/: a version's never change, whatever a configuration or a
+command line does to its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+OPENVLA_OFT: dict[str, Any] = {
+    "num_wait_steps": 10,
+    "waiting_action": [0, 0, 0, 0, 0, 0, -1],
+    "max_steps": {
+        "libero_spatial": 220,
+        "libero_object": 280,
+        "libero_goal": 300,
+        "libero_10": 520,
+        "libero_90": 400,
+    },
+    "image_size": 256,
+    "rotate_images": True,
+    "seed": 0,
+    "clip_actions": True,
+}
+PROMISED: dict[str, dict[str, Any]] = {
+    "openvla_oft-1": OPENVLA_OFT,
+    "openvla-1": OPENVLA_OFT,
+    "smoke-1": OPENVLA_OFT,
+    "lerobot-1": OPENVLA_OFT | {"seed": 1000, "max_steps": OPENVLA_OFT["max_steps"] | {"libero_spatial": 280}},
+}
+CHANGED = " with "  # what follows it in a stamp differs from what the name promises
+
+
+def broken_promises(name: str, suite: str, values: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Values that are not what a protocol promises: key to (promised, found). Nothing for a protocol of one's own.
+
+    Args:
+        name: Name and version, with or without what was changed.
+        suite: Task suite, without its variant.
+        values: What episodes run with; "max_steps" is the suite's limit.
+    """
+    promised = dict(PROMISED.get(name.partition(CHANGED)[0], {}))
+    promised["max_steps"] = promised.get("max_steps", {}).get(suite)
+    return {
+        key: (promised[key], value)
+        for key, value in values.items()
+        if promised.get(key) is not None and promised[key] != value
+    }
+
+
+def stamp(*, name: str, suite: str, **values: Any) -> str:
+    """The stamp of a run: the protocol's name and version, and every value that they do not promise.
+
+    Args:
+        name, suite: See `broken_promises`.
+        values: What episodes run with.
+
+    Returns:
+        For example "openvla_oft-1 with num_wait_steps=0, max_steps=100".
+    """
+    broken = broken_promises(name, suite, values)
+    return name + (CHANGED + ", ".join(f"{key}={found}" for key, (_, found) in broken.items()) if broken else "")
