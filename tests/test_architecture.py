@@ -37,12 +37,13 @@ ALLOWED = {
         "types", "space", "points", "images", "progress", "checkpoint", "tokenizer", "stages", "decoding", "models",
     },
     # simulators and evaluation are blind to what they run and measure: they see a policy through a queue
-    "workers": set(),
+    "silence": set(),
+    "workers": {"silence"},
     "pool": {"workers"},
     "envs": {"types", "finding"},
-    "demos": {"types", "envs", "queue", "workers", "pool"},
+    "demos": {"types", "envs", "queue", "silence", "workers", "pool"},
     "runs": set(),
-    "evaluation": {"types", "work", "queue", "runs", "workers", "pool", "progress"},
+    "evaluation": {"types", "work", "queue", "runs", "silence", "workers", "pool", "progress"},
     "comparison": {"types", "work", "runs", "evaluation"},
     "serving": {"types", "queue", "evaluation"},
     # what the entry points have in common
