@@ -20,6 +20,7 @@ from rsd.evaluation.report import log_report, write_report
 from rsd.evaluation.sequential import describe_rule, in_order_for, until_decided
 from rsd.evaluation.terminal import follow, show_report
 from rsd.runs import resume_command
+from rsd.silence import PATIENCE_S, check_patience
 
 CONFIG = Path(__file__).parent / "conf" / "eval.yaml"
 
@@ -35,6 +36,7 @@ def main(cfg: DictConfig) -> float | None:
     )
 
     overrides = HydraConfig.get().overrides.task
+    patience_s = check_patience(cfg.get("simulator_timeout_s", PATIENCE_S))
     found = {"simulator": instantiate(cfg.check)}
     stopping = instantiate(cfg.get("stopping"))
     ablation = instantiate(cfg.get("ablation"))
@@ -64,6 +66,7 @@ def main(cfg: DictConfig) -> float | None:
         suite=plan.suite,
         render_devices=cfg.render_devices,
         in_order=stopping is not None,
+        patience_s=patience_s,
     )
     decided = until_decided(episodes, stopping, plan.episodes, done, run_dir)
     finished = follow(decided, num_planned=len(plan.episodes), done=done)

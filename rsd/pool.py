@@ -1,4 +1,4 @@
-"""Seats for workers, each with a job or idle: whoever dies is replaced, and its job is tried again.
+"""Seats for workers, each with a job or idle: whoever dies or falls silent is replaced, and its job is tried again.
 
 A job that costs MAX_DEATHS workers is given up. What that means is the caller's business, as are the jobs' order and
 the messages: to a worker goes its job, what comes back is anything that pickle takes.
@@ -6,6 +6,7 @@ the messages: to a worker goes its job, what comes back is anything that pickle 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ Job = TypeVar("Job", bound=Hashable)
 
 @dataclass(frozen=True)
 class Death:
-    """Instead of a message: the worker is gone, and why."""
+    """Instead of a message: the worker is gone, or will never answer, and why."""
 
     cause: str
 
@@ -50,12 +51,18 @@ class Pool(Generic[Job]):
         arguments: Whatever pickle takes.
         size: Number of workers.
         render_devices: See `rsd.workers.render_variables`.
+        patience_s: A worker with a job counts as dead after so many seconds without a message or a sign of life.
     """
 
     def __init__(
-        self, main: Callable[..., None], *arguments: Any, size: int, render_devices: Sequence[int] | None = None
+        self,
+        main: Callable[..., None],
+        *arguments: Any,
+        size: int,
+        render_devices: Sequence[int] | None = None,
+        patience_s: float = math.inf,
     ) -> None:
-        self._main, self._arguments = main, arguments
+        self._main, self._arguments, self._patience_s = main, arguments, patience_s
         self._deaths: Counter[Job] = Counter()
         self.seats: list[Seat[Job]] = []
         for number in range(size):
@@ -80,10 +87,10 @@ class Pool(Generic[Job]):
         seat.worker.send(job)
 
     def listen(self) -> Iterator[tuple[Seat[Job], Job, Any]]:
-        """Wait until a worker with a job has said something or died; yields those seats, their
-        jobs, and what came, or a Death."""
+        """Wait until a worker with a job has said something, died or been silent for too long; yields those seats,
+        their jobs, and what came, or a Death."""
         busy = {seat.worker: (seat, seat.job) for seat in self.seats if seat.job is not None}
-        for worker in ready(list(busy)):
+        for worker in ready(list(busy), self._patience_s):
             try:
                 message = worker.receive()
             except WorkerDiedError as death:
@@ -91,7 +98,7 @@ class Pool(Generic[Job]):
             yield *busy[worker], message
 
     def replace(self, seat: Seat[Job]) -> bool:
-        """Put a new worker in the place of one that died; whether its job is worth a further attempt, and given to it.
+        """Put a new worker in the place of one that died or ends here; whether its job gets a further attempt, from it.
 
         After MAX_DEATHS workers it is not: the job stays the seat's, with nobody at it.
         """

@@ -47,7 +47,7 @@ RECORDED_PACKAGES = (
 LAYOUT = 2  # of run folders; 1 had no "layout" in provenance.json, and evaluations had no plan.json
 CONFIG_OPTIONS = (("--config-dir", "-cd"), ("--config-path", "-cp"), ("--config-name", "-cn"))  # of Hydra
 MAY_DIFFER = (  # what may change between the starts of one run
-    *("resume", "logger", "num_workers", "render_devices"),
+    *("resume", "logger", "num_workers", "render_devices", "simulator_timeout_s"),
     "plan",  # it is made of the other keys, and compared by itself
 )
 

@@ -29,6 +29,7 @@ from rsd.demos.demonstrations import Demonstration
 from rsd.demos.schedule import Attempt, CollectionError, Schedule
 from rsd.errors import SettingError
 from rsd.progress import Progress
+from rsd.silence import PATIENCE_S, check_patience
 
 CONFIG = Path(__file__).parents[1] / "conf" / "collect.yaml"
 EPISODE_BYTES = 4_000_000  # forecast for an empty data set: 100 steps, two JPEG pictures of 18 kB each and some numbers
@@ -158,7 +159,8 @@ def main(cfg: DictConfig) -> None:
     plan = plan_of(cfg)
     instantiate(cfg.check)
     recipe = instantiate(cfg.recipe, _convert_="all", render=not cfg.dry_run)
-    workers = {"num_workers": cfg.num_workers, "render_devices": cfg.render_devices}
+    patience_s = check_patience(cfg.get("simulator_timeout_s", PATIENCE_S))
+    workers = {"num_workers": cfg.num_workers, "render_devices": cfg.render_devices, "patience_s": patience_s}
     if cfg.dry_run:
         schedule = Schedule(**plan, counted=("success", "failure"))
         measure(schedule, recipe, console, **workers)

@@ -23,7 +23,7 @@ ALLOWED = {
     "queue": {"types", "work"},
     # types, space, work, checkpoint ← tokenizer ← stages ← decoding ← policy, and models → policy
     "tokenizer": {"types", "space", "checkpoint"},
-    "stages": {"types", "points", "checkpoint", "tokenizer"},
+    "stages": {"types", "work", "points", "checkpoint", "tokenizer"},
     "decoding": {"types", "work", "stages"},
     "models": {"types", "space", "work", "points", "jpeg", "images", "finding", "checkpoint"},
     "policy": {
@@ -38,13 +38,16 @@ ALLOWED = {
         "types", "space", "points", "images", "progress", "checkpoint", "tokenizer", "stages", "decoding", "models",
     },
     # simulators and evaluation are blind to what they run and measure: they see a policy through a queue
-    "workers": set(),
+    "silence": set(),
+    "workers": {"silence"},
     "pool": {"workers"},
     "envs": {"types", "finding"},
-    "demos": {"types", "envs", "queue", "workers", "pool"},
+    "demos": {"types", "envs", "queue", "silence", "workers", "pool"},
     "runs": set(),
     "inputs": {"checkpoint", "data", "processes"},
-    "evaluation": {"types", "protocols", "work", "queue", "runs", "workers", "pool", "progress"},
+    "evaluation": {
+        "types", "protocols", "work", "queue", "runs", "silence", "workers", "pool", "progress",
+    },
     "comparison": {"types", "work", "runs", "evaluation"},
     "serving": {"types", "queue", "evaluation"},
     # what the entry points have in common

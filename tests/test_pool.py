@@ -2,10 +2,12 @@
 
 import os
 import signal
+import time
 
 import pytest
 
 from rsd.pool import MAX_DEATHS, Death, Pool
+from rsd.silence import simulator_turn
 
 
 def double(connection, offset):
@@ -54,3 +56,43 @@ def test_a_dead_worker_is_replaced_until_its_job_has_cost_too_many(pool):
     assert tried_again == [True, True, False] and seat.job == -1 and seat.last is None
     pool.give(seat, 5)
     assert list(pool.listen()) == [(seat, 5, 11)]
+
+
+def stop_once(connection, mark):
+    """Answers numbers; the very first one stops the process, as a hanging simulator would be."""
+    try:
+        while True:
+            number = connection.recv()
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGSTOP)
+            connection.send(number)
+    except EOFError:
+        return
+
+
+def test_a_worker_that_does_not_answer_is_replaced_and_its_job_done(tmp_path):
+    pool: Pool[int] = Pool(stop_once, tmp_path / "mark", size=1, patience_s=2.0)
+    (seat,) = pool.seats
+    stopped = seat.worker
+    pool.give(seat, 3)
+    assert list(pool.listen()) == [(seat, 3, Death("no answer for 2 s"))]
+    assert pool.replace(seat) and seat.worker is not stopped and not stopped.process.is_alive()
+    assert list(pool.listen()) == [(seat, 3, 3)]
+    pool.stop()
+
+
+def work_slowly(connection, seconds, num_turns):
+    """Never silent for long, although its answer takes longer than anybody's patience."""
+    for _ in range(num_turns):
+        with simulator_turn():
+            time.sleep(seconds)
+    connection.send("done")
+
+
+def test_signs_of_life_are_an_answer_and_so_is_waiting_for_the_next_job():
+    pool: Pool[int] = Pool(work_slowly, 0.5, 12, size=1, patience_s=4.0)
+    (seat,) = pool.seats
+    pool.give(seat, 1)
+    assert list(pool.listen()) == [(seat, 1, "done")]
+    pool.stop()

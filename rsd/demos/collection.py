@@ -1,12 +1,13 @@
 """Demonstrations from several processes: one environment each, spawned, and none of them may take the others down.
 
-What surprises first: a worker that dies (killed for memory, crashed in the simulator) is reported and replaced, and its
-attempt is repeated. Only an attempt that kills worker after worker, or a task that cannot even be set up, ends the
-collection. When the main process is killed, the workers leave at once.
+What surprises first: a worker that dies (killed for memory, crashed in the simulator) or does not answer any more is
+reported and replaced, and its attempt is repeated. Only an attempt that kills worker after worker, or a task that
+cannot even be set up, ends the collection. When the main process is killed, the workers leave at once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -17,6 +18,7 @@ import numpy as np
 from rsd.demos.demonstrations import Demonstration, Expert, RandomStartEnv, record_demonstration
 from rsd.demos.schedule import Attempt, CollectionError, Schedule
 from rsd.pool import Pool
+from rsd.silence import simulator_turn
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def collect(
     num_workers: int,
     report: Callable[[str], None],
     render_devices: Sequence[int] | None = None,
+    patience_s: float = math.inf,
 ) -> Generator[tuple[Attempt, Demonstration]]:
     """Work through a schedule; yields every finished attempt, failures too, after it was recorded in the schedule.
 
@@ -66,12 +69,13 @@ def collect(
     Args:
         report: Told about workers that died.
         render_devices: See `rsd.workers.render_variables`.
+        patience_s: Longest time that building an environment, a reset or a step may take.
 
     Raises:
         CollectionError: an attempt cost MAX_DEATHS workers, or a task could not be set up.
     """
     size = min(num_workers, schedule.num_missing)
-    pool: Pool[Attempt] = Pool(work, recipe, size=size, render_devices=render_devices)
+    pool: Pool[Attempt] = Pool(work, recipe, size=size, render_devices=render_devices, patience_s=patience_s)
     try:
         while True:
             for seat in pool.idle():
@@ -104,9 +108,12 @@ def work(connection: Connection, recipe: Recipe) -> None:
                 if env is not None:
                     env.close()
                 env = expert = lead = None
-                env = recipe.make_env(task_id=attempt.task_id)
-                lead = None if recipe.make_lead is None else recipe.make_lead(env=env)
-                expert = recipe.make_expert(env=env)
+                with simulator_turn():
+                    env = recipe.make_env(task_id=attempt.task_id)
+                with simulator_turn():  # it may load a policy
+                    lead = None if recipe.make_lead is None else recipe.make_lead(env=env)
+                with simulator_turn():
+                    expert = recipe.make_expert(env=env)
             demonstration = record_demonstration(
                 env,
                 expert,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from rsd.demos.skills import holds_something, skill_for
+from rsd.silence import simulator_turn
 from rsd.types import IMAGE_VIEWS, Env, Observation
 
 if TYPE_CHECKING:
@@ -153,7 +154,8 @@ def lead_in(
         if step >= num_steps and empty_steps >= EMPTY_STEPS:
             return observation
         action, harmless = lead.act(observation)
-        taken = env.step(disturb(action, scale, random) if harmless else action)
+        with simulator_turn():
+            taken = env.step(disturb(action, scale, random) if harmless else action)
         assert taken.observation is not None  # it was asked for
         observation = taken.observation
         moves = last_gripper is not None and action[6] != last_gripper
@@ -194,7 +196,8 @@ def record_demonstration(
         render: False to look at success only: the same physics, nothing kept.
         store_picture: What to keep of a picture [H, W, 3], uint8; rsd.jpeg.encode_jpeg, for example.
     """
-    first = env.reset_random(seed)
+    with simulator_turn():
+        first = env.reset_random(seed)
     expert.begin()
     if not expert.scene_is_as_described():
         return Demonstration("displaced", env.task.instruction)
@@ -223,7 +226,8 @@ def record_demonstration(
             for view in IMAGE_VIEWS:
                 demonstration.images[view].append(store_picture(observation.images[view]))
         executed = disturb(action, scale, random) if harmless else action
-        taken = env.step(executed, observe=render)
+        with simulator_turn():
+            taken = env.step(executed, observe=render)
         observation = taken.observation
         demonstration.num_steps += 1
         steps_left -= 1

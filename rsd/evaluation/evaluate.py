@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
@@ -29,6 +30,7 @@ from rsd.evaluation.results import (
 from rsd.evaluation.rollout import Episode
 from rsd.evaluation.trace import write_trace
 from rsd.evaluation.video import VideoError, check_ffmpeg, write_video
+from rsd.silence import patience, simulator_turn
 from rsd.types import Env, EpisodeResult, Policy
 
 ERRORS_FILE = "crashed_episodes.log"
@@ -97,20 +99,24 @@ def evaluate(
     plan: Sequence[PlannedEpisode],
     done: Sequence[EpisodeResult],
     recording: Recording,
+    patience_s: float = math.inf,
 ) -> Generator[EpisodeResult]:
     """Run the planned episodes that are not done; yield each after it was written to results.jsonl.
 
     Args:
         make_env: Called with task_id=…; one environment lives at a time, and is kept for the trials of a task.
+        patience_s: See `rsd.silence.patience`.
     """
     current = CurrentEnv(make_env)
     try:
         for planned in missing_episodes(plan, done):
-            result = run_episode(current, policy, planned, recording)
+            with patience(patience_s):
+                result = run_episode(current, policy, planned, recording)
             append_result(recording.run_dir / RESULTS_FILE, result)
             yield result
     finally:
-        current.close()
+        with patience(patience_s):
+            current.close()
 
 
 class CurrentEnv:
@@ -129,7 +135,8 @@ class CurrentEnv:
         if self._env is not None and self._env.task.task_id != task_id:
             self.close()
         if self._env is None:
-            self._env = self._make_env(task_id=task_id)
+            with simulator_turn():
+                self._env = self._make_env(task_id=task_id)
         return self._env
 
     def abandon(self) -> None:
@@ -143,7 +150,8 @@ class CurrentEnv:
         """Close the environment, if there is one."""
         if self._env is not None:
             env, self._env = self._env, None
-            env.close()
+            with simulator_turn():
+                env.close()
 
 
 def missing_episodes(plan: Sequence[PlannedEpisode], done: Sequence[EpisodeResult]) -> list[PlannedEpisode]:

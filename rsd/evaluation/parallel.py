@@ -2,7 +2,8 @@
 
 Each worker has one environment and no model. It sends what it sees; the policies, one for each computing device, live
 in threads of the main process and answer whatever is waiting as one batch. What surprises first: a worker that dies
-(segmentation fault, GL abort, out of memory) is replaced and its episode tried again, MAX_DEATHS times in all.
+(segmentation fault, GL abort, out of memory) or does not answer any more is replaced and its episode tried again,
+MAX_DEATHS times in all.
 
 Outcomes do not depend on the number of workers: an episode depends on its init state and its seed alone, and a policy
 on a CPU answers one observation at a time, because the last bits of a batched matrix product depend on the batch.
@@ -12,6 +13,7 @@ Latencies do: they are those of a machine that is busy.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import traceback
@@ -159,6 +161,7 @@ def evaluate_parallel(
     suite: str,
     render_devices: Sequence[int] | None = None,
     in_order: bool = False,
+    patience_s: float = math.inf,
 ) -> Generator[EpisodeResult]:
     """As `evaluate`, in another order of episodes; close the generator to stop the workers early.
 
@@ -168,10 +171,12 @@ def evaluate_parallel(
         max_batch: Largest number of observations in one call of a policy; 1 makes outcomes independent of
             num_workers bit for bit.
         num_workers: Processes; no more than there are missing episodes are started. With 1 the episodes run in this
-            process, and a simulator that dies takes it along.
+            process, and a simulator that dies takes it along; one that does not answer is an error at once, or,
+            where it does not even return from compiled code, ends the process (see `rsd.silence`).
         suite: Name to be stored with episodes that never came to have an environment.
         render_devices: See `rsd.workers.render_variables`.
         in_order: See `next_episode`.
+        patience_s: Longest time that building an environment, a reset or a step may take.
 
     Raises:
         SetupError: an environment could not be built.
@@ -180,7 +185,10 @@ def evaluate_parallel(
     if num_workers == 1:
         if len(policies) > 1:
             raise SettingError(f"device names {len(policies)} devices, but num_workers=1 uses one; set num_workers")
-        yield from evaluate(make_env=make_env, policy=policies[0], plan=plan, done=done, recording=recording)
+        alone = evaluate(
+            make_env=make_env, policy=policies[0], plan=plan, done=done, recording=recording, patience_s=patience_s
+        )
+        yield from alone
         return
     waiting = missing_episodes(plan, done)
     pool: Pool[PlannedEpisode] = Pool(
@@ -190,6 +198,7 @@ def evaluate_parallel(
         recording,
         size=min(num_workers, len(waiting)),
         render_devices=render_devices,
+        patience_s=patience_s,
     )
     threads = PolicyThreads(policies, max_batch)
     threads.start()

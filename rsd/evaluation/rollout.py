@@ -14,6 +14,7 @@ import numpy as np
 
 from rsd.evaluation.trace import chunk_record
 from rsd.queue import Queue
+from rsd.silence import simulator_turn
 from rsd.types import Env, EpisodeResult, Observation, Policy
 
 
@@ -58,7 +59,7 @@ class Episode:
         Raises:
             ActionError: the policy returned a chunk of a wrong shape, too short, not finite, or out of range.
         """
-        with self._timed("reset"):
+        with self._timed("reset"), simulator_turn():
             first = self.env.reset(init_state_id)
         self._book_rendering("reset", self.env.reset_rendering_s)
         self._keep_frame(first)
@@ -69,7 +70,7 @@ class Episode:
             action = self._next_action(observation)
             last = self.num_steps + 1 == task.max_steps
             observe = self._record_every_step or (self._record if last else self.queue.is_empty)
-            with self._timed("physics"):
+            with self._timed("physics"), simulator_turn():
                 step = self.env.step(action, observe=observe)
             self._book_rendering("physics", step.rendering_s)
             observation, self.success = step.observation, step.success

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,27 @@ class DeadlyEnv(PointMassEnv):
         return super().step(action, observe)
 
 
+class HangingEnv(PointMassEnv):
+    """Stops answering in task 1's episode 0: for ever by SIGSTOP, or, where there is nobody else, in a sleep."""
+
+    def __init__(self, *, marks: Path, hangs: int, stop: bool, **options):
+        super().__init__(**options)
+        self._marks, self._hangs, self._stop = marks, hangs, stop
+
+    def reset(self, init_state_id):
+        self._doomed = (self.task.task_id, init_state_id) == (1, 0)
+        return super().reset(init_state_id)
+
+    def step(self, action, observe=True):
+        hung = len(list(self._marks.iterdir()))
+        if self._doomed and hung < self._hangs:
+            (self._marks / f"{hung}").touch()
+            if self._stop:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(600)
+        return super().step(action, observe)
+
+
 class Unbuildable(PointMassEnv):
     """Task 2 has no scene."""
 
@@ -67,7 +89,7 @@ def plan(**values):
     return plan_episodes(**(request | values))
 
 
-def run(run_dir: Path, *, make_env=PointMassEnv, policies=None, num_workers=2, max_batch=1, episodes=None):
+def run(run_dir: Path, *, make_env=PointMassEnv, policies=None, num_workers=2, max_batch=1, episodes=None, **others):
     episodes = episodes or plan()
     return list(
         evaluate_parallel(
@@ -79,6 +101,7 @@ def run(run_dir: Path, *, make_env=PointMassEnv, policies=None, num_workers=2, m
             recording=Recording(run_dir),
             num_workers=num_workers,
             suite="point_mass",
+            **others,
         )
     )
 
@@ -120,6 +143,37 @@ def test_an_episode_that_kills_every_worker_is_an_error_and_the_rest_goes_on(tmp
     assert sum(result.success for result in results) == 8 and len(list(marks.iterdir())) == 3
     assert "try fewer num_workers" in (tmp_path / ERRORS_FILE).read_text()
     assert len(read_results(tmp_path / RESULTS_FILE)[0]) == 9
+
+
+@pytest.mark.slow
+def test_a_simulator_that_stops_answering_is_replaced_and_its_episode_run_again(tmp_path, caplog):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    make_env = partial(HangingEnv, marks=marks, hangs=1, stop=True)
+    results = run(tmp_path, make_env=make_env, patience_s=4.0)
+    assert "a worker died (no answer for 4 s) in task 1, init state 0; the episode is run again" in caplog.text
+    assert len(results) == 9 and all(result.success for result in results)
+
+
+@pytest.mark.slow
+def test_an_episode_in_which_every_simulator_stops_answering_is_an_error(tmp_path):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    make_env = partial(HangingEnv, marks=marks, hangs=99, stop=True)
+    results = run(tmp_path, make_env=make_env, patience_s=4.0)
+    (crashed,) = [result for result in results if result.error]
+    assert crashed.error == "WorkerDiedError: 3 workers died in this episode, the last of no answer for 4 s"
+    assert sum(result.success for result in results) == 8 and len(list(marks.iterdir())) == 3
+
+
+def test_with_one_process_a_simulator_that_does_not_answer_is_an_error_of_its_episode(tmp_path):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    make_env = partial(HangingEnv, marks=marks, hangs=1, stop=False)
+    results = run(tmp_path, make_env=make_env, num_workers=1, patience_s=2.0)
+    (crashed,) = [result for result in results if result.error]
+    assert (crashed.task_id, crashed.init_state_id) == (1, 0)
+    assert crashed.error.startswith("SilentSimulatorError: no answer for 2 s") and len(results) == 9
 
 
 @pytest.mark.slow

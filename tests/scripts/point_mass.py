@@ -1,12 +1,13 @@
 """The point mass as something to collect demonstrations from; imported by worker processes through the config."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
 import numpy as np
 
-from rsd.types import Observation
+from rsd.types import Observation, Step
 from tests.fakes import PointMassEnv
 
 
@@ -16,6 +17,7 @@ class RandomPointMassEnv(PointMassEnv):
     Args:
         seconds: Each episode takes this long at least.
         deadly: Task that kills the process: always ("3"), or once for each new file in `marks` ("3 once").
+        silent: The first episode of all stops its process (SIGSTOP) in its first step.
         broken: Task whose construction fails.
         marks: Folder for notes between processes; every started episode leaves a file there.
         others: Arguments of LiberoEnv that mean nothing here.
@@ -28,6 +30,7 @@ class RandomPointMassEnv(PointMassEnv):
         marks: str,
         seconds: float = 0.0,
         deadly: str = "",
+        silent: bool = False,
         broken: int = -1,
         end_at_success: bool = True,
         **others: object,
@@ -36,6 +39,7 @@ class RandomPointMassEnv(PointMassEnv):
         if task_id == broken:
             raise ValueError(f"task {task_id} has another goal")
         self._marks, self._seconds, self._deadly = Path(marks), seconds, deadly
+        self._silent = silent
         self.placement = 0
 
     def reset_random(self, seed: int) -> Observation:
@@ -49,6 +53,13 @@ class RandomPointMassEnv(PointMassEnv):
                 dead.touch()
                 os.kill(os.getpid(), 9)
         return self.reset(seed % self.task.num_init_states)
+
+    def step(self, action: np.ndarray, observe: bool = True) -> Step:
+        stopped = self._marks / "stopped"
+        if self._silent and not stopped.exists():
+            stopped.touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().step(action, observe)
 
 
 class PointMassExpert:

@@ -32,14 +32,15 @@ def recipe(root: Path, **arguments) -> Recipe:
     return Recipe(partial(RandomPointMassEnv, marks=str(root), **arguments), PointMassExpert, (0.0,))
 
 
-def collect(root: Path, num_workers: int = 1, num_episodes: int = 5, **arguments) -> tuple[Schedule, str]:
+def collect(
+    root: Path, num_workers: int = 1, num_episodes: int = 5, patience_s: float = 300.0, **arguments
+) -> tuple[Schedule, str]:
     """Collect into root/data in this process (and its workers); the schedule, and what was printed."""
     console = Console(file=StringIO(), width=200)
     with RLDSWriter(dataset(root), NAME) as writer:
         schedule = Schedule(**PLAN | {"num_episodes": num_episodes}, stored=writer.file_paths())
-        collect_demos.collect_into(
-            writer, schedule, recipe(root / "marks", **arguments), console, num_workers=num_workers
-        )
+        made_by = {"num_workers": num_workers, "patience_s": patience_s}
+        collect_demos.collect_into(writer, schedule, recipe(root / "marks", **arguments), console, **made_by)
     return schedule, console.file.getvalue()
 
 
@@ -138,6 +139,13 @@ def test_attempt_that_kills_its_workers_ends_the_collection(tmp_path: Path, monk
     monkeypatch.setattr(pool, "MAX_DEATHS", 1)
     with pytest.raises(CollectionError, match="task_00/seed_0/placement_000000 cannot be collected: signal SIGKILL"):
         collect(tmp_path, deadly="0")
+
+
+@pytest.mark.slow
+def test_a_simulator_that_stops_answering_is_replaced_and_its_episode_repeated(tmp_path: Path):
+    schedule, printed = collect(tmp_path, num_episodes=2, patience_s=4.0, silent=True)
+    assert "a worker died (no answer for 4 s) in libero_spatial/task_00/seed_0/placement_000000; starting" in printed
+    assert len(RLDSDataset(dataset(tmp_path))) == 2 and schedule.num_missing == 0
 
 
 def test_task_that_cannot_be_set_up_is_one_error(tmp_path: Path):
