@@ -24,6 +24,7 @@ from rsd.work import Counts, Stopwatch, Work
 if TYPE_CHECKING:
     from torch import Tensor  # simulator workers and readers of records need no torch
 
+ALL_TOKENS = "all"  # of the pictures
 IMAGE_VIEWS = ("image", "wrist_image")  # RLDS names: third person first, then wrist (OpenVLA-OFT's order)
 
 
@@ -380,6 +381,7 @@ class BaseSpec:
         action_head: How its own chunk is made, for people: l1, diffusion, discrete, autoregressive.
         continuous: Whether that chunk consists of numbers rather than of tokens.
         identify: Makes the fingerprint; it may have to read every weight.
+        visual_tokens: Which of its picture tokens it reads, for people; the fingerprint holds it exactly.
     """
 
     views: tuple[str, ...]
@@ -391,6 +393,7 @@ class BaseSpec:
     action_head: str
     continuous: bool
     identify: Callable[[], Mapping[str, Any]]
+    visual_tokens: str = ALL_TOKENS
 
     @cached_property
     def fingerprint(self) -> Mapping[str, Any]:

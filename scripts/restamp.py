@@ -32,7 +32,7 @@ from rsd.errors import RSDError
 from rsd.files import write_atomically
 from rsd.models.openvla import OpenVLABase, load_base
 from rsd.models.openvla.loading import own_inputs
-from rsd.policy.folder import PARTS, POLICY_FILE, read_record, write_folder
+from rsd.policy.folder import PARTS, POLICY_FILE, SCORER, read_record, with_visual_tokens, write_folder
 from rsd.stages.files import as_stored, former_point
 
 RENAMED = (  # entries of a head's provenance that one version has and another lacks; all others must be there
@@ -170,7 +170,7 @@ def restamp(folder: Path) -> None:
     parts = find_parts(folder)
     before = read_record(folder) if (folder / POLICY_FILE).is_file() else {}
     inputs = before.get("base") or own_inputs(parts["base"])
-    base = load_base(checkpoint=parts["base"], **inputs, device="meta")
+    base = load_base(checkpoint=parts["base"], **with_visual_tokens(inputs, parts.get(SCORER)), device="meta")
     tokenizer_sha256 = None
     if "tokenizer" in parts:
         tokenizer_sha256 = load(parts["tokenizer"], "tokenizer").sha256

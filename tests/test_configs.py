@@ -12,6 +12,7 @@ PHASES = {  # with the least that each needs
     "rfsq": [],
     "oft": [],
     "oft_gpu": [],
+    "tokens": ["visual_tokens=learned"],
     "head": [],
     "draft": [],
     "oft_lora": ["model=oft_spatial"],
@@ -19,6 +20,7 @@ PHASES = {  # with the least that each needs
 }
 READERS = {  # group of train.py to the phases that read it
     "data": ("rfsq", "oft", "head"),
+    "visual_tokens": ("head", "draft"),
     "model": ("head",),  # fine-tuning of every published model: tests/training/test_finetune.py
     "quantizer": ("rfsq", "draft"),
     "draft": ("draft",),
@@ -31,6 +33,7 @@ EVAL_GROUPS = (
     "protocol",
     "data",
     "model",
+    "visual_tokens",
     "quantizer",
     "draft",
     "target",

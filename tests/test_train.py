@@ -29,6 +29,7 @@ SMALL = [
     "phase.max_steps=2",
     "phase.datamodule.batch_size=4",
 ]
+LEARNED_TOKENS = ["visual_tokens=learned", "visual_tokens.num_tokens=2"]  # of four a view
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,7 @@ def pipeline(root, run_train) -> Path:
         ["phase=head", "quantizer=rfsq_d2", "phase.max_steps=2"],
         ["phase=head", "quantizer=dct_d2", "phase.max_steps=2"],
         ["phase=draft", "quantizer=dct_d2", "phase.max_steps=2", "draft.num_stages=1"],
+        ["phase=tokens", *LEARNED_TOKENS, "model.image_size=28", "phase.max_steps=2", "phase.datamodule.batch_size=4"],
     ):
         code, error = run_train(*overrides)
         assert code == 0, f"{overrides}: {error}"
@@ -107,9 +109,35 @@ def test_the_cache_is_made_once_for_head_and_draft(pipeline):
     assert len(list((pipeline / "cache").iterdir())) == 1
 
 
+def test_heads_on_fewer_picture_tokens_have_a_cache_and_a_name_of_their_own(pipeline, run_train):
+    before = {*(pipeline / "cache").iterdir()}
+    code, error = run_train("phase=head", "quantizer=dct_d2", "phase.max_steps=2", *LEARNED_TOKENS)
+    assert code == 0, error
+    (cache,) = {*(pipeline / "cache").iterdir()} - before
+    stored = json.loads((cache / "cache.json").read_text())
+    assert stored["content"]["base"]["visual_tokens"]["kind"] == "learned"
+    assert "visual_tokens=learned visual_tokens.num_tokens=2" in stored["command"]
+    head = pipeline / "checkpoints" / "head" / f"oft_tiny-learned2-dct_d2-{NAME}-t8" / "checkpoint.json"
+    assert json.loads(head.read_text())["provenance"]["base"] == stored["content"]["base"]
+    code, error = run_train(
+        "phase=head", "quantizer=dct_d2", "phase.max_steps=2", f"phase.datamodule.cache.directory={cache}"
+    )
+    assert code == 1 and "is the cache of another model or data set: base.visual_tokens: cache {'kind'" in error
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["phase=tokens"], "phase=tokens trains visual_tokens=learned, and visual_tokens=all is chosen"),
+        (["phase=tokens", "visual_tokens=grid"], "and visual_tokens=grid is chosen"),
+        (["phase=tokens", *LEARNED_TOKENS[:1]], "num_tokens is 16, and the model has 4 tokens a view"),
+        (["phase=oft", "visual_tokens=grid"], "phase=oft trains a base model with all of its picture tokens"),
+        (["phase=head", "quantizer=dct_d2", "visual_tokens=grid"], "num_tokens is 16, and the model has 4 tokens a vi"),
+        (["phase=head", "quantizer=dct_d2", "visual_tokens.num_tokens=2"], "is 2, and visual_tokens=all keeps every"),
+        (
+            ["phase=head", "quantizer=dct_d2", "visual_tokens=learned", "visual_tokens.num_tokens=3"],
+            "no visual_tokens checkpoint.*make it with: python train.py phase=tokens visual_tokens=learned",
+        ),
         (["phase=rfsq", "data.root=/nowhere"], "data.root /nowhere does not exist"),
         (["phase=rfsq", "data.name=libero_10_no_noops"], "no data set at"),
         (["phase=oft", "model=oft_spatial"], "model=oft_tiny"),

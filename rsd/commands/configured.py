@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rsd.decoding import DRAFT, KIND, L1, TARGET, to_json
 from rsd.errors import SettingError
 from rsd.policy import Checkpoints, VLAPolicy, assemble, describe_folder, load_folder
-from rsd.types import Policy, ReadsInstructions, Task
+from rsd.types import ALL_TOKENS, Policy, ReadsInstructions, Task
 
 EXECUTION = "model.backbone.execution"
 FIXED = ("model", "quantizer", "chunk", "composed", "experiment")  # what a policy's folder decides on
@@ -85,6 +85,7 @@ def folder_options(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         "num_threads": cfg.composed.get("num_threads"),
         "offered": OmegaConf.to_container(cfg.composed.offered, resolve=True),
         **({"execution": cfg.model.backbone.execution} if is_typed(overrides, EXECUTION) else {}),
+        **({"visual_tokens": instantiate(cfg.visual_tokens.select)} if is_typed(overrides, "visual_tokens") else {}),
     }
 
 
@@ -101,10 +102,15 @@ def policy_fields(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         named = {"decoding": cfg.decoding.name} if is_typed(overrides, "decoding") else {}
         return describe_folder(Path(cfg.policy), folder_options(cfg, overrides)) | named
     decoding = instantiate(cfg.decoding.decode)
+    scorer = OmegaConf.select(cfg, "visual_tokens.checkpoint")
     asked = {"base": True, "tokenizer": bool(decoding.needs), "head": TARGET in decoding.needs}
     asked["draft"] = DRAFT in decoding.needs and cfg.draft.control is None
+    asked["visual_tokens"] = scorer is not None
     paths = {"base": cfg.model.backbone.checkpoint, "tokenizer": cfg.paths.tokenizer}
-    paths |= {"head": cfg.target.checkpoint, "draft": cfg.paths.draft}
+    paths |= {"head": cfg.target.checkpoint, "draft": cfg.paths.draft, "visual_tokens": scorer}
+    base = cast("dict[str, Any]", OmegaConf.to_container(cfg.model.backbone, resolve=True))
+    if OmegaConf.select(cfg, "visual_tokens.name", default=ALL_TOKENS) == ALL_TOKENS:
+        base.pop("visual_tokens", None)
     return {
         "model": cfg.model.name,
         "decoding": cfg.decoding.name,
@@ -112,7 +118,7 @@ def policy_fields(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         "unnorm_key": cfg.model.backbone.unnorm_key,
         "num_open_loop_steps": cfg.num_open_loop_steps,
         "options": {name: value for name, value in to_json(decoding).items() if name != KIND},
-        "base": OmegaConf.to_container(cfg.model.backbone, resolve=True),
+        "base": base,
         "draft": cfg.draft.name if DRAFT in decoding.needs else None,
         "checkpoints": {part: paths[part] if is_asked else None for part, is_asked in asked.items()},
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from rsd.errors import RSDError
-from rsd.types import Policy
+from rsd.types import ALL_TOKENS, Policy
 
 
 class PolicyError(RSDError, RuntimeError):
@@ -25,6 +25,7 @@ class IOContract:
         decoding: How chunks are made.
         action_head: How the base model makes its own.
         unnorm_key: Statistics that its actions are un-normalised with.
+        visual_tokens: Which picture tokens the base model reads.
     """
 
     views: tuple[str, ...]
@@ -34,6 +35,7 @@ class IOContract:
     decoding: str
     action_head: str
     unnorm_key: str
+    visual_tokens: str = ALL_TOKENS
 
     @property
     def num_images(self) -> int:

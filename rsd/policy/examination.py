@@ -41,6 +41,7 @@ def contract(base: OpenVLABase) -> Iterator[Finding]:
     spec = base.spec
     rows = {
         "pictures": f"{len(spec.views)}: {', '.join(spec.views)}, {base.image_size} px to the model",
+        "visual tokens": spec.visual_tokens,
         "centre crop": "yes" if base.center_crop else "no",
         "proprio": "none" if spec.proprio_dim is None else f"{spec.proprio_dim} dims",
         "chunk": f"{spec.chunk_length} steps of {spec.action_dim} dims, by {spec.action_head}",

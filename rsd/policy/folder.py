@@ -2,9 +2,10 @@
 
     policy.json
         schema               int, this layout's version
-        parts                part → {path, sha256}: base, tokenizer, head, draft, and micro, a draft with eyes of its
-                             own; the hash is of its checkpoint.json, which holds that of the weights
-        base                 arguments of `load_base` beside the checkpoint
+        parts                part → {path, sha256}: base, tokenizer, head, draft, micro (a draft with eyes of its own),
+                             and visual_tokens where a scorer chooses them; the hash is of its checkpoint.json, which
+                             holds that of the weights
+        base                 arguments of `load_base` beside the checkpoint; visual_tokens as {kind, num_tokens, …}
         space                digest of the base model's space
         num_open_loop_steps  actions of a chunk that are executed
         decoding             name of the one that is used unless another is asked for
@@ -27,6 +28,7 @@ from rsd.decoding import DRAFT, KIND, TARGET, Decoding, from_json, to_json
 from rsd.errors import SettingError
 from rsd.files import write_atomically
 from rsd.models.openvla.loading import load_base
+from rsd.models.openvla.visual_tokens import from_json as tokens_from_json
 from rsd.policy.assemble import Checkpoints, assemble
 from rsd.policy.contract import PolicyError
 from rsd.policy.policy import VLAPolicy
@@ -35,8 +37,9 @@ from rsd.tokenizer import ActionTokenizer
 
 POLICY_FILE = "policy.json"
 SCHEMA = 1
-PARTS = ("base", "tokenizer", "head", "draft", "micro")
+SCORER = "visual_tokens"
 DRAFTS = ("draft", "micro")  # parts that can draft
+PARTS = ("base", "tokenizer", "head", *DRAFTS, SCORER)
 ENTRIES = {"parts": dict, "base": dict, "space": str, "num_open_loop_steps": int, "decoding": str, "decodings": dict}
 
 
@@ -74,8 +77,8 @@ def load_folder(
     folder = Path(folder)
     record = read_record(folder)
     name, chosen, target = _choose(folder, record, decoding, target)
-    options = _base_options(folder, record, base_options)
     paths = {name: _part(folder, record["parts"], name) for name in PARTS}
+    options = with_visual_tokens(_base_options(folder, record, base_options), paths[SCORER])
     if paths["base"] is None:
         raise CheckpointError(f"{folder / POLICY_FILE} names no base model")
     drafting = _drafting(folder, record, name, chosen, draft)
@@ -108,6 +111,8 @@ def describe_folder(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     asked = {"base": True, "tokenizer": bool(decoding.needs), "head": TARGET in decoding.needs and target != "base"}
     drafting = _drafting(folder, record, name, decoding, options.get("draft"))
     asked |= {part: part == drafting for part in DRAFTS}
+    asked[SCORER] = SCORER in record["base"]
+    chosen = options.get(SCORER)
     steps = options.get("num_open_loop_steps")
     return {
         "model": folder.resolve().name,
@@ -116,7 +121,7 @@ def describe_folder(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         "unnorm_key": record["base"].get("unnorm_key"),
         "num_open_loop_steps": record["num_open_loop_steps"] if steps is None else steps,
         "options": {name: value for name, value in to_json(decoding).items() if name != KIND},
-        "base": record["base"],
+        "base": record["base"] | ({} if chosen is None else {SCORER: chosen.to_json()}),
         "draft": _name_of(options["draft"]) if callable(options.get("draft")) else drafting,
         "checkpoints": {part: _part(folder, record["parts"], part) if asked[part] else None for part in PARTS},
     }
@@ -182,6 +187,14 @@ def _base_options(folder: Path, record: Mapping[str, Any], more: Mapping[str, An
     if wrong := sorted(more.keys() - free):
         raise SettingError(f"options {wrong} of {folder}: unknown, or the folder's to decide; free are {sorted(free)}")
     return {**record["base"], **more}
+
+
+def with_visual_tokens(options: Mapping[str, Any], scorer: Path | None) -> dict[str, Any]:
+    """Arguments of `load_base`, with the selection in the place of its description."""
+    described = options.get(SCORER)
+    if not isinstance(described, Mapping):
+        return dict(options)
+    return {**options, SCORER: tokens_from_json(described, scorer)}
 
 
 def read_record(folder: Path) -> dict[str, Any]:

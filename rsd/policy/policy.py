@@ -93,6 +93,7 @@ class VLAPolicy:
             decoding=type(self.decoding).__name__,
             action_head=spec.action_head,
             unnorm_key=spec.space.name,
+            visual_tokens=spec.visual_tokens,
         )
 
     def queue(self, seed: int = 0) -> Queue:

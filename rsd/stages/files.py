@@ -10,7 +10,9 @@ from typing import Any
 from rsd.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
 from rsd.points import HEAD, point_name
 from rsd.stages.head import StageHead
-from rsd.types import BaseSpec, CodeShape
+from rsd.types import ALL_TOKENS, BaseSpec, CodeShape
+
+VISUAL_TOKENS = "visual_tokens"  # entry of a base model's fingerprint, absent where it reads all
 
 EYES = "eyes"  # folder, inside a draft's, of the base model that it reads instead of the policy's
 
@@ -74,6 +76,7 @@ def load_stage_head(
             f"{base.space.name!r}, {base.space.digest}; {remedy}"
         )
     made_for = {"tokenizer": tokenizer_sha256, "unnorm_key": base.space.name, "base": dict(base.fingerprint)}
+    _check_visual_tokens(f"{kind} {directory}", loaded.provenance["base"], as_stored(made_for)["base"], command)
     for name, value in as_stored(made_for).items():
         if loaded.provenance[name] != value:
             raise CheckpointError(
@@ -84,6 +87,16 @@ def load_stage_head(
     head = StageHead(code_shape=code_shape, **config)
     load_weights(head, loaded, directory)
     return head.eval().requires_grad_(False), point
+
+
+def _check_visual_tokens(who: str, stored: Any, here: dict[str, Any], command: str) -> None:
+    """The same weights with other tokens of the pictures are another base model, which deserves its own words."""
+    tokens = [side.get(VISUAL_TOKENS, ALL_TOKENS) if isinstance(side, dict) else ALL_TOKENS for side in (stored, here)]
+    if tokens[0] != tokens[1]:
+        raise CheckpointError(
+            f"visual tokens changed after heads were trained: {who} was trained with {tokens[0]}, the base model reads "
+            f"{tokens[1]}; choose the same visual_tokens, or train it again with {command}"
+        )
 
 
 def as_stored(value: dict[str, Any]) -> dict[str, Any]:

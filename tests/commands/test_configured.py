@@ -1,8 +1,10 @@
 """What may be typed beside policy=FOLDER: what the folder does not decide on."""
 
 import pytest
+from hydra.errors import InstantiationException
 
-from rsd.commands.configured import folder_options
+from rsd.commands.configured import folder_options, policy_fields
+from rsd.commands.entry_point import cause_of
 from rsd.errors import SettingError
 from tests.test_configs import composed
 
@@ -23,3 +25,23 @@ def test_what_is_the_users_own_goes_to_the_folder():
     assert options["num_open_loop_steps"] is None
     plain = folder_options(composed("eval", overrides[:1]), overrides[:1])
     assert plain["decoding"] is None and "execution" not in plain
+
+
+def test_picture_tokens_go_to_the_folder_and_into_the_plan():
+    overrides = ["policy=released", "visual_tokens=grid", "visual_tokens.num_tokens=8"]
+    grid = {"kind": "grid", "num_tokens": 8}
+    cfg = composed("eval", overrides)
+    assert folder_options(cfg, overrides)["visual_tokens"].to_json() == grid
+    assert policy_fields(cfg, overrides)["base"]["visual_tokens"] == grid
+    cfg = composed("eval", overrides[1:])
+    assert policy_fields(cfg, overrides[1:])["base"]["visual_tokens"]["num_tokens"] == 8
+    plain = composed("eval", [])
+    assert "visual_tokens" not in policy_fields(plain, [])["base"]  # plans are those of earlier versions
+    assert "visual_tokens" not in folder_options(composed("eval", overrides[:1]), overrides[:1])
+
+
+def test_a_number_of_picture_tokens_without_a_choice_is_refused():
+    overrides = ["policy=released", "visual_tokens.num_tokens=8"]
+    with pytest.raises(InstantiationException) as raised:
+        folder_options(composed("eval", overrides), overrides)
+    assert "num_tokens is 8, and visual_tokens=all keeps every one" in str(cause_of(raised.value))

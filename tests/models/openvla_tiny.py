@@ -9,6 +9,7 @@ from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.model import Architecture, OpenVLAOFT
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.text import WordText
+from rsd.models.openvla.visual_tokens import VisualTokens
 from rsd.models.openvla.vit import ViTShape
 from rsd.space import LIBERO_GRIPPER, Space
 from rsd.types import Observation
@@ -34,6 +35,7 @@ def build_base(
     use_proprio: bool = True,
     seed: int = 0,
     gripper: str = LIBERO_GRIPPER,
+    visual_tokens: VisualTokens | None = None,
 ) -> OpenVLABase:
     """A base model with three layers and the words of SHORT and LONG."""
     text = WordText.from_instructions([SHORT, LONG])
@@ -64,6 +66,7 @@ def build_base(
         chunk_length=8,
         center_crop=True,
         weights_sha256=lambda: f"seed {seed}",
+        visual_tokens=visual_tokens,
     )
 
 

@@ -14,11 +14,13 @@ from rsd.decoding import L1, DepthAR, EarlyExit, Exit, MeanLogProb, Speculative
 from rsd.errors import SettingError
 from rsd.models.openvla import load_base, save_base
 from rsd.models.openvla.loading import own_inputs
+from rsd.models.openvla.visual_tokens import Grid
 from rsd.policy import PolicyError, describe_folder, load_folder, write_folder
 from rsd.types import Request
 from scripts import restamp as restamp_script
 from scripts.restamp import restamp
 from tests.models.openvla_tiny import UNNORM_KEY, build_base, observation, statistics
+from tests.models.test_visual_tokens import scorer_for
 from tests.policy.policies import make_policy, save_parts
 
 PARTS = ("base", "tokenizer", "head", "draft")
@@ -225,6 +227,59 @@ def test_options_that_are_not_the_callers_are_refused(folder, options):
 def test_a_gate_is_no_decoding(folder):
     with pytest.raises(CheckpointError, match=r"decoding 'MeanLogProb' of .* is a MeanLogProb, which decodes"):
         load_folder(folder, decoding=MeanLogProb(threshold=-1.0))
+
+
+# --- fewer picture tokens
+
+
+def test_other_picture_tokens_than_its_heads_were_trained_with_are_refused(folder):
+    changed = r"visual tokens changed after heads were trained: .* was trained with all, the base model reads {'kind': "
+    fewer = Grid(num_tokens=3)
+    for name in ("depth_ar", "speculative", "early_exit"):
+        with pytest.raises(CheckpointError, match=changed + r"'grid', 'num_tokens': 3}; choose the same visual_tokens"):
+            load_folder(folder, decoding=name, visual_tokens=fewer)
+    policy = load_folder(folder, decoding="l1", visual_tokens=fewer)  # nobody was trained on what it reads
+    assert policy.contract.visual_tokens == "grid, 3 of 4 a view"
+    assert load_folder(folder, decoding="l1").contract.visual_tokens == "all"
+    described = describe_folder(folder, {"decoding": "l1", "visual_tokens": fewer})
+    assert described["base"]["visual_tokens"] == {"kind": "grid", "num_tokens": 3}
+    assert "visual_tokens" not in describe_folder(folder, {"decoding": "l1"})["base"]
+    with pytest.raises(SettingError, match=r"num_tokens is 5, and the model has 4 tokens a view"):
+        load_folder(folder, decoding="l1", visual_tokens=Grid(num_tokens=5))
+
+
+def test_a_folder_decides_on_its_picture_tokens_and_may_hold_their_scorer(tmp_path):
+    folder = tmp_path / "few"
+    save_base(folder / "base", build_base(), {"steps": 0})
+    inputs = own_inputs(folder / "base")
+    selection = scorer_for(load_base(checkpoint=folder / "base", **inputs), folder / "scorer", 2)
+    base = load_base(checkpoint=folder / "base", **inputs, visual_tokens=selection)
+    save_parts(folder, base)
+    parts = {name: folder / name for name in PARTS} | {"visual_tokens": folder / "scorer"}
+    write_folder(
+        folder,
+        parts=parts,
+        base=inputs | {"visual_tokens": {"kind": "learned", "num_tokens": 2}},
+        space=base.space.digest,
+        num_open_loop_steps=5,
+        decoding="depth_ar",
+        decodings=DECODINGS,
+    )
+    policy, request = load_folder(folder), Request(observation(0), 3)
+    expected = make_policy(base, folder, DepthAR())
+    np.testing.assert_array_equal(policy.predict([request])[0].actions, expected.predict([request])[0].actions)
+    assert policy.predict([request])[0].work["visual_tokens"] == 2 * 2
+    assert describe_folder(folder, {})["checkpoints"]["visual_tokens"] == folder / "scorer"
+    restamp(folder)
+    assert load_folder(folder).contract.visual_tokens == "learned, 2 of 4 a view"
+    with pytest.raises(SettingError, match=r"options \['visual_tokens'\] of .*: unknown, or the folder's to decide"):
+        load_folder(folder, visual_tokens=Grid(num_tokens=2))
+    edit(folder / "policy.json", lambda record: record["base"].update(visual_tokens={"kind": "learned"}))
+    with pytest.raises(CheckpointError, match=r"visual_tokens of policy\.json is {'kind': 'learned'}, expected a kind"):
+        load_folder(folder)
+    edit(folder / "policy.json", lambda record: record["base"].pop("visual_tokens"))
+    with pytest.raises(CheckpointError, match=r"trained with {'kind': 'learned', .*, the base model reads all; choose"):
+        load_folder(folder)
 
 
 # --- describing a folder anew

@@ -18,13 +18,16 @@ from rsd.models.openvla.action_tokens import decode_action_ids
 from rsd.models.openvla.heads import time_embedding
 
 if TYPE_CHECKING:
-    from rsd.models.openvla.model import OpenVLAOFT
+    from rsd.models.openvla.model import LanguageInput, OpenVLAOFT
 
 States = dict[int, Tensor]
 
 
 class Prompt(NamedTuple):
-    """What the language model is told beside the pictures; shapes as in `OpenVLAOFT.forward`."""
+    """What the language model is told beside the pictures; shapes as in `OpenVLAOFT.forward`.
+
+    `kept` are the picture tokens that it reads, [B, n]; None for all.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor | None
@@ -32,6 +35,7 @@ class Prompt(NamedTuple):
     chunk_length: int
     proprio: Tensor | None
     noise: Tensor | None
+    kept: Tensor | None = None
 
 
 def l1(model: OpenVLAOFT, patches: Tensor, prompt: Prompt, layers: Sequence[int]) -> tuple[States, Tensor]:
@@ -60,14 +64,28 @@ def num_runs(model: OpenVLAOFT, chunk_length: int) -> int:
     return chunk_length * model.architecture.action_dim if kind == "autoregressive" else 1
 
 
+def _assembled(
+    model: OpenVLAOFT, patches: Tensor, prompt: Prompt, *, noisy: Tensor | None = None, time: Tensor | None = None
+) -> LanguageInput:
+    return model.assemble(
+        patches,
+        prompt.input_ids,
+        prompt.attention_mask,
+        prompt.action_start,
+        prompt.chunk_length,
+        prompt.proprio,
+        noisy=noisy,
+        time=time,
+        kept=prompt.kept,
+    )
+
+
 def _parallel_states(
     model: OpenVLAOFT, patches: Tensor, prompt: Prompt, layers: Sequence[int]
 ) -> tuple[States, Tensor]:
-    sequence = model.assemble(
-        patches, prompt.input_ids, prompt.attention_mask, prompt.action_start, prompt.chunk_length, prompt.proprio
-    )
+    sequence = _assembled(model, patches, prompt)
     last = model.llm_config.num_hidden_layers
-    states = model.layer_states(sequence.embeds, sequence.mask, {*layers, last})
+    states = model.layer_states(sequence.embeds, sequence.mask, {*layers, last}, positions=sequence.positions)
     states = {layer: select(value, sequence.slots) for layer, value in states.items()}
     return {layer: states[layer] for layer in layers}, states[last]
 
@@ -81,18 +99,15 @@ def diffusion(model: OpenVLAOFT, patches: Tensor, prompt: Prompt, layers: Sequen
     sample = prompt.noise
     for timestep in ddim.timesteps(num_steps):
         now = torch.full((len(patches),), timestep, device=patches.device)
-        sequence = model.assemble(
+        sequence = _assembled(
+            model,
             patches,
-            prompt.input_ids,
-            prompt.attention_mask,
-            prompt.action_start,
-            prompt.chunk_length,
-            prompt.proprio,
+            prompt,
             noisy=model.noisy_action_projector(sample.to(patches.dtype)),
             time=time_embedding(now, patches.shape[-1])[:, None].to(patches.dtype),
         )
         asked = {*layers, last} if timestep == 0 else {last}
-        states = model.layer_states(sequence.embeds, sequence.mask, asked)
+        states = model.layer_states(sequence.embeds, sequence.mask, asked, positions=sequence.positions)
         states = {layer: select(value, sequence.slots) for layer, value in states.items()}
         noise = model.action_head(states[last])  # [B, T, A]
         sample = ddim.step(sample, noise.to(sample.dtype), timestep, num_steps, alphas)
@@ -112,17 +127,16 @@ def generate(model: OpenVLAOFT, patches: Tensor, prompt: Prompt, layers: Sequenc
     masked, and every token is told its own position.
     """
     last = model.llm_config.num_hidden_layers
-    sequence = model.assemble(
-        patches, prompt.input_ids, prompt.attention_mask, prompt.action_start, prompt.chunk_length, prompt.proprio
-    )
+    sequence = _assembled(model, patches, prompt)
     embeds, mask = sequence.embeds, sequence.mask
     if mask is None:
         mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
     count = prompt.chunk_length * model.architecture.action_dim
     cache = DynamicCache(config=model.llm_config)
     asked = {*layers, last}
-    states = model.layer_states(embeds, mask, asked, causal=True, cache=cache)
+    states = model.layer_states(embeds, mask, asked, causal=True, cache=cache, positions=sequence.positions)
     ends = sequence.slots[:, :1]  # [B, 1]  the last prompt token of each row
+    places = ends if sequence.positions is None else sequence.positions.gather(1, ends)
     steps = [{layer: select(value, ends) for layer, value in states.items()}]
     ids = []
     for number in range(count):
@@ -131,7 +145,7 @@ def generate(model: OpenVLAOFT, patches: Tensor, prompt: Prompt, layers: Sequenc
             break
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         embeds = model.language_model.model.embed_tokens(ids[-1])  # [B, 1, H]
-        steps.append(model.layer_states(embeds, mask, asked, causal=True, cache=cache, positions=ends + 1 + number))
+        steps.append(model.layer_states(embeds, mask, asked, causal=True, cache=cache, positions=places + 1 + number))
     joined = {layer: torch.cat([states[layer] for states in steps], dim=1) for layer in layers}
     return torch.cat(ids, dim=1), joined
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,14 @@ from rsd import jpeg
 from rsd.errors import RSDError, SettingError
 from rsd.images import CAMERA_SIZE, CROP_AREA, center_crop, check_picture, resize_lanczos3, stack_pictures
 from rsd.models.openvla.execution import make_run
-from rsd.models.openvla.model import OpenVLAOFT
+from rsd.models.openvla.model import Choose, OpenVLAOFT
 from rsd.models.openvla.passes import OpenVLAPass
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.text import BOS, STOP, TextEncoder, check_instructions
+from rsd.models.openvla.visual_tokens import PictureTokens, VisualTokens
 from rsd.points import HEAD, point_name
 from rsd.space import Space
-from rsd.types import BaseSpec, Inputs, Observation
+from rsd.types import ALL_TOKENS, BaseSpec, Inputs, Observation
 
 MAX_IMAGES = 3  # more than any published checkpoint was trained with
 NOISE_SEED = 0
@@ -40,6 +41,9 @@ class OpenVLABase:
         execution: How the model is run (see execution.py). No part of the fingerprint: states made in one way serve
             heads that are run in another.
         run: Runs the model's segments.
+        visual_tokens: Which picture tokens the language model reads; None for all of them.
+        pictures: What there is to choose from.
+        choose: The same as `OpenVLAOFT.forward` takes it.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class OpenVLABase:
         center_crop: bool,
         weights_sha256: Callable[[], str],
         execution: str = "eager",
+        visual_tokens: VisualTokens | None = None,
     ) -> None:
         if not 1 <= len(views) <= MAX_IMAGES or len(set(views)) != len(views):
             raise SettingError(f"views {list(views)}, expected 1 to {MAX_IMAGES} different ones")
@@ -70,6 +75,18 @@ class OpenVLABase:
         self._weights_sha256 = weights_sha256
         self.execution = execution
         self.run = make_run(model, execution)
+        self.visual_tokens = visual_tokens
+        self.pictures = PictureTokens(
+            num_views=len(self.views),
+            num_patches=model.architecture.num_patches,
+            has_grid=model.architecture.conv is None,
+            width=model.llm_config.hidden_size,
+            fingerprint=self._own_fingerprint,
+        )
+        self.choose: Choose | None = None
+        if visual_tokens is not None:
+            visual_tokens.fit(self.pictures)
+            self.choose = partial(visual_tokens.choose, self.pictures)
 
     @cached_property
     def spec(self) -> BaseSpec:
@@ -89,7 +106,24 @@ class OpenVLABase:
             action_head=architecture.action_head,
             continuous=architecture.action_head in ("l1", "diffusion"),
             identify=self.fingerprint,
+            visual_tokens=self._selection(),
         )
+
+    def _selection(self) -> str:
+        if self.visual_tokens is None:
+            return ALL_TOKENS
+        record = self.visual_tokens.to_json()
+        return f"{record['kind']}, {record['num_tokens']} of {self.model.architecture.num_patches} a view"
+
+    @property
+    def num_pictures(self) -> int:
+        """Picture tokens that there are, of all views."""
+        return len(self.views) * self.model.architecture.num_patches
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Those of them that the language model reads."""
+        return self.num_pictures if self.visual_tokens is None else len(self.views) * self.visual_tokens.num_tokens
 
     @property
     def use_proprio(self) -> bool:
@@ -235,7 +269,11 @@ class OpenVLABase:
         return moved | {"attention_mask": None if mask.all() else mask.to(self.device)}
 
     def fingerprint(self) -> dict[str, Any]:
-        """Weights, architecture, image pipeline, text and statistics; JSON types."""
+        """Weights, architecture, image pipeline, text, statistics, and the visual tokens where not all; JSON types."""
+        own = self._own_fingerprint()
+        return own if self.visual_tokens is None else {**own, "visual_tokens": self.visual_tokens.to_json()}
+
+    def _own_fingerprint(self) -> dict[str, Any]:
         return {
             "weights_sha256": self._weights_sha256(),
             "architecture": self.model.architecture.to_json(),

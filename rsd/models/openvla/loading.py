@@ -21,6 +21,7 @@ from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.robots import Robot
 from rsd.models.openvla.text import PROMPT, VICUNA_PROMPT, LlamaText, TextEncoder, WordText
+from rsd.models.openvla.visual_tokens import VisualTokens
 from rsd.space import BOUNDS, LIBERO_GRIPPER, Space, Statistics, bounds_of, resolve_unnorm_key, with_bounds
 
 KIND = "base"
@@ -45,6 +46,7 @@ class Wanted:
     robot: Robot | None
     text: TextEncoder | None
     execution: str
+    visual_tokens: VisualTokens | None
 
     @property
     def gripper(self) -> str:
@@ -68,6 +70,7 @@ def load_base(
     text: TextEncoder | None = None,
     execution: str = "eager",
     canaries: bool = True,
+    visual_tokens: VisualTokens | None = None,
 ) -> OpenVLABase:
     """Load a base model, frozen and in evaluation mode.
 
@@ -87,6 +90,7 @@ def load_base(
         text: Replaces the checkpoint's own text encoder.
         execution: eager, captured or compiled (see execution.py).
         canaries: Try the model on made-up observations before anybody relies on it (see canaries.py).
+        visual_tokens: Which picture tokens the language model reads (see visual_tokens.py); None for all.
 
     Raises:
         CheckpointError: the folder is missing, damaged, of another architecture, or made for another chunk or input.
@@ -109,6 +113,7 @@ def load_base(
         robot=robot,
         text=text,
         execution=execution,
+        visual_tokens=visual_tokens,
     )
     directory = Path(checkpoint)
     base = _load_own(directory, wanted) if is_own(directory) else _load_published(directory, wanted)
@@ -219,6 +224,7 @@ def _load_own(directory: Path, wanted: Wanted) -> OpenVLABase:
         center_crop=wanted.center_crop,
         weights_sha256=lambda: checkpoint.sha256,
         execution=wanted.execution,
+        visual_tokens=wanted.visual_tokens,
     )
 
 
@@ -254,6 +260,7 @@ def _load_published(directory: Path, wanted: Wanted) -> OpenVLABase:
         center_crop=wanted.center_crop,
         weights_sha256=partial(_published_sha256, directory),
         execution=wanted.execution,
+        visual_tokens=wanted.visual_tokens,
     )
 
 

@@ -13,8 +13,9 @@ vision transformers, and learned vectors instead of the K zeros, which a narrow 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +50,8 @@ CHANNELS_PER_IMAGE = 6  # of a fused backbone: the picture twice, normalised for
 COLOURS = 3
 OPTIONAL_FIELDS = {"action_head": "l1", "film": False}  # left out of the JSON form at these values
 FORMER_NAMES = {"decoder": "action_head"}  # of fields, in checkpoints of earlier versions
+
+Choose = Callable[[Tensor, Callable[[], Tensor]], Tensor]  # patches, what makes the instruction's vector → indices
 
 
 @dataclass(frozen=True)
@@ -126,12 +129,30 @@ class LanguageInput(NamedTuple):
     Attributes:
         embeds: [B, S, H].
         mask: [B, S], bool, True for real tokens; None when all are.
-        slots: Positions whose states belong to the K action tokens, [B, K], int64.
+        slots: Indices whose states belong to the K action tokens, [B, K], int64.
+        positions: Of the tokens, [B, S], int64, where some were left out; None for 0..S-1.
     """
 
     embeds: Tensor
     mask: Tensor | None
     slots: Tensor
+    positions: Tensor | None = None
+
+    def keeping(self, kept: Tensor, num_pictures: int) -> LanguageInput:
+        """The same without some picture tokens; the others keep their positions.
+
+        Args:
+            kept: Indices of those that stay, ascending, [B, n], int64.
+            num_pictures: Picture tokens that there are, behind BOS.
+        """
+        behind = torch.arange(1 + num_pictures, self.embeds.shape[1], device=kept.device).expand(len(kept), -1)
+        positions = torch.cat([torch.zeros_like(kept[:, :1]), 1 + kept, behind], dim=1)  # [B, S']
+        return LanguageInput(
+            embeds=select(self.embeds, positions),
+            mask=None if self.mask is None else self.mask.gather(1, positions),
+            slots=self.slots - (num_pictures - kept.shape[1]),
+            positions=positions,
+        )
 
 
 class VisionBackbone(nn.Module):
@@ -227,6 +248,7 @@ class OpenVLAOFT(nn.Module):
         layers: Sequence[int],
         proprio: Tensor | None = None,
         noise: Tensor | None = None,
+        choose: Choose | None = None,
     ) -> tuple[dict[int, Tensor], Tensor]:
         """Run the whole model.
 
@@ -240,13 +262,23 @@ class OpenVLAOFT(nn.Module):
             layers: Layers whose states to return; layer i is the output of the language model's layer i, 1..num_layers.
             proprio: Normalised, [B, P]; None for a model without proprio projector.
             noise: What a diffusion head starts from, [B, T, A]; None for the others.
+            choose: Makes of patches [B, M*N, H] and the instruction the indices of those that the language model
+                reads, see `visual_tokens.VisualTokens`; None keeps all.
 
         Returns:
             States at the action slots of each layer, [B, K, H], and the normalised chunk, [B, T, A].
         """
         features = self.vision_features(pixel_values, input_ids, attention_mask, action_start, chunk_length)
-        prompt = Prompt(input_ids, attention_mask, action_start, chunk_length, proprio, noise)
-        return ACTION_HEADS[self.architecture.action_head](self, self.projector(features), prompt, layers)
+        patches = self.projector(features)
+        kept = None if choose is None else choose(patches, partial(self.words, input_ids, action_start))
+        prompt = Prompt(input_ids, attention_mask, action_start, chunk_length, proprio, noise, kept)
+        return ACTION_HEADS[self.architecture.action_head](self, patches, prompt, layers)
+
+    def words(self, input_ids: Tensor, action_start: Tensor) -> Tensor:
+        """The mean of the instruction's embeddings, [B, H]."""
+        is_word = torch.arange(input_ids.shape[1], device=input_ids.device) < action_start[:, None]  # [B, L]
+        words = self.language_model.model.embed_tokens(input_ids) * is_word[..., None]  # [B, L, H]
+        return words.sum(dim=1) / is_word.sum(dim=1, keepdim=True)
 
     def vision_features(
         self,
@@ -285,6 +317,7 @@ class OpenVLAOFT(nn.Module):
         noisy: Tensor | None = None,
         time: Tensor | None = None,
         keep_actions: bool = False,
+        kept: Tensor | None = None,
     ) -> LanguageInput:
         """Put the language model's input together; arguments as in `forward`, patches [B, M*N, H].
 
@@ -292,6 +325,7 @@ class OpenVLAOFT(nn.Module):
             noisy: Embeddings of a noisy chunk for the action slots, [B, K, H].
             time: The diffusion time token, [B, 1, H].
             keep_actions: Leave the action tokens' own embeddings in place: teacher forcing of the original OpenVLA.
+            kept: Indices of the patches that stay, [B, n], ascending; None for all.
         """
         if (proprio is None) != (self.architecture.proprio_dim is None):
             raise ValueError(
@@ -321,7 +355,8 @@ class OpenVLAOFT(nn.Module):
             mask = torch.cat([mask[:, :1], mask.new_ones(inserted.shape[:2]), mask[:, 1:]], dim=1)  # [B, S]
         first = inserted.shape[1] + action_start - 1  # one before the first action token
         slots = first[:, None] + torch.arange(num_action_tokens, device=input_ids.device)  # [B, K]
-        return LanguageInput(embeds, mask, slots)
+        sequence = LanguageInput(embeds, mask, slots)
+        return sequence if kept is None else sequence.keeping(kept, patches.shape[1])
 
     def layer_states(
         self,

@@ -140,7 +140,7 @@ class OpenVLAPass:
     def _saw(self) -> None:
         """Book one look of the vision towers."""
         self._count("vision_calls", 1)
-        self._count("visual_tokens", len(self._base.views) * self._base.model.architecture.num_patches)
+        self._count("visual_tokens", self._base.num_visual_tokens)
 
     def _go_to(self, point: str) -> None:
         """Run the model up to a point, and keep its states."""
@@ -156,6 +156,10 @@ class OpenVLAPass:
             if self._sequence is None:
                 prepared = self._prepared()
                 self._sequence = base.run(partial(segments.embed, chunk_length=base.chunk_length), prepared)
+                if base.choose is not None:
+                    told = {name: prepared[name] for name in ("input_ids", "action_start")}
+                    picked = partial(segments.keep, choose=base.choose, num_pictures=base.num_pictures)
+                    self._sequence = base.run(picked, {**self._sequence, **told})
                 self._saw()
             inputs = self._sequence
             outputs = base.run(partial(segments.run_layers, start=self._depth, stop=stop), inputs)
@@ -186,7 +190,8 @@ class OpenVLAPass:
     def _run_whole(self) -> None:
         """All points and the chunk at once, of a head that runs the language model many times."""
         base = self._base
-        outputs = base.run(partial(segments.run_whole, chunk_length=base.chunk_length), self._prepared())
+        whole = partial(segments.run_whole, chunk_length=base.chunk_length, choose=base.choose)
+        outputs = base.run(whole, self._prepared())
         self._saw()
         self._count("base_layers", base.model.num_layers * num_runs(base.model, base.chunk_length))
         self._found |= {name: value for name, value in outputs.items() if value is not None}

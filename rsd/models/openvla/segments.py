@@ -1,6 +1,7 @@
 """The base model cut at the places where somebody may stop: tensors in, tensors out, nothing remembered.
 
     embed         pictures, prompt and proprio → the sequence that the language model reads
+    keep          some of its picture tokens, and all the rest → the sequence of a model that reads no more
     run_layers    some of its layers → the sequence as it is then, and the states at the action slots
     read_head     the last states → what an L1 head's last linear layer reads
     read_chunk    → the chunk
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from rsd.models.openvla.action_heads import read_tokens
 from rsd.models.openvla.heads import L1ActionHead
-from rsd.models.openvla.model import OpenVLAOFT, select
+from rsd.models.openvla.model import Choose, LanguageInput, OpenVLAOFT, select
 from rsd.points import point_name
 
 Tensors = dict[str, Tensor | None]
@@ -56,9 +57,18 @@ def embed(model: OpenVLAOFT, inputs: Tensors, *, chunk_length: int) -> Tensors:
     return {"x": sequence.embeds, "mask": sequence.mask, "slots": sequence.slots}
 
 
+def keep(model: OpenVLAOFT, inputs: Tensors, *, choose: Choose, num_pictures: int) -> Tensors:
+    """x, mask, slots, input_ids, action_start → x, mask, slots and positions [B, S'] of what is kept."""
+    x, slots = given(inputs, "x"), given(inputs, "slots")
+    words = partial(model.words, given(inputs, "input_ids"), given(inputs, "action_start"))
+    kept = choose(x[:, 1 : 1 + num_pictures], words)
+    sequence = LanguageInput(x, inputs["mask"], slots).keeping(kept, num_pictures)
+    return {"x": sequence.embeds, "mask": sequence.mask, "slots": sequence.slots, "positions": sequence.positions}
+
+
 def run_layers(model: OpenVLAOFT, inputs: Tensors, *, start: int, stop: int) -> Tensors:
-    """x, mask, slots → x behind layer `stop`, and states at the slots, [B, K, H]."""
-    x = model.run_layers(given(inputs, "x"), inputs["mask"], start, stop)
+    """x, mask, slots, perhaps positions → x behind layer `stop`, and states at the slots, [B, K, H]."""
+    x = model.run_layers(given(inputs, "x"), inputs["mask"], start, stop, positions=inputs.get("positions"))
     return {"x": x, "states": select(model.read_out(x, stop), given(inputs, "slots"))}
 
 
@@ -74,10 +84,10 @@ def read_chunk(model: OpenVLAOFT, inputs: Tensors, *, chunk_length: int) -> Tens
     return {"chunk": read_tokens(model, given(inputs, "states"), chunk_length)}
 
 
-def run_whole(model: OpenVLAOFT, inputs: Tensors, *, chunk_length: int) -> Tensors:
+def run_whole(model: OpenVLAOFT, inputs: Tensors, *, chunk_length: int, choose: Choose | None = None) -> Tensors:
     """The prepared inputs → chunk, and "layer.N" [B, K, H] for every layer."""
     layers = range(1, model.num_layers + 1)
-    states, chunk = model(**inputs, chunk_length=chunk_length, layers=layers)
+    states, chunk = model(**inputs, chunk_length=chunk_length, layers=layers, choose=choose)
     return {"chunk": chunk, **{point_name(number): states[number] for number in layers}}
 
 
