@@ -1,7 +1,8 @@
 """Run folders: what is written once at a first start, and how a run is continued.
 
 A run folder holds config.yaml (resolved), overrides.yaml (what the user typed) and provenance.json (the folder's
-layout, the choice in each config group that the run used, and one record a start).
+layout, the choice in each config group that the run used, and one record a start). The process that writes there holds
+a lock on the file `lock`, which ends with it, however it ends.
 Hydra keeps copies of its own in .hydra, but writes them anew at every start; these here are what a resume is held to.
 
 An entry point puts `resume_arguments(sys.argv[1:])` in place of its arguments before Hydra sees them, and begins with
@@ -10,9 +11,15 @@ An entry point puts `resume_arguments(sys.argv[1:])` in place of its arguments b
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import functools
 import importlib.metadata
+import itertools
 import json
+import logging
 import math
+import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -31,6 +38,7 @@ CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.yaml"
 PROVENANCE_FILE = "provenance.json"
 METRICS_FILE = "metrics.json"  # flat figures of a finished run
+LOCK_FILE = "lock"
 RECORDED_PACKAGES = (
     "torch",
     "transformers",
@@ -134,9 +142,11 @@ def open_run(
         The run folder.
 
     Raises:
-        RunError: the folder already holds a run and resume is not set, or the stored config differs.
+        RunError: the folder already holds a run and resume is not set, the stored config differs, or another process
+            is at work there.
     """
     run_dir = Path(hydra_cfg.runtime.output_dir)
+    _hold(run_dir)
     config = cast("dict[str, Any]", json_types(OmegaConf.to_container(cfg, resolve=True)))
     start = {**provenance(), **(found or {})}
     if cfg.resume is None:
@@ -168,6 +178,67 @@ def open_run(
     record["starts"].append(start)
     write_atomically(run_dir / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
     return run_dir
+
+
+@functools.cache
+def unused_folder(wanted: str) -> str:
+    """Make a folder of this name, or, where others were faster, of this name with _2, _3, …; `${unused:…}` in conf/.
+
+    Once a process: whoever asks again for the same name gets the same folder.
+    """
+    for number in itertools.count(1):
+        folder = wanted if number == 1 else f"{wanted}_{number}"
+        try:
+            os.makedirs(os.path.dirname(folder) or ".", exist_ok=True)
+            os.mkdir(folder)
+        except FileExistsError:
+            if not os.path.lexists(folder):
+                break
+            continue
+        except OSError:
+            break
+        return folder
+    return wanted  # it cannot be made; said where the run begins, as for a folder that was typed
+
+
+def opened_here(run_dir: Path) -> bool:
+    """Whether this process has begun the run in that folder, or gone on with it."""
+    return run_dir.resolve() in _HELD
+
+
+def let_go(run_dir: Path) -> None:
+    """Let another process go on with a run that this one has ended."""
+    descriptor = _HELD.pop(run_dir.resolve(), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+_HELD: dict[Path, int] = {}  # run folders that this process works in, and the descriptors that hold their locks
+
+
+def _hold(run_dir: Path) -> None:
+    """Keep other processes from the folder until this one ends.
+
+    Raises:
+        RunError: one is at work there.
+    """
+    if opened_here(run_dir):
+        return
+    descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which forked children would go on holding
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise RunError(
+                f"{run_dir} is being written by another process; wait for its end or stop it, then continue with "
+                f"resume={run_dir}"
+            ) from error
+        logging.getLogger(__name__).warning(
+            "%s cannot be locked (%s): see that no other process goes on with this run", run_dir, error.strerror
+        )
+        return
+    _HELD[run_dir.resolve()] = descriptor
 
 
 def used_choices(choices: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

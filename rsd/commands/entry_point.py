@@ -33,7 +33,7 @@ from rsd.commands.usage import check_choices, usage_page
 from rsd.errors import RSDError, SettingError
 from rsd.files import write_atomically
 from rsd.processes import is_first_process
-from rsd.runs import CONFIG_FILE, METRICS_FILE, open_run, resume_arguments
+from rsd.runs import CONFIG_FILE, METRICS_FILE, open_run, resume_arguments, unused_folder
 
 ERROR_FILE = "error.log"
 HINT = re.compile(r"(python train\.py phase=\w+)((?: \w+=\w+)*)")  # a command that makes what a message misses
@@ -143,6 +143,7 @@ def run(main: Callable[[], Any], config: Path) -> None:
         main: What `hydra.main` has made.
         config: Its root configuration, which --help reads.
     """
+    OmegaConf.register_new_resolver("unused", unused_folder, replace=True)
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(usage_page(config))
         return
