@@ -32,13 +32,14 @@ from omegaconf import DictConfig, OmegaConf
 from rsd import __version__
 from rsd.differences import differences
 from rsd.errors import RSDError
-from rsd.files import read_json, write_atomically
+from rsd.files import WriteError, read_json, write_atomically
 
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.yaml"
 PROVENANCE_FILE = "provenance.json"
 METRICS_FILE = "metrics.json"  # flat figures of a finished run
 LOCK_FILE = "lock"
+MULTIRUN_FILE = "multirun.yaml"  # Hydra's, in a sweep's folder
 RECORDED_PACKAGES = (
     "torch",
     "transformers",
@@ -147,8 +148,19 @@ def open_run(
     """
     run_dir = Path(hydra_cfg.runtime.output_dir)
     _hold(run_dir)
+    try:
+        _open(run_dir, cfg, hydra_cfg, found or {}, may_differ)
+    except BaseException:  # whatever it is, Ctrl-C too: this process has no run there
+        let_go(run_dir)
+        raise
+    return run_dir
+
+
+def _open(
+    run_dir: Path, cfg: DictConfig, hydra_cfg: DictConfig, found: dict[str, Any], may_differ: Sequence[str]
+) -> None:
     config = cast("dict[str, Any]", json_types(OmegaConf.to_container(cfg, resolve=True)))
-    start = {**provenance(), **(found or {})}
+    start = {**provenance(), **found}
     if cfg.resume is None:
         if (run_dir / CONFIG_FILE).exists():
             raise RunError(
@@ -163,7 +175,7 @@ def open_run(
         record = {"layout": LAYOUT, "choices": groups, "starts": [start]}
         write_atomically(run_dir / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
         write_atomically(run_dir / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(config)))  # last: now it is a run
-        return run_dir
+        return
     if not (run_dir / CONFIG_FILE).is_file():
         raise RunError(f"cannot resume: {run_dir / CONFIG_FILE} does not exist; the run never started, start it afresh")
     stored = read_yaml(run_dir / CONFIG_FILE)
@@ -177,7 +189,6 @@ def open_run(
     record = json.loads((run_dir / PROVENANCE_FILE).read_text())
     record["starts"].append(start)
     write_atomically(run_dir / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
-    return run_dir
 
 
 @functools.cache
@@ -201,6 +212,11 @@ def unused_folder(wanted: str) -> str:
     return wanted  # it cannot be made; said where the run begins, as for a folder that was typed
 
 
+def is_job_of_sweep(run_dir: Path) -> bool:
+    """Whether a run folder is one of a multirun's."""
+    return (run_dir.parent / MULTIRUN_FILE).is_file()
+
+
 def opened_here(run_dir: Path) -> bool:
     """Whether this process has begun the run in that folder, or gone on with it."""
     return run_dir.resolve() in _HELD
@@ -221,15 +237,19 @@ def _hold(run_dir: Path) -> None:
 
     Raises:
         RunError: one is at work there.
+        WriteError: nothing can be written there.
     """
     if opened_here(run_dir):
         return
-    descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise WriteError(run_dir / LOCK_FILE, error) from error
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which forked children would go on holding
     except OSError as error:
-        os.close(descriptor)
         if error.errno in (errno.EAGAIN, errno.EACCES):
+            os.close(descriptor)
             raise RunError(
                 f"{run_dir} is being written by another process; wait for its end or stop it, then continue with "
                 f"resume={run_dir}"
@@ -237,7 +257,6 @@ def _hold(run_dir: Path) -> None:
         logging.getLogger(__name__).warning(
             "%s cannot be locked (%s): see that no other process goes on with this run", run_dir, error.strerror
         )
-        return
     _HELD[run_dir.resolve()] = descriptor
 
 

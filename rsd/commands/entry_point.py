@@ -33,7 +33,7 @@ from rsd.commands.usage import check_choices, usage_page
 from rsd.errors import RSDError, SettingError
 from rsd.files import write_atomically
 from rsd.processes import is_first_process
-from rsd.runs import CONFIG_FILE, METRICS_FILE, open_run, resume_arguments, unused_folder
+from rsd.runs import CONFIG_FILE, METRICS_FILE, is_job_of_sweep, open_run, resume_arguments, unused_folder
 
 ERROR_FILE = "error.log"
 HINT = re.compile(r"(python train\.py phase=\w+)((?: \w+=\w+)*)")  # a command that makes what a message misses
@@ -171,7 +171,7 @@ def begin_run(cfg: DictConfig, found: dict[str, Any] | None = None) -> Path:
 
 
 def publish_run(checkpoint: Path, name: Path) -> Path:
-    """Publish a run's checkpoint; a job of a multirun only offers it, and the sweep's end decides.
+    """Publish a run's checkpoint; a job of a multirun, resumed or not, only offers it, and the sweep's end decides.
 
     Returns:
         Where the checkpoint can be found from now on: under its name, or in the run folder.
@@ -179,7 +179,7 @@ def publish_run(checkpoint: Path, name: Path) -> Path:
     Raises:
         PublishError: see `publish`.
     """
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
+    if HydraConfig.get().mode == RunMode.MULTIRUN or is_job_of_sweep(checkpoint.parent):
         write_offer(checkpoint.parent, Offer(checkpoint, name))
         return checkpoint
     publish(checkpoint, name)
