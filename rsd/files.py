@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ class WriteError(RSDError, OSError):
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part; when this returns it is on disk.
 
+    Of several processes that write the same file at once, one comes last, and none fails.
+
     Args:
         content: Text is encoded as UTF-8.
 
@@ -33,16 +37,39 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         WriteError: the disk is full, or the folder is not there or not writable; the old file is as it was.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(path.name + TEMPORARY)
     try:
-        with open(temporary, "wb") as file:
+        temporary, descriptor = _open_temporary(path)
+        with open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)  # while the lock is held
         sync_directory(path.parent)
     except OSError as error:
         raise WriteError(path, error) from error
+
+
+def _open_temporary(path: Path) -> tuple[Path, int]:
+    """The file to be written first, empty, and its descriptor, which holds a lock on it until it is closed.
+
+    What a killed process has left is used again; while another process writes, a file of another name is.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.stat(temporary)):  # not renamed in the meantime
+            if os.fstat(descriptor).st_size > 0:
+                os.ftruncate(descriptor, 0)
+            return temporary, descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass  # another process is writing it, or has just put it in its place
+    except OSError:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}{TEMPORARY}")
+    return temporary, os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 
 
 def sync_directory(directory: Path) -> None:

@@ -1,7 +1,8 @@
 """Run folders: what is written once at a first start, and how a run is continued.
 
 A run folder holds config.yaml (resolved), overrides.yaml (what the user typed) and provenance.json (the folder's
-layout, the choice in each config group that the run used, and one record a start).
+layout, the choice in each config group that the run used, and one record a start). The process that writes there holds
+a lock on the file `lock`, which ends with it, however it ends.
 Hydra keeps copies of its own in .hydra, but writes them anew at every start; these here are what a resume is held to.
 
 An entry point puts `resume_arguments(sys.argv[1:])` in place of its arguments before Hydra sees them, and begins with
@@ -12,9 +13,15 @@ from __future__ import annotations
 
 import argparse
 import copy
+import errno
+import fcntl
+import functools
 import importlib.metadata
+import itertools
 import json
+import logging
 import math
+import os
 import platform
 import shlex
 import subprocess
@@ -29,12 +36,14 @@ from omegaconf import DictConfig, OmegaConf
 from rsd import __version__
 from rsd.differences import differences
 from rsd.errors import RSDError
-from rsd.files import read_json, write_atomically
+from rsd.files import WriteError, read_json, write_atomically
 
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.yaml"
 PROVENANCE_FILE = "provenance.json"
 METRICS_FILE = "metrics.json"  # flat figures of a finished run
+LOCK_FILE = "lock"
+MULTIRUN_FILE = "multirun.yaml"  # Hydra's, in a sweep's folder
 RECORDED_PACKAGES = (
     "torch",
     "transformers",
@@ -157,11 +166,24 @@ def open_run(
         The run folder.
 
     Raises:
-        RunError: the folder already holds a run and resume is not set, or the stored config differs.
+        RunError: the folder already holds a run and resume is not set, the stored config differs, or another process
+            is at work there.
     """
     run_dir = Path(hydra_cfg.runtime.output_dir)
+    _hold(run_dir)
+    try:
+        _open(run_dir, cfg, hydra_cfg, found or {}, may_differ)
+    except BaseException:  # whatever it is, Ctrl-C too: this process has no run there
+        let_go(run_dir)
+        raise
+    return run_dir
+
+
+def _open(
+    run_dir: Path, cfg: DictConfig, hydra_cfg: DictConfig, found: dict[str, Any], may_differ: Sequence[str]
+) -> None:
     config = cast("dict[str, Any]", json_types(OmegaConf.to_container(cfg, resolve=True)))
-    start = {**provenance(), **(found or {})}
+    start = {**provenance(), **found}
     if cfg.resume is None:
         if (run_dir / CONFIG_FILE).exists():
             raise RunError(
@@ -177,7 +199,7 @@ def open_run(
         record = {"layout": LAYOUT, "choices": groups, "starts": [start]}
         write_atomically(run_dir / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
         write_atomically(run_dir / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(config)))  # last: now it is a run
-        return run_dir
+        return
     if not (run_dir / CONFIG_FILE).is_file():
         raise RunError(f"cannot resume: {run_dir / CONFIG_FILE} does not exist; the run never started, start it afresh")
     stored = read_yaml(run_dir / CONFIG_FILE)
@@ -191,7 +213,75 @@ def open_run(
     record = json.loads((run_dir / PROVENANCE_FILE).read_text())
     record["starts"].append(start)
     write_atomically(run_dir / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
-    return run_dir
+
+
+@functools.cache
+def unused_folder(wanted: str) -> str:
+    """Make a folder of this name, or, where others were faster, of this name with _2, _3, …; `${unused:…}` in conf/.
+
+    Once a process: whoever asks again for the same name gets the same folder.
+    """
+    for number in itertools.count(1):
+        folder = wanted if number == 1 else f"{wanted}_{number}"
+        try:
+            os.makedirs(os.path.dirname(folder) or ".", exist_ok=True)
+            os.mkdir(folder)
+        except FileExistsError:
+            if not os.path.lexists(folder):
+                break
+            continue
+        except OSError:
+            break
+        return folder
+    return wanted  # it cannot be made; said where the run begins, as for a folder that was typed
+
+
+def is_job_of_sweep(run_dir: Path) -> bool:
+    """Whether a run folder is one of a multirun's."""
+    return (run_dir.parent / MULTIRUN_FILE).is_file()
+
+
+def opened_here(run_dir: Path) -> bool:
+    """Whether this process has begun the run in that folder, or gone on with it."""
+    return run_dir.resolve() in _HELD
+
+
+def let_go(run_dir: Path) -> None:
+    """Let another process go on with a run that this one has ended."""
+    descriptor = _HELD.pop(run_dir.resolve(), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+_HELD: dict[Path, int] = {}  # run folders that this process works in, and the descriptors that hold their locks
+
+
+def _hold(run_dir: Path) -> None:
+    """Keep other processes from the folder until this one ends.
+
+    Raises:
+        RunError: one is at work there.
+        WriteError: nothing can be written there.
+    """
+    if opened_here(run_dir):
+        return
+    try:
+        descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise WriteError(run_dir / LOCK_FILE, error) from error
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which forked children would go on holding
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            os.close(descriptor)
+            raise RunError(
+                f"{run_dir} is being written by another process; wait for its end or stop it, then continue with "
+                f"resume={run_dir}"
+            ) from error
+        logging.getLogger(__name__).warning(
+            "%s cannot be locked (%s): see that no other process goes on with this run", run_dir, error.strerror
+        )
+    _HELD[run_dir.resolve()] = descriptor
 
 
 def _at_places_of(stored: Mapping[str, Any], cfg: DictConfig) -> Any:

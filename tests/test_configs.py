@@ -164,3 +164,10 @@ def test_quantizers_instantiate_at_both_chunk_lengths():
             tokenizer = instantiate(cfg.quantizer.tokenizer)
             assert tokenizer.code_shape.chunk_length == length
             assert tokenizer.code_shape.num_stages == cfg.quantizer.num_stages
+
+
+def test_folders_that_are_named_by_the_second_are_nobody_elses():
+    for path in CONF.glob("*.yaml"):
+        hydra = OmegaConf.to_container(OmegaConf.load(path).hydra, resolve=False)
+        for kind in {"run", "sweep"} & set(hydra):
+            assert hydra[kind]["dir"].startswith("${unused:"), f"{path.name}: hydra.{kind}.dir"

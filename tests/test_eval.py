@@ -157,6 +157,36 @@ def test_a_multirun_ends_in_a_table_with_failed_runs_in_it(tmp_path, run_eval):
     assert (tmp_path / "sweep" / "sweep.html").is_file()
 
 
+def rows(sweep_dir: Path) -> list[list[str]]:
+    return [row.split(",")[:4] for row in (sweep_dir / "sweep.csv").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("values", ["1,2", "3,4"])
+def test_a_sweep_in_the_folder_of_a_finished_one_changes_nothing_of_its_table(tmp_path, run_eval, values):
+    folder = f"hydra.sweep.dir={tmp_path}/sweep"
+    assert run_eval("-m", folder, "num_trials=1,2")[0] == 0
+    finished = rows(tmp_path / "sweep")
+    assert finished[1:] == [["0", "1", "done", "1.0"], ["1", "2", "done", "1.0"]]
+    job = (tmp_path / "sweep" / "0" / "job.json").read_text()
+    code, _, stderr = run_eval("-m", folder, f"num_trials={values}")
+    assert code == 1 and stderr.count("already holds a run; continue it with resume=") >= 2
+    assert rows(tmp_path / "sweep") == finished
+    assert (tmp_path / "sweep" / "0" / "job.json").read_text() == job
+
+
+def test_a_job_that_resume_completes_is_done_in_the_sweeps_table(tmp_path, run_eval):
+    sweep_dir, mark = tmp_path / "sweep", tmp_path / "mark"
+    mark.touch()
+    policy = ["policy._target_=tests.evaluation.policies.MarkedPolicy", "~policy.delay_s", f"+policy.mark={mark}"]
+    assert run_eval("-m", f"hydra.sweep.dir={sweep_dir}", "num_trials=1,2", *policy)[0] == 1
+    assert [row[2] for row in rows(sweep_dir)] == ["status", "failed", "failed"]
+    mark.unlink()
+    for job in ("1", "0"):
+        code, stdout, _ = run_eval(f"resume={sweep_dir / job}")
+        assert code == 0 and "Table of the runs" in stdout
+    assert rows(sweep_dir)[1:] == [["0", "1", "done", "1.0"], ["1", "2", "done", "1.0"]]
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

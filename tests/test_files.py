@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -48,3 +50,21 @@ def test_file_and_folder_are_synced(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", note)
     write_atomically(tmp_path / "file", "text")
     assert synced == [str(tmp_path / "file.tmp"), str(tmp_path)]
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from rsd.files import write_atomically
+for number in range(100):
+    write_atomically(Path(sys.argv[1]), sys.argv[2] * 5000)
+"""
+
+
+def test_processes_that_write_the_same_file_at_once_do_not_fail_and_leave_nothing(tmp_path):
+    (tmp_path / "file.tmp").write_text("left by a process that was killed")
+    command = [sys.executable, "-c", WRITE, str(tmp_path / "file")]
+    writers = [subprocess.Popen([*command, letter], stderr=subprocess.PIPE, text=True) for letter in "abcd"]
+    assert [writer.communicate()[1] for writer in writers] == [""] * 4
+    assert (tmp_path / "file").read_text() in [letter * 5000 for letter in "abcd"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -3,13 +3,25 @@
 import json
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from rsd.runs import CONFIG_FILE, LAYOUT, RunError, open_run, read_yaml, resume_arguments, resume_command
+from rsd.runs import (
+    CONFIG_FILE,
+    LAYOUT,
+    RunError,
+    let_go,
+    open_run,
+    opened_here,
+    read_yaml,
+    resume_arguments,
+    resume_command,
+    unused_folder,
+)
 
 
 def hydra_config(run_dir: Path, overrides: list[str]):
@@ -141,3 +153,49 @@ def test_things_may_lie_elsewhere_at_a_resume(tmp_path):
     moved.phase.module.rate = 2
     with pytest.raises(RunError, match=r"differs from the stored one in phase\.module\.rate: 1 → 2\. Leave"):
         open_run(moved, hydra_config(tmp_path, []))
+
+
+GO_ON = """
+import sys, time
+from omegaconf import OmegaConf
+from rsd.runs import open_run
+runtime = {"output_dir": sys.argv[1], "choices": {}}
+open_run(OmegaConf.create({"resume": sys.argv[1]}), OmegaConf.create({"runtime": runtime, "overrides": {"task": []}}))
+print("open", flush=True)
+time.sleep(600)
+"""
+
+
+def test_of_two_that_go_on_with_a_run_at_once_the_second_is_refused_until_the_first_is_gone(tmp_path):
+    open_run(OmegaConf.create({"resume": None}), hydra_config(tmp_path, []))
+    let_go(tmp_path)
+    command = [sys.executable, "-c", GO_ON, str(tmp_path)]
+    again = OmegaConf.create({"resume": str(tmp_path)})
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "open\n"
+        for cfg in (again, OmegaConf.create({"resume": None})):
+            with pytest.raises(RunError, match=f"{tmp_path} is being written by another process; wait for its end"):
+                open_run(cfg, hydra_config(tmp_path, []))
+        other.kill()
+    open_run(again, hydra_config(tmp_path, []))
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert "RunError" in refused.stderr and refused.stdout == "" and opened_here(tmp_path)
+    assert len(json.loads((tmp_path / "provenance.json").read_text())["starts"]) == 3
+    let_go(tmp_path)
+    assert not opened_here(tmp_path)
+
+
+def test_starts_in_the_same_second_have_folders_of_their_own(tmp_path):
+    program = "import sys; from rsd.runs import unused_folder; print(*(unused_folder(sys.argv[1]) for _ in '12'))"
+    wanted = str(tmp_path / "runs" / "2026-11-26_16-14-26")
+    starts = [
+        subprocess.Popen([sys.executable, "-c", program, wanted], stdout=subprocess.PIPE, text=True) for _ in range(6)
+    ]
+    found = [start.communicate()[0].split() for start in starts]
+    assert all(first == second for first, second in found)  # a process that asks again gets what it has
+    assert sorted(first for first, _ in found) == [wanted, *(f"{wanted}_{number}" for number in range(2, 7))]
+
+
+def test_a_folder_that_cannot_be_made_is_left_to_the_start_of_the_run(tmp_path):
+    (tmp_path / "file").touch()
+    assert unused_folder(str(tmp_path / "file" / "run")) == str(tmp_path / "file" / "run")

@@ -33,7 +33,15 @@ from rsd.commands.usage import check_choices, usage_page
 from rsd.errors import RSDError, SettingError
 from rsd.files import write_atomically
 from rsd.processes import is_first_process
-from rsd.runs import CONFIG_FILE, METRICS_FILE, open_run, resume_arguments, resume_command
+from rsd.runs import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    is_job_of_sweep,
+    open_run,
+    resume_arguments,
+    resume_command,
+    unused_folder,
+)
 
 ERROR_FILE = "error.log"
 # A command that makes what a message misses
@@ -145,6 +153,7 @@ def run(main: Callable[[], Any], config: Path) -> None:
         main: What `hydra.main` has made.
         config: Its root configuration, which --help reads.
     """
+    OmegaConf.register_new_resolver("unused", unused_folder, replace=True)
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(usage_page(config))
         return
@@ -181,7 +190,7 @@ def begin_run(cfg: DictConfig, reads: Mapping[str, Any], found: dict[str, Any] |
 
 
 def publish_run(checkpoint: Path, name: Path) -> Path:
-    """Publish a run's checkpoint; a job of a multirun only offers it, and the sweep's end decides.
+    """Publish a run's checkpoint; a job of a multirun, resumed or not, only offers it, and the sweep's end decides.
 
     Returns:
         Where the checkpoint can be found from now on: under its name, or in the run folder.
@@ -189,7 +198,7 @@ def publish_run(checkpoint: Path, name: Path) -> Path:
     Raises:
         PublishError: see `publish`.
     """
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
+    if HydraConfig.get().mode == RunMode.MULTIRUN or is_job_of_sweep(checkpoint.parent):
         write_offer(checkpoint.parent, Offer(checkpoint, name))
         return checkpoint
     publish(checkpoint, name)

@@ -1,16 +1,21 @@
 """A sequence of commands with a run folder each, that can be interrupted anywhere and goes on when asked again.
 
 What surprises first: a step is not a function but a command line that a user could type. It runs in a process of its
-own and is printed before; finished ones are skipped, one that was under way is resumed.
+own and is printed before; finished ones are skipped, one that was under way is resumed. It ends when this process does,
+even by a kill -9.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,9 @@ from rsd.files import read_json, write_atomically
 from rsd.runs import CONFIG_FILE, MAY_DIFFER, OVERRIDES_FILE, read_yaml
 
 SETTINGS_FILE = "settings.json"
+PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its parent ends
+SAVING_S = 5.0  # that a step gets to save what it has after Ctrl-C, before it is interrupted once more
+LEAVING_S = 60.0  # and then before it is killed
 RUNS, TIMES = "runs", "times"  # folders below the root: run folders, and the seconds that each step took
 
 
@@ -120,17 +128,42 @@ def run_step(step: Step, root: Path, limit_s: float | None = None) -> None:
         started = (folder / CONFIG_FILE).is_file()
         command.append(f"resume={folder}" if started else f"hydra.run.dir={folder}")
     print(f"\n$ python {' '.join(command[1:])}", flush=True)
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen(command, preexec_fn=_ending_with(os.getpid())) as process:
         try:
             code = process.wait(limit_s)
         except KeyboardInterrupt:
-            process.wait()  # it has had the same Ctrl-C and is saving what it has
+            _interrupt(process)
             raise PipelineError("interrupted; the same command goes on from here") from None
         except subprocess.TimeoutExpired:
             process.kill()
             raise PipelineError(f"step {step.name!r} was stopped after {limit_s:.0f} s") from None
     if code != 0:
         raise PipelineError(f"step {step.name!r} failed; the same command goes on from here once it is repaired")
+
+
+def _ending_with(parent: int) -> Callable[[], None]:
+    """What a new process calls to be killed when its parent ends, however that ends."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl  # loaded here: little may be done between fork and exec
+
+    def ask_for_it() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it has ended before
+            os._exit(1)
+
+    return ask_for_it
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    """See that an interrupted step ends.
+
+    After a Ctrl-C on a terminal it has had the same signal and is saving what it has; a signal that was sent to this
+    process alone has to be handed on.
+    """
+    for wait_s, then in ((SAVING_S, signal.SIGINT), (LEAVING_S, signal.SIGKILL)):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(wait_s)
+            return
+        process.send_signal(then)
 
 
 def seconds(step: Step, root: Path) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ class Offer:
 def publish(folder: Path, name: Path) -> None:
     """Point `name` (a symbolic link) at a run's checkpoint folder, where the next phase looks for it.
 
-    An earlier checkpoint stays in its own run folder.
+    An earlier checkpoint stays in its own run folder. Of several processes that publish at once, one comes last.
 
     Raises:
         PublishError: `name` is a real folder, put there by hand, which is not replaced; or no link can be made there.
@@ -48,12 +49,15 @@ def publish(folder: Path, name: Path) -> None:
         raise PublishError(f"{name} is a folder of its own, not a link to a run; move it away to publish {folder}")
     if name.is_symlink() and name.resolve() != folder.resolve():
         print(f"{name} pointed to {name.resolve()}; from now on it points to {folder}")
-    link = name.with_name(name.name + ".new")
+    link = name.with_name(f"{name.name}.{secrets.token_hex(8)}.new")  # nobody else's, whoever publishes meanwhile
     try:
         name.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(folder.resolve(), name.parent.resolve()), target_is_directory=True)
-        os.replace(link, name)
+        try:
+            os.replace(link, name)
+        except OSError:
+            link.unlink()
+            raise
     except OSError as error:
         raise PublishError(
             f"{name} cannot be made a link to {folder}: {error.strerror}; set paths.checkpoints"

@@ -1,9 +1,13 @@
 """One table over the runs of a multirun: sweep.csv and sweep.html in the sweep's folder.
 
-Each job's folder holds Hydra's overrides, metrics.json (flat: name to number) if the job got that far, and job.json
-(status, error, result) once it has ended. The table is made from these files alone, after every job:
+Each job's folder holds overrides.yaml, metrics.json (flat: name to number) if the job got that far, and job.json
+(status, error, result) once it has ended. The table is made from these files alone, after every job, and after a job
+that was resumed by itself:
 
     python -m rsd.commands.sweep SWEEP_DIR [--publish JOB]
+
+A sweep that is started in the folder of another one finds runs where its jobs would go. These are refused, and the
+table goes on to tell of the runs that are there.
 
 Jobs publish no checkpoint themselves (rsd/commands/publishing.py). When the last one has ended, and none failed, every
 checkpoint that shares its published name with no other job is published; among those that share one, --publish chooses.
@@ -37,7 +41,7 @@ from rsd.commands.publishing import Offer, PublishError, publish, read_offer, ri
 from rsd.errors import RSDError, SettingError
 from rsd.evaluation.page import render_page
 from rsd.files import read_json, write_atomically
-from rsd.runs import METRICS_FILE
+from rsd.runs import CONFIG_FILE, METRICS_FILE, OVERRIDES_FILE, is_job_of_sweep, let_go, opened_here
 
 JOB_FILE = "job.json"
 CSV_FILE = "sweep.csv"
@@ -75,7 +79,8 @@ def read_sweep(sweep_dir: Path) -> list[SweepRun]:
     folders.sort(key=lambda folder: (len(folder.name), folder.name))
     runs = []
     for folder in folders:
-        overrides = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
+        own = folder / OVERRIDES_FILE  # of the run; Hydra's are those of the last start, and of a job that never began
+        overrides = OmegaConf.load(own if own.is_file() else folder / ".hydra" / "overrides.yaml")
         parts = (str(override).lstrip("+~").partition("=") for override in overrides)
         pairs = {key: value.strip("'") for key, _, value in parts}
         job = read_json(folder / JOB_FILE) or {"status": UNFINISHED, "error": None}
@@ -213,10 +218,12 @@ class SweepTable(Callback):
     """
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Note how the job ended, and write the table."""
+        """Note how the job ended, and write the table; the last one that `resume=` completes ends its sweep, too."""
         assert job_return.hydra_cfg is not None  # it is set before the job starts
         hydra_cfg = job_return.hydra_cfg.hydra
-        if hydra_cfg.mode != RunMode.MULTIRUN:
+        job_dir = Path(hydra_cfg.runtime.output_dir)
+        is_alone = hydra_cfg.mode != RunMode.MULTIRUN
+        if is_alone and not is_job_of_sweep(job_dir):
             return
         failed = job_return.status == JobStatus.FAILED
         returned = job_return._return_value
@@ -226,11 +233,15 @@ class SweepTable(Callback):
             "error": line if failed else None,
             "result": None if failed else returned,
         }
-        job_dir = Path(hydra_cfg.runtime.output_dir)
-        write_atomically(job_dir / JOB_FILE, json.dumps(job, indent=1) + "\n")
+        if opened_here(job_dir) or not (job_dir / CONFIG_FILE).is_file():  # not a run that was there before
+            write_atomically(job_dir / JOB_FILE, json.dumps(job, indent=1) + "\n")
+        let_go(job_dir)
         sweep_dir = job_dir.parent  # hydra.sweep.dir cannot be resolved here: it points into the user's config
+        statuses = {run.status for run in read_sweep(sweep_dir)}
+        if is_alone and statuses == {"done"}:
+            publish_unshared(sweep_dir)
         table = write_sweep(sweep_dir)
-        if any(run.status == "failed" for run in read_sweep(sweep_dir)):
+        if is_alone or "failed" in statuses:
             _show(table, sweep_dir)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

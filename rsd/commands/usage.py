@@ -149,6 +149,7 @@ def _places(config: Path) -> Iterator[str]:
     for key, _, purpose in VALUE.findall(file.read_text(encoding="utf-8")):
         yield from _folded(str(OmegaConf.select(paths, key)), purpose)
     (run_dir,) = RUN_DIR.findall(config.read_text(encoding="utf-8"))
+    run_dir = re.sub(r"\$\{unused:(.*)\}$", r"\1", run_dir)
     run_dir = re.sub(r"\$\{paths\.(\w+)\}", lambda found: str(OmegaConf.select(paths, found[1])), run_dir)
     run_dir = re.sub(r"\$\{now:[^}]*\}", "DATE_TIME", re.sub(r"\$\{(\w+)\.name\}", r"<\1>", run_dir))
     yield from _folded(run_dir, "what this command leaves; hydra.run.dir=DIR puts it elsewhere")

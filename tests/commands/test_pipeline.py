@@ -1,7 +1,10 @@
 """Sequences of commands: finished steps are skipped, others resumed, and what does not fit is refused."""
 
 import json
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +81,51 @@ def test_a_step_that_takes_too_long_is_stopped(tmp_path):
     with pytest.raises(PipelineError, match="step 'hang' was stopped after 1 s"):
         run_steps([step], tmp_path, limit_s=1.0)
     assert 1 <= seconds(step, tmp_path) < 600
+
+
+STEP = """
+import os, sys, time
+from pathlib import Path
+try:
+    Path(sys.argv[1]).write_text(str(os.getpid()))
+    time.sleep(600)
+except KeyboardInterrupt:
+    Path(sys.argv[1]).with_name("saved").touch()
+    sys.exit(130)
+"""
+PIPELINE = """
+import sys
+from pathlib import Path
+from rsd.commands import pipeline
+pipeline.SAVING_S = 0.5
+pipeline.run_steps([pipeline.Step("long", ["-c", sys.argv[1], sys.argv[2]], None)], Path(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_a_pipeline_that_is_killed_takes_its_running_step_along(tmp_path, stop):
+    mark = tmp_path / "pid"
+    command = [sys.executable, "-c", PIPELINE, STEP, str(mark), str(tmp_path)]
+    pipeline = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    wait_until(lambda: mark.exists() and mark.read_text())
+    pipeline.send_signal(stop)
+    pipeline.wait(60)
+    wait_until(lambda: not is_running(int(mark.read_text())))
+    assert (tmp_path / "saved").exists() == (stop == signal.SIGINT)
+
+
+def wait_until(true):
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_settings_that_decide_the_results_must_not_change(tmp_path):

@@ -1,6 +1,8 @@
 """Names of checkpoints: links to runs, and offers of a multirun's jobs."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -16,6 +18,27 @@ def test_a_name_is_a_relative_link_that_moves_on(tmp_path, capsys):
         assert name.resolve() == (tmp_path / run / "checkpoint").resolve()
     assert not os.path.isabs(os.readlink(name))
     assert f"from now on it points to {tmp_path / 'b' / 'checkpoint'}" in capsys.readouterr().out
+
+
+PUBLISH = """
+import sys
+from pathlib import Path
+from rsd.commands.publishing import publish
+for _ in range(100):
+    publish(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_many_processes_publish_under_one_name_and_none_fails(tmp_path):
+    runs, name = [tmp_path / f"run {number}" for number in range(4)], tmp_path / "names" / "one"
+    for run in runs:
+        run.mkdir()
+    commands = [[sys.executable, "-c", PUBLISH, str(run), str(name)] for run in runs]
+    publishers = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for command in commands
+    ]
+    assert [publisher.communicate()[1] for publisher in publishers] == [""] * 4
+    assert name.resolve() in runs and [path.name for path in name.parent.iterdir()] == ["one"]
 
 
 def test_a_folder_put_there_by_hand_stays(tmp_path):

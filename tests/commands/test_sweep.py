@@ -124,3 +124,10 @@ def test_a_name_that_is_a_folder_does_not_keep_the_others_from_it(offering, caps
     publish_unshared(sweep_dir)
     assert published(sweep_dir) == [str(names / "third"), str(names / "own"), "no", ""]
     assert "same is a folder of its own" in capsys.readouterr().err
+
+
+def test_the_label_of_a_job_is_that_of_the_run_in_its_folder_and_not_of_the_last_start(tmp_path):
+    make_job(tmp_path, 0, ["seed=8", "resume=sweep/0"], metrics={"mse": 0.5}, status="done")
+    (tmp_path / "0" / "overrides.yaml").write_text("- seed=7\n")
+    (run,) = read_sweep(tmp_path)
+    assert run.overrides == {"seed": "7"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,3 +137,16 @@ def _green_center(picture: np.ndarray, hidden_at: np.ndarray) -> np.ndarray:
     """Centre of the goal's square, [2] in 0..1 as (column, row); `hidden_at` when the point covers all of it."""
     rows, columns = np.nonzero((picture[..., 1] > 150) & (picture[..., 0] < 100))
     return np.array([columns.mean(), rows.mean()]) / (len(picture) - 1) if len(rows) else hidden_at
+
+
+class MarkedPolicy(SeeingPolicy):
+    """Fails while a file is there."""
+
+    def __init__(self, mark: str) -> None:
+        super().__init__()
+        self._mark = Path(mark)
+
+    def predict(self, requests):
+        if self._mark.exists():
+            raise RuntimeError("no policy while the mark is there")
+        return super().predict(requests)
