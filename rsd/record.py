@@ -1,0 +1,216 @@
+"""Records on disk that are read back: held to types and to their own checksum, so that damage is named where it is.
+
+A record is a JSON object. What it must hold is said by a Python type: a TypedDict or a dataclass with `int`, `float`,
+`bool`, `str`, `list[...]`, `tuple[...]`, `dict[str, ...]`, unions, and `Annotated` with a range. What surprises first:
+numbers are finite (JSON's NaN and Infinity are refused), a whole number serves as a float, and a truth value as nothing
+else. A record without a checksum was written by a version before there were any: its types are checked, and no more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NotRequired, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from rsd.errors import RSDError
+
+CHECKSUM = "checksum"  # SHA-256 of a record's other entries
+MAX_BYTES = 32 * 2**20  # of a record; the largest that is written, a plan of 50 000 episodes, has a sixth of it
+MAX_SHOWN = 60  # letters of a value in a message
+Count = Annotated[int, range(2**63)]
+Size = Annotated[int, range(1, 2**31)]
+
+Kind = TypeVar("Kind")
+
+
+class EntryError(RSDError, ValueError):
+    """A record lacks something, or holds something else than it must; the message names the file and the entry."""
+
+
+def read(path: Path, kind: type[Kind], *, error: Callable[[str], RSDError], remedy: str) -> Kind:
+    """A record from its file.
+
+    Args:
+        kind: What it must hold.
+        error: Makes the room's own error of a message.
+        remedy: What to do about a damaged one.
+
+    Raises:
+        RSDError: `error`, of a file that is not JSON, too long, of other entries or types, or changed since written.
+    """
+    try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise EntryError(f"{path} has {size} bytes, expected a record of at most {MAX_BYTES}")
+        return parse(path.read_bytes(), kind, str(path))
+    except EntryError as wrong:
+        raise error(f"{wrong}; {remedy}") from wrong
+    except OSError as wrong:
+        raise error(f"{path} cannot be read: {wrong.strerror}; {remedy}") from wrong
+
+
+def parse(text: bytes | str, kind: type[Kind], where: str) -> Kind:
+    """A record from JSON.
+
+    Args:
+        where: Its file, for messages.
+
+    Raises:
+        EntryError: see `read`.
+    """
+    try:
+        record = json.loads(text, parse_constant=_no_number)
+    except RecursionError as wrong:
+        raise EntryError(f"{where} is not valid JSON (nested too deeply)") from wrong
+    except ValueError as wrong:  # not JSON, not UTF-8, or NaN
+        raise EntryError(f"{where} is not valid JSON ({wrong})") from wrong
+    return conform(unsealed(record, where), kind, where)
+
+
+def conform(value: Any, kind: Any, where: str, entry: str = "") -> Any:
+    """`value` as `kind`: dataclasses are made, lists become tuples where the type says so.
+
+    Args:
+        where: The file, for messages.
+        entry: Dotted name of the place in it.
+
+    Raises:
+        EntryError: it is of another type, out of range, lacks an entry, or (of a dataclass) has an unknown one.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin is Annotated:
+        number = conform(value, arguments[0], where, entry)
+        if number not in arguments[1]:
+            raise _wrong(value, f"{arguments[1][0]} or more" if number < 0 else "a smaller number", where, entry)
+        return number
+    if origin in (Union, types.UnionType):
+        return _conform_union(value, arguments, where, entry)
+    if origin is list and isinstance(value, list):
+        return [conform(one, arguments[0], where, _inside(entry, i)) for i, one in enumerate(value)]
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = (arguments[0],) * len(value) if arguments[1:] == (...,) else arguments
+        if len(kinds) != len(value):
+            raise _wrong(value, f"{len(kinds)} entries", where, entry)
+        pairs = enumerate(zip(value, kinds, strict=True))
+        return tuple(conform(one, own, where, _inside(entry, i)) for i, (one, own) in pairs)
+    if origin is dict and isinstance(value, dict):
+        return {name: conform(one, arguments[1], where, _inside(entry, name)) for name, one in value.items()}
+    if (is_typeddict(kind) or dataclasses.is_dataclass(kind)) and isinstance(value, dict):
+        return _conform_entries(value, kind, where, entry)
+    if kind is float and type(value) in (int, float) and _is_finite(value):
+        return float(value)
+    if kind in (int, str, bool, dict, list) and type(value) is kind:
+        return value
+    if kind in (None, type(None)) and value is None:
+        return None
+    raise _wrong(value, _name(kind), where, entry)
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with its checksum, as it is written."""
+    own = {name: value for name, value in record.items() if name != CHECKSUM}
+    return {**own, CHECKSUM: _checksum(own)}
+
+
+def unsealed(record: Any, where: str) -> Any:
+    """A record as it was read, without its checksum, which is compared.
+
+    Raises:
+        EntryError: the record is another one than was written.
+    """
+    if not isinstance(record, dict) or CHECKSUM not in record:
+        return record
+    own = {name: value for name, value in record.items() if name != CHECKSUM}
+    if record[CHECKSUM] != _checksum(own):
+        raise EntryError(f"{where} is damaged: its entry {CHECKSUM!r} is not that of its other entries")
+    return own
+
+
+def shown(value: Any) -> str:
+    """A value in a message: as Python writes it, and never long."""
+    try:
+        text = repr(value[:MAX_SHOWN]) if isinstance(value, str | list | tuple) else repr(value)
+    except (RecursionError, ValueError):  # nested too deeply; a whole number of more digits than Python writes
+        return f"a {type(value).__name__} that is too large to be shown"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
+def _conform_union(value: Any, kinds: tuple[Any, ...], where: str, entry: str) -> Any:
+    """As the first of the kinds that fits; the message is that of the only one beside None, where there is one."""
+    problems = []
+    for kind in kinds:
+        try:
+            return conform(value, kind, where, entry)
+        except EntryError as wrong:
+            problems += [] if kind in (None, type(None)) else [wrong]
+    if len(problems) == 1 and value is not None:
+        raise problems[0]
+    raise _wrong(value, " or ".join(map(_name, kinds)), where, entry)
+
+
+def _conform_entries(value: dict[str, Any], kind: Any, where: str, entry: str) -> Any:
+    """An object as a TypedDict, whose unknown entries are kept, or as a dataclass, which has none."""
+    hints = get_type_hints(kind, include_extras=True)
+    if is_typeddict(kind):
+        needed = {name for name, own in hints.items() if get_origin(own) is not NotRequired}
+    else:
+        made = {one.name: one for one in dataclasses.fields(kind)}
+        nothing = dataclasses.MISSING
+        needed = {n for n, one in made.items() if one.default is nothing and one.default_factory is nothing}
+        if strange := sorted(value.keys() - made.keys()):
+            raise EntryError(f"{where}: entry {shown(_inside(entry, strange[0]))} is unknown")
+    if missing := sorted(needed - value.keys()):
+        raise EntryError(f"{where} lacks entry {_inside(entry, missing[0])!r}")
+    held = {n: conform(value[n], _bare(own), where, _inside(entry, n)) for n, own in hints.items() if n in value}
+    return {**value, **held} if is_typeddict(kind) else kind(**held)
+
+
+def _bare(kind: Any) -> Any:
+    return get_args(kind)[0] if get_origin(kind) is NotRequired else kind
+
+
+def _inside(entry: str, name: str | int) -> str:
+    return f"{entry}.{name}" if entry else str(name)
+
+
+def _wrong(value: Any, expected: str, where: str, entry: str) -> EntryError:
+    place = f"entry {entry[:MAX_SHOWN]!r} is" if entry else "it is"
+    return EntryError(f"{where}: {place} {shown(value)}, expected {expected}")
+
+
+def _name(kind: Any) -> str:
+    """A type in words."""
+    if get_origin(kind) is Annotated:
+        return _name(get_args(kind)[0])
+    if is_typeddict(kind) or dataclasses.is_dataclass(kind):
+        return "an object"
+    words: dict[Any, str] = {
+        int: "a whole number",
+        float: "a finite number",
+        str: "a text",
+        bool: "true or false",
+        dict: "an object",
+    }
+    words |= {list: "a list", tuple: "a list", None: "null", type(None): "null"}
+    return words[get_origin(kind) or kind]
