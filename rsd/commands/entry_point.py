@@ -29,11 +29,12 @@ from rich.console import Console
 from rich.table import Table
 
 from rsd.commands.publishing import Offer, publish, write_offer
+from rsd.commands.stored import check_stored
 from rsd.commands.usage import check_choices, usage_page
 from rsd.errors import RSDError, SettingError
 from rsd.files import write_atomically
 from rsd.processes import is_first_process
-from rsd.runs import CONFIG_FILE, METRICS_FILE, open_run, resume_arguments
+from rsd.runs import CONFIG_FILE, METRICS_FILE, open_run, resume_arguments, resumed_folder
 
 ERROR_FILE = "error.log"
 HINT = re.compile(r"(python train\.py phase=\w+)((?: \w+=\w+)*)")  # a command that makes what a message misses
@@ -148,6 +149,8 @@ def run(main: Callable[[], Any], config: Path) -> None:
         return
     if is_first_process():
         try:
+            if (stored := resumed_folder(sys.argv[1:])) is not None:
+                check_stored(stored, config, sys.argv[1:])
             sys.argv[1:] = resume_arguments(sys.argv[1:])
             check_sweep(sys.argv[1:])
             check_choices(config, sys.argv[1:])

@@ -20,6 +20,7 @@ from scripts import restamp as restamp_script
 from scripts.restamp import restamp
 from tests.models.openvla_tiny import UNNORM_KEY, build_base, observation, statistics
 from tests.policy.policies import make_policy, save_parts
+from tests.records import edit
 
 PARTS = ("base", "tokenizer", "head", "draft")
 DECODINGS = {
@@ -54,12 +55,6 @@ def written(tmp_path_factory):
 def folder(written, tmp_path):
     """A copy at another place, free to be damaged."""
     return shutil.copytree(written, tmp_path / "moved")
-
-
-def edit(path, change):
-    record = json.loads(path.read_text())
-    change(record)
-    path.write_text(json.dumps(record))
 
 
 @pytest.mark.parametrize("name", [None, *DECODINGS])
