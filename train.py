@@ -21,21 +21,30 @@ def main(cfg: DictConfig) -> float | None:
     from pytorch_lightning import seed_everything
     from pytorch_lightning.callbacks import ModelCheckpoint
 
+    from rsd.training.divergence import StopWhenDiverged
+    from rsd.training.states import States, state_to_resume
     from rsd.training.step_progress import StepProgress
 
     instantiate(cfg.phase.get("check"))
     run_dir = begin_run(cfg, reads=cfg.phase.reads)
+    state = state_to_resume(run_dir / "resume")
     seed_everything(cfg.seed, verbose=False)
     datamodule = instantiate(cfg.phase.datamodule)
     module = instantiate(cfg.phase.module)
     logger = instantiate(cfg.logger)(run_dir=run_dir)
-    state = run_dir / "resume" / "last.ckpt"
-    resume_point = ModelCheckpoint(state.parent, save_last=True, save_top_k=0, every_n_train_steps=cfg.save_every)
-    trainer = instantiate(cfg.trainer, logger=logger, callbacks=[resume_point, StepProgress()])
+    resume_point = ModelCheckpoint(
+        run_dir / "resume",
+        save_last=True,
+        save_top_k=0,
+        every_n_train_steps=cfg.save_every,
+        enable_version_counter=False,  # always the same name, in a folder that was moved, too
+    )
+    callbacks = [StopWhenDiverged(), resume_point, StepProgress()]
+    trainer = instantiate(cfg.trainer, logger=logger, callbacks=callbacks, plugins=[States()])
     config = OmegaConf.to_container(cfg, resolve=True)
     logger.log_hyperparams(config)
     try:
-        trainer.fit(module, datamodule, ckpt_path=state if state.exists() else None)
+        trainer.fit(module, datamodule, ckpt_path=state, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         print(f"interrupted; continue with: {resume_command(run_dir)}", file=sys.stderr)
         sys.exit(130)

@@ -1,15 +1,19 @@
 """Checkpoints as a folder of two files: weights.safetensors and checkpoint.json. Nothing is ever unpickled.
 
-The json holds the kind ("tokenizer", "head", ...), the constructor's arguments, the weights' SHA-256 and where the
-weights came from. A folder appears whole or not at all: it is written beside its final name and renamed.
+The json holds the kind ("tokenizer", "head", ...), the constructor's arguments, the weights' SHA-256, where the
+weights came from, and its own checksum; without one it is of an earlier version, and a change of it goes unnoticed as
+long as types and shapes fit. A folder appears whole or not at all: it is written beside its final name and renamed.
+Weights and metrics that are not finite are neither written nor read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rsd.errors import RSDError
+from rsd.record import read, sealed, shown
 
 WEIGHTS_FILE = "weights.safetensors"
 JSON_FILE = "checkpoint.json"
@@ -40,6 +45,16 @@ class Checkpoint:
     kind: str
     config: dict[str, Any]
     weights: dict[str, Tensor]
+    provenance: dict[str, Any]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Record:
+    """checkpoint.json."""
+
+    kind: str
+    config: dict[str, Any]
     provenance: dict[str, Any]
     sha256: str
 
@@ -79,8 +94,13 @@ def content_sha256(directory: Path) -> str:
 def save_checkpoint(
     directory: Path, *, kind: str, config: dict[str, Any], weights: dict[str, Tensor], provenance: dict[str, Any]
 ) -> None:
-    """Write a checkpoint folder; an existing one of the same name is replaced only once the new one is complete."""
+    """Write a checkpoint folder; an existing one of the same name is replaced only once the new one is complete.
+
+    Raises:
+        CheckpointError: weights or a number of the json are not finite; nothing is written.
+    """
     directory = Path(directory)
+    check_finite(weights, f"the {kind} that was to be written to {directory}")
     temporary = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -91,7 +111,7 @@ def save_checkpoint(
         "provenance": provenance,
         "sha256": file_sha256(temporary / WEIGHTS_FILE),
     }
-    (temporary / JSON_FILE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    (temporary / JSON_FILE).write_text(checkpoint_json(record))
     if directory.exists():
         old = directory.with_name(directory.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
@@ -100,6 +120,45 @@ def save_checkpoint(
         shutil.rmtree(old)
     else:
         os.rename(temporary, directory)
+
+
+def checkpoint_json(record: Mapping[str, Any]) -> str:
+    """Text of checkpoint.json, with the checksum of what it says now.
+
+    Raises:
+        CheckpointError: a number in it is not finite.
+    """
+    if infinite := not_finite(record):
+        raise CheckpointError(f"{infinite} of the {record['kind']} is not finite; its training has diverged")
+    return json.dumps(sealed(record), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def not_finite(value: Any, key: str = "") -> str | None:
+    """Dotted name of the first number in a record that is not finite; None when all are."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else key
+    if isinstance(value, Mapping | list | tuple):
+        named = value.items() if isinstance(value, Mapping) else enumerate(value)
+        found = (not_finite(one, f"{key}.{name}" if key else str(name)) for name, one in named)
+        return next((name for name in found if name is not None), None)
+    return None
+
+
+def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    """See that no weight is NaN or infinite.
+
+    Args:
+        where: What holds them, for the message.
+
+    Raises:
+        CheckpointError: some are; the first LISTED_NAMES of their names are told.
+    """
+    broken = [name for name, value in weights.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise CheckpointError(
+            f"{where} has weights that are NaN or infinite: {', '.join(broken[:LISTED_NAMES])} "
+            f"({len(broken)} of {len(weights)} tensors); its training has diverged, or the file is damaged"
+        )
 
 
 def load_checkpoint(directory: Path, *, kind: str, produce: str) -> Checkpoint:
@@ -111,30 +170,30 @@ def load_checkpoint(directory: Path, *, kind: str, produce: str) -> Checkpoint:
         produce: The command that would make the missing checkpoint; part of the error message.
 
     Raises:
-        CheckpointError: the folder or a file is missing, the weights do not match their hash, or the kind differs.
+        CheckpointError: the folder or a file is missing, the json is damaged, the weights do not match their hash or
+            are not finite, or the kind differs.
     """
     directory = Path(directory)
     for name in (JSON_FILE, WEIGHTS_FILE):
         if not (directory / name).is_file():
             raise CheckpointError(f"no {kind} checkpoint: {directory / name} does not exist; make it with: {produce}")
-    try:
-        record = json.loads((directory / JSON_FILE).read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{directory / JSON_FILE} is not valid JSON; make it again with: {produce}") from error
-    if record.get("kind") != kind:
-        raise CheckpointError(f"{directory} holds a checkpoint of kind {record.get('kind')!r}, expected {kind!r}")
+    remedy = f"copy it again or make it again with: {produce}"
+    record = read(directory / JSON_FILE, _Record, error=CheckpointError, remedy=remedy)
+    if record.kind != kind:
+        raise CheckpointError(f"{directory} holds a checkpoint of kind {shown(record.kind)}, expected {kind!r}")
     sha256 = file_sha256(directory / WEIGHTS_FILE)
-    if sha256 != record["sha256"]:
+    if sha256 != record.sha256:
         size = (directory / WEIGHTS_FILE).stat().st_size
         raise CheckpointError(
             f"{directory / WEIGHTS_FILE} is damaged: {size} bytes with SHA-256 {sha256[:12]}…, expected "
-            f"{record['sha256'][:12]}…; copy it again or make it again with: {produce}"
+            f"{record.sha256[:12]}…; {remedy}"
         )
     try:
         weights = load_file(directory / WEIGHTS_FILE)
     except SafetensorError as error:
         raise CheckpointError(f"{directory / WEIGHTS_FILE} cannot be read: {error}") from error
-    return Checkpoint(kind, record["config"], weights, record["provenance"], sha256)
+    check_finite(weights, str(directory / WEIGHTS_FILE))
+    return Checkpoint(kind, record.config, weights, record.provenance, sha256)
 
 
 def check_names(directory: Path, expected: dict[str, Shape], got: dict[str, Shape]) -> None:
@@ -155,15 +214,16 @@ def check_names(directory: Path, expected: dict[str, Shape], got: dict[str, Shap
         raise CheckpointError(f"{directory} is of another architecture: {'; '.join(problems[:LISTED_NAMES])}{more}")
 
 
+def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """Shapes by name."""
+    return {name: tuple(value.shape) for name, value in weights.items()}
+
+
 def load_weights(module: nn.Module, checkpoint: Checkpoint, directory: Path) -> None:
     """Load weights strictly.
 
     Raises:
         CheckpointError: the weights belong to another architecture.
     """
-    expected, got = (
-        {name: tuple(value.shape) for name, value in weights.items()}
-        for weights in (module.state_dict(), checkpoint.weights)
-    )
-    check_names(directory, expected, got)
+    check_names(directory, shapes_of(module.state_dict()), shapes_of(checkpoint.weights))
     module.load_state_dict(checkpoint.weights)

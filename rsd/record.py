@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -68,13 +69,17 @@ def parse(text: bytes | str, kind: type[Kind], where: str) -> Kind:
         raise EntryError(f"{where} is not valid JSON (nested too deeply)") from wrong
     except ValueError as wrong:  # not JSON, not UTF-8, or NaN
         raise EntryError(f"{where} is not valid JSON ({wrong})") from wrong
-    return conform(unsealed(record, where), kind, where)
+    own = unsealed(record)
+    held = conform(own, kind, where)  # first: it names the entry
+    check_seal(record, where)
+    return held
 
 
 def conform(value: Any, kind: Any, where: str, entry: str = "") -> Any:
     """`value` as `kind`: dataclasses are made, lists become tuples where the type says so.
 
     Args:
+        kind: A type; or a dict of some entries' types, for an object that may hold more.
         where: The file, for messages.
         entry: Dotted name of the place in it.
 
@@ -91,7 +96,7 @@ def conform(value: Any, kind: Any, where: str, entry: str = "") -> Any:
         return number
     if origin in (Union, types.UnionType):
         return _conform_union(value, arguments, where, entry)
-    if origin is list and isinstance(value, list):
+    if origin in (list, Sequence) and isinstance(value, list | tuple):
         return [conform(one, arguments[0], where, _inside(entry, i)) for i, one in enumerate(value)]
     if origin is tuple and isinstance(value, list | tuple):
         kinds = (arguments[0],) * len(value) if arguments[1:] == (...,) else arguments
@@ -101,10 +106,12 @@ def conform(value: Any, kind: Any, where: str, entry: str = "") -> Any:
         return tuple(conform(one, own, where, _inside(entry, i)) for i, (one, own) in pairs)
     if origin is dict and isinstance(value, dict):
         return {name: conform(one, arguments[1], where, _inside(entry, name)) for name, one in value.items()}
+    if isinstance(kind, dict) and isinstance(value, dict):
+        return {**value, **_conform_named(value, kind, where, entry)}
     if (is_typeddict(kind) or dataclasses.is_dataclass(kind)) and isinstance(value, dict):
         return _conform_entries(value, kind, where, entry)
     if kind is float and type(value) in (int, float) and _is_finite(value):
-        return float(value)
+        return value
     if kind in (int, str, bool, dict, list) and type(value) is kind:
         return value
     if kind in (None, type(None)) and value is None:
@@ -114,22 +121,42 @@ def conform(value: Any, kind: Any, where: str, entry: str = "") -> Any:
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record with its checksum, as it is written."""
-    own = {name: value for name, value in record.items() if name != CHECKSUM}
+    own = unsealed(record)
     return {**own, CHECKSUM: _checksum(own)}
 
 
-def unsealed(record: Any, where: str) -> Any:
-    """A record as it was read, without its checksum, which is compared.
+def unsealed(record: Any) -> Any:
+    """A record as it was read, without its checksum."""
+    if not isinstance(record, dict):
+        return record
+    return {name: value for name, value in record.items() if name != CHECKSUM}
+
+
+def check_seal(record: Any, where: str) -> None:
+    """Compare a record's checksum, where it has one.
 
     Raises:
         EntryError: the record is another one than was written.
     """
-    if not isinstance(record, dict) or CHECKSUM not in record:
-        return record
-    own = {name: value for name, value in record.items() if name != CHECKSUM}
-    if record[CHECKSUM] != _checksum(own):
-        raise EntryError(f"{where} is damaged: its entry {CHECKSUM!r} is not that of its other entries")
-    return own
+    if isinstance(record, dict) and CHECKSUM in record and record[CHECKSUM] != _checksum(unsealed(record)):
+        raise EntryError(f"{where} is damaged or was edited: its entry {CHECKSUM!r} is not that of its other entries")
+
+
+def arguments(function: Callable[..., Any], value: Any, where: str, entry: str = "") -> dict[str, Any]:
+    """An object as the arguments of a constructor, whose signature is the schema.
+
+    Raises:
+        EntryError: see `conform`; an argument is missing, unknown, or of another type.
+    """
+    given = conform(value, dict[str, Any], where, entry)
+    made = function.__init__ if inspect.isclass(function) else function
+    hints, known = get_type_hints(made), inspect.signature(function).parameters
+    for name, one in known.items():
+        if one.default is inspect.Parameter.empty and name not in given:
+            raise EntryError(f"{where} lacks entry {_inside(entry, name)!r}")
+    if strange := sorted(given.keys() - known.keys()):
+        raise EntryError(f"{where}: entry {shown(_inside(entry, strange[0]))} is unknown")
+    return {name: conform(one, hints[name], where, _inside(entry, name)) for name, one in given.items()}
 
 
 def shown(value: Any) -> str:
@@ -186,6 +213,12 @@ def _conform_entries(value: dict[str, Any], kind: Any, where: str, entry: str) -
     return {**value, **held} if is_typeddict(kind) else kind(**held)
 
 
+def _conform_named(value: dict[str, Any], kinds: dict[str, Any], where: str, entry: str) -> dict[str, Any]:
+    if missing := [name for name in kinds if name not in value]:
+        raise EntryError(f"{where} lacks entry {_inside(entry, missing[0])!r}")
+    return {name: conform(value[name], own, where, _inside(entry, name)) for name, own in kinds.items()}
+
+
 def _bare(kind: Any) -> Any:
     return get_args(kind)[0] if get_origin(kind) is NotRequired else kind
 
@@ -203,7 +236,7 @@ def _name(kind: Any) -> str:
     """A type in words."""
     if get_origin(kind) is Annotated:
         return _name(get_args(kind)[0])
-    if is_typeddict(kind) or dataclasses.is_dataclass(kind):
+    if is_typeddict(kind) or dataclasses.is_dataclass(kind) or isinstance(kind, dict):
         return "an object"
     words: dict[Any, str] = {
         int: "a whole number",
@@ -212,5 +245,5 @@ def _name(kind: Any) -> str:
         bool: "true or false",
         dict: "an object",
     }
-    words |= {list: "a list", tuple: "a list", None: "null", type(None): "null"}
+    words |= {list: "a list", tuple: "a list", Sequence: "a list", None: "null", type(None): "null"}
     return words[get_origin(kind) or kind]

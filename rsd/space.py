@@ -17,14 +17,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar, cast
 
 import numpy as np
 
 from rsd.errors import RSDError
+from rsd.record import EntryError, conform
 
 if TYPE_CHECKING:
     from torch import Tensor  # simulator workers need no torch
@@ -40,6 +42,17 @@ SAME = 0.01  # ranges that differ by less than this part of their width mean the
 Statistics = Mapping[str, Any]  # JSON in the published layout, of one data set
 Entry = Mapping[str, Any]  # its "action" or "proprio"
 Array = TypeVar("Array", np.ndarray, "Tensor")
+
+
+class Bounds(TypedDict):
+    """What every entry of stored statistics must hold, "action" or "proprio"; the others are for people."""
+
+    q01: list[float]
+    q99: list[float]
+    min: list[float]
+    max: list[float]
+    mask: NotRequired[list[bool] | None]
+    bounds: NotRequired[str]
 
 
 class SpaceError(RSDError, ValueError):
@@ -73,17 +86,23 @@ class Range:
         """Of one entry ("action" or "proprio"); without a mask every dim is normalised.
 
         Raises:
-            SpaceError: no such bounds, or entries of different lengths.
+            SpaceError: no such bounds, entries of different lengths or none, or a range that ends before it begins.
         """
         name = bounds_of(entry)
         if name not in BOUNDS:
             raise SpaceError(f"bounds {name!r} of the statistics, expected one of {sorted(BOUNDS)}")
+        counts = {
+            name: len(entry[name]) for name in (*BOUNDS[name], "min", "max", "mask") if entry.get(name) is not None
+        }
+        if len({*counts.values()}) != 1 or 0 in counts.values():
+            raise SpaceError(f"statistics have {counts} dims, expected as many in each, and one or more")
         low, high = (tuple(map(float, entry[bound])) for bound in BOUNDS[name])
-        mask = tuple(bool(used) for used in entry.get("mask", [True] * len(low)))
+        mask = tuple(bool(used) for used in entry.get("mask") or [True] * len(low))
         extremes = zip(entry.get("min", low), entry.get("max", high), strict=True)
         constant = tuple(bool(lowest == highest) for lowest, highest in extremes)
-        if len({len(low), len(high), len(mask), len(constant)}) != 1:
-            raise SpaceError(f"statistics have {len(low)}, {len(high)}, {len(mask)}, {len(constant)} dims in one entry")
+        for dim, (lowest, highest, used) in enumerate(zip(low, high, mask, strict=True)):
+            if used and not (lowest <= highest and math.isfinite(highest - lowest)):
+                raise SpaceError(f"statistics have {lowest:g}..{highest:g} in dim {dim} of {BOUNDS[name]}, no range")
         return cls(low, high, mask, constant)
 
     def __len__(self) -> int:
@@ -210,6 +229,34 @@ def _arithmetic(values: np.ndarray | Tensor) -> tuple[Any, Callable[[Any], Any]]
         return torch.tensor(numbers, dtype=dtype, device=values.device)
 
     return torch, constant
+
+
+def check_statistics(statistics: Any, where: str, parts: tuple[str, ...] = ("action",)) -> dict[str, Any]:
+    """Stored statistics of one data set, checked: what they must hold, its types, and that it makes a space.
+
+    Args:
+        where: File and entry, for messages.
+        parts: Of which something must be said; the other one is checked where it is there.
+
+    Returns:
+        The statistics.
+
+    Raises:
+        EntryError: an entry is missing, mistyped, of another length than the others, or no range.
+    """
+    record: dict[str, Any] = conform(statistics, dict[str, Any], where)
+    for part in ("action", "proprio"):
+        if part in parts or part in record:
+            conform(record, {part: Bounds}, where)
+            try:
+                bounds = Range.from_entry(record[part])
+            except SpaceError as error:
+                raise EntryError(f"{where}: entry {part!r}: {error}") from error
+            if part == "action" and not any(
+                used and low < high for low, high, used in zip(bounds.low, bounds.high, bounds.mask, strict=True)
+            ):
+                raise EntryError(f"{where}: entry {part!r}: no dim that is normalised has a width")
+    return record
 
 
 def resolve_unnorm_key(norm_stats: Mapping[str, Any], key: str | None) -> str:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rsd.checkpoint import JSON_FILE, Checkpoint, CheckpointError, load_checkpoint
+from rsd.checkpoint import JSON_FILE, Checkpoint, CheckpointError, checkpoint_json, load_checkpoint
 from rsd.decoding import (
     L1,
     Decoding,
@@ -111,7 +111,7 @@ def restamped(directory: Path, kind: str, base: OpenVLABase, expected: dict[str,
     if "point" not in config:
         states = config.setdefault("states_per_step", config["code_shape"]["action_dim"])
         config["point"] = former_point(config.pop("layer"), states)
-    return json.dumps(record, indent=1, sort_keys=True) + "\n"
+    return checkpoint_json(record)
 
 
 Decodings = dict[str, tuple[Decoding, str | None]]  # name → decoding and target

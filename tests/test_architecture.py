@@ -36,7 +36,8 @@ ALLOWED = {
     "progress": set(),
     "data": {"types", "space", "points", "jpeg", "processes", "progress"},
     "training": {
-        "types", "space", "points", "images", "progress", "checkpoint", "tokenizer", "stages", "decoding", "models",
+        "types", "space", "points", "images", "processes", "progress", "checkpoint", "tokenizer", "stages", "decoding",
+        "models",
     },
     # simulators and evaluation are blind to what they run and measure: they see a policy through a queue
     "silence": set(),

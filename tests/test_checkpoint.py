@@ -4,8 +4,17 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from rsd.checkpoint import WEIGHTS_FILE, CheckpointError, load_checkpoint, load_weights, save_checkpoint
+from rsd.checkpoint import (
+    WEIGHTS_FILE,
+    CheckpointError,
+    file_sha256,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+from tests.records import edit
 
 
 @pytest.fixture
@@ -60,4 +69,55 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(folder, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(folder, kind="head", config={}, weights={}, provenance={})
     assert json.loads((folder / "checkpoint.json").read_text())["config"] == {"width": 3}
+    assert load(folder).config == {"width": 3}
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_neither_written_nor_read(folder, value):
+    weights = {"ok": torch.ones(2), "broken": torch.tensor([1.0, value])}
+    with pytest.raises(CheckpointError, match=r"has weights that are NaN or infinite: broken \(1 of 2 tensors\)"):
+        save_checkpoint(folder, kind="head", config={}, weights=weights, provenance={})
+    assert load(folder).config == {"width": 3}  # the good one stays
+    save_file(weights, folder / WEIGHTS_FILE)
+    edit(folder / "checkpoint.json", lambda record: record.update(sha256=file_sha256(folder / WEIGHTS_FILE)))
+    with pytest.raises(CheckpointError, match=r"weights.safetensors has weights that are NaN or infinite: broken"):
+        load(folder)
+
+
+def test_metrics_that_are_not_finite_are_not_written(folder):
+    with pytest.raises(CheckpointError, match=r"provenance\.metrics\.ece\.1 of the head is not finite"):
+        provenance = {"metrics": {"ece": [0.1, float("nan")]}}
+        save_checkpoint(folder, kind="head", config={}, weights={"w": torch.ones(1)}, provenance=provenance)
+    assert load(folder).config == {"width": 3}
+
+
+@pytest.mark.parametrize("name", ["kind", "config", "provenance", "sha256"])
+@pytest.mark.parametrize("value", [None, 3, [], "x" * 1000, "missing"])
+def test_a_damaged_entry_is_named(folder, name, value):
+    def change(record):
+        record.update({name: value})
+        if value == "missing":
+            del record[name]
+
+    edit(folder / "checkpoint.json", change)
+    with pytest.raises(CheckpointError) as error:
+        load(folder)
+    line = str(error.value)
+    assert str(folder) in line and "\n" not in line and len(line) < len(str(folder)) + 250
+
+
+@pytest.mark.parametrize("changed", ['"width": 4', '"a": 2'])
+def test_a_changed_number_is_found_by_the_checksum(folder, changed):
+    path = folder / "checkpoint.json"
+    before = {"width": '"width": 3', "a": '"a": 1'}[changed.split('"')[1]]
+    path.write_text(path.read_text().replace(before, changed))
+    with pytest.raises(CheckpointError, match=r"checkpoint.json is damaged or was edited: its entry 'checksum'"):
+        load(folder)
+
+
+def test_a_checkpoint_without_checksum_is_of_an_earlier_version(folder):
+    path = folder / "checkpoint.json"
+    record = json.loads(path.read_text())
+    del record["checksum"]
+    path.write_text(json.dumps(record))
     assert load(folder).config == {"width": 3}

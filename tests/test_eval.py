@@ -182,7 +182,7 @@ def test_a_job_that_resume_completes_is_done_in_the_sweeps_table(tmp_path, run_e
     assert [row[2] for row in rows(sweep_dir)] == ["status", "failed", "failed"]
     mark.unlink()
     for job in ("1", "0"):
-        code, stdout, _ = run_eval(f"resume={sweep_dir / job}")
+        code, stdout, _ = run_eval(policy[0], f"resume={sweep_dir / job}")  # a target is typed again
         assert code == 0 and "Table of the runs" in stdout
     assert rows(sweep_dir)[1:] == [["0", "1", "done", "1.0"], ["1", "2", "done", "1.0"]]
 

@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rsd.commands.publishing import Offer, publish, write_offer
+from rsd.commands.stored import check_stored
 from rsd.commands.usage import check_choices, usage_page
 from rsd.errors import RSDError, SettingError
 from rsd.files import write_atomically
@@ -40,6 +41,7 @@ from rsd.runs import (
     open_run,
     resume_arguments,
     resume_command,
+    resumed_folder,
     unused_folder,
 )
 
@@ -159,6 +161,8 @@ def run(main: Callable[[], Any], config: Path) -> None:
         return
     if is_first_process():
         try:
+            if (stored := resumed_folder(sys.argv[1:])) is not None:
+                check_stored(stored, config, sys.argv[1:])
             sys.argv[1:] = resume_arguments(sys.argv[1:])
             check_sweep(sys.argv[1:])
             check_choices(config, sys.argv[1:])

@@ -103,7 +103,7 @@ def is_finished(step: Step, root: Path) -> bool:
     folder = step.folder(root)
     if step.finished is None or not (folder / step.finished).is_file():
         return False
-    stored: list[str] = read_yaml(folder / OVERRIDES_FILE)
+    stored: list[str] = read_yaml(folder / OVERRIDES_FILE, list[str])
     if _that_matter(stored) != _that_matter(step.command[1:]):
         raise PipelineError(f"{folder} was made with {stored}, not {step.command[1:]}; remove {root} to start afresh")
     report = read_json(folder / step.finished)

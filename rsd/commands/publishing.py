@@ -13,15 +13,24 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from rsd.errors import RSDError
-from rsd.files import read_json, write_atomically
+from rsd.files import write_atomically
+from rsd.record import read, shown
 
 OFFER_FILE = "offer.json"  # in the run folder of a multirun's job: {checkpoint, name}
 
 
 class PublishError(RSDError, OSError):
     """A checkpoint cannot be published under its name."""
+
+
+class _Offer(TypedDict):
+    """offer.json."""
+
+    checkpoint: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -72,8 +81,16 @@ def write_offer(run_dir: Path, offer: Offer) -> None:
 
 def read_offer(run_dir: Path) -> Offer | None:
     """The offer in a job's run folder; None when it made no checkpoint."""
-    record = read_json(run_dir / OFFER_FILE)
-    return None if record is None else Offer(run_dir / record["checkpoint"], Path(record["name"]))
+    path = run_dir / OFFER_FILE
+    if not path.is_file():
+        return None
+    record = read(path, _Offer, error=PublishError, remedy="remove it, or that job's folder")
+    checkpoint = run_dir / record["checkpoint"]
+    if not checkpoint.resolve().is_relative_to(run_dir.resolve()):
+        raise PublishError(
+            f"{path}: entry 'checkpoint' lies outside of the run's folder: {shown(record['checkpoint'])}"
+        )
+    return Offer(checkpoint, Path(record["name"]))
 
 
 def rivals(offers: Sequence[Offer]) -> list[list[Offer]]:

@@ -27,12 +27,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -40,8 +40,9 @@ from rsd.commands.entry_point import JobError
 from rsd.commands.publishing import Offer, PublishError, publish, read_offer, rivals
 from rsd.errors import RSDError, SettingError
 from rsd.evaluation.page import render_page
-from rsd.files import read_json, write_atomically
-from rsd.runs import CONFIG_FILE, METRICS_FILE, OVERRIDES_FILE, is_job_of_sweep, let_go, opened_here
+from rsd.files import write_atomically
+from rsd.record import read
+from rsd.runs import CONFIG_FILE, METRICS_FILE, OVERRIDES_FILE, is_job_of_sweep, let_go, opened_here, read_yaml
 
 JOB_FILE = "job.json"
 CSV_FILE = "sweep.csv"
@@ -73,6 +74,20 @@ class SweepRun:
         return str(self.offer.name) if self.offer.is_published else "no"
 
 
+class _Job(TypedDict):
+    """job.json."""
+
+    status: str
+    error: str | None
+    result: NotRequired[float | None]
+
+
+def _read(path: Path, kind: Any) -> Any:
+    """A record of a job; None where there is none."""
+    remedy = "remove it, or that job's folder"
+    return read(path, kind, error=SettingError, remedy=remedy) if path.is_file() else None
+
+
 def read_sweep(sweep_dir: Path) -> list[SweepRun]:
     """The jobs of a sweep in the order of their numbers; failed and unfinished ones included."""
     folders = [path.parents[1] for path in sweep_dir.glob("*/.hydra/overrides.yaml")]
@@ -80,11 +95,11 @@ def read_sweep(sweep_dir: Path) -> list[SweepRun]:
     runs = []
     for folder in folders:
         own = folder / OVERRIDES_FILE  # of the run; Hydra's are those of the last start, and of a job that never began
-        overrides = OmegaConf.load(own if own.is_file() else folder / ".hydra" / "overrides.yaml")
+        overrides = read_yaml(own if own.is_file() else folder / ".hydra" / "overrides.yaml", list[str])
         parts = (str(override).lstrip("+~").partition("=") for override in overrides)
         pairs = {key: value.strip("'") for key, _, value in parts}
-        job = read_json(folder / JOB_FILE) or {"status": UNFINISHED, "error": None}
-        metrics = read_json(folder / METRICS_FILE) or {}
+        job: _Job = _read(folder / JOB_FILE, _Job) or _Job(status=UNFINISHED, error=None)
+        metrics: dict[str, Any] = _read(folder / METRICS_FILE, dict[str, float]) or {}
         status, error, result = job["status"], job["error"], job.get("result")
         runs.append(SweepRun(folder.name, pairs, status, error, metrics, result, read_offer(folder)))
     return runs

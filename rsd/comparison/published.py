@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rsd.comparison.paired import independent_difference_interval
-from rsd.runs import read_yaml
 
 ABSENT = "not recorded"
 PUBLISHED_FILE = Path(__file__).with_name("published.yaml")
@@ -19,7 +20,7 @@ PUBLISHED_FILE = Path(__file__).with_name("published.yaml")
 
 def load_published() -> dict[str, Any]:
     """published.yaml as a dict."""
-    return read_yaml(PUBLISHED_FILE)
+    return yaml.safe_load(PUBLISHED_FILE.read_text(encoding="utf-8"))
 
 
 def compare_with_published(

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rsd.stages.logits import require_finite
+
 GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64; this and the next two are SplitMix64's constants
 MIX_1, MIX_2 = -4658895280553007687, -7723592293110705685  # 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 SEED_BITS = 63
@@ -70,10 +72,14 @@ def _mix(bits: Tensor) -> Tensor:
 
 
 def distribution(logits: Tensor, temperature: float) -> Tensor:
-    """Probabilities [..., L] of logits [..., L]; temperature 0 gives the one-hot of the argmax."""
+    """Probabilities [..., L] of logits [..., L]; temperature 0 gives the one-hot of the argmax.
+
+    Raises:
+        NotFiniteError: the logits, in parts of the temperature, are beyond all numbers.
+    """
     if temperature == 0:
         return torch.nn.functional.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
-    return torch.softmax(logits / temperature, dim=-1)
+    return require_finite(torch.softmax(logits / temperature, dim=-1), f"a distribution at temperature {temperature}")
 
 
 def draw(probabilities: Tensor, uniform: Tensor | None = None) -> Tensor:

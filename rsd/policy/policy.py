@@ -157,13 +157,14 @@ class VLAPolicy:
         for depth in sorted(set(code.depth.tolist())):
             rows = (code.depth == depth).nonzero()[:, 0]
             if depth == 0:
-                parts[depth] = looked.of(rows).chunk()
+                parts[depth] = _finite(looked.of(rows).chunk(), "the base model")
             elif self.tokens is None:
                 raise PolicyError(f"decoding {type(self.decoding).__name__} gave tokens, and there is no tokenizer")
             else:
                 with looked.clock.part("tokenizer"):
                     indices = code.indices[..., :depth]
-                    parts[depth] = self.tokens.tokenizer.decode(indices if len(rows) == len(looked) else indices[rows])
+                    own = indices if len(rows) == len(looked) else indices[rows]
+                    parts[depth] = _finite(self.tokens.tokenizer.decode(own), "the tokenizer")
         if len(parts) == 1:
             return next(iter(parts.values()))
         first = next(iter(parts.values()))
@@ -174,16 +175,25 @@ class VLAPolicy:
 
     def _to_robot(self, normalized: Tensor) -> np.ndarray:
         """Model space [..., T, A] → robot commands, float64."""
-        values = normalized.float().cpu().numpy()
-        if not np.isfinite(values).all():
-            raise PolicyError("the model produced NaN or infinite actions; check its weights and dtype")
-        return self.base.spec.space.to_robot(values)
+        space = self.base.spec.space
+        actions = space.to_robot(normalized.float().cpu().numpy())
+        if not np.isfinite(actions).all():
+            raise PolicyError(f"the statistics {space.name!r} produced NaN or infinite actions; check their bounds")
+        return actions
 
     def _proposal(self, code: Code, row: int) -> np.ndarray | None:
         """What the draft's first proposal alone decodes to, [T, A]; for people, and not part of the time."""
         if code.proposal is None or self.tokens is None:
             return None
-        return self._to_robot(self.tokens.tokenizer.decode(code.proposal[row : row + 1]))[0]
+        decoded = self.tokens.tokenizer.decode(code.proposal[row : row + 1])
+        return self._to_robot(_finite(decoded, "the tokenizer"))[0]
+
+
+def _finite(actions: Tensor, part: str) -> Tensor:
+    """Normalised actions of this part of the policy, checked."""
+    if not bool(actions.isfinite().all()):
+        raise PolicyError(f"{part} produced NaN or infinite actions; check its weights and dtype")
+    return actions
 
 
 def held(actions: np.ndarray, num_steps: int) -> np.ndarray:

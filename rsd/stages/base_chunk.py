@@ -50,7 +50,10 @@ class BoundChunk:
             if self._logits is None:
                 chunk = require_finite(self._looked.chunk(), "the base model's chunk")
                 self._logits = ChunkLogits(self._tokenizer, chunk)
-            return self._logits(known, start, stop)
+            logits = self._logits(known, start, stop)
+            levels = self._tokenizer.quantizer.levels[..., start:stop, None]  # [T, D, q, 1]
+            missing = torch.arange(logits.shape[-1], device=logits.device) >= levels  # [T, D, q, L]
+            return require_finite(logits, f"what the tokenizer makes of stages {start}..{stop - 1}", missing)
 
     def of(self, rows: Tensor) -> BoundChunk:
         some = BoundChunk(self._tokenizer, self._looked.of(rows))

@@ -3,18 +3,50 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rsd.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
+import torch
+
+from rsd.checkpoint import (
+    JSON_FILE,
+    CheckpointError,
+    check_names,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    shapes_of,
+)
+from rsd.errors import SettingError
 from rsd.points import HEAD, point_name
+from rsd.record import Count, EntryError, Size, conform, shown
 from rsd.stages.head import StageHead
 from rsd.types import ALL_TOKENS, BaseSpec, CodeShape
 
 VISUAL_TOKENS = "visual_tokens"  # entry of a base model's fingerprint, absent where it reads all
 
 EYES = "eyes"  # folder, inside a draft's, of the base model that it reads instead of the policy's
+
+
+@dataclass(frozen=True)
+class _Config:
+    """Entry "config" of a head's or draft's checkpoint.json."""
+
+    hidden_dim: Size
+    num_stages: Size
+    width: Size
+    num_layers: Size
+    num_heads: Size
+    code_shape: CodeShape
+    states_per_step: Size | None = None  # the first checkpoints all read layers,
+    point: str | None = None  # and so had
+    layer: Count | None = None  # this
+
+    @property
+    def size(self) -> dict[str, int]:
+        names = ("hidden_dim", "num_stages", "width", "num_layers", "num_heads")
+        return {name: getattr(self, name) for name in names}
 
 
 def save_stage_head(head: StageHead, directory: Path, *, kind: str, point: str, provenance: dict[str, Any]) -> None:
@@ -56,26 +88,32 @@ def load_stage_head(
     """
     command = f"python train.py phase={kind}"
     loaded = load_checkpoint(directory, kind=kind, produce=command)
-    config = {"states_per_step": code_shape.action_dim, **loaded.config}  # the first checkpoints all read layers
-    point = config.pop("point", None) or former_point(config.pop("layer"), config["states_per_step"])
-    stored_shape = config.pop("code_shape")
-    levels = tuple(tuple(tuple(entry) for entry in row) for row in stored_shape.pop("levels"))
-    stored_shape = CodeShape(**stored_shape, levels=levels)
-    remedy = f"train it again for this combination with {command}"
-    if stored_shape != code_shape:
+    remedy, where = f"train it again for this combination with {command}", str(Path(directory) / JSON_FILE)
+    made_for = {"tokenizer": tokenizer_sha256, "unnorm_key": base.space.name, "base": dict(base.fingerprint)}
+    try:
+        config = conform(loaded.config, _Config, where, "config")
+        conform(loaded.provenance, dict.fromkeys(made_for, Any), where, "provenance")
+    except EntryError as error:
+        raise CheckpointError(f"{error}; {remedy}") from error
+    states = config.states_per_step or code_shape.action_dim
+    point = config.point or (None if config.layer is None else former_point(config.layer, states))
+    if point is None:
+        raise CheckpointError(f"{where} lacks entry 'config.point'; {remedy}")
+    if config.code_shape != code_shape:
         raise CheckpointError(
-            f"{kind} {directory} speaks another code than the tokenizer: {_describe(stored_shape)} in the checkpoint, "
-            f"{_describe(code_shape)} in the tokenizer; {remedy}"
+            f"{kind} {directory} speaks another code than the tokenizer: {_describe(config.code_shape)} in the "
+            f"checkpoint, {_describe(code_shape)} in the tokenizer; {remedy}"
         )
     points = (base if eyes is None else eyes).points
     if point not in points:
-        raise CheckpointError(f"{kind} {directory} reads {point!r}, the base model has {', '.join(points)}; {remedy}")
+        raise CheckpointError(
+            f"{kind} {directory} reads {shown(point)}, the base model has {', '.join(points)}; {remedy}"
+        )
     if eyes is not None and eyes.space.digest != base.space.digest:
         raise CheckpointError(
             f"{kind} {directory} sees in the space {eyes.space.name!r}, {eyes.space.digest}, the base model acts in "
             f"{base.space.name!r}, {base.space.digest}; {remedy}"
         )
-    made_for = {"tokenizer": tokenizer_sha256, "unnorm_key": base.space.name, "base": dict(base.fingerprint)}
     _check_visual_tokens(f"{kind} {directory}", loaded.provenance["base"], as_stored(made_for)["base"], command)
     for name, value in as_stored(made_for).items():
         if loaded.provenance[name] != value:
@@ -84,7 +122,13 @@ def load_stage_head(
                 f"checkpoint, {_short(value, loaded.provenance[name])} here; "
                 f"{_restamp(loaded.provenance[name], value) or remedy}"
             )
-    head = StageHead(code_shape=code_shape, **config)
+    try:
+        with torch.device("meta"):  # sizes are held to those of the weights before memory is taken for them
+            outline = StageHead(code_shape=code_shape, states_per_step=states, **config.size)
+    except SettingError as error:
+        raise CheckpointError(f"{where}: entry 'config': {error}; {remedy}") from error
+    check_names(directory, shapes_of(outline.state_dict()), shapes_of(loaded.weights))
+    head = StageHead(code_shape=code_shape, states_per_step=states, **config.size)
     load_weights(head, loaded, directory)
     return head.eval().requires_grad_(False), point
 
@@ -122,6 +166,9 @@ def _restamp(stored: Any, here: Any) -> str | None:
 
 
 def _describe(shape: CodeShape) -> str:
+    counts = {len(entry) for row in shape.levels for entry in row} | {len(row) for row in shape.levels}
+    if 0 in counts or not counts or len({len(entry) for row in shape.levels for entry in row}) != 1:
+        return f"levels {shown(shape.levels)} that are no block"
     return (
         f"chunk {shape.chunk_length}x{shape.action_dim}, {shape.num_stages} stages of {shape.num_levels} levels with "
         f"{shape.tokens_per_stage} tokens"
@@ -132,4 +179,4 @@ def _short(value: Any, other: Any) -> str:
     """A value for an error message; of a dict only the entries that differ."""
     if isinstance(value, dict) and isinstance(other, dict):
         return str({key: entry for key, entry in value.items() if other.get(key) != entry})
-    return repr(value)
+    return shown(value)

@@ -54,6 +54,8 @@ class StageHead(nn.Module):
                 f"num_stages {num_stages} of the head, but the tokenizer has {code_shape.num_stages} stages; "
                 f"choose 1..{code_shape.num_stages}"
             )
+        if width % num_heads:
+            raise SettingError(f"width {width} of the head cannot be shared by num_heads {num_heads}; choose a divisor")
         self.config: dict[str, Any] = {
             "hidden_dim": hidden_dim,
             "states_per_step": states_per_step,

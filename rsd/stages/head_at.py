@@ -57,7 +57,8 @@ class BoundHead:
                 states = require_finite(self._looked.at(place.point), f"the base model's state {place.point!r}")
                 self._logits = HeadLogits(place.head, place.head.features(states))
             logits = self._logits(known, start, stop)
-            return require_finite(logits, f"what the {place.role} says of stages {start}..{stop - 1}")
+            missing = place.head.missing[..., start:stop, :]  # [T, D, q, L]
+            return require_finite(logits, f"what the {place.role} says of stages {start}..{stop - 1}", missing)
 
     def of(self, rows: Tensor) -> BoundHead:
         logits = None if self._logits is None else self._logits.of(rows)

@@ -59,12 +59,16 @@ class Absent:
         raise LookupError(f"the decoding asks for a {self.role}, and the policy has none; give it one")
 
 
-def require_finite(values: Tensor, what: str) -> Tensor:
-    """The values themselves; -inf is allowed, as it marks levels that do not exist.
+def require_finite(values: Tensor, what: str, missing: Tensor | None = None) -> Tensor:
+    """The values themselves.
+
+    Args:
+        missing: Levels that do not exist, whose logits are -inf by right; broadcastable to `values`.
 
     Raises:
-        NotFiniteError: some are NaN or +inf.
+        NotFiniteError: some are NaN or infinite.
     """
-    if bool((values.isnan() | values.isposinf()).any()):
+    broken = ~values.isfinite()
+    if bool((broken if missing is None else broken & ~missing).any()):
         raise NotFiniteError(f"{what} is NaN or infinite; check the weights and the dtype of the part that said it")
     return values

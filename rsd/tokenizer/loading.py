@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
-from rsd.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
-from rsd.space import QUANTILES, Space, with_bounds
+from rsd.checkpoint import JSON_FILE, CheckpointError, load_checkpoint, load_weights, save_checkpoint
+from rsd.errors import SettingError
+from rsd.record import EntryError, arguments, conform, shown
+from rsd.space import QUANTILES, Space, check_statistics, with_bounds
 from rsd.tokenizer.base import ActionTokenizer
 from rsd.tokenizer.bins import BinTokenizer
 from rsd.tokenizer.rfsq import RFSQTokenizer
@@ -17,6 +19,14 @@ from rsd.tokenizer.transform import TransformTokenizer
 KIND = "tokenizer"
 COMMAND = "python train.py phase=rfsq"
 FAMILIES = {family.__name__: family for family in (RFSQTokenizer, TransformTokenizer, BinTokenizer)}
+
+
+class _Provenance(TypedDict):
+    """What is read of it."""
+
+    unnorm_key: str
+    bounds: NotRequired[str]
+    norm_stats: NotRequired[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -73,16 +83,21 @@ def load_tokenizer(
             for name in sorted(asked.keys() | config.keys())
             if asked.get(name) != config.get(name)
         ]
+    where, remedy = str(Path(directory) / JSON_FILE), f"copy it again or train one with {COMMAND}"
     family = config.pop("family", None)
-    if family not in FAMILIES:
-        raise CheckpointError(f"tokenizer {directory} is of family {family!r}, expected one of {sorted(FAMILIES)}")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise CheckpointError(f"tokenizer {directory} is of family {shown(family)}, expected one of {sorted(FAMILIES)}")
     if differing:
         raise CheckpointError(f"tokenizer {directory} does not fit: {'; '.join(differing)}; train one with {COMMAND}")
-    tokenizer = FAMILIES[family](**config)
+    try:
+        tokenizer = FAMILIES[family](**arguments(FAMILIES[family], config, where, "config"))
+        provenance: _Provenance = conform(loaded.provenance, _Provenance, where, "provenance")
+        unnorm_key, bounds = provenance["unnorm_key"], provenance.get("bounds", QUANTILES)
+        made_for = _space(unnorm_key, bounds, provenance.get("norm_stats", {}), where)
+    except (EntryError, SettingError) as error:
+        raise CheckpointError(f"{_named(where, error)}; {remedy}") from error
     load_weights(tokenizer, loaded, directory)
     tokenizer.eval().requires_grad_(False)
-    unnorm_key, bounds = loaded.provenance["unnorm_key"], loaded.provenance.get("bounds", QUANTILES)
-    made_for = _space(unnorm_key, bounds, loaded.provenance.get("norm_stats", {}))
     result = LoadedTokenizer(tokenizer, loaded.sha256, unnorm_key, bounds, made_for)
     if space is not None and (difference := result.difference(space)) is not None:
         raise CheckpointError(
@@ -91,7 +106,14 @@ def load_tokenizer(
     return result
 
 
-def _space(unnorm_key: str, bounds: str, norm_stats: Mapping[str, Any]) -> Space | None:
+def _named(where: str, error: Exception) -> str:
+    """The message with its file: what a constructor refuses does not know where it stands."""
+    return str(error) if isinstance(error, EntryError) else f"{where}: entry 'config': {error}"
+
+
+def _space(unnorm_key: str, bounds: str, norm_stats: Mapping[str, Any], where: str) -> Space | None:
     if unnorm_key not in norm_stats:
         return None
-    return Space.from_statistics(unnorm_key, with_bounds(norm_stats[unnorm_key], bounds))
+    place = f"{where}: entry 'provenance.norm_stats.{unnorm_key}'"
+    statistics = check_statistics(norm_stats[unnorm_key], place)
+    return Space.from_statistics(unnorm_key, with_bounds(statistics, bounds))

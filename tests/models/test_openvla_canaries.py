@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rsd.checkpoint import CheckpointError
 from rsd.models.openvla import CanaryError
 from rsd.models.openvla.canaries import check_canaries
 from tests.models.published_copy import edit_json, load
@@ -22,9 +23,23 @@ def test_a_blind_model_is_refused(published):
 def test_weights_that_are_not_finite_are_refused(published):
     weights = load_file(published / "model.safetensors")
     weights["projector.fc3.bias"][0] = torch.nan
-    save_file(weights, published / "model.safetensors")
+    base = load(published)
+    base.model.projector.fc3.bias[0] = torch.nan
     with pytest.raises(CanaryError, match=r"hidden states are finite: \d+ of \d+ numbers are not"):
-        load(published)
+        check_canaries(base)
+    save_file(weights, published / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model.safetensors, read as .* NaN or infinite: projector.fc3.bias"):
+        load(published, canaries=False)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_side_weights_that_are_not_finite_are_refused(published, value):
+    path = next(published.glob("action_head--*"))
+    weights = torch.load(path, weights_only=True)
+    next(iter(weights.values())).view(-1)[0] = value
+    torch.save(weights, path)
+    with pytest.raises(CheckpointError, match=r"action_head--\S+ has weights that are NaN or infinite: "):
+        load(published, canaries=False)
 
 
 def test_a_causal_oft_model_is_refused(published, monkeypatch):
@@ -43,5 +58,5 @@ def test_reversed_statistics_are_refused(published):
             entry["action"]["q01"], entry["action"]["q99"] = entry["action"]["q99"], entry["action"]["q01"]
 
     edit_json(published / "dataset_statistics.json", swap)
-    with pytest.raises(CanaryError, match="statistics are present and ordered"):
+    with pytest.raises(CheckpointError, match=r"statistics have .*\.\..* in dim 0 of .*, no range"):
         load(published)

@@ -17,6 +17,7 @@ from rsd.models.openvla.text import LlamaText
 from rsd.space import Range, UnknownKeyError
 from tests.models.openvla_tiny import UNNORM_KEY, build_base, observation, plain_observation
 from tests.models.published_copy import LIBERO, VIEWS, edit_json, llama_tokenizer, load
+from tests.records import edit
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_head_of_another_width(published):
 
 
 def test_own_checkpoint_of_another_architecture(own):
-    edit_json(own / "checkpoint.json", lambda record: record["config"]["architecture"]["llm"].update(hidden_size=64))
+    edit(own / "checkpoint.json", lambda record: record["config"]["architecture"]["llm"].update(hidden_size=64))
     with pytest.raises(CheckpointError, match=r"another architecture: .* has shape"):
         load(own)
 

@@ -22,6 +22,7 @@ from scripts.restamp import restamp
 from tests.models.openvla_tiny import UNNORM_KEY, build_base, observation, statistics
 from tests.models.test_visual_tokens import scorer_for
 from tests.policy.policies import make_policy, save_parts
+from tests.records import edit
 
 PARTS = ("base", "tokenizer", "head", "draft")
 DECODINGS = {
@@ -56,12 +57,6 @@ def written(tmp_path_factory):
 def folder(written, tmp_path):
     """A copy at another place, free to be damaged."""
     return shutil.copytree(written, tmp_path / "moved")
-
-
-def edit(path, change):
-    record = json.loads(path.read_text())
-    change(record)
-    path.write_text(json.dumps(record))
 
 
 @pytest.mark.parametrize("name", [None, *DECODINGS])

@@ -7,6 +7,7 @@ from rsd.checkpoint import CheckpointError
 from rsd.space import Space, with_bounds
 from rsd.tokenizer import load_tokenizer, save_tokenizer
 from tests.models.openvla_tiny import statistics
+from tests.records import edit
 from tests.tokenizer.contract import random_chunks
 from tests.tokenizer.test_tokenizers import rfsq, transform
 
@@ -65,8 +66,7 @@ def test_another_configuration_is_refused(tmp_path, other, message):
 
 def test_another_family_is_refused(tmp_path):
     save_tokenizer(rfsq(), tmp_path / "t", PROVENANCE)
-    record = tmp_path / "t" / "checkpoint.json"
-    record.write_text(record.read_text().replace("RFSQTokenizer", "Subprocess"))
+    edit(tmp_path / "t" / "checkpoint.json", lambda record: record["config"].update(family="Subprocess"))
     with pytest.raises(CheckpointError, match=r"is of family 'Subprocess', expected one of \['BinTokenizer', 'RFSQ"):
         load_tokenizer(tmp_path / "t")
 

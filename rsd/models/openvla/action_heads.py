@@ -52,8 +52,14 @@ def discrete(model: OpenVLAOFT, patches: Tensor, prompt: Prompt, layers: Sequenc
 
 def read_tokens(model: OpenVLAOFT, last: Tensor, chunk_length: int) -> Tensor:
     """The most probable token of each state of the last layer, [B, K, H], as a chunk [B, T, A]."""
-    ids = model.language_model.lm_head(last).argmax(dim=-1)  # [B, K]
-    return decode_action_ids(ids).view(len(ids), chunk_length, -1)
+    logits = model.language_model.lm_head(last)  # [B, K, vocabulary]
+    return _chunk_of(logits.argmax(dim=-1), logits, chunk_length)
+
+
+def _chunk_of(ids: Tensor, logits: Tensor, chunk_length: int) -> Tensor:
+    """Tokens [B, K] as a chunk [B, T, A]; NaN where the logits that chose them were no numbers, as argmax hides it."""
+    actions = decode_action_ids(ids).masked_fill(~logits.isfinite().all(dim=-1), torch.nan)
+    return actions.view(len(ids), chunk_length, -1)
 
 
 def num_runs(model: OpenVLAOFT, chunk_length: int) -> int:
@@ -117,7 +123,8 @@ def diffusion(model: OpenVLAOFT, patches: Tensor, prompt: Prompt, layers: Sequen
 def autoregressive(model: OpenVLAOFT, patches: Tensor, prompt: Prompt, layers: Sequence[int]) -> tuple[States, Tensor]:
     """Greedy generation of the K action tokens, one after the other, causally, with a key-value cache."""
     ids, states = generate(model, patches, prompt, layers)
-    return states, decode_action_ids(ids).view(len(ids), prompt.chunk_length, -1)
+    logits = model.language_model.lm_head(states[model.llm_config.num_hidden_layers])  # [B, K, vocabulary]
+    return states, _chunk_of(ids, logits, prompt.chunk_length)
 
 
 def generate(model: OpenVLAOFT, patches: Tensor, prompt: Prompt, layers: Sequence[int]) -> tuple[Tensor, States]:

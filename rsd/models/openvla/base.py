@@ -235,7 +235,10 @@ class OpenVLABase:
         """Standard proprio vectors → [B, P], with the evaluation formula (constant dims are not zeroed, SPEC §9)."""
         for vector in proprio:
             self._check_proprio(vector)
-        return torch.from_numpy(self.space.proprio_to_model(np.stack(proprio)))
+        normalized = self.space.proprio_to_model(np.stack(proprio))
+        if not np.isfinite(normalized).all():
+            raise ObservationError(f"proprio is not finite once normalised with the statistics {self.space.name!r}")
+        return torch.from_numpy(normalized)
 
     def _check_proprio(self, proprio: Any) -> None:
         expected, vector = self.model.architecture.proprio_dim, np.asarray(proprio)

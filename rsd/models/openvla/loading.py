@@ -8,11 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
-from rsd.checkpoint import JSON_FILE, CheckpointError, cached_sha256, load_checkpoint, load_weights, save_checkpoint
+from rsd.checkpoint import (
+    JSON_FILE,
+    Checkpoint,
+    CheckpointError,
+    cached_sha256,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+from rsd.errors import SettingError
 from rsd.models.openvla import published
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.canaries import check_canaries
@@ -22,12 +31,35 @@ from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.robots import Robot
 from rsd.models.openvla.text import PROMPT, VICUNA_PROMPT, LlamaText, TextEncoder, WordText
 from rsd.models.openvla.visual_tokens import VisualTokens
-from rsd.space import BOUNDS, LIBERO_GRIPPER, Space, Statistics, bounds_of, resolve_unnorm_key, with_bounds
+from rsd.record import EntryError, Size, arguments, conform
+from rsd.space import (
+    BOUNDS,
+    LIBERO_GRIPPER,
+    Space,
+    Statistics,
+    bounds_of,
+    check_statistics,
+    resolve_unnorm_key,
+    with_bounds,
+)
 
 KIND = "base"
 PRODUCE = "python train.py phase=oft model=oft_tiny"
 SIDE_COMPONENTS = ("action_head", "proprio_projector", "noisy_action_projector", "vision_backbone")
 REQUIRED_STATISTICS = ("q01", "q99", "min", "max")
+
+
+class _Config(TypedDict):
+    """Entry "config" of checkpoint.json."""
+
+    architecture: dict[str, Any]
+    processor: dict[str, Any]
+    words: list[str]
+    instructions: NotRequired[list[str]]
+    norm_stats: dict[str, dict[str, Any]]
+    views: list[str]
+    chunk_length: Size
+    center_crop: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +166,10 @@ def own_inputs(directory: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing or damaged.
     """
-    config = load_checkpoint(directory, kind=KIND, produce=PRODUCE).config
+    config, architecture = _own_config(directory, load_checkpoint(directory, kind=KIND, produce=PRODUCE))
     return {
         "views": config["views"],
-        "use_proprio": Architecture.from_json(config["architecture"]).proprio_dim is not None,
+        "use_proprio": architecture.proprio_dim is not None,
         "chunk_length": config["chunk_length"],
         "center_crop": config["center_crop"],
         "unnorm_key": next(iter(config["norm_stats"])),
@@ -197,10 +229,24 @@ def save_base(
     save_checkpoint(directory, kind=KIND, config=config, weights=weights, provenance=provenance)
 
 
+def _own_config(directory: Path, checkpoint: Checkpoint) -> tuple[_Config, Architecture]:
+    """What checkpoint.json says the model is made with, checked."""
+    where = str(directory / JSON_FILE)
+    try:
+        config: _Config = conform(checkpoint.config, _Config, where, "config")
+        architecture = Architecture.from_json(config["architecture"], where)
+        PrismaticImageProcessor(**arguments(PrismaticImageProcessor, config["processor"], where, "config.processor"))
+        for name, statistics in config["norm_stats"].items():
+            parts = ("action",) if architecture.proprio_dim is None else ("action", "proprio")
+            check_statistics(statistics, f"{where}: entry 'config.norm_stats.{name}'", parts)
+    except (EntryError, SettingError) as error:
+        raise CheckpointError(f"{error}; copy it again or make it again with: {PRODUCE}") from error
+    return config, architecture
+
+
 def _load_own(directory: Path, wanted: Wanted) -> OpenVLABase:
     checkpoint = load_checkpoint(directory, kind=KIND, produce=PRODUCE)
-    config = checkpoint.config
-    architecture = Architecture.from_json(config["architecture"])
+    config, architecture = _own_config(directory, checkpoint)
     _check_contract(
         directory,
         {
@@ -275,18 +321,23 @@ def _statistics(directory: Path, norm_stats: Mapping[str, Statistics], wanted: W
     """Name and entry of the wanted statistics."""
     key = resolve_unnorm_key(norm_stats, wanted.unnorm_key)
     stats = norm_stats[key]
-    parts = ("action", "proprio") if wanted.use_proprio else ("action",)
+    parts, named = ("action", "proprio") if wanted.use_proprio else ("action",), f"statistics {key!r} of {directory}"
     needed = [(part, name) for part in parts for name in REQUIRED_STATISTICS]
+    try:
+        present = {part: dict[str, Any] for part in parts if part in conform(stats, dict[str, Any], named)}
+        conform(stats, present, named)
+    except EntryError as error:
+        raise CheckpointError(f"{error}; use the file that came with the model") from error
     missing = [f"{part}.{name}" for part, name in needed if name not in stats.get(part, {})]
     if missing:
-        raise CheckpointError(
-            f"statistics {key!r} of {directory} lack {missing}; use the file that came with the model"
-        )
+        raise CheckpointError(f"{named} lack {missing}; use the file that came with the model")
     unknown = {part: name for part in parts if (name := bounds_of(stats[part])) not in BOUNDS}
     if unknown:
-        raise CheckpointError(
-            f"statistics {key!r} of {directory} name bounds {unknown}, expected one of {sorted(BOUNDS)}"
-        )
+        raise CheckpointError(f"{named} name bounds {unknown}, expected one of {sorted(BOUNDS)}")
+    try:
+        check_statistics(stats, named, parts)
+    except EntryError as error:
+        raise CheckpointError(f"{error}; use the file that came with the model") from error
     if not wanted.use_proprio:
         stats = {name: value for name, value in stats.items() if name != "proprio"}
     return key, stats

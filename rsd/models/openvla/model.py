@@ -35,6 +35,7 @@ from rsd.models.openvla.heads import (
     SingleProjector,
 )
 from rsd.models.openvla.vit import VisionTransformer, ViTShape
+from rsd.record import EntryError, Size, conform
 
 __all__ = [
     "CHANNELS_PER_IMAGE",
@@ -52,6 +53,23 @@ OPTIONAL_FIELDS = {"action_head": "l1", "film": False}  # left out of the JSON f
 FORMER_NAMES = {"decoder": "action_head"}  # of fields, in checkpoints of earlier versions
 
 Choose = Callable[[Tensor, Callable[[], Tensor]], Tensor]  # patches, what makes the instruction's vector → indices
+
+
+def check_llm(llm: dict[str, Any], where: str, entry: str) -> None:
+    """See that the entries of a LlamaConfig have its types, and heads divide its width.
+
+    Raises:
+        EntryError: they do not.
+    """
+    sizes = [
+        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+        *("num_key_value_heads", "max_position_embeddings"),
+    ]
+    conform(llm, {name: Size for name in sizes if llm.get(name) is not None}, where, entry)
+    conform(llm, {name: float for name in ("rms_norm_eps", "rope_theta") if name in llm}, where, entry)
+    width, heads = (llm.get(name) for name in ("hidden_size", "num_attention_heads"))
+    if width and heads and width % heads:
+        raise EntryError(f"{where}: entry '{entry}.num_attention_heads' is {heads}, no divisor of hidden_size {width}")
 
 
 @dataclass(frozen=True)
@@ -94,11 +112,16 @@ class Architecture:
         }
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Architecture:
+    def from_json(cls, record: dict[str, Any], where: str = "architecture") -> Architecture:
+        """Of the entry "config.architecture" of a file.
+
+        Raises:
+            EntryError: an entry is missing, unknown or mistyped.
+        """
         record = {FORMER_NAMES.get(name, name): value for name, value in record.items()}
-        kinds = {"dino": ViTShape, "siglip": ViTShape, "conv": ConvShape}
-        shapes = {name: kind(**record[name]) for name, kind in kinds.items() if record.get(name) is not None}
-        return cls(**{**record, **shapes})
+        made: Architecture = conform(record, cls, where, "config.architecture")
+        check_llm(made.llm, where, "config.architecture.llm")
+        return made
 
     @property
     def transformers(self) -> list[ViTShape]:

@@ -6,10 +6,9 @@ tvf_normalize_params, and these win over means/stds.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -18,10 +17,28 @@ from torch import Tensor
 
 from rsd.checkpoint import CheckpointError
 from rsd.errors import SettingError
+from rsd.record import Size, read
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # DINOv2
 HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and std
+COLOURS = 3
 STRATEGIES = ("resize-naive", "resize-crop", "letterbox")
+
+
+class _Moments(TypedDict):
+    mean: list[float]
+    std: list[float]
+
+
+class _Published(TypedDict):
+    """What is read of a preprocessor_config.json."""
+
+    interpolations: list[str]
+    means: list[list[float]]
+    stds: list[list[float]]
+    tvf_normalize_params: NotRequired[list[_Moments]]
+    input_sizes: list[list[Size]]
+    image_resize_strategy: str
 
 
 class PrismaticImageProcessor:
@@ -37,6 +54,10 @@ class PrismaticImageProcessor:
     ) -> None:
         if strategy not in STRATEGIES:
             raise SettingError(f"image_resize_strategy {strategy!r} is unknown; expected one of {STRATEGIES}")
+        if not 0 < len(sizes) == len(means) == len(stds) or {len(one) for one in (*means, *stds)} != {COLOURS}:
+            raise SettingError(f"pictures of sizes {list(sizes)} need a mean and a std each, of {COLOURS} colours")
+        if min(sizes) < 1 or any(value <= 0 for std in stds for value in std):
+            raise SettingError(f"pictures have sizes {list(sizes)} and stds {list(stds)}, expected numbers above 0")
         self.sizes = tuple(sizes)
         self.means = tuple(tuple(mean) for mean in means)
         self.stds = tuple(tuple(std) for std in stds)
@@ -45,15 +66,18 @@ class PrismaticImageProcessor:
     @classmethod
     def from_file(cls, path: Path) -> PrismaticImageProcessor:
         """Read a published preprocessor_config.json."""
-        record = json.loads(Path(path).read_text())
+        record = read(Path(path), _Published, error=CheckpointError, remedy="copy it again")
         if set(record["interpolations"]) != {"bicubic"}:
             raise CheckpointError(f"{path}: interpolations {record['interpolations']}, expected bicubic only")
         means, stds = record["means"], record["stds"]
         if "tvf_normalize_params" in record:
             means = [entry["mean"] for entry in record["tvf_normalize_params"]]
             stds = [entry["std"] for entry in record["tvf_normalize_params"]]
-        sizes = [size[-1] for size in record["input_sizes"]]
-        return cls(sizes=sizes, means=means, stds=stds, strategy=record["image_resize_strategy"])
+        sizes = [size[-1] for size in record["input_sizes"] if size]
+        try:
+            return cls(sizes=sizes, means=means, stds=stds, strategy=record["image_resize_strategy"])
+        except SettingError as error:
+            raise CheckpointError(f"{path}: {error}; copy it again") from error
 
     def to_json(self) -> dict[str, Any]:
         return {"sizes": self.sizes, "means": self.means, "stds": self.stds, "strategy": self.strategy}

@@ -7,7 +7,6 @@ proprio_projector--*.pt, noisy_action_projector--*.pt and vision_backbone--*.pt 
 
 from __future__ import annotations
 
-import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -20,15 +19,24 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from rsd.checkpoint import CheckpointError, check_names
+from rsd.checkpoint import CheckpointError, check_finite, check_names, shapes_of
 from rsd.errors import SettingError
 from rsd.models.openvla.action_heads import ACTION_HEADS
-from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
-from rsd.models.openvla.streaming import put, read_headers, shapes_of, stream, weight_files
+from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights, check_llm
+from rsd.models.openvla.streaming import put, read_headers, stream, weight_files
 from rsd.models.openvla.vit import ViTShape
+from rsd.record import EntryError, Size, conform, read
 
 HUB_TIMEOUT_S = 5.0
 MAX_VISION_LORA_ALPHA = 16  # the reference trains with alpha = min(rank, 16) and does not store it
+CONFIG_ENTRIES: dict[str, Any] = {  # types of what config.json may hold
+    "vision_backbone_id": str,
+    "timm_model_ids": list[str],
+    "image_sizes": list[Size],
+    "timm_model_kwargs": list[dict[str, Any]],
+    "use_fused_vision_backbone": bool,
+    "llm_backbone_id": str,
+}
 HEAD_NAMES = {"l1": "model.fc2.weight", "diffusion": "noise_predictor.mlp_resnet.fc2.weight"}
 
 # Arguments of timm 0.9.10's models, by the part of the id before the weights' tag
@@ -80,17 +88,23 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     path = directory / name
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; {directory} is not a complete OpenVLA-OFT checkpoint")
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); copy it again") from error
+    return read(path, dict[str, Any], error=CheckpointError, remedy="copy it again")
 
 
 def read_norm_stats(directory: Path) -> dict[str, Any]:
     """Statistics of every data set of the model: dataset_statistics.json replaces config.json's norm_stats entirely."""
     if (directory / "dataset_statistics.json").is_file():
         return read_json(directory, "dataset_statistics.json")
-    return read_json(directory, "config.json")["norm_stats"]
+    return read_entries(directory, {"norm_stats": dict[str, Any]})["norm_stats"]
+
+
+def read_entries(directory: Path, kinds: dict[str, Any]) -> dict[str, Any]:
+    """config.json, with these of its entries checked."""
+    config = read_json(directory, "config.json")
+    try:
+        return conform(config, kinds, str(directory / "config.json"))
+    except EntryError as error:
+        raise CheckpointError(f"{error}; copy it again") from error
 
 
 def read_architecture(
@@ -102,11 +116,13 @@ def read_architecture(
     film: bool = False,
 ) -> Architecture:
     """Architecture from config.json; what it does not say comes from side files and statistics, through the caller."""
-    config = read_json(directory, "config.json")
+    config, where = read_json(directory, "config.json"), str(directory / "config.json")
     if config.get("model_type") != "openvla":
         raise CheckpointError(
             f"{directory / 'config.json'} describes model_type {config.get('model_type')!r}, expected 'openvla'"
         )
+    kinds = {"text_config": dict[str, Any], **{name: own for name, own in CONFIG_ENTRIES.items() if name in config}}
+    config = read_entries(directory, kinds)
     known_names, known_sizes = VISION_BACKBONES.get(config.get("vision_backbone_id", ""), (None, None))
     names, sizes = config.get("timm_model_ids", known_names), config.get("image_sizes", known_sizes)
     if names is None or sizes is None:
@@ -116,6 +132,12 @@ def read_architecture(
         )
     # timm_model_kwargs is the golden sets' extension that shrinks the two backbones; published files do not have it
     extra = config.get("timm_model_kwargs", [{}] * len(names))
+    if not 0 < len(names) == len(sizes) == len(extra):
+        raise CheckpointError(f"{where}: {len(names)} timm_model_ids with {len(sizes)} image_sizes; copy it again")
+    try:
+        check_llm(config["text_config"], where, "text_config")
+    except EntryError as error:
+        raise CheckpointError(f"{error}; copy it again") from error
     shapes = [_vit_shape(*arguments) for arguments in zip(names, sizes, extra, strict=True)]
     fused = config.get("use_fused_vision_backbone", len(shapes) > 1)
     if len(shapes) != 1 + fused:
@@ -158,6 +180,9 @@ def read_side_file(path: Path) -> dict[str, Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error}); copy it again") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise CheckpointError(f"{path} holds a {type(weights).__name__}, expected weights by name; copy it again")
+    check_finite(weights, str(path))
     return {name.removeprefix("module."): value for name, value in weights.items()}
 
 
@@ -262,8 +287,8 @@ def build_model(
     found = read_headers(weight_files(directory))
     if architecture.film:  # its towers come from the side file, never from the shards
         found = {name: where for name, where in found.items() if not name.startswith("vision_backbone.")}
-    got = shapes_of([*beside.items()]) | {name: shape for name, (_, shape) in found.items()}
-    check_names(directory, shapes_of([*model.state_dict().items()]), got)
+    got = shapes_of(beside) | {name: shape for name, (_, shape) in found.items()}
+    check_names(directory, shapes_of(model.state_dict()), got)
     if torch.device(device).type == "meta":
         cast_weights(model, dtype)
     else:

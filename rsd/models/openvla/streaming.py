@@ -6,36 +6,40 @@ straight to its device; the host holds at most the one shard that is mapped, and
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from rsd.checkpoint import LISTED_NAMES, CheckpointError, Shape
+from rsd.checkpoint import LISTED_NAMES, CheckpointError, Shape, check_finite
+from rsd.record import read, shown
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 FLOATING = ("F32", "F16", "BF16")
 
 
+class _Index(TypedDict):
+    weight_map: dict[str, str]
+
+
 def weight_files(directory: Path) -> dict[Path, set[str] | None]:
     """The safetensors files of a checkpoint → the tensors that the index promises in each; None without an index.
 
     Raises:
-        CheckpointError: a file is missing, or the index is not one.
+        CheckpointError: a file is missing or elsewhere, or the index is not one.
     """
     index = directory / INDEX_FILE
     names: dict[str, set[str] | None] = {SINGLE_FILE: None}
     if index.is_file():
-        try:
-            weight_map = json.loads(index.read_text())["weight_map"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
-            raise CheckpointError(f"{index} is not an index of weights ({error}); copy it again") from error
+        remedy = "that is not an index of weights, copy it again"
+        weight_map = read(index, _Index, error=CheckpointError, remedy=remedy)["weight_map"]
+        if strange := sorted(name for name in set(weight_map.values()) if Path(name).name != name):
+            raise CheckpointError(f"{index} names files that are not beside it: {shown(strange)}; copy it again")
         names = {file: {name for name in weight_map if weight_map[name] == file} for file in set(weight_map.values())}
     missing = sorted(name for name in names if not (directory / name).is_file())
     if missing:
@@ -90,15 +94,12 @@ def stream(
         with _opened(path, str(device)) as file:
             for name in names:
                 tensor = file.get_tensor(name)
-                put(module, name, torch.empty_like(tensor, dtype=dtype).copy_(tensor))
+                value = torch.empty_like(tensor, dtype=dtype).copy_(tensor)
+                check_finite({name: value}, f"{path}, read as {dtype},")
+                put(module, name, value)
 
 
 def put(module: nn.Module, name: str, value: Tensor) -> None:
     """Replace one parameter, which may be on the meta device."""
     parent, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(parent), leaf, nn.Parameter(value, requires_grad=False))
-
-
-def shapes_of(weights: Sequence[tuple[str, Tensor]]) -> dict[str, Shape]:
-    """Shapes by name."""
-    return {name: tuple(value.shape) for name, value in weights}
