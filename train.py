@@ -7,7 +7,7 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from rsd.commands.entry_point import begin_run, finish_run, publish_run, report_errors, run
+from rsd.commands.entry_point import begin_run, finish_run, publish_run, report_errors, run, use_command
 from rsd.processes import is_first_process
 from rsd.runs import resume_command
 
@@ -58,7 +58,10 @@ def main(cfg: DictConfig) -> float | None:
     logger.log_files(sorted(run_dir.glob("*.png")))
     logger.log_artifact(checkpoint, kind=cfg.phase.name)
     logger.finalize("success")
-    return finish_run(run_dir, f"phase={cfg.phase.name} → {found_at}", metrics, shown=cfg.phase.shown)
+    shown = finish_run(run_dir, f"phase={cfg.phase.name} → {found_at}", metrics, shown=cfg.phase.shown)
+    if "used_by" in cfg.phase:
+        print(f"use it with: {use_command(cfg, found_at)}")
+    return shown
 
 
 if __name__ == "__main__":

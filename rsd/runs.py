@@ -170,13 +170,17 @@ def resume_arguments(argv: Sequence[str]) -> list[str]:
 
 def resume_command(run_dir: Path) -> str:
     """The command line that continues a run, for the shell: this process's own script and configuration folders."""
+    return shlex.join(["python", sys.argv[0], *config_options(), f"resume={run_dir}"])
+
+
+def config_options() -> list[str]:
+    """What was typed of where configurations lie."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for names in CONFIG_OPTIONS:
         parser.add_argument(*names)
     given, others = parser.parse_known_args(sys.argv[1:])
     options = [word for name, value in vars(given).items() if value for word in (f"--{name.replace('_', '-')}", value)]
-    searched = [one for one in others if one.lstrip("+").startswith("hydra.searchpath=")]
-    return shlex.join(["python", sys.argv[0], *options, *searched, f"resume={run_dir}"])
+    return options + [one for one in others if one.lstrip("+").startswith("hydra.searchpath=")]
 
 
 def resumed_folder(argv: Sequence[str]) -> Path | None:

@@ -37,6 +37,7 @@ from rsd.processes import is_first_process
 from rsd.runs import (
     CONFIG_FILE,
     METRICS_FILE,
+    config_options,
     is_job_of_sweep,
     open_run,
     resume_arguments,
@@ -49,6 +50,11 @@ ERROR_FILE = "error.log"
 # A command that makes what a message misses
 HINT = re.compile(r"(python (?:train\.py phase=\w+|scripts/cache_hidden_states\.py))((?: \w+=[\w-]+)*)")
 REPEATED = ("model", "quantizer", "data", "chunk", "paths")  # what such a command takes over, of what was typed
+
+
+SERVE = "scripts/serve_policy.py"
+USED_AGAIN = ("data", "chunk", "paths", "model")  # what the command that uses an export takes over, of what was typed
+OF_THE_START = ("data", "model", "model.name", "model.backbone.checkpoint", "model.backbone.hub_id")  # but not these
 
 
 class JobError(CompactHydraException):
@@ -207,6 +213,23 @@ def publish_run(checkpoint: Path, name: Path) -> Path:
         return checkpoint
     publish(checkpoint, name)
     return name
+
+
+def use_command(cfg: DictConfig, found_at: Path) -> str:
+    """The command line, for the shell, that runs what a phase with `used_by` has published.
+
+    What was typed of data, chunk, paths and model goes on; the model's checkpoint is the new one. A policy of a suite's
+    data set is evaluated there; where there is no simulator it is served.
+    """
+    hydra_cfg = HydraConfig.get()
+    keys = {one: one.lstrip("+").partition("=")[0] for one in cast("list[str]", list(hydra_cfg.overrides.task))}
+    kept = [one for one, key in keys.items() if key.partition(".")[0] in USED_AGAIN and key not in OF_THE_START]
+    suite = OmegaConf.select(cfg, "data.suite")
+    suites = list(cfg.data.get("suites") or ([] if suite is None else [suite]))
+    script = ["eval.py", *config_options(), f"env={suites[0]}"] if suites else [SERVE, *config_options()]
+    place = [] if found_at == Path(cfg.phase.checkpoint) else [f"model.backbone.checkpoint={found_at}"]
+    model = [f"model={cfg.phase.used_by}", f"model.name={cfg.model.name}", *place]
+    return shlex.join(["python", *script, f"data={hydra_cfg.runtime.choices['data']}", *model, *kept])
 
 
 def flatten(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

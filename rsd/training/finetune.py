@@ -201,6 +201,16 @@ class FinetuneModule(LightningModule):
                 "resume with the settings that it was started with"
             )
 
+    def trained_with(self) -> dict[str, Any]:
+        """What no other file of the published layout says; see `rsd.models.openvla.published.TRAINING_FILE`."""
+        return {
+            "action_head": self.action_head,
+            "views": list(self.views),
+            "use_proprio": self.use_proprio,
+            "chunk_length": self.chunk_length,
+            "phase": "oft_lora" if self.action_head == "l1" else "openvla_lora",
+        }
+
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, float]:
         """Merge the adapters, check the merged model, write it in the published layout; return validation metrics.
 
@@ -226,6 +236,11 @@ class FinetuneModule(LightningModule):
         metrics["merge_difference"] = merge_lora(self.model, probe, tolerance=MERGE_TOLERANCE[self.weights_dtype])
         statistics = {datamodule.space.name: dict(self.base.space.statistics)}
         save_pretrained(
-            Path(directory), self.pretrained, statistics=statistics, step=self.trainer.global_step, others=adapters
+            Path(directory),
+            self.pretrained,
+            statistics=statistics,
+            step=self.trainer.global_step,
+            training=self.trained_with() | {"data": datamodule.content_id()},
+            others=adapters,
         )
         return metrics

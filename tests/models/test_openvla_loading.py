@@ -278,7 +278,7 @@ def test_the_robot_names_the_gripper_s_rule(published):
     [
         ("diffusion", r"has no noisy_action_projector--.*action_head=diffusion"),
         ("discrete", r"holds action_head--.* but action_head 'discrete'.*set model.backbone.action_head"),
-        ("autoregressive", r"chunk_length is 1, asked for 8"),
+        ("autoregressive", r"holds action_head--\w+\.pt, but action_head 'autoregressive' .* is l1 or diffusion"),
     ],
 )
 def test_a_head_of_another_kind(published, action_head, message):

@@ -2,20 +2,29 @@
 
 import importlib.util
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 
 from rsd.checkpoint import CheckpointError
+from rsd.commands.configured import configured_policy
+from rsd.commands.entry_point import cause_of, use_command
+from rsd.commands.entry_point import run as run_command
 from rsd.data.datamodules import FrameDataModule
 from rsd.models.openvla import load_base
 from rsd.models.openvla.lora import LoRAError, adapted_layers, add_lora, merge_lora
+from rsd.models.openvla.pretrained import load_pretrained, save_pretrained
 from rsd.models.openvla.published import build_model
 from rsd.models.openvla.random_weights import openvla_architecture, random_model, write_random_checkpoint
 from rsd.training.finetune import FinetuneModule
@@ -240,3 +249,117 @@ def test_every_published_model_composes(model, phase):
     assert cfg.phase.module.hub_id == cfg.model.backbone.hub_id
     assert list(cfg.phase.datamodule.collate.views) == list(cfg.phase.module.views)
     assert cfg.trainer.gradient_clip_val is None
+
+
+def typed_for(root: Path, base: Path, where: Path) -> list[str]:
+    """What a user types to fine-tune a tiny model on one view with short chunks."""
+    return [
+        "phase=oft_lora", "model=openvla_7b", f"model.backbone.checkpoint={base}", "model.image_size=56",
+        f"data.root={root}", f"data.name={NAME}", f"data.unnorm_key={NAME}", f"paths.root='{where}'",
+        "model.backbone.views=[image]", "chunk=4", "phase.max_steps=1", "phase.module.dtype=float32",
+        "phase.module.rank=2", "phase.datamodule.num_workers=0", "phase.datamodule.batch_size=2",
+    ]  # fmt: skip
+
+
+def check_that_the_command_works(command: str, export: Path) -> None:
+    """The configuration that it stands for gives a policy of the export; model=openvla_7b is told what it is."""
+    python, script, *overrides = shlex.split(command)
+    assert (python, script) == ("python", "eval.py") and "env=libero_spatial" in overrides
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("eval", [*overrides, "model.backbone.dtype=float32"])
+    assert Path(cfg.model.backbone.checkpoint).resolve() == export.resolve()
+    spec = configured_policy(cfg, overrides).base.spec
+    assert (spec.views, spec.chunk_length, spec.proprio_dim, spec.space.name) == (("image",), 4, 8, NAME)
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        wrong = compose("eval", ["model=openvla_7b", "chunk=1", f"model.backbone.checkpoint='{export}'"])
+    with pytest.raises(InstantiationException) as refused:
+        instantiate(wrong.model.backbone)
+    assert str(cause_of(refused.value)) == (
+        f"{export} was trained for something else: action_head is 'l1', asked for 'autoregressive'; chunk_length is 4, "
+        "asked for 1; use_proprio is True, asked for False; model=oft_lora chunk=4 loads what phase=oft_lora makes"
+    )
+
+
+@needs_peft
+def test_the_printed_command_uses_the_export(tmp_path, root, base, monkeypatch, capsys):
+    """phase=oft_lora as a user runs it, and its last line."""
+    monkeypatch.syspath_prepend(CONF.parent)
+    train = importlib.import_module("train")
+    typed = typed_for(root, base["openvla"], tmp_path / "my root")
+    monkeypatch.setattr("sys.argv", ["train.py", "-cp", str(CONF), *typed])
+    run_command(train.main, train.CONFIG)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("use it with: ")]
+    command = line.removeprefix("use it with: ").replace(f"--config-path {CONF} ", "")
+    check_that_the_command_works(command, tmp_path / "my root" / "checkpoints" / "base" / f"openvla_7b-{NAME}-t4")
+
+
+def test_the_command_for_an_export_works(tmp_path, root, base, monkeypatch):
+    """The same without peft, of which only the adapters are made: an export of the network as it begins."""
+    typed = typed_for(root, base["openvla"], tmp_path / "my root")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", typed, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    monkeypatch.setattr("sys.argv", ["train.py", *typed])
+    export = Path(cfg.phase.checkpoint)
+    command = use_command(cfg, export)
+    HydraConfig.instance().cfg = None
+    module, datamodule = instantiate(cfg.phase.module), instantiate(cfg.phase.datamodule)
+    datamodule.setup()
+    pretrained = load_pretrained(
+        checkpoint=module.checkpoint, action_head="l1", action_dim=7, proprio_dim=8, device="cpu", dtype=torch.float32
+    )
+    statistics = {NAME: dict(datamodule.space.statistics)}
+    save_pretrained(export, pretrained, statistics=statistics, step=1, training=module.trained_with(), others={})
+    check_that_the_command_works(command, export)
+
+
+def test_an_oft_checkpoint_is_not_called_an_openvla_one(base):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("eval", ["model=openvla_7b", "chunk=1", f"model.backbone.checkpoint={base['oft']}"])
+    with pytest.raises(InstantiationException, match=r"holds action_head--\w+\.pt, .* is l1 or diffusion: set"):
+        instantiate(cfg.model.backbone)
+
+
+def test_a_checkpoint_without_action_head_names_the_decoders_that_are_possible(base):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("eval", ["model=oft_spatial", f"model.backbone.checkpoint={base['openvla']}"])
+    said = r"has no action_head.* 'autoregressive' \(an original OpenVLA: .*chunk=1\) or as 'discrete' .*put the file"
+    with pytest.raises(InstantiationException, match=said):
+        instantiate(cfg.model.backbone)
+
+
+@pytest.mark.parametrize(
+    ("phase", "views"),
+    [("oft_lora", ["image", "wrist_image"]), ("openvla_lora", ["image"]), ("oft", ["image", "wrist_image"])],
+)
+def test_views_have_one_key_in_all_phases(phase, views):
+    model = "oft_tiny" if phase == "oft" else "openvla_7b"
+    for typed, expected in (([], views), (["model.backbone.views=[a]"], ["a"])):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("train", [f"phase={phase}", f"model={model}", *typed])
+        module, datamodule = cfg.phase.module, cfg.phase.datamodule
+        for node in (cfg.model.backbone, module, datamodule, datamodule.collate):
+            assert list(node.views) == expected
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["phase=head", "model.backbone.views=[a]"])
+    assert list(cfg.phase.datamodule.cache.dataset.views) == ["a"]
+
+
+@pytest.mark.parametrize("phase", ["oft_lora", "openvla_lora"])
+def test_what_is_missing_is_said_before_anything_is_loaded(tmp_path, base, phase):
+    shutil.copytree(base["openvla"], tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [f"phase={phase}", "model=openvla_7b", f"model.backbone.checkpoint={tmp_path}/base"])
+    with pytest.raises(InstantiationException, match=r"tokenizer\.json does not exist; copy the tokenizer files"):
+        instantiate(cfg.phase.check)
+
+
+def test_a_missing_tokenizer_is_said_before_the_weights_are_read(tmp_path, base):
+    shutil.copytree(base["oft"], tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"never read")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json does not exist"):
+        load_base(checkpoint=tmp_path / "base", unnorm_key="libero_spatial", views=["image", "wrist_image"],
+                  use_proprio=True, chunk_length=8)  # fmt: skip

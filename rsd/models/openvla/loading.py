@@ -45,6 +45,7 @@ from rsd.space import (
 
 KIND = "base"
 PRODUCE = "python train.py phase=oft model=oft_tiny"
+FINETUNE = "put a published checkpoint there, or make one with: python train.py phase=oft_lora model=openvla_7b"
 SIDE_COMPONENTS = ("action_head", "proprio_projector", "noisy_action_projector", "vision_backbone")
 REQUIRED_STATISTICS = ("q01", "q99", "min", "max")
 
@@ -131,7 +132,7 @@ def load_base(
         ExecutionError: the model cannot be run in this way on this device.
     """
     check_execution(execution, action_head=action_head, device=torch.device(device))
-    require_checkpoint(checkpoint, hub_id)
+    require_checkpoint(checkpoint, hub_id, published_layout=robot is not None)
     wanted = Wanted(
         unnorm_key=unnorm_key,
         views=tuple(views),
@@ -194,8 +195,12 @@ def load_own(directory: Path, *, device: str = "cpu") -> OpenVLABase:
     )
 
 
-def require_checkpoint(checkpoint: str | Path, hub_id: str | None = None) -> None:
+def require_checkpoint(checkpoint: str | Path, hub_id: str | None = None, *, published_layout: bool = False) -> None:
     """See that a base model's folder is there, fetching it from the hub if need be, without loading it.
+
+    Args:
+        checkpoint, hub_id: See `load_base`.
+        published_layout: Whether a checkpoint in the published layout is looked for, not one of phase=oft.
 
     Raises:
         CheckpointError: it is not there and cannot be had; the message names what to download and where to put it.
@@ -205,6 +210,8 @@ def require_checkpoint(checkpoint: str | Path, hub_id: str | None = None) -> Non
         return
     if hub_id is not None:
         published.fetch(directory, hub_id)
+    elif published_layout:
+        raise CheckpointError(f"no checkpoint: {directory} does not exist; {FINETUNE}")
     else:
         load_checkpoint(directory, kind=KIND, produce=PRODUCE)
 
@@ -275,15 +282,12 @@ def _load_own(directory: Path, wanted: Wanted) -> OpenVLABase:
 
 
 def _load_published(directory: Path, wanted: Wanted) -> OpenVLABase:
-    robot, num_views = wanted.robot, len(wanted.views)
-    trained_length = robot.chunk_length if robot else wanted.chunk_length
-    if wanted.action_head == "autoregressive":
-        trained_length = 1
-    trained_images = num_views if wanted.num_images is None else wanted.num_images
-    facts = {"chunk_length": (trained_length, wanted.chunk_length), "num_images": (trained_images, num_views)}
-    _check_contract(directory, facts)
+    robot = wanted.robot
+    _check_inputs(directory, wanted)
     config = published.read_json(directory, "config.json")
     key, stats = _statistics(directory, published.read_norm_stats(directory), wanted)
+    prompt = VICUNA_PROMPT if config.get("llm_backbone_id", "").startswith("vicuna") else PROMPT
+    text = wanted.text or LlamaText(directory, prompt)  # before the weights, which take minutes
     model = published.build_model(
         directory,
         use_proprio=wanted.use_proprio,
@@ -295,11 +299,10 @@ def _load_published(directory: Path, wanted: Wanted) -> OpenVLABase:
     _check_widths(directory, model.architecture, stats, robot)
     if robot is not None and "bounds" not in stats["action"]:
         stats = with_bounds(stats, robot.bounds)
-    prompt = VICUNA_PROMPT if config.get("llm_backbone_id", "").startswith("vicuna") else PROMPT
     return OpenVLABase(
         model=model,
         processor=PrismaticImageProcessor.from_file(directory / "preprocessor_config.json"),
-        text=wanted.text or LlamaText(directory, prompt),
+        text=text,
         space=Space.from_statistics(key, stats, gripper=wanted.gripper),
         views=wanted.views,
         chunk_length=wanted.chunk_length,
@@ -310,11 +313,32 @@ def _load_published(directory: Path, wanted: Wanted) -> OpenVLABase:
     )
 
 
-def _check_contract(directory: Path, facts: dict[str, tuple[Any, Any]]) -> None:
+def _check_inputs(directory: Path, wanted: Wanted) -> None:
+    """Hold a checkpoint in the published layout to the wanted inputs, as far as its files or its robot say them."""
+    training = published.read_training(directory)
+    if training is not None:
+        facts = {name: training[name] for name in ("action_head", "chunk_length", "use_proprio")}
+        compared = {name: (fact, getattr(wanted, name)) for name, fact in facts.items()}
+        compared["views"] = (list(training["views"]), list(wanted.views))
+        remedy = (
+            f"model={training['phase']} chunk={training['chunk_length']} loads what phase={training['phase']} makes"
+        )
+        _check_contract(directory, compared, remedy)
+    published.side_files(directory, action_head=wanted.action_head, use_proprio=wanted.use_proprio)
+    if training is None:
+        robot, num_views = wanted.robot, len(wanted.views)
+        length = robot.chunk_length if robot else wanted.chunk_length
+        length = 1 if wanted.action_head == "autoregressive" else length
+        num_images = num_views if wanted.num_images is None else wanted.num_images
+        facts = {"chunk_length": (length, wanted.chunk_length), "num_images": (num_images, num_views)}
+        _check_contract(directory, facts)
+
+
+def _check_contract(directory: Path, facts: dict[str, tuple[Any, Any]], remedy: str = "change the settings") -> None:
     """Compare what the checkpoint was trained with and what the caller asks for."""
     wrong = [f"{name} is {have!r}, asked for {want!r}" for name, (have, want) in facts.items() if have != want]
     if wrong:
-        raise CheckpointError(f"{directory} was trained for something else: {'; '.join(wrong)}; change the settings")
+        raise CheckpointError(f"{directory} was trained for something else: {'; '.join(wrong)}; {remedy}")
 
 
 def _statistics(directory: Path, norm_stats: Mapping[str, Statistics], wanted: Wanted) -> tuple[str, Statistics]:

@@ -30,6 +30,18 @@ class LoRAError(RSDError, RuntimeError):
     """Adapters cannot be made, or do not survive merging."""
 
 
+def require_peft() -> None:
+    """See that peft is there.
+
+    Raises:
+        LoRAError: it is not installed.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise LoRAError(f"fine-tuning needs peft ({error}); install it with: pip install -e '.[peft]'") from error
+
+
 def adapted_layers(model: OpenVLAOFT) -> list[str]:
     """Names of the linear layers that get an adapter."""
     return [
@@ -47,10 +59,9 @@ def add_lora(model: OpenVLAOFT, *, rank: int, dropout: float = 0.0) -> None:
     Raises:
         LoRAError: peft is not installed.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise LoRAError(f"fine-tuning needs peft ({error}); install it with: pip install -e '.[peft]'") from error
+    require_peft()
+    from peft import LoraConfig, inject_adapter_in_model
+
     model.requires_grad_(False)
     config = LoraConfig(
         r=rank,

@@ -18,6 +18,7 @@ from rsd.checkpoint import CheckpointError
 from rsd.models.openvla import published
 from rsd.models.openvla.heads import L1ActionHead, ProprioProjector
 from rsd.models.openvla.loading import require_checkpoint
+from rsd.models.openvla.lora import require_peft
 from rsd.models.openvla.model import OpenVLAOFT
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.published_writer import DEFAULT_SHARD_BYTES, write_published
@@ -42,6 +43,18 @@ class Pretrained:
     directory: Path
 
 
+def require_pretrained(checkpoint: str | Path, hub_id: str | None = None) -> None:
+    """See that fine-tuning has what it needs, fetching the checkpoint if need be, before anything is loaded.
+
+    Raises:
+        CheckpointError: no checkpoint, or one without its tokenizer.
+        LoRAError: peft is not installed.
+    """
+    require_checkpoint(checkpoint, hub_id, published_layout=True)
+    LlamaText(Path(checkpoint))
+    require_peft()
+
+
 def load_pretrained(
     *,
     checkpoint: str | Path,
@@ -64,7 +77,8 @@ def load_pretrained(
         CheckpointError: as load_base, or an OFT checkpoint of other widths.
     """
     directory = Path(checkpoint)
-    require_checkpoint(directory, hub_id)
+    require_checkpoint(directory, hub_id, published_layout=True)
+    text = LlamaText(directory)  # before the weights, which take minutes
     has_head = published.side_file(directory, "action_head") is not None
     stored = action_head if has_head or action_head != "l1" else "autoregressive"
     model = published.build_model(
@@ -84,7 +98,7 @@ def load_pretrained(
     if stored != action_head:
         model = _with_new_heads(model, action_head, proprio_dim, device)
     processor = PrismaticImageProcessor.from_file(directory / "preprocessor_config.json")
-    return Pretrained(model, processor, LlamaText(directory), directory)
+    return Pretrained(model, processor, text, directory)
 
 
 def _with_new_heads(
@@ -109,6 +123,7 @@ def save_pretrained(
     *,
     statistics: dict[str, Any],
     step: int,
+    training: Mapping[str, Any],
     others: Mapping[str, bytes],
     shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> None:
@@ -117,6 +132,7 @@ def save_pretrained(
     Args:
         statistics: {data set name: statistics}, the new dataset_statistics.json.
         step: Optimizer steps, in the names of the side files.
+        training: What the network was trained with, see `published.TRAINED_WITH`.
         others: Further files: name → contents.
     """
     source = pretrained.directory
@@ -129,6 +145,8 @@ def save_pretrained(
         shapes={name: value.shape for name, value in state.items()},
         tensor_of=lambda name: state[name],
         step=step,
-        others={name: (source / name).read_bytes() for name in KEPT_FILES if (source / name).is_file()} | {**others},
+        others={name: (source / name).read_bytes() for name in KEPT_FILES if (source / name).is_file()}
+        | {published.TRAINING_FILE: (json.dumps(dict(training), indent=1) + "\n").encode()}
+        | {**others},
         shard_bytes=shard_bytes,
     )

@@ -37,6 +37,12 @@ CONFIG_ENTRIES: dict[str, Any] = {  # types of what config.json may hold
     "use_fused_vision_backbone": bool,
     "llm_backbone_id": str,
 }
+TRAINING_FILE = "training.json"  # of our own fine-tuned models: what no other file of this layout says
+TRAINED_WITH = ("action_head", "views", "use_proprio", "chunk_length", "phase")
+WITHOUT_HEAD = (
+    "without a head file it can be decoded as 'autoregressive' (an original OpenVLA: a model=openvla_…, chunk=1) or as "
+    "'discrete' (OFT's tokens side by side): set model.backbone.action_head, or put the file there"
+)
 HEAD_NAMES = {"l1": "model.fc2.weight", "diffusion": "noise_predictor.mlp_resnet.fc2.weight"}
 
 # Arguments of timm 0.9.10's models, by the part of the id before the weights' tag
@@ -186,11 +192,26 @@ def read_side_file(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in weights.items()}
 
 
-def side_weights(directory: Path, *, action_head: str, use_proprio: bool) -> dict[str, dict[str, Tensor]]:
-    """Component → weights of the side files that a model with this action_head has.
+def read_training(directory: Path) -> dict[str, Any] | None:
+    """What a model that was fine-tuned here was trained with, see `TRAINING_FILE`; None for everybody else's.
 
     Raises:
-        CheckpointError: one is missing, is there and will not be used, is there twice, or is of another kind.
+        CheckpointError: the file is damaged.
+    """
+    if not (directory / TRAINING_FILE).is_file():
+        return None
+    record = read_json(directory, TRAINING_FILE)
+    missing = [name for name in TRAINED_WITH if name not in record]
+    if missing:
+        raise CheckpointError(f"{directory / TRAINING_FILE} lacks {missing}; copy it again")
+    return record
+
+
+def side_files(directory: Path, *, action_head: str, use_proprio: bool) -> dict[str, Path]:
+    """Component → the side file that a model with this action_head has.
+
+    Raises:
+        CheckpointError: one is missing, is there and will not be used, or is there twice.
     """
     if action_head not in ACTION_HEADS:
         raise SettingError(f"action_head {action_head!r} is unknown; expected one of {sorted(ACTION_HEADS)}")
@@ -200,7 +221,8 @@ def side_weights(directory: Path, *, action_head: str, use_proprio: bool) -> dic
         "proprio_projector": use_proprio,
     }
     remedy = {
-        "action_head": "the action_head of a model with a head is l1 or diffusion: set model.backbone.action_head",
+        "action_head": "the action_head of a model with a head is l1 or diffusion: set model.backbone.action_head, or "
+        "choose a model=oft_…",
         "noisy_action_projector": "set model.backbone.action_head=diffusion if it was trained with one",
         "proprio_projector": "put the file there or set model.backbone.use_proprio=false",
     }
@@ -208,9 +230,10 @@ def side_weights(directory: Path, *, action_head: str, use_proprio: bool) -> dic
     for component, needed in wanted.items():
         path = side_file(directory, component)
         if needed and path is None:
+            advice = WITHOUT_HEAD if component == "action_head" else remedy[component]
             raise CheckpointError(
                 f"{directory} has no {component}--*_checkpoint.pt, which action_head {action_head!r} with use_proprio "
-                f"{use_proprio} needs; {remedy[component]}"
+                f"{use_proprio} needs; {advice}"
             )
         if not needed and path is not None:
             advice = remedy[component].replace("put the file there or set", "set").replace("=false", "=true")
@@ -219,7 +242,18 @@ def side_weights(directory: Path, *, action_head: str, use_proprio: bool) -> dic
                 f"leave it out, and the model was trained with it; {advice}"
             )
         if path is not None:
-            result[component] = read_side_file(path)
+            result[component] = path
+    return result
+
+
+def side_weights(directory: Path, *, action_head: str, use_proprio: bool) -> dict[str, dict[str, Tensor]]:
+    """Component → weights of the side files that a model with this action_head has.
+
+    Raises:
+        CheckpointError: see `side_files`; or one is of another kind.
+    """
+    files = side_files(directory, action_head=action_head, use_proprio=use_proprio)
+    result = {component: read_side_file(path) for component, path in files.items()}
     if action_head in HEAD_NAMES and HEAD_NAMES[action_head] not in result["action_head"]:
         names = sorted(result["action_head"])[:2]
         raise CheckpointError(
