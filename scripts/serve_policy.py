@@ -9,21 +9,26 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rsd.commands.entry_point import report_errors, run
 from rsd.errors import SettingError
 from rsd.runs import provenance
+from rsd.serving.access import Access
 from rsd.serving.server import serve
 from rsd.serving.session import Session
 
 CONFIG = Path(__file__).parents[1] / "conf" / "serve.yaml"
+TOKEN = "RSD_TOKEN"  # environment variable
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 log = logging.getLogger(__name__)
 
 
@@ -33,6 +38,8 @@ def main(cfg: DictConfig) -> None:
     from rsd.commands.configured import configured_policy  # needs torch, which --help does not wait for
     from rsd.policy.contract import Contracted
 
+    origins = cast("dict[str, Any]", OmegaConf.to_container(cfg)).get("origins", [])
+    access = Access(origins=origins, token=os.environ.get(TOKEN))
     policy = configured_policy(cfg, HydraConfig.get().overrides.task)
     if not isinstance(policy, Contracted):
         raise SettingError(f"a {type(policy).__name__} has no contract to tell clients; serve a policy that has one")
@@ -48,11 +55,14 @@ def main(cfg: DictConfig) -> None:
         "policy": {**dataclasses.asdict(policy.contract), "num_open_loop_steps": policy.num_open_loop_steps},
     }
     make_session = partial(Session, policy, reader=reader, seed=cfg.seed, about=about)
-    asyncio.run(serve(make_session, host=cfg.host, port=cfg.port, ready=partial(announce, cfg.host)))
+    ready = partial(announce, cfg.host, access)
+    asyncio.run(serve(make_session, host=cfg.host, port=cfg.port, ready=ready, access=access))
 
 
-def announce(host: str, port: int) -> None:
+def announce(host: str, access: Access, port: int) -> None:
     """Say where clients can connect; the harness wants this as server.url."""
+    if access.token is None and host not in LOOPBACK:
+        log.warning("whoever reaches this machine may connect; set %s in the environment to ask for a token", TOKEN)
     log.info("ready: ws://%s:%d", host, port)
 
 

@@ -157,6 +157,47 @@ def test_a_multirun_ends_in_a_table_with_failed_runs_in_it(tmp_path, run_eval):
     assert (tmp_path / "sweep" / "sweep.html").is_file()
 
 
+def workers_of(pid: int) -> list[int]:
+    """Processes that it has started and that run a main function of a worker."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.mark.slow
+def test_a_stopped_simulator_does_not_hold_the_command(tmp_path):
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "eval.py", *CONFIG, f"hydra.run.dir={run_dir}", "policy.delay_s=0.05"]
+    command += ["num_workers=2", "+simulator_timeout_s=5"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        deadline = time.monotonic() + 60
+        while num_results(run_dir) < 1 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        stopped = workers_of(process.pid)[0]
+        os.kill(stopped, signal.SIGSTOP)
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert num_results(run_dir) == 12 and not Path(f"/proc/{stopped}").exists()
+
+
+@pytest.mark.slow
+def test_of_two_resumes_at_once_the_second_is_refused(tmp_path):
+    run_dir = tmp_path / "run"
+    slow = "policy.delay_s=0.1"
+    code, stderr = stop_after_two_episodes(run_dir, signal.SIGKILL, f"hydra.run.dir={run_dir}", slow)
+    assert code == -signal.SIGKILL, stderr
+    command = [sys.executable, "eval.py", *CONFIG, f"resume={run_dir}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) for _ in range(2)]
+    ends = {process.wait(120): process.communicate()[1] for process in both}
+    assert set(ends) == {0, 1} and "Traceback" not in ends[1]
+    assert f"error: {run_dir} is being written by another process; wait for its end or stop it" in ends[1]
+    lines = [json.loads(line) for line in (run_dir / "results.jsonl").read_text().splitlines()]
+    assert len({(line["task_id"], line["init_state_id"]) for line in lines}) == len(lines) == 12
+
+
 def rows(sweep_dir: Path) -> list[list[str]]:
     return [row.split(",")[:4] for row in (sweep_dir / "sweep.csv").read_text().splitlines()]
 

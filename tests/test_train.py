@@ -281,6 +281,12 @@ def test_jobs_of_a_multirun_do_not_publish_over_each_other(own_root):
     published = [row.split(",")[3] for row in (folder / "sweep.csv").read_text().splitlines()]
     assert published == ["published", "no", str(name)]
 
+    command = [sys.executable, "train.py", f"resume={folder / '0'}"]  # which does not take the name from job 1 either
+    assert subprocess.run(command, cwd=ROOT, env=environment, capture_output=True).returncode == 0
+    assert name.resolve() == (folder / "1" / "checkpoint").resolve()
+    rows = [row.split(",")[2:4] for row in (folder / "sweep.csv").read_text().splitlines()]
+    assert rows == [["status", "published"], ["done", "no"], ["done", str(name)]]
+
 
 def test_main_returns_the_first_shown_metric_of_the_last_stage(own_root, run_train):
     assert run_train("phase=rfsq", "quantizer=dct_d3", KEEP_RETURNED, where=own_root)[0] == 0

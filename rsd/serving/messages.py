@@ -6,11 +6,16 @@ What surprises:
   of them, and seeds the fixtures differently. `observation_params` of the server's hello tell it otherwise.
 * Arrays and pictures are dicts with a marker; pictures are PNG unless the client chose otherwise. JPEG is refused: the
   policy does its own JPEG round trip, and a second one would be a picture that it has never seen.
+* Nobody says who the client is: the size of a picture is looked at before it is decoded, and what is echoed is short.
 """
 
 from __future__ import annotations
 
 import io
+import math
+import re
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +29,8 @@ from rsd.types import Observation
 PROTOCOL_VERSION = 1
 MESSAGE_TYPES = ("hello", "episode_start", "observation", "episode_end", "error")  # that a client may send
 CAMERAS = {"image": "agentview", "wrist_image": "wrist"}  # RLDS name → the harness's
+MAX_AXES = 8
+PNG_ERRORS = (KeyError, TypeError, OSError, ValueError, SyntaxError, struct.error, zlib.error)  # PIL has them all
 ACTION_SPEC = {
     "position": {"name": "position", "dims": 3, "format": "delta_xyz", "range": [-1, 1]},
     "rotation": {"name": "rotation", "dims": 3, "format": "axis_angle", "range": [-3.15, 3.15]},
@@ -31,6 +38,11 @@ ACTION_SPEC = {
 }
 IMAGE_SPEC = {"name": "image", "dims": 0, "format": "rgb_hwc_uint8"}
 STATE_SPEC = {"name": "state", "dims": 8, "format": "eef_pos3_axisangle3_gripper2"}
+MAX_ECHO = 500  # characters of what came that an answer or the log repeats
+DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248])|bool|u?int(?:8|16|32|64)|float(?:16|32|64)")
+PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_HEADER = struct.Struct(">8s4x4sIIBB")  # signature, length of the chunk, its name, width, height, depth, colour type
+PNG_CHANNELS = {0: (), 2: (3,), 3: (), 4: (2,), 6: (4,)}  # colour type → a picture's further axis
 LANGUAGE_SPEC = {"name": "language", "dims": 0, "format": "language"}
 
 
@@ -82,7 +94,7 @@ class ObservationReader:
         return Observation(
             images={view: decode_image(found[CAMERAS[view]], CAMERAS[view], size) for view in self.views},
             proprio=proprio.astype(np.float64),
-            instruction=_part(payload, "task_description", str, "observation"),
+            instruction=read_instruction(payload),
         )
 
     def hello(self) -> dict[str, Any]:
@@ -120,15 +132,37 @@ def read_message(message: Any) -> tuple[str, dict[str, Any], int]:
     return kind, payload, seq
 
 
+def read_instruction(payload: dict[str, Any]) -> str:
+    """The instruction of an observation.
+
+    Raises:
+        MessageError: there is none, or it has no words.
+    """
+    instruction: str = _part(payload, "task_description", str, "observation")
+    if not instruction.strip():
+        raise MessageError(f"observation.task_description is {instruction!r}; expected the instruction in words")
+    return instruction
+
+
+def in_short(value: Any) -> str:
+    """Something as text in one line, of MAX_ECHO characters at most."""
+    text = " ".join(str(value)[: 4 * MAX_ECHO].split())
+    return text if len(text) <= MAX_ECHO else text[:MAX_ECHO] + " …"
+
+
 def read_task(payload: dict[str, Any]) -> dict[str, Any]:
     """The task of an episode_start: name, task_id and episode_idx, which is the init state in LIBERO.
 
     Raises:
-        MessageError: one of them is missing or of another type.
+        MessageError: one of them is missing or of another type, or a number is below 0.
     """
     task = _part(payload, "task", dict, "episode_start")
     kinds = {"name": str, "task_id": int, "episode_idx": int}
-    return {name: _part(task, name, kind, "episode_start.task") for name, kind in kinds.items()}
+    read = {name: _part(task, name, kind, "episode_start.task") for name, kind in kinds.items()}
+    for name in ("task_id", "episode_idx"):
+        if read[name] < 0:
+            raise MessageError(f"episode_start.task.{name} is {read[name]}, expected 0 or more")
+    return read
 
 
 def check_hello(payload: dict[str, Any]) -> None:
@@ -139,9 +173,9 @@ def check_hello(payload: dict[str, Any]) -> None:
     """
     version = payload.get("protocol_version")
     if version != PROTOCOL_VERSION:
-        harness = payload.get("harness_version", "of unknown version")
+        harness = in_short(payload.get("harness_version", "of unknown version"))
         raise ProtocolVersionError(
-            f"harness {harness} speaks protocol {version}, this server {PROTOCOL_VERSION}; use vla-eval 0.8"
+            f"harness {harness} speaks protocol {in_short(version)}, this server {PROTOCOL_VERSION}; use vla-eval 0.8"
         )
 
 
@@ -157,7 +191,7 @@ def decode_array(entry: dict[str, Any], name: str) -> np.ndarray:
         MessageError: the dict is no array, its type is not a number's, or its bytes do not fill its shape.
     """
     if "__ndarray__" not in entry:
-        raise MessageError(f"{name} is a dict with keys {sorted(entry)}; expected an encoded array (__ndarray__)")
+        raise MessageError(f"{name} is a dict with keys {_names(entry)}; expected an encoded array (__ndarray__)")
     return _from_bytes(entry, name)
 
 
@@ -172,43 +206,64 @@ def decode_image(entry: dict[str, Any], name: str, size: tuple[int, int, int]) -
     if "__ndarray__" in entry or entry.get("format") == "raw":
         picture = _from_bytes(entry, name)
     elif entry.get("format") == "png":
-        picture = _from_png(entry, name)
+        picture = _from_png(entry, name, size)
     elif "__image__" in entry:
         raise MessageError(
             f"picture {name!r} came as {entry.get('format')!r}; expected 'png' or 'raw', because the policy puts "
             "pictures through its own JPEG round trip; leave the client's image format at its default"
         )
     else:
-        raise MessageError(f"picture {name!r} is a dict with keys {sorted(entry)}; expected an encoded picture")
-    if picture.shape != size or picture.dtype != np.uint8:
-        raise MessageError(
-            f"picture {name!r} is {picture.dtype} {list(picture.shape)}, expected uint8 {list(size)}; "
-            "render that size, or set reader.image_size if the policy was trained on another"
-        )
+        raise MessageError(f"picture {name!r} is a dict with keys {_names(entry)}; expected an encoded picture")
+    _check_picture(picture.shape, picture.dtype, name, size)
     return picture
 
 
 def _part(parent: dict[str, Any], name: str, kind: type, where: str) -> Any:
     if name not in parent:
-        raise MessageError(f"{where} has no {name!r}; it has {sorted(parent)}")
-    if not isinstance(parent[name], kind):
+        raise MessageError(f"{where} has no {name!r}; it has {_names(parent)}")
+    if not isinstance(parent[name], kind) or (isinstance(parent[name], bool) and kind is not bool):
         raise MessageError(f"{where}.{name} is of type {type(parent[name]).__name__}, expected {kind.__name__}")
     return parent[name]
 
 
+def _names(parent: dict[Any, Any]) -> list[str]:
+    return sorted(map(str, parent))  # keys of a foreign message need not be text
+
+
+def _check_picture(shape: Sequence[int], dtype: Any, name: str, size: tuple[int, int, int]) -> None:
+    if tuple(shape) != size or dtype != np.uint8:
+        raise MessageError(
+            f"picture {name!r} is {dtype} {list(shape)}, expected uint8 {list(size)}; "
+            "render that size, or set reader.image_size if the policy was trained on another"
+        )
+
+
 def _from_bytes(entry: dict[str, Any], name: str) -> np.ndarray:
     try:
-        dtype = np.dtype(entry["dtype"])
-        if dtype.kind not in "biuf":
-            raise ValueError(f"dtype {dtype} is not a number's")
-        return np.frombuffer(entry["data"], dtype=dtype).reshape(entry["shape"])
+        dtype, shape = entry["dtype"], entry["shape"]
+        if not isinstance(dtype, str) or DTYPE.fullmatch(dtype) is None:
+            named = "object" if dtype == "O" else in_short(repr(dtype))
+            raise ValueError(f"dtype {named} is not a number's")
+        flat = np.frombuffer(entry["data"], dtype=dtype)
+        if not isinstance(shape, list | tuple) or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"shape is {in_short(repr(shape))}, expected a list of numbers, 0 or more")
+        if math.prod(shape) != flat.size or len(shape) > MAX_AXES:
+            raise ValueError(f"cannot reshape array of size {flat.size} into shape {in_short(shape)}")
+        return flat.reshape(shape)
     except (KeyError, TypeError, ValueError) as error:
         raise MessageError(f"{name} does not decode to an array: {error}") from error
 
 
-def _from_png(entry: dict[str, Any], name: str) -> np.ndarray:
+def _from_png(entry: dict[str, Any], name: str, size: tuple[int, int, int]) -> np.ndarray:
     try:
+        start, chunk, width, height, depth, colour = PNG_HEADER.unpack_from(entry["data"])
+        if start != PNG_START or chunk != b"IHDR" or colour not in PNG_CHANNELS:
+            raise ValueError("it does not begin as a PNG picture does")
+        shape = (height, width, *PNG_CHANNELS[colour])
+        _check_picture(shape, np.dtype(f"uint{max(8, depth)}"), name, size)  # before its pixels are made
         with Image.open(io.BytesIO(entry["data"]), formats=["PNG"]) as image:
             return np.asarray(image)
-    except (KeyError, TypeError, OSError, ValueError, SyntaxError) as error:  # PIL: SyntaxError for damaged chunks
+    except MessageError:
+        raise
+    except PNG_ERRORS as error:
         raise MessageError(f"picture {name!r} does not decode as PNG: {error}") from error

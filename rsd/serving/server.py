@@ -2,25 +2,33 @@
 
 What surprises:
 * No keep-alive pings: the harness's client steps its simulator in the thread that would answer them.
-* One message at a time, whoever sent it: there is one policy. It works in a thread, so that connecting and /health are
-  answered meanwhile; with several clients, each waits for the others' predictions.
+* One message at a time, whoever sent it: there is one policy. It is unpacked and answered in a thread, so that
+  connecting and /health are answered meanwhile; with several clients, each waits for the others' predictions.
+* A message of a few bytes can ask for gigabytes of lists. What it may consist of is bounded while it is unpacked.
 * `GET /health` on the same port answers 200 once the policy is loaded; the harness's tools wait for it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
 from rsd.errors import RSDError
+from rsd.serving.access import Access
 from rsd.serving.messages import MessageError, ProtocolVersionError
 from rsd.serving.session import Session
 
 MAX_MESSAGE_BYTES = 16 * 2**20  # two raw pictures of 256 pixels are 0.4 MB
-UNSUPPORTED = 1002  # close code "protocol error"; its reason may have up to 123 bytes
+MAX_CONTAINERS = 1000  # lists and maps in a message; the harness sends about ten
+MAX_ENTRIES = 1000  # of each of them
+MAX_DEPTH = 16
+MAX_QUEUED_FRAMES = 2  # of a connection, before it is read no further
+UNSUPPORTED = 1002  # close code "protocol error"
+MAX_REASON_BYTES = 123  # of a close frame
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +37,65 @@ class ServingError(RSDError, RuntimeError):
     """The server cannot run."""
 
 
-async def serve(make_session: Callable[[], Session], *, host: str, port: int, ready: Callable[[int], None]) -> None:
+def unpack(data: bytes | str) -> Any:
+    """A message in msgpack as plain types, maps with text for keys.
+
+    Raises:
+        MessageError: it is not msgpack, or has too many or too deeply nested parts; before memory is taken for them.
+    """
+    import msgpack
+
+    containers = itertools.count(1)
+
+    def counted(entries: list[Any]) -> list[Any]:
+        if next(containers) > MAX_CONTAINERS:
+            raise MessageError(f"the message has more than {MAX_CONTAINERS} lists and maps")
+        return entries
+
+    def as_dict(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+        strange = [key for key, _ in counted(pairs) if not isinstance(key, str)]
+        if strange:
+            raise MessageError(f"a map has keys of type {type(strange[0]).__name__}, expected text")
+        return dict(pairs)
+
+    bounds = {"max_array_len": MAX_ENTRIES, "max_map_len": MAX_ENTRIES, "max_ext_len": 0}
+    try:
+        if isinstance(data, str):
+            raise TypeError("it is text")
+        message = msgpack.unpackb(data, list_hook=counted, object_pairs_hook=as_dict, **bounds)
+    except MessageError:
+        raise
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:  # msgpack's own errors are ValueErrors
+        raise MessageError(f"a message of {len(data)} bytes is not msgpack, or out of bounds: {error}") from error
+    level, depth = [message], 0
+    while level := [one for entry in level for one in _entries(entry)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise MessageError(f"the message is nested more than {MAX_DEPTH} deep")
+    return message
+
+
+def _entries(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+async def serve(
+    make_session: Callable[[], Session],
+    *,
+    host: str,
+    port: int,
+    ready: Callable[[int], None],
+    access: Access | None = None,
+) -> None:
     """Answer clients until cancelled; every connection gets a session of its own.
 
     Args:
         make_session: Called once a connection.
         host, port: Where to listen; port 0 takes a free one.
         ready: Called with the port once clients can connect.
+        access: Who may connect; by default whoever is no page in a browser.
 
     Raises:
         ServingError: the packages for it are not installed, the port is taken, or the host is not this machine's.
@@ -43,29 +103,48 @@ async def serve(make_session: Callable[[], Session], *, host: str, port: int, re
     try:
         import msgpack
         from websockets.asyncio.server import serve as listen
-        from websockets.exceptions import ConnectionClosed
+        from websockets.exceptions import ConnectionClosed, ConnectionClosedOK
     except ImportError as error:
         raise ServingError(f"serving needs {error.name}; install it with: pip install -e '.[harness]'") from error
 
     one_at_a_time = asyncio.Lock()
+    admitted = access or Access()
+
+    def admit(connection: Any, request: Any) -> Any:
+        """Answer GET /health and whoever may not connect; None lets the websocket's handshake go on."""
+        if request.path == "/health":
+            return connection.respond(HTTPStatus.OK, "ok\n")
+        headers = request.headers
+        refused = admitted.refusal(request.path, headers.get_all("Origin"), headers.get_all("Authorization"))
+        if refused is None:
+            return None
+        log.warning("refused: %s", refused[1])
+        return connection.respond(refused[0], f"{refused[1]}\n")
 
     async def handle(connection: Any) -> None:
         session = make_session()
+
+        def answer(data: bytes | str) -> bytes | None:
+            try:
+                reply = session.answer(unpack(data))
+            except MessageError as error:
+                reply = session.refuse(error)
+            return None if reply is None else msgpack.packb(reply)
+
         try:
-            async for data in connection:
-                answer: dict[str, Any] | None
-                try:
-                    message = msgpack.unpackb(data)
-                except (ValueError, TypeError) as error:  # msgpack's own errors are ValueErrors
-                    answer = session.refuse(MessageError(f"a message of {len(data)} bytes is not msgpack: {error}"))
-                else:
-                    async with one_at_a_time:
-                        answer = await asyncio.to_thread(session.answer, message)
-                if answer is not None:
-                    await connection.send(msgpack.packb(answer))
+            while True:
+                data = await _receive(connection)
+                async with one_at_a_time:
+                    reply = await asyncio.to_thread(answer, data)
+                del data  # not to be kept while the next one is waited for
+                if reply is not None:
+                    await connection.send(reply)
+        except ConnectionClosedOK:
+            pass
         except ProtocolVersionError as error:
             log.warning("refused: %s", error)
-            await connection.close(UNSUPPORTED, str(error))  # the client shows a reason, but no answer to its hello
+            reason = str(error).encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+            await connection.close(UNSUPPORTED, reason)  # the client shows a reason, but no answer to its hello
         except ConnectionClosed as error:
             log.warning("a connection broke: %s", error)
         finally:
@@ -76,9 +155,10 @@ async def serve(make_session: Callable[[], Session], *, host: str, port: int, re
             handle,
             host,
             port,
-            process_request=_health,
+            process_request=admit,
             compression=None,
             max_size=MAX_MESSAGE_BYTES,
+            max_queue=MAX_QUEUED_FRAMES,
             ping_interval=None,
         )
     except OSError as error:
@@ -88,6 +168,10 @@ async def serve(make_session: Callable[[], Session], *, host: str, port: int, re
         await server.serve_forever()
 
 
-def _health(connection: Any, request: Any) -> Any:
-    """Answer GET /health; None lets the websocket's handshake go on."""
-    return connection.respond(HTTPStatus.OK, "ok\n") if request.path == "/health" else None
+async def _receive(connection: Any) -> bytes | str:
+    """The next message, its fragments put together as they come: there may be millions of them."""
+    data, text = bytearray(), False
+    async for fragment in connection.recv_streaming():
+        text = isinstance(fragment, str)
+        data += fragment.encode() if text else fragment
+    return data.decode() if text else bytes(data)

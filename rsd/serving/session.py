@@ -24,8 +24,11 @@ from rsd.queue import Queue
 from rsd.serving.messages import (
     MessageError,
     ObservationReader,
+    ProtocolVersionError,
     check_hello,
     encode_array,
+    in_short,
+    read_instruction,
     read_message,
     read_task,
 )
@@ -77,21 +80,23 @@ class Session:
                 return _reply("action", {"actions": encode_array(self._act(payload))}, seq)
         except (MessageError, InstructionError) as error:
             return self.refuse(error, seq)
-        except (ValueError, RuntimeError) as error:
+        except ProtocolVersionError:
+            raise
+        except Exception as error:  # whatever a policy raises ends its prediction, and not the connection
             log.exception("the policy failed in %s", self._episode())
-            return _reply("error", {"error": f"the policy failed: {type(error).__name__}: {error}"}, seq)
+            return _reply("error", {"error": in_short(f"the policy failed: {type(error).__name__}: {error}")}, seq)
         if kind == "episode_start":
             self._start(payload)
         elif kind == "episode_end":
             self._end(payload)
         else:
-            log.error("the client reports: %s", payload)
+            log.error("the client reports: %s", in_short(payload))
         return None
 
     def refuse(self, error: MessageError | InstructionError, seq: int = 0) -> dict[str, Any]:
         """The error message for something that could not be understood; goes to the log as well."""
-        log.warning("refused: %s", error)
-        return _reply("error", {"error": str(error)}, seq)
+        log.warning("refused: %s", in_short(error))
+        return _reply("error", {"error": in_short(error)}, seq)
 
     def close(self) -> None:
         """The client is gone."""
@@ -101,7 +106,8 @@ class Session:
     def _hello(self, payload: dict[str, Any]) -> dict[str, Any]:
         check_hello(payload)
         self._greeted = True
-        log.info("harness %s, benchmark %s", payload.get("harness_version"), payload.get("benchmark"))
+        harness, benchmark = payload.get("harness_version"), payload.get("benchmark")
+        log.info("harness %s, benchmark %s", in_short(harness), in_short(benchmark))
         return {**self._about, **self._reader.hello()}
 
     def _start(self, payload: dict[str, Any]) -> None:
@@ -109,8 +115,8 @@ class Session:
         try:
             self._task = read_task(payload)
         except MessageError as error:
-            self._why_no_task = str(error)
-            log.warning("the episode cannot start: %s", error)
+            self._why_no_task = in_short(error)
+            log.warning("the episode cannot start: %s", in_short(error))
             return
         seed = episode_seed(self._seed, self._task["task_id"], self._task["episode_idx"])
         self._queue = Queue(self._policy, seed=seed)
@@ -119,6 +125,8 @@ class Session:
         """The next action, [A], float64; predicts a chunk when there is none left."""
         if self._task is None:
             raise MessageError(f"an observation came outside of an episode: {self._why_no_task}")
+        if not self._queue.is_empty and "task_description" in payload:
+            read_instruction(payload)
         observation = self._reader.read(payload) if self._queue.is_empty else None  # those between are not decoded
         return self._queue.next(observation)
 
@@ -127,8 +135,8 @@ class Session:
         log.info(
             "%s: %s after %s steps; %d chunks, %.1f ms each (median)",
             self._episode(),
-            payload.get("metrics"),
-            payload.get("steps"),
+            in_short(payload.get("metrics")),
+            in_short(payload.get("steps")),
             self._queue.num_chunks,
             median,
         )
@@ -138,7 +146,8 @@ class Session:
     def _episode(self) -> str:
         if self._task is None:
             return "no episode"
-        return "task {task_id} init state {episode_idx} ({name})".format(**self._task)
+        name = in_short(self._task["name"])
+        return f"task {self._task['task_id']} init state {self._task['episode_idx']} ({name})"
 
 
 def _reply(kind: str, payload: dict[str, Any], seq: int) -> dict[str, Any]:

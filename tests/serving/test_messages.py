@@ -1,6 +1,7 @@
 """Messages ↔ records, without a socket and without the extra's packages."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -67,6 +68,12 @@ def jpeg() -> dict:
     return {"__image__": True, "format": "jpeg", "data": buffer.getvalue(), "shape": [SIZE, SIZE, 3]}
 
 
+def png_header(width: int, height: int) -> dict:
+    """A picture of which there is nothing but its size."""
+    data = struct.pack(">8sI4sIIBBBBBI", b"\x89PNG\r\n\x1a\n", 13, b"IHDR", width, height, 8, 2, 0, 0, 0, 0)
+    return {"__image__": True, "format": "png", "data": data, "shape": [height, width, 3]}
+
+
 def damaged() -> dict:
     entry = png(PICTURE)
     return {**entry, "data": entry["data"][:60]}
@@ -85,6 +92,10 @@ def damaged() -> dict:
         ({"format": "png"}, "does not decode as PNG: 'data'"),
         ({"pixels": 3}, r"is a dict with keys \['pixels'\]; expected an encoded picture"),
         ({**RAW, "shape": [4]}, "agentview does not decode to an array: cannot reshape"),
+        (png_header(13_000, 13_000), r"'agentview' is uint8 \[13000, 13000, 3\], expected uint8 \[16, 16, 3\]"),
+        (png_header(2**31, 2**31), r"'agentview' is uint8 \[2147483648, 2147483648, 3\], expected uint8"),
+        ({**png(PICTURE), "data": "text"}, "does not decode as PNG"),
+        ({**png(PICTURE), "data": [1]}, "does not decode as PNG"),
     ],
 )
 def test_wrong_pictures_are_named(entry, said):
@@ -110,6 +121,34 @@ def test_wrong_pictures_are_named(entry, said):
         ("states", {"__ndarray__": True}, "states does not decode to an array: 'dtype'"),
         ("task_description", None, "observation has no 'task_description'"),
         ("task_description", 7, "observation.task_description is of type int, expected str"),
+        ("task_description", " \t", r"observation.task_description is ' \\t'; expected the instruction in words"),
+        ("task_description", True, "observation.task_description is of type bool, expected str"),
+        ("images", {b"agentview": 1, 3: 4}, "observation.images has no 'agentview'; it has "),
+        ("states", {"x": 1, b"y": 2}, "states is a dict with keys .*y.*x.*; expected an encoded array"),
+        *(
+            ("states", {**encode_array(np.zeros(8)), "dtype": dtype}, "states does not decode to an array: dtype")
+            for dtype in (
+                "(",
+                ",f8",
+                "V8",
+                "M8[s]",
+                "S8",
+                "c16",
+                "f8,f8",
+                "(8,)f8",
+                "f16",
+                None,
+                3,
+                ["f8"],
+                {"a": 1},
+                "f8" * 9**6,
+            )
+        ),
+        *(
+            ("states", {**encode_array(np.zeros(8)), "shape": shape}, "states does not decode to an array")
+            for shape in ([2**70], [-1], [True, 8], ["8"], [[8]], 8, None, {"a": 1}, [1] * 40 + [8], [0, 8])
+        ),
+        ("states", {**encode_array(np.zeros(8)), "data": "text"}, "states does not decode to an array"),
     ],
 )
 def test_wrong_observations_are_named(part, value, said):

@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
+import os
 import queue
+import re
+import subprocess
 import sys
 import threading
 import time
@@ -14,17 +17,19 @@ from pathlib import Path
 
 import pytest
 
+from rsd.serving.access import Access
 from rsd.serving.messages import decode_array
 from rsd.serving.server import ServingError, serve
 from rsd.serving.session import Session
 from tests.serving.policies import HELLO, READER, START, UNIT, TellingPolicy, message, observation
 
+ROOT = Path(__file__).parents[2]
 REASON = "needs pip install -e '.[harness]'"
 RECORDED = Path(__file__).parent / "client_0_8_0.msgpack"  # one episode of one step as vla-eval 0.8.0 packs it
 
 
 @contextmanager
-def serving(policy):
+def serving(policy, access=None):
     """The address of a server in a thread of this process."""
     pytest.importorskip("msgpack", reason=REASON)
     pytest.importorskip("websockets", reason=REASON)
@@ -33,7 +38,13 @@ def serving(policy):
     async def main():
         make_session = partial(Session, policy, reader=READER, seed=7, about={"model_server": "rsd"})
         task = asyncio.create_task(
-            serve(make_session, host="127.0.0.1", port=0, ready=lambda port: started.put((loop, task, port)))
+            serve(
+                make_session,
+                host="127.0.0.1",
+                port=0,
+                ready=lambda port: started.put((loop, task, port)),
+                access=access,
+            )
         )
         loop = asyncio.get_running_loop()
         await asyncio.wait([task])
@@ -169,6 +180,137 @@ def test_a_missing_package_is_named(monkeypatch, package):
         ServingError, match=rf"serving needs {package}; install it with: pip install -e '\.\[harness\]'"
     ):
         asyncio.run(serve(TellingPolicy, host="127.0.0.1", port=0, ready=print))
+
+
+def lists(outer: int, inner: int = 0) -> bytes:
+    """So many lists in a list, each of `inner` empty ones."""
+    import msgpack
+
+    head = msgpack.Packer().pack_array_header
+    return head(outer) + (head(inner) + b"\x90" * inner) * outer
+
+
+def nested(depth: int) -> bytes:
+    return b"\x91" * depth + b"\xc0"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (lists(16 * 2**20 - 5), "out of bounds: 16777211 exceeds max_array_len(1000)"),
+        (lists(1000, 1000), "the message has more than 1000 lists and maps"),
+        (b"\xdd\xff\xff\xff\xff", "exceeds max_array_len(1000)"),
+        (b"\xdf\xff\xff\xff\xff", "exceeds max_map_len(1000)"),
+        (nested(20), "the message is nested more than 16 deep"),
+        (nested(10_000), "out of bounds"),
+        (b"\x82\xa1a\x01\xc4\x01b\x02", "a map has keys of type bytes, expected text"),
+        (b"\x82\xa1a\x01\x02\x02", "out of bounds"),
+        (b"\x81\x90\x02", "out of bounds"),
+        (b"\xd4\x05\x00", "exceeds max_ext_len(0)"),
+        (b"\xd6\xff\x00\x00\x00\x00", "exceeds max_ext_len(0)"),
+        (b"\xa2\xff\xff", "out of bounds"),
+        (b"\x90", "the message is of type list, expected a map"),
+    ],
+)
+def test_messages_out_of_bounds_are_answered_and_the_connection_stays(data, said):
+    pytest.importorskip("msgpack", reason=REASON)
+    with serving(TellingPolicy()) as address, connect(address) as connection:
+        import msgpack
+
+        connection.send(data)
+        answer = msgpack.unpackb(connection.recv(timeout=60))
+        assert answer["type"] == "error" and said in answer["payload"]["error"]
+        exchange(connection, HELLO)
+        assert first_action(connection)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("token", "headers", "path", "code"),
+    [
+        (None, {"Origin": "http://evil.example"}, "/", 403),
+        (None, {"Origin": "http://localhost:3000"}, "/", None),
+        ("secret", {}, "/", 401),
+        ("secret", {"Authorization": "Bearer guessed"}, "/", 401),
+        ("secret", {"Authorization": "Bearer secret"}, "/", None),
+        ("secret", {}, "/?token=secret", None),
+    ],
+)
+def test_who_may_not_connect_is_refused_in_a_line_on_both_sides(token, headers, path, code, caplog):
+    access = Access(origins=["http://localhost:3000"], token=token)
+    with serving(TellingPolicy(), access) as address:
+        from websockets.exceptions import InvalidStatus
+        from websockets.sync import client
+
+        if code is None:
+            with client.connect(f"ws://{address}{path}", additional_headers=headers) as connection:
+                assert exchange(connection, HELLO)["type"] == "hello"
+        else:
+            with pytest.raises(InvalidStatus, match=f"HTTP {code}") as refused:
+                client.connect(f"ws://{address}{path}", additional_headers=headers)
+            body = refused.value.response.body.decode()
+            assert body.count("\n") == 1 and f"refused: {body.strip()}" in caplog.text
+        with urllib.request.urlopen(f"http://{address}/health") as answer:
+            assert answer.status == 200
+
+
+def test_a_long_name_of_another_protocol_fits_into_the_reason():
+    with serving(TellingPolicy()) as address, connect(address) as connection:
+        from websockets.exceptions import ConnectionClosedError
+
+        with pytest.raises(ConnectionClosedError, match="harness ä") as closed:
+            exchange(connection, message("hello", {"harness_version": "ä" * 10_000, "protocol_version": 2}))
+        assert closed.value.rcvd.code == 1002
+
+
+SERVER = """
+import asyncio
+from functools import partial
+from rsd.serving.server import serve
+from rsd.serving.session import Session
+from tests.serving.policies import READER, TellingPolicy
+make_session = partial(Session, TellingPolicy(), reader=READER, seed=7, about={})
+asyncio.run(serve(make_session, host="127.0.0.1", port=0, ready=lambda port: print(port, flush=True)))
+"""
+MAX_GROWTH_MB = 400  # eight messages of 16 MB are 134 MB, and arrive in two copies
+
+
+@contextmanager
+def server_process():
+    """The address of a server of its own, and a function that tells its largest memory so far, MB."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+
+        def peak_mb() -> float:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1000
+
+        try:
+            yield f"127.0.0.1:{int(process.stdout.readline())}", peak_mb
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("kind", ["one list", "a thousand lists", "fragments"])
+def test_eight_large_messages_of_empty_lists_at_once_cost_little_memory(kind):
+    import msgpack
+
+    size = 16 * 2**20 - 8
+    with server_process() as (address, peak_mb), ThreadPoolExecutor(8) as clients, connect(address) as robot:
+        exchange(robot, HELLO)
+        before = peak_mb()
+        data = lists(size) if kind != "a thousand lists" else lists(1000, size // 1000 - 8)
+        fragments = [b"\x90" * 100] * 100_000 if kind == "fragments" else [data]
+
+        def send(_):
+            with connect(address) as connection:
+                connection.send(iter(fragments) if kind == "fragments" else data)
+                return msgpack.unpackb(connection.recv(timeout=60))["type"]
+
+        sent = [clients.submit(send, number) for number in range(8)]
+        assert first_action(robot)[0] == 0  # it is served meanwhile
+        assert [one.result() for one in sent] == ["error"] * 8
+        assert peak_mb() - before < MAX_GROWTH_MB
 
 
 def test_the_harness_own_client():

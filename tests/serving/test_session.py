@@ -196,3 +196,38 @@ def test_the_end_of_no_episode_is_logged_and_nothing_else(caplog):
     assert "no episode: {'success': True} after 2 steps; 0 chunks" in caplog.text
     session.answer(START)
     assert act(session)[0] == 0
+
+
+def test_what_is_echoed_is_short_and_one_line(caplog):
+    session = started(TellingPolicy())
+    answer = session.answer(message("dance\n" * 10**6))
+    assert len(answer["payload"]["error"]) < 600 and "\n" not in answer["payload"]["error"]
+    session.answer(message("error", {"error": "out of memory" * 10**6}))
+    assert max(len(record.getMessage()) for record in caplog.records) < 600
+
+
+@pytest.mark.parametrize("number", [-1, True, 1.5])
+def test_numbers_of_an_episode_that_are_none_are_said_at_its_first_observation(number):
+    session = started(TellingPolicy(), task={**TASK, "task_id": number})
+    answer = session.answer(message("observation", observation()))
+    assert "outside of an episode: episode_start.task.task_id is" in answer["payload"]["error"]
+
+
+def test_an_instruction_without_words_gets_no_action_in_the_middle_of_a_chunk_either():
+    session = started(TellingPolicy(num_open_loop_steps=3))
+    act(session)
+    answer = session.answer(message("observation", {**observation(), "task_description": ""}))
+    assert "expected the instruction in words" in answer["payload"]["error"]
+    assert act(session)[0] == 1
+
+
+class PuzzledPolicy(TellingPolicy):
+    """Raises what nobody thought of."""
+
+    def predict(self, requests):
+        raise KeyError("goal 1")
+
+
+def test_whatever_a_policy_raises_is_answered(caplog):
+    answer = started(PuzzledPolicy()).answer(message("observation", observation()))
+    assert answer["payload"]["error"] == "the policy failed: KeyError: 'goal 1'" and "Traceback" in caplog.text
