@@ -17,6 +17,7 @@ from rsd.data.datasets import ChunkDataset, Demonstrations, FrameDataset, clippi
 from rsd.data.shuffle import Fetch, ShuffledLoader, batch_loader, ranks
 from rsd.errors import SettingError
 from rsd.processes import say
+from rsd.settings import ChunkLength, Count, LoaderProcesses, Seed, Views, checked
 from rsd.space import BOUNDS, QUANTILES, Space, with_bounds
 from rsd.types import Frame
 
@@ -36,15 +37,16 @@ class _RLDSDataModule(LightningDataModule, Generic[Data]):
     train: Data
     val: Data
 
+    @checked
     def __init__(
         self,
         *,
         root: str,
         name: str,
         version: str,
-        batch_size: int,
-        num_workers: int,
-        seed: int,
+        batch_size: Count,
+        num_workers: LoaderProcesses,
+        seed: Seed,
         bounds: str = QUANTILES,
     ) -> None:
         super().__init__()
@@ -94,7 +96,8 @@ class ChunkDataModule(_RLDSDataModule[ChunkDataset]):
         bounds: Which statistics normalise actions and proprio to [-1, 1]: "quantiles" or "extremes".
     """
 
-    def __init__(self, *, chunk_length: int, num_workers: int = 0, **common: Any) -> None:
+    @checked
+    def __init__(self, *, chunk_length: ChunkLength, num_workers: LoaderProcesses = 0, **common: Any) -> None:
         super().__init__(num_workers=num_workers, **common)
         self.chunk_length = chunk_length
 
@@ -122,7 +125,8 @@ class FrameDataModule(_RLDSDataModule[FrameDataset]):
         collate: Items → batch; picklable when there are workers. It knows the model, this module does not.
     """
 
-    def __init__(self, *, chunk_length: int, views: Sequence[str], collate: Collate, **common: Any) -> None:
+    @checked
+    def __init__(self, *, chunk_length: ChunkLength, views: Views, collate: Collate, **common: Any) -> None:
         super().__init__(**common)
         self.chunk_length, self.views, self.collate = chunk_length, tuple(views), collate
 

@@ -34,6 +34,7 @@ from rsd.data.trajectories import (
     standardize_proprio,
 )
 from rsd.jpeg import decode_jpeg
+from rsd.settings import ChunkLength, Views, checked
 from rsd.types import ChunkBatch, Frame, Observation
 
 SPLITS = ("train", "val", "all")
@@ -239,6 +240,7 @@ class FrameDataset(_ChunkIndex):
         return [self[row] for row in rows]
 
 
-def all_frames(dataset_dir: Path | str, chunk_length: int, views: Sequence[str]) -> FrameDataset:
+@checked
+def all_frames(dataset_dir: Path | str, chunk_length: ChunkLength, views: Views) -> FrameDataset:
     """Frames of every episode of a directory: what a base model is shown to fill a cache."""
     return FrameDataset(Demonstrations(dataset_dir, views), chunk_length, "all")

@@ -13,13 +13,14 @@ from torch import Tensor
 from rsd.decoding.decoding import DRAFT, Decoding
 from rsd.decoding.exit import Exit
 from rsd.decoding.gates import Gate
-from rsd.decoding.options import require_whole
 from rsd.decoding.sampling import Noise
 from rsd.errors import SettingError
+from rsd.settings import checked
 from rsd.stages import StageLogits
 from rsd.types import Code
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class EarlyExit:
     """A gate between the draft and the rest.
@@ -39,7 +40,6 @@ class EarlyExit:
             raise SettingError(f"gate {self.gate!r}, expected a rule such as MeanLogProb")
         if not hasattr(self.full, "run"):
             raise SettingError(f"full {self.full!r}, expected a decoding")
-        require_whole("num_draft_stages", self.num_draft_stages)
 
     @property
     def needs(self) -> frozenset[str]:

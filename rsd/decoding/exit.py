@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from rsd.decoding.decoding import DRAFT
-from rsd.decoding.options import require_temperature, require_whole
 from rsd.decoding.sampling import FOR_DRAFT, Noise, distribution, draw
 from rsd.decoding.speculative import require_stages
+from rsd.settings import NotNegative, checked
 from rsd.stages import StageLogits
 from rsd.types import Code
 from rsd.work import Work
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Exit:
     """Every chunk ends at the draft's point.
@@ -30,11 +31,7 @@ class Exit:
     """
 
     num_draft_stages: int
-    temperature: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_temperature(self.temperature)
-        require_whole("num_draft_stages", self.num_draft_stages)
+    temperature: NotNegative = 0.0
 
     @property
     def needs(self) -> frozenset[str]:

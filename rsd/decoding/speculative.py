@@ -15,14 +15,15 @@ from torch import Tensor
 
 from rsd.decoding.accept import Accept, exact
 from rsd.decoding.decoding import DRAFT, TARGET
-from rsd.decoding.options import require_temperature, require_whole
 from rsd.decoding.sampling import FOR_DECISION, FOR_DRAFT, FOR_REPLACEMENT, FOR_TARGET, Noise, distribution, draw
 from rsd.errors import SettingError
+from rsd.settings import NotNegative, checked
 from rsd.stages import StageLogits
 from rsd.types import Code
 from rsd.work import Work
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Speculative:
     """Propose, verify, correct.
@@ -34,12 +35,8 @@ class Speculative:
     """
 
     num_draft_stages: int
-    temperature: float = 0.0
+    temperature: NotNegative = 0.0
     accept: Accept = exact
-
-    def __post_init__(self) -> None:
-        require_temperature(self.temperature)
-        require_whole("num_draft_stages", self.num_draft_stages)
 
     @property
     def needs(self) -> frozenset[str]:

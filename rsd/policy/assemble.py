@@ -14,6 +14,7 @@ from rsd.decoding import DRAFT, TARGET, Decoding, stages_of_draft
 from rsd.points import point_name
 from rsd.policy.contract import PolicyError
 from rsd.policy.policy import Tokens, VLAPolicy
+from rsd.settings import Device, Processes, checked, require_device
 from rsd.stages import Absent, BaseChunk, Binder, HeadAt
 from rsd.stages.files import load_stage_head
 from rsd.tokenizer import ActionTokenizer, load_tokenizer
@@ -39,15 +40,16 @@ class Checkpoints:
     draft_point: int | str | None = None
 
 
+@checked
 def assemble(
     *,
     base: BaseModel,
     decoding: Decoding,
     checkpoints: Checkpoints,
     num_open_loop_steps: int,
-    device: str,
+    device: Device,
     tokenizer: ActionTokenizer | None = None,
-    num_threads: int | None = None,
+    num_threads: Processes | None = None,
     offered: Mapping[str, Any] | None = None,
 ) -> VLAPolicy:
     """Put a policy together.
@@ -67,6 +69,7 @@ def assemble(
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
+    require_device(device)
     where = torch.device(device)
     tokens = None
     if decoding.needs:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,6 +21,7 @@ from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.robots import Robot
 from rsd.models.openvla.text import PROMPT, VICUNA_PROMPT, LlamaText, TextEncoder, WordText
+from rsd.settings import ChunkLength, Count, Device, Dtype, Views, checked, require_device
 from rsd.space import BOUNDS, LIBERO_GRIPPER, Space, Statistics, bounds_of, resolve_unnorm_key, with_bounds
 
 KIND = "base"
@@ -51,19 +52,20 @@ class Wanted:
         return LIBERO_GRIPPER if self.robot is None else self.robot.gripper
 
 
+@checked
 def load_base(
     *,
     checkpoint: str | Path,
     unnorm_key: str | None,
-    views: Sequence[str],
+    views: Views,
     use_proprio: bool,
-    chunk_length: int,
+    chunk_length: ChunkLength,
     center_crop: bool = True,
-    device: str = "cpu",
-    dtype: str = "float32",
+    device: Device | Literal["meta"] = "cpu",
+    dtype: Dtype = "float32",
     hub_id: str | None = None,
     action_head: str = "l1",
-    num_images: int | None = None,
+    num_images: Count | None = None,
     robot: Robot | None = None,
     text: TextEncoder | None = None,
     execution: str = "eager",
@@ -94,6 +96,8 @@ def load_base(
         CanaryError: the loaded model ignores its pictures, attends in the wrong direction, or is not finite.
         ExecutionError: the model cannot be run in this way on this device.
     """
+    if device != "meta":
+        require_device(device)
     check_execution(execution, action_head=action_head, device=torch.device(device))
     require_checkpoint(checkpoint, hub_id)
     wanted = Wanted(
