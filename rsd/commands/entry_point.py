@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import re
 import shlex
 import sys
@@ -29,6 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rsd.commands.publishing import Offer, publish, write_offer
+from rsd.commands.quoting import quoted
+from rsd.commands.settings import check_settings
 from rsd.commands.stored import check_stored
 from rsd.commands.usage import check_choices, usage_page
 from rsd.errors import RSDError, SettingError
@@ -41,7 +44,6 @@ from rsd.runs import (
     is_job_of_sweep,
     open_run,
     resume_arguments,
-    resume_command,
     resumed_folder,
     unused_folder,
 )
@@ -49,6 +51,7 @@ from rsd.runs import (
 ERROR_FILE = "error.log"
 # A command that makes what a message misses
 HINT = re.compile(r"(python (?:train\.py phase=\w+|scripts/cache_hidden_states\.py))((?: \w+=[\w-]+)*)")
+LOADER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)[^.]*")
 REPEATED = ("model", "quantizer", "data", "chunk", "paths")  # what such a command takes over, of what was typed
 
 
@@ -61,9 +64,14 @@ class JobError(CompactHydraException):
     """How a job of a multirun failed; of all errors, Hydra prints these without a traceback."""
 
 
+class ProcessDiedError(RSDError, RuntimeError):
+    """A process that a command started is gone."""
+
+
 def is_expected(error: BaseException) -> bool:
-    """Whether an error speaks to the user: one of this package's, or Hydra's about the configuration."""
-    return isinstance(error, RSDError | HydraException | OmegaConfBaseException)
+    """Whether an error speaks to the user: one of this package's, Hydra's about the configuration, or the machine's."""
+    of_the_machine = isinstance(error, OSError) and error.errno is not None  # no room, no permission, no such folder …
+    return of_the_machine or isinstance(error, RSDError | HydraException | OmegaConfBaseException)
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -74,8 +82,14 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def in_one_line(error: BaseException) -> str:
-    """The message; Hydra's, which go over several lines, in one."""
-    return str(error) if isinstance(error, RSDError) else " ".join(str(error).split())
+    """The message; Hydra's, which go over several lines, in one, and the machine's with the file that it is about."""
+    if isinstance(error, RSDError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None:  # some of Hydra's are of this kind, and without it
+        file = f"{error.filename}: " if error.filename is not None else ""
+        return f"{file}{error.strerror}; make room, or choose a folder that can be written"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
+    return " ".join(" ".join(str(one).split()) for one in (error, cause) if one is not None)
 
 
 def with_typed(message: str, overrides: Sequence[str]) -> str:
@@ -95,7 +109,8 @@ def with_typed(message: str, overrides: Sequence[str]) -> str:
 def report_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Decorator for a Hydra main, below `hydra.main`: print expected errors as one line and exit with 1.
 
-    In a multirun a JobError is raised instead of exiting: Hydra decides how it goes on, and the table has the job.
+    All settings are looked at before the main is called. In a multirun a JobError is raised instead of exiting: Hydra
+    decides how it goes on, and the table has the job.
     """
 
     @functools.wraps(main)
@@ -105,27 +120,51 @@ def report_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], A
             logging.getLogger(chatter).setLevel(logging.WARNING)
         try:
             check_chunk(cfg)
+            check_settings(cfg)
             return main(cfg)
-        except (RSDError, HydraException, OmegaConfBaseException) as raised:
-            error = cause_of(raised)
+        except KeyboardInterrupt:
+            print(f"\ninterrupted{_how_to_go_on()}", file=sys.stderr)
+            sys.exit(130)
+        except Exception as raised:  # noqa: BLE001  passed on, unless it speaks to the user
+            error = _told(cause_of(raised))
             if not is_expected(error):
                 raise error  # noqa: B904  of an InstantiationException Hydra would show the message alone
             hydra_cfg = HydraConfig.get()
-            log = Path(hydra_cfg.runtime.output_dir) / ERROR_FILE
-            log.write_text("".join(traceback.format_exception(raised)))
             typed = OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
             line = with_typed(in_one_line(error), cast("list[str]", typed))
-            print(f"error: {line}\n(traceback in {log})", file=sys.stderr)
+            if isinstance(error, OSError | ProcessDiedError) and "resume=" not in line:
+                line += _how_to_go_on()
+            print(f"error: {line}{_keep_traceback(raised)}", file=sys.stderr)
             if hydra_cfg.mode == RunMode.MULTIRUN:
                 raise JobError(f"{type(error).__name__}: {line}") from None
             sys.exit(1)
-        except KeyboardInterrupt:
-            run_dir = Path(HydraConfig.get().runtime.output_dir)
-            hint = f"; continue with: {resume_command(run_dir)}" if (run_dir / CONFIG_FILE).is_file() else ""
-            print(f"\ninterrupted{hint}", file=sys.stderr)
-            sys.exit(130)
 
     return wrapped
+
+
+def _told(error: BaseException) -> BaseException:
+    """The same error; of a data loader's process that died, which torch raises anywhere, one that says what to do."""
+    if isinstance(error, RuntimeError) and (died := LOADER_DIED.search(str(error))):
+        return ProcessDiedError(
+            f"a process that loads data died ({died[0]}); memory may have run out: fewer num_workers"
+        )
+    return error
+
+
+def _how_to_go_on() -> str:
+    """End of a line about a run that was broken off; empty where there is nothing to resume."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    return f"; continue with resume={run_dir}" if (run_dir / CONFIG_FILE).is_file() else ""
+
+
+def _keep_traceback(raised: Exception) -> str:
+    """Write the traceback to error.log and say where that is; nothing is said where it cannot be written."""
+    log = Path(HydraConfig.get().runtime.output_dir) / ERROR_FILE
+    try:
+        log.write_text("".join(traceback.format_exception(raised)))
+    except OSError:
+        return ""  # the disk is full or the folder gone, which is what the line is about
+    return f"\n(traceback in {log})"
 
 
 def check_chunk(cfg: DictConfig) -> None:
@@ -169,12 +208,44 @@ def run(main: Callable[[], Any], config: Path) -> None:
         try:
             if (stored := resumed_folder(sys.argv[1:])) is not None:
                 check_stored(stored, config, sys.argv[1:])
-            sys.argv[1:] = resume_arguments(sys.argv[1:])
+            expanded = resume_arguments(sys.argv[1:])
+            check_command(sys.argv[1:], config)
+            sys.argv[1:] = [quoted(one) for one in expanded]
             check_sweep(sys.argv[1:])
             check_choices(config, sys.argv[1:])
         except (RSDError, HydraException) as error:
             sys.exit(f"error: {in_one_line(error)}")
-    main()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes on what is raised outside of the job, its folder for example
+    try:
+        main()
+    except JobError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:  # noqa: BLE001  a defect, shown as Hydra would show it
+        if is_expected(error):
+            sys.exit(f"error: {in_one_line(error)}")
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def check_command(arguments: Sequence[str], config: Path) -> None:
+    """See that resume= names a run of this command.
+
+    Args:
+        config: The command's root configuration.
+
+    Raises:
+        SettingError: another command made that run, or this one cannot go on with any.
+    """
+    given = [one.removeprefix("resume=") for one in arguments if one.startswith("resume=")]
+    stored = Path(given[-1]) / CONFIG_FILE if given else None
+    if stored is None or not stored.is_file():
+        return
+    made_by = "train" if "phase" in OmegaConf.load(stored) else "eval"
+    if config.stem != made_by:
+        raise SettingError(
+            f"{stored.parent} is a run of {made_by}.py; continue it with python {made_by}.py resume={given[-1]}"
+        )
 
 
 def begin_run(cfg: DictConfig, reads: Mapping[str, Any], found: dict[str, Any] | None = None) -> Path:

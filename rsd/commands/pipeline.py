@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rsd.commands.quoting import quoted
 from rsd.differences import differences
 from rsd.errors import RSDError
 from rsd.files import read_json, write_atomically
@@ -113,7 +114,7 @@ def is_finished(step: Step, root: Path) -> bool:
 
 
 def _that_matter(overrides: Sequence[str]) -> list[str]:
-    return [one for one in overrides if one.partition("=")[0].rpartition(".")[-1] not in MAY_DIFFER]
+    return [quoted(one) for one in overrides if one.partition("=")[0].rpartition(".")[-1] not in MAY_DIFFER]
 
 
 def run_step(step: Step, root: Path, limit_s: float | None = None) -> None:

@@ -18,6 +18,7 @@ from rsd.data.gripper import GripperRule
 from rsd.data.shuffle import Fetch, ShuffledLoader, batch_loader, ranks
 from rsd.errors import SettingError
 from rsd.processes import say
+from rsd.settings import ChunkLength, Count, LoaderProcesses, Seed, Views, checked
 from rsd.space import BOUNDS, QUANTILES, Space, with_bounds
 from rsd.types import Frame
 
@@ -37,15 +38,16 @@ class _RLDSDataModule(LightningDataModule, Generic[Data]):
     train: Data
     val: Data
 
+    @checked
     def __init__(
         self,
         *,
         root: str,
         name: str,
         version: str,
-        batch_size: int,
-        num_workers: int,
-        seed: int,
+        batch_size: Count,
+        num_workers: LoaderProcesses,
+        seed: Seed,
         bounds: str = QUANTILES,
         gripper: GripperRule | None = None,
     ) -> None:
@@ -102,7 +104,8 @@ class ChunkDataModule(_RLDSDataModule[ChunkDataset]):
         gripper: How the gripper is recorded; LIBERO's way unless said.
     """
 
-    def __init__(self, *, chunk_length: int, num_workers: int = 0, **common: Any) -> None:
+    @checked
+    def __init__(self, *, chunk_length: ChunkLength, num_workers: LoaderProcesses = 0, **common: Any) -> None:
         super().__init__(num_workers=num_workers, **common)
         self.chunk_length = chunk_length
 
@@ -131,7 +134,8 @@ class FrameDataModule(_RLDSDataModule[FrameDataset]):
         collate: Items → batch; picklable when there are workers. It knows the model, this module does not.
     """
 
-    def __init__(self, *, chunk_length: int, views: Sequence[str], collate: Collate, **common: Any) -> None:
+    @checked
+    def __init__(self, *, chunk_length: ChunkLength, views: Views, collate: Collate, **common: Any) -> None:
         super().__init__(**common)
         self.chunk_length, self.views, self.collate = chunk_length, tuple(views), collate
 

@@ -37,6 +37,7 @@ from rsd.data.trajectories import (
 )
 from rsd.errors import SettingError
 from rsd.jpeg import decode_jpeg
+from rsd.settings import ChunkLength, checked
 from rsd.space import QUANTILES, Range, Space
 from rsd.types import ChunkBatch, Frame, Observation
 
@@ -330,8 +331,9 @@ class FrameDataset(_ChunkIndex):
         return [self[row] for row in rows]
 
 
+@checked
 def all_frames(
-    dataset_dir: Path | str, chunk_length: int, views: Sequence[str], gripper: GripperRule | None = None
+    dataset_dir: Path | str, chunk_length: ChunkLength, views: Sequence[str], gripper: GripperRule | None = None
 ) -> FrameDataset:
     """Frames of every episode of a directory: what a base model is shown to fill a cache."""
     return FrameDataset(Demonstrations(dataset_dir, views, gripper), chunk_length, "all")

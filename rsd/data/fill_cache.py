@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Annotated, Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ from rsd.differences import differences
 from rsd.points import point_names
 from rsd.processes import say
 from rsd.progress import track
+from rsd.settings import Count, Length, LoaderProcesses, checked
 from rsd.space import Space
 from rsd.types import BaseModel, Frame, Inputs, Observation, ReadsInstructions
 
@@ -171,17 +172,18 @@ def write_cache(
                     writer.write_shard(part, start, tensors)
 
 
+@checked
 def ensure_cache(
     *,
     root: Path,
     name: str,
     base: Callable[[], BaseModel],
     dataset: Callable[[], Frames],
-    points: Sequence[int | str],
-    batch_size: int,
-    shard_mb: int,
+    points: Annotated[Sequence[Count | str], Length()],
+    batch_size: Count,
+    shard_mb: Count,
     command: str,
-    num_workers: int = 0,
+    num_workers: LoaderProcesses = 0,
     outline: Callable[[], BaseModel] | None = None,
     directory: Path | None = None,
     provenance: Mapping[str, Any] | None = None,

@@ -8,7 +8,7 @@ bfloat16; a cache that fits is copied into memory, a larger one stays memory-map
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -19,6 +19,7 @@ from rsd.data.cache import GIGABYTE, CacheError, CacheReader
 from rsd.data.datasets import split_episodes
 from rsd.data.shuffle import ShuffledLoader, batch_loader, ranks
 from rsd.points import point_names
+from rsd.settings import Count, Length, LoaderProcesses, NotNegative, Seed, checked
 from rsd.space import Space
 from rsd.types import HiddenStateBatch
 
@@ -74,15 +75,16 @@ class HiddenStateDataModule(LightningDataModule):
     train: HiddenStateDataset
     val: HiddenStateDataset
 
+    @checked
     def __init__(
         self,
         *,
         cache: Callable[..., CacheReader],
-        points: Sequence[int | str],
-        batch_size: int,
-        seed: int,
-        num_workers: int = 0,
-        memory_gb: float = 2.0,
+        points: Annotated[Sequence[Count | str], Length()],
+        batch_size: Count,
+        seed: Seed,
+        num_workers: LoaderProcesses = 0,
+        memory_gb: NotNegative = 2.0,
     ) -> None:
         """Remember the settings; nothing is opened.
 

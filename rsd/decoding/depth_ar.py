@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from rsd.decoding.decoding import TARGET
-from rsd.decoding.options import require_temperature
 from rsd.decoding.past import Past
 from rsd.decoding.sampling import FOR_TARGET, Noise, distribution, draw
+from rsd.settings import NotNegative, checked
 from rsd.stages import StageLogits
 from rsd.types import Code
 from rsd.work import Work
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class DepthAR:
     """Q passes.
@@ -24,10 +25,7 @@ class DepthAR:
         temperature: 0 is greedy.
     """
 
-    temperature: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_temperature(self.temperature)
+    temperature: NotNegative = 0.0
 
     @property
     def needs(self) -> frozenset[str]:

@@ -15,12 +15,13 @@ from rsd.decoding.exit import Exit
 from rsd.decoding.gates import Gate
 from rsd.decoding.past import Past
 from rsd.decoding.sampling import Noise
-from rsd.decoding.speculative import require_stages_option
 from rsd.errors import SettingError
+from rsd.settings import checked
 from rsd.stages import StageLogits
 from rsd.types import Code
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class EarlyExit:
     """A gate between the draft and the rest.
@@ -40,7 +41,6 @@ class EarlyExit:
             raise SettingError(f"gate {self.gate!r}, expected a rule such as MeanLogProb")
         if not hasattr(self.full, "run"):
             raise SettingError(f"full {self.full!r}, expected a decoding")
-        require_stages_option(self.num_draft_stages)
 
     @property
     def needs(self) -> frozenset[str]:

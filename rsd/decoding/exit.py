@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from rsd.decoding.decoding import DRAFT
-from rsd.decoding.options import require_temperature
 from rsd.decoding.past import Past
 from rsd.decoding.sampling import FOR_DRAFT, Noise, distribution, draw
-from rsd.decoding.speculative import require_stages_option, stages_asked
+from rsd.decoding.speculative import stages_asked
+from rsd.settings import NotNegative, checked
 from rsd.stages import StageLogits
 from rsd.types import Code
 from rsd.work import Work
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Exit:
     """Every chunk ends at the draft's point.
@@ -31,11 +32,7 @@ class Exit:
     """
 
     num_draft_stages: int | None
-    temperature: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_temperature(self.temperature)
-        require_stages_option(self.num_draft_stages)
+    temperature: NotNegative = 0.0
 
     @property
     def needs(self) -> frozenset[str]:

@@ -8,7 +8,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rsd.decoding.options import is_number
 from rsd.errors import SettingError
 
 
@@ -38,7 +37,7 @@ class MeanLogProb:
     def __post_init__(self) -> None:
         if self.threshold in ("inf", "-inf"):
             object.__setattr__(self, "threshold", float(self.threshold))
-        if not is_number(self.threshold) or math.isnan(self.threshold):
+        if type(self.threshold) not in (int, float) or math.isnan(self.threshold):
             raise SettingError(f"threshold {self.threshold!r}, expected a number of nats, inf or -inf")
 
     def __call__(self, log_probs: Tensor, levels: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from rsd.decoding.decoding import Decoding
-from rsd.decoding.options import require_whole
 from rsd.decoding.past import Past
 from rsd.decoding.sampling import Noise
 from rsd.errors import SettingError
+from rsd.settings import Count, Natural, checked
 from rsd.stages import StageLogits
 from rsd.types import Code
 
@@ -54,6 +54,7 @@ class _Horizon:
         return code
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Hold(_Horizon):
     """The whole chunk, and its last action some more times.
@@ -62,18 +63,13 @@ class Hold(_Horizon):
         num_repeats: How many more times, 0 or more.
     """
 
-    num_repeats: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole("num_repeats", self.num_repeats)
-        if self.num_repeats < 0:
-            raise SettingError(f"num_repeats {self.num_repeats}, expected 0 or more")
+    num_repeats: Natural
 
     def steps(self, chunk_length: int) -> int:
         return chunk_length + self.num_repeats
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class FixedHorizon(_Horizon):
     """The first steps of a chunk.
@@ -82,11 +78,7 @@ class FixedHorizon(_Horizon):
         num_steps: How many, 1..T.
     """
 
-    num_steps: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole("num_steps", self.num_steps)
+    num_steps: Count
 
     def steps(self, chunk_length: int) -> int:
         if not 1 <= self.num_steps <= chunk_length:

@@ -15,15 +15,16 @@ from torch import Tensor
 
 from rsd.decoding.accept import Accept, exact
 from rsd.decoding.decoding import DRAFT, TARGET
-from rsd.decoding.options import require_temperature, require_whole
 from rsd.decoding.past import Past
 from rsd.decoding.sampling import FOR_DECISION, FOR_DRAFT, FOR_REPLACEMENT, FOR_TARGET, Noise, distribution, draw
 from rsd.errors import SettingError
+from rsd.settings import NotNegative, checked
 from rsd.stages import StageLogits
 from rsd.types import Code
 from rsd.work import Work
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Speculative:
     """Propose, verify, correct.
@@ -35,12 +36,8 @@ class Speculative:
     """
 
     num_draft_stages: int | None
-    temperature: float = 0.0
+    temperature: NotNegative = 0.0
     accept: Accept = exact
-
-    def __post_init__(self) -> None:
-        require_temperature(self.temperature)
-        require_stages_option(self.num_draft_stages)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -65,12 +62,6 @@ class Speculative:
             running.verify(target, draft_probs)
         depth = torch.full_like(running.final, num_stages)
         return Code(running.indices, depth, running.work, proposal)
-
-
-def require_stages_option(num_draft_stages: object) -> None:
-    """Raise SettingError unless it is a whole number or None."""
-    if num_draft_stages is not None:
-        require_whole("num_draft_stages", num_draft_stages)
 
 
 def stages_asked(num_draft_stages: int | None, num_stages: int) -> int:

@@ -17,15 +17,15 @@ from torch import Tensor
 from rsd.decoding.decoding import DRAFT, Decoding
 from rsd.decoding.early_exit import EarlyExit
 from rsd.decoding.gates import Gate
-from rsd.decoding.options import require_whole
 from rsd.decoding.past import Past
 from rsd.decoding.sampling import Noise
-from rsd.errors import SettingError
+from rsd.settings import Count, checked
 from rsd.stages import StageLogits
 from rsd.types import Code
 from rsd.work import Work
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Temporal:
     """Ask the base model at least every `max_unverified` chunks, and whenever the draft is not sure.
@@ -40,15 +40,10 @@ class Temporal:
     gate: Gate
     full: Decoding
     num_draft_stages: int | None
-    max_unverified: int
+    max_unverified: Count
 
     def __post_init__(self) -> None:
         _ = self._early  # checks the first three
-        require_whole("max_unverified", self.max_unverified)
-        if self.max_unverified < 1:
-            raise SettingError(
-                f"max_unverified {self.max_unverified}, expected 1 or more; 1 asks the base model every time"
-            )
 
     @property
     def _early(self) -> EarlyExit:

@@ -11,16 +11,19 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from rsd.demos.demonstrations import Demonstration, Expert, RandomStartEnv, record_demonstration
 from rsd.demos.schedule import Attempt, CollectionError, Schedule
+from rsd.errors import SettingError
 from rsd.pool import Pool
+from rsd.settings import Length, Natural, NotNegative, checked
 from rsd.silence import simulator_turn
 
 
+@checked
 @dataclass(frozen=True)
 class Recipe:
     """What a worker needs besides attempts; travels to it by pickle.
@@ -37,12 +40,16 @@ class Recipe:
 
     make_env: Callable[..., RandomStartEnv]
     make_expert: Callable[..., Expert]
-    noise_scales: tuple[float, ...]
-    num_tail_steps: int = 0
+    noise_scales: Annotated[Sequence[NotNegative], Length()]
+    num_tail_steps: Natural = 0
     make_lead: Callable[..., Expert] | None = None
-    lead_steps: tuple[int, int] = (0, 0)
+    lead_steps: tuple[Natural, Natural] = (0, 0)
     render: bool = True
     store_picture: Callable[[np.ndarray], Any] = np.asarray
+
+    def __post_init__(self) -> None:
+        if self.lead_steps[0] > self.lead_steps[1]:
+            raise SettingError(f"lead_steps is {list(self.lead_steps)}, expected the fewest and then the most")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 
 from rsd.envs.suites import load_task
+from rsd.settings import Count, checked
 from rsd.types import Env, Observation, Step, Task
 
 
@@ -78,7 +79,8 @@ class OtherInstruction(Ablated):
         num_tasks: Tasks of the suite.
     """
 
-    def __init__(self, *, make: Callable[..., Env], task_id: int, num_tasks: int) -> None:
+    @checked
+    def __init__(self, *, make: Callable[..., Env], task_id: int, num_tasks: Count) -> None:
         super().__init__(make=make, task_id=task_id)
         self._shown = load_task(self.task.suite, (task_id + 1) % num_tasks).instruction
 

@@ -13,16 +13,18 @@ from packaging.requirements import Requirement
 
 from rsd.envs.gl import REINSTALL_COMMAND, SimulatorError, check_simulator
 from rsd.envs.suites import check_suite
+from rsd.settings import Count, checked
 
 LIBERO_MODULE = "libero"  # as one imports it; distributions of several names provide it
 
 
+@checked
 def check_environment(
     *,
     suite: str,
     variant: str | None,
-    num_tasks: int,
-    num_init_states: int,
+    num_tasks: Count,
+    num_init_states: Count,
     allow_mujoco_version: str | None = None,
 ) -> dict[str, str]:
     """Check simulator and suite, and choose the GL backend.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from rsd.envs.placements import check_placement, object_columns
 from rsd.envs.rotation import axis_angle
 from rsd.envs.suites import SuiteTask, load_task, quiet, silence_robosuite, suite_name
 from rsd.errors import SettingError
+from rsd.settings import Count, Finite, Length, Natural, Seed, Views, Width, checked
 from rsd.types import Observation, Step, Task
 
 ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")  # end-effector position and rotation deltas, gripper
@@ -39,14 +40,15 @@ MODEL_STATE = ("body_pos", "body_quat", "site_rgba")  # parts of the model that 
 UNSEEN = np.zeros((1, 1, 3), dtype=np.uint8)  # what a camera shows while nobody looks
 
 
+@checked
 def libero_tasks(
     *,
     suite: str,
     variant: str | None,
-    num_tasks: int,
-    max_steps: int,
+    num_tasks: Count,
+    max_steps: Count,
     protocol: str,
-    views: Sequence[str] = tuple(CAMERAS),
+    views: Views = tuple(CAMERAS),
     allow_mujoco_version: str | None = None,
 ) -> list[Task]:
     """What the environments of a suite's tasks will say of themselves; nothing is simulated.
@@ -87,19 +89,20 @@ class LiberoEnv:
         reset_rendering_s: See `Env`.
     """
 
+    @checked
     def __init__(
         self,
         *,
         suite: str,
-        task_id: int,
-        max_steps: int,
+        task_id: Natural,
+        max_steps: Count,
         variant: str | None = None,
-        image_size: int = 256,
+        image_size: Width = 256,
         rotate_images: bool = True,
-        num_wait_steps: int = 10,
-        waiting_action: Sequence[float] = WAITING_ACTION,
-        seed: int = 0,
-        views: Sequence[str] = ("image", "wrist_image"),
+        num_wait_steps: Natural = 10,
+        waiting_action: Annotated[Sequence[Finite], Length(ACTION_DIM)] = WAITING_ACTION,
+        seed: Seed = 0,
+        views: Views = ("image", "wrist_image"),
         protocol: str = "openvla_oft-1",
         end_at_success: bool = True,
         allow_mujoco_version: str | None = None,

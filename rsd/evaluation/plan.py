@@ -12,13 +12,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from rsd.differences import differences
 from rsd.errors import RSDError
 from rsd.files import read_json, write_atomically
+from rsd.settings import Count, Length, Natural, Processes, Seed, checked
 from rsd.types import Task
 
 PLAN_FILE = "plan.json"
@@ -217,16 +218,17 @@ def episode_seed(seed: int, task_id: int, trial: int) -> int:
     return int(np.random.SeedSequence((seed, task_id, trial)).generate_state(1)[0])
 
 
+@checked
 def make_plan(
     *,
     tasks: Sequence[Task],
-    task_ids: Sequence[int] | None,
-    num_init_states: int,
-    num_trials: int,
-    seed: int,
-    save_videos: int,
-    num_workers: int,
-    max_batch: int,
+    task_ids: Annotated[Sequence[Natural], Length()] | None,
+    num_init_states: Count,
+    num_trials: Count,
+    seed: Seed,
+    save_videos: Natural,
+    num_workers: Processes,
+    max_batch: Count,
     variant: str | None,
     environment: Mapping[str, Any],
     clip_actions: bool,

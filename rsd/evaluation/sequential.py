@@ -32,6 +32,7 @@ from scipy.stats import beta
 from rsd.errors import SettingError
 from rsd.evaluation.plan import PlannedEpisode, Stopping
 from rsd.files import write_atomically
+from rsd.settings import checked
 from rsd.types import EpisodeResult
 
 VERDICT_FILE = "verdict.json"
@@ -51,6 +52,7 @@ class StopWhenDecided:
         SettingError: rate or alpha is not between 0 and 1, or min_episodes is negative.
     """
 
+    @checked
     def __init__(self, *, rate: float, alpha: float = 0.05, min_episodes: int = 0) -> None:
         for name, value in (("rate", rate), ("alpha", alpha)):
             if not 0 < value < 1:

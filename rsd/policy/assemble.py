@@ -16,6 +16,7 @@ from rsd.models.openvla.loading import load_own
 from rsd.points import point_name
 from rsd.policy.contract import PolicyError
 from rsd.policy.policy import Tokens, VLAPolicy
+from rsd.settings import Device, Processes, checked, require_device
 from rsd.stages import Absent, BaseChunk, Binder, HeadAt, OwnLook
 from rsd.stages.files import EYES, load_stage_head
 from rsd.tokenizer import ActionTokenizer, load_tokenizer
@@ -44,15 +45,16 @@ class Checkpoints:
     control: Callable[[ActionTokenizer], Binder] | None = None
 
 
+@checked
 def assemble(
     *,
     base: BaseModel,
     decoding: Decoding,
     checkpoints: Checkpoints,
     num_open_loop_steps: int,
-    device: str,
+    device: Device,
     tokenizer: ActionTokenizer | None = None,
-    num_threads: int | None = None,
+    num_threads: Processes | None = None,
     offered: Mapping[str, Any] | None = None,
 ) -> VLAPolicy:
     """Put a policy together.
@@ -72,6 +74,7 @@ def assemble(
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
+    require_device(device)
     where = torch.device(device)
     tokens = None
     if decoding.needs:

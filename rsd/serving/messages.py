@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from rsd.errors import RSDError, SettingError
+from rsd.settings import Count, Width, checked
 from rsd.types import Observation
 
 PROTOCOL_VERSION = 1
@@ -54,6 +55,7 @@ class ProtocolVersionError(RSDError):
     """The client speaks another version of the protocol; nothing that it says can be trusted to mean the same."""
 
 
+@checked
 @dataclass(frozen=True)
 class ObservationReader:
     """Which parts of a client's observation the policy needs, and how they must look.
@@ -68,8 +70,8 @@ class ObservationReader:
     """
 
     views: Sequence[str]
-    image_size: int
-    proprio_dim: int
+    image_size: Width
+    proprio_dim: Count
 
     def __post_init__(self) -> None:
         unknown = [view for view in self.views if view not in CAMERAS]

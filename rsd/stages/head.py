@@ -18,7 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from rsd.errors import SettingError
+from rsd.settings import Count, Depth, Width, checked
 from rsd.types import CodeShape
+
+
+def check_heads(name: str, num_heads: int, width: int) -> None:
+    """See that a width divides into attention heads.
+
+    Raises:
+        SettingError: it does not; `name` is what the message calls their number.
+    """
+    if width % num_heads:
+        raise SettingError(f"{name} is {num_heads}, expected a divisor of the width {width}")
 
 
 class StageHead(nn.Module):
@@ -37,16 +48,17 @@ class StageHead(nn.Module):
     levels: Tensor  # [T, D, Q] of the stages that it predicts
     missing: Tensor  # [T, D, Q, L]  levels that an entry does not have
 
+    @checked
     def __init__(
         self,
         *,
         code_shape: CodeShape,
-        hidden_dim: int,
-        states_per_step: int,
+        hidden_dim: Count,
+        states_per_step: Count,
         num_stages: int,
-        width: int,
-        num_layers: int,
-        num_heads: int,
+        width: Width,
+        num_layers: Depth,
+        num_heads: Depth,
     ) -> None:
         super().__init__()
         if not 1 <= num_stages <= code_shape.num_stages:
@@ -54,8 +66,7 @@ class StageHead(nn.Module):
                 f"num_stages {num_stages} of the head, but the tokenizer has {code_shape.num_stages} stages; "
                 f"choose 1..{code_shape.num_stages}"
             )
-        if width % num_heads:
-            raise SettingError(f"width {width} of the head cannot be shared by num_heads {num_heads}; choose a divisor")
+        check_heads("num_heads", num_heads, width)
         self.config: dict[str, Any] = {
             "hidden_dim": hidden_dim,
             "states_per_step": states_per_step,

@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from rsd.settings import ChunkLength, Range, Width, checked
 from rsd.tokenizer.base import ActionTokenizer
 from rsd.tokenizer.quantizer import ResidualQuantizer
 from rsd.types import CodeShape
+
+Edges = Annotated[int, Range(3, 2**16)]
 
 
 class BinTokenizer(ActionTokenizer):
@@ -22,7 +27,8 @@ class BinTokenizer(ActionTokenizer):
         num_bins: Edges of the bins; there is one level fewer.
     """
 
-    def __init__(self, *, chunk_length: int, action_dim: int, num_bins: int):
+    @checked
+    def __init__(self, *, chunk_length: ChunkLength, action_dim: Width, num_bins: Edges):
         super().__init__()
         self.config = {"chunk_length": chunk_length, "action_dim": action_dim, "num_bins": num_bins}
         levels = num_bins - 1

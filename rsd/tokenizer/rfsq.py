@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rsd.errors import SettingError
+from rsd.settings import ChunkLength, Depth, Levels, Width, checked
 from rsd.tokenizer.base import ActionTokenizer
 from rsd.tokenizer.quantizer import ResidualQuantizer
 from rsd.types import CodeShape
@@ -32,15 +33,16 @@ class RFSQTokenizer(ActionTokenizer):
             of its code; "learned" starts there and trains one step per stage.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        chunk_length: int,
-        action_dim: int,
-        latent_dim: int,
-        hidden_dim: int,
-        num_stages: int,
-        num_levels: int,
+        chunk_length: ChunkLength,
+        action_dim: Width,
+        latent_dim: Width,
+        hidden_dim: Width,
+        num_stages: Depth,
+        num_levels: Levels,
         scale: str = "nested",
     ):
         super().__init__()

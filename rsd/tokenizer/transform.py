@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rsd.errors import SettingError
+from rsd.settings import ChunkLength, Depth, Finite, Levels, Positive, Width, checked
 from rsd.tokenizer.base import ActionTokenizer
 from rsd.tokenizer.quantizer import ResidualQuantizer
 from rsd.types import CodeShape
@@ -45,15 +46,16 @@ class TransformTokenizer(ActionTokenizer):
     basis: Tensor  # [T, T]
     ranges: Tensor  # [T, A - 1]
 
+    @checked
     def __init__(
         self,
         *,
-        chunk_length: int,
-        action_dim: int,
-        num_stages: int,
-        num_levels: int,
-        ratio: float,
-        margin: float,
+        chunk_length: ChunkLength,
+        action_dim: Width,
+        num_stages: Depth,
+        num_levels: Levels,
+        ratio: Finite,
+        margin: Positive,
     ) -> None:
         super().__init__()
         if not 1 < ratio <= num_levels:

@@ -9,7 +9,6 @@ evaluation's formula (see rsd/training/oft.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from rsd.models.openvla.lora import adapter_files, add_lora, merge_lora
 from rsd.models.openvla.pretrained import load_pretrained, save_pretrained
 from rsd.models.openvla.token_loss import token_logits, token_rows
 from rsd.points import point_name
+from rsd.settings import ChunkLength, Count, Dtype, Natural, Positive, Seed, Views, Width, checked
 from rsd.training.given import FrameBatch, frames_of, gripper_accuracy, median_action
 from rsd.training.randomness import step_generator
 
@@ -51,23 +51,24 @@ class FinetuneModule(LightningModule):
         seed: Of adapters, heads and augmentation.
     """
 
+    @checked
     def __init__(
         self,
         *,
         checkpoint: str,
         hub_id: str | None,
         action_head: str,
-        views: Sequence[str],
+        views: Views,
         use_proprio: bool,
-        chunk_length: int,
-        learning_rate: float,
-        decay_step: int | None,
-        warmup_steps: int,
-        rank: int,
+        chunk_length: ChunkLength,
+        learning_rate: Positive,
+        decay_step: Count | None,
+        warmup_steps: Natural,
+        rank: Width,
         image_augmentation: bool,
         gradient_checkpointing: bool,
-        dtype: str,
-        seed: int,
+        dtype: Dtype,
+        seed: Seed,
     ) -> None:
         super().__init__()
         if action_head not in ("l1", "autoregressive"):

@@ -30,6 +30,7 @@ from rsd.models.openvla.processor import HALF, PrismaticImageProcessor
 from rsd.models.openvla.text import WordText
 from rsd.models.openvla.transfer import start_from
 from rsd.models.openvla.vit import ViTShape
+from rsd.settings import ChunkLength, Dtype, Natural, NotNegative, Positive, Seed, Share, Views, Width, checked
 from rsd.space import Space
 from rsd.training.given import FrameBatch, frames_of, gripper_accuracy, median_action
 from rsd.training.randomness import step_generator
@@ -42,7 +43,8 @@ EMA_WARMUP = 10  # the average's decay is at most (1 + n) / (EMA_WARMUP + n) at 
 class FrameCollate:
     """Frames → one batch, pictures resized to the model's size; runs in the loader's processes."""
 
-    def __init__(self, *, image_size: int, views: Sequence[str]) -> None:
+    @checked
+    def __init__(self, *, image_size: Width, views: Views) -> None:
         self.image_size, self.views = image_size, tuple(views)
 
     def __call__(self, items: list[Frame]) -> FrameBatch:
@@ -55,6 +57,38 @@ class FrameCollate:
             "proprio": torch.from_numpy(np.stack([obs.proprio for obs in observations])).float(),
             "actions": torch.stack([item["actions"] for item in items]),
         }
+
+
+def check_architecture(sizes: Mapping[str, Any], image_size: int) -> None:
+    """See that heads divide widths and patches the picture, before any data is read.
+
+    Args:
+        sizes: See OFTModule.
+
+    Raises:
+        SettingError: they do not; the message names the key.
+    """
+    llm = sizes["llm"]
+    divided = [
+        ("llm.num_attention_heads", llm["num_attention_heads"], "hidden_size", llm["hidden_size"]),
+        (
+            "llm.num_key_value_heads",
+            llm.get("num_key_value_heads", llm["num_attention_heads"]),
+            "num_attention_heads",
+            llm["num_attention_heads"],
+        ),
+    ]
+    for tower in ("dino", "siglip"):
+        if tower in sizes:
+            own = sizes[tower]
+            divided.append((f"{tower}.num_heads", own["num_heads"], "embed_dim", own["embed_dim"]))
+            if own["patch_size"] > image_size:
+                raise SettingError(
+                    f"model.image_size is {image_size}, expected the patch_size {own['patch_size']} or more"
+                )
+    for name, divisor, whole, value in divided:
+        if value % divisor:
+            raise SettingError(f"model.architecture.{name} is {divisor}, expected a divisor of {whole}, {value}")
 
 
 class OFTModule(LightningModule):
@@ -81,22 +115,23 @@ class OFTModule(LightningModule):
 
     loss_factors: Tensor  # of each action dim, [A]
 
+    @checked
     def __init__(
         self,
         *,
         architecture: dict[str, Any] | None,
-        image_size: int,
-        views: Sequence[str],
+        image_size: Width,
+        views: Views,
         use_proprio: bool,
-        chunk_length: int,
-        learning_rate: float,
-        warmup_steps: int,
-        weight_decay: float,
+        chunk_length: ChunkLength,
+        learning_rate: Positive,
+        warmup_steps: Natural,
+        weight_decay: NotNegative,
         image_augmentation: bool,
-        seed: int,
-        ema_decay: float | None = None,
-        proprio_dropout: float = 0.0,
-        weights_dtype: str = "float32",
+        seed: Seed,
+        ema_decay: Share | None = None,
+        proprio_dropout: Share = 0.0,
+        weights_dtype: Dtype = "float32",
         loss_units: str = "bounds",
         start_from: str | None = None,
     ) -> None:
@@ -106,6 +141,7 @@ class OFTModule(LightningModule):
                 "phase=oft trains a small model from scratch and this model has no architecture to train "
                 "(model.architecture is null: a published checkpoint); choose model=oft_tiny"
             )
+        check_architecture(architecture, image_size)
         self.architecture, self.image_size = architecture, image_size
         self.views, self.use_proprio, self.chunk_length = tuple(views), use_proprio, chunk_length
         self.learning_rate, self.weight_decay = learning_rate, weight_decay

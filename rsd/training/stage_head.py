@@ -23,10 +23,12 @@ from rsd.checkpoint import CheckpointError
 from rsd.decoding import DRAFT, DepthAR, Noise
 from rsd.errors import SettingError
 from rsd.points import point_name
+from rsd.settings import Count, Depth, Positive, Seed, Share, Width, checked
 from rsd.space import Space
 from rsd.stages import Absent, HeadLogits, StageHead
 from rsd.stages.base_chunk import executed
 from rsd.stages.files import save_stage_head
+from rsd.stages.head import check_heads
 from rsd.tokenizer import ActionTokenizer, load_tokenizer
 from rsd.training.calibration import stage_report
 from rsd.training.given import hidden_states_of
@@ -85,26 +87,28 @@ class StageHeadModule(LightningModule):
 
     head: StageHead  # made by `setup`, which knows the data's widths
 
+    @checked
     def __init__(
         self,
         *,
         kind: str,
         tokenizer: ActionTokenizer,
         tokenizer_checkpoint: str,
-        layer: int | str,
-        num_stages: int | None,
-        width: int,
-        num_layers: int,
-        num_heads: int,
+        layer: Count | str,
+        num_stages: Depth | None,
+        width: Width,
+        num_layers: Depth,
+        num_heads: Depth,
         labels: str,
-        learning_rate: float,
-        corruption_rate: float,
-        hidden_rate: float,
-        seed: int,
+        learning_rate: Positive,
+        corruption_rate: Share,
+        hidden_rate: Share,
+        seed: Seed,
     ):
         super().__init__()
         if labels not in LABELS:
             raise SettingError(f"phase.module.labels is {labels!r}, expected one of {list(LABELS)}")
+        check_heads("num_heads", num_heads, width)
         self.kind, self.point, self.seed, self.labels = kind, point_name(layer), seed, labels
         self.loaded = load_tokenizer(Path(tokenizer_checkpoint), expected=tokenizer)
         self.tokenizer = self.loaded.tokenizer

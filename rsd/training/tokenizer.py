@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from rsd.errors import SettingError
+from rsd.settings import NotNegative, Positive, Seed, checked
 from rsd.space import Space
 from rsd.tokenizer import ActionTokenizer, BinTokenizer, save_tokenizer
 from rsd.tokenizer.report import codec_report
@@ -30,7 +31,8 @@ class TokenizerModule(LightningModule):
         seed: Of the prefix depths; step n draws from (seed, n) alone, so a resumed run repeats an uninterrupted one.
     """
 
-    def __init__(self, *, tokenizer: ActionTokenizer, learning_rate: float, prefix_weight: float, seed: int):
+    @checked
+    def __init__(self, *, tokenizer: ActionTokenizer, learning_rate: Positive, prefix_weight: NotNegative, seed: Seed):
         super().__init__()
         self.tokenizer = tokenizer
         self.learning_rate = learning_rate

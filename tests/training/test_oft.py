@@ -185,7 +185,7 @@ def test_training_goes_on_from_an_exported_model(root, tmp_path):
     module, trainer = fit(root, tmp_path, 2)
     trainer.validate(module, trainer.datamodule, verbose=False)
     module.export(tmp_path / "base", {})
-    start = {"start_from": str(tmp_path / "base"), "learning_rate": 0.0}
+    start = {"start_from": str(tmp_path / "base"), "learning_rate": 1e-30}
     again, _ = fit(root, tmp_path / "again", 1, **start)
     for name, value in module.model.state_dict().items():
         torch.testing.assert_close(again.model.state_dict()[name], value, atol=1e-6, rtol=1e-6)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 
@@ -32,6 +32,7 @@ from rsd.models.openvla.robots import Robot
 from rsd.models.openvla.text import PROMPT, VICUNA_PROMPT, LlamaText, TextEncoder, WordText
 from rsd.models.openvla.visual_tokens import VisualTokens
 from rsd.record import EntryError, Size, arguments, conform
+from rsd.settings import ChunkLength, Count, Device, Dtype, Views, checked, require_device
 from rsd.space import (
     BOUNDS,
     LIBERO_GRIPPER,
@@ -86,19 +87,20 @@ class Wanted:
         return LIBERO_GRIPPER if self.robot is None else self.robot.gripper
 
 
+@checked
 def load_base(
     *,
     checkpoint: str | Path,
     unnorm_key: str | None,
-    views: Sequence[str],
+    views: Views,
     use_proprio: bool,
-    chunk_length: int,
+    chunk_length: ChunkLength,
     center_crop: bool = True,
-    device: str = "cpu",
-    dtype: str = "float32",
+    device: Device | Literal["meta"] = "cpu",
+    dtype: Dtype = "float32",
     hub_id: str | None = None,
     action_head: str = "l1",
-    num_images: int | None = None,
+    num_images: Count | None = None,
     robot: Robot | None = None,
     text: TextEncoder | None = None,
     execution: str = "eager",
@@ -131,6 +133,8 @@ def load_base(
         CanaryError: the loaded model ignores its pictures, attends in the wrong direction, or is not finite.
         ExecutionError: the model cannot be run in this way on this device.
     """
+    if device != "meta":
+        require_device(device)
     check_execution(execution, action_head=action_head, device=torch.device(device))
     require_checkpoint(checkpoint, hub_id, published_layout=robot is not None)
     wanted = Wanted(

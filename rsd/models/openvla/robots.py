@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rsd.errors import SettingError
+from rsd.settings import ChunkLength, Width, checked
 from rsd.space import BOUNDS, GRIPPERS, LIBERO_GRIPPER
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Robot:
     """Constants of one robot.
@@ -26,9 +28,9 @@ class Robot:
     """
 
     name: str
-    chunk_length: int
-    action_dim: int
-    proprio_dim: int
+    chunk_length: ChunkLength
+    action_dim: Width
+    proprio_dim: Width
     bounds: str
     gripper: str = LIBERO_GRIPPER
 
