@@ -1,0 +1,127 @@
+"""What fewer picture tokens do to a policy's own chunks, and the milliseconds that they save.
+
+    python -m scripts.benchmark_tokens --tokens 24 16 8 4                       # of released/; three minutes
+    python -m scripts.benchmark_tokens --tokens 16 --scorer outputs/checkpoints/scorer/…
+
+Every selection sees one observation before any sees the next one, in an order drawn anew each time, as in
+benchmark_decodings.py. The distance is the mean absolute difference to the chunk of the same model with all of its
+tokens, model space. What surprises first: it says nothing about success; a chunk may be another one and as good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import rsd
+from rsd.checkpoint import load_checkpoint
+from rsd.decoding import L1
+from rsd.errors import RSDError
+from rsd.files import write_atomically
+from rsd.models.openvla.visual_tokens import KIND, PRODUCE, Grid, Learned, Random, VisualTokens
+from rsd.progress import track
+from rsd.queue import chunk_seed
+from rsd.types import ALL_TOKENS, Request
+from scripts.benchmark_decodings import LEVEL, WARMUP, interval
+from scripts.record_policy import SEED, recorded_observations
+
+ROOT = Path(__file__).parents[1]
+
+
+def selections(counts: Sequence[int], scorers: Sequence[Path]) -> dict[str, VisualTokens | None]:
+    """Name to a selection; all tokens first."""
+    found: dict[str, VisualTokens | None] = {ALL_TOKENS: None}
+    for count in counts:
+        found |= {f"grid {count}": Grid(num_tokens=count), f"random {count}": Random(num_tokens=count)}
+    for directory in scorers:
+        count = load_checkpoint(directory, kind=KIND, produce=PRODUCE).config["num_tokens"]
+        found[f"learned {count}"] = Learned(num_tokens=count, checkpoint=directory)
+    return found
+
+
+def benchmark(
+    folder: Path, arms: dict[str, VisualTokens | None], *, chunks: int, threads: int, device: str
+) -> dict[str, dict]:
+    """Name → "visual_tokens", "l1" and "largest_l1" of a chunk to that of all tokens, "median_ms", "base_ms" of the
+    model alone, and "ratio" of the whole with "interval".
+
+    Raises:
+        CheckpointError: the folder is no policy, or a scorer is another model's.
+        SettingError: more tokens than the model has.
+    """
+    options = {"decoding": L1(), "num_threads": threads, "device": device, "canaries": False}
+    policies = {name: rsd.load(folder, visual_tokens=one, **options) for name, one in arms.items()}
+    observations = recorded_observations()
+    whole = torch.stack([policies[ALL_TOKENS].base.look([one]).chunk()[0] for one in observations])  # [N, T, A]
+    random = np.random.default_rng(0)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
+    tokens = {}
+    with track("chunks of each selection", total=WARMUP + chunks, done=0, report=print) as advance:
+        for number in range(WARMUP + chunks):
+            request = Request(observations[number % len(observations)], chunk_seed(SEED, number))
+            for name in random.permutation(list(arms)).tolist():
+                start = time.perf_counter()
+                (chunk,) = policies[name].predict([request])
+                times[name].append((1000 * (time.perf_counter() - start), chunk.latency_ms["base_model"]))
+                tokens[name] = chunk.work["visual_tokens"]
+            advance(1)
+    wall = {name: np.array(values[WARMUP:]) for name, values in times.items()}  # [chunks, 2]
+    result = {}
+    for name, values in wall.items():
+        got = torch.stack([policies[name].base.look([one]).chunk()[0] for one in observations])
+        moved = (got - whole).abs().mean(dim=(1, 2))  # [N]
+        ratios = values[:, 0] / wall[ALL_TOKENS][:, 0]
+        result[name] = {
+            "visual_tokens": tokens[name],
+            "l1": float(moved.mean()),
+            "largest_l1": float(moved.max()),
+            "median_ms": float(np.median(values[:, 0])),
+            "base_ms": float(np.median(values[:, 1])),
+            "ratio": float(np.median(ratios)),
+            "interval": interval(ratios),
+        }
+    return result
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[16], help="tokens a view, of grid and random (16)")
+    parser.add_argument("--scorer", type=Path, nargs="+", default=[], metavar="DIR", help="of phase=tokens")
+    parser.add_argument("--policy", type=Path, default=ROOT / "released", metavar="DIR", help="policy (released)")
+    parser.add_argument("--chunks", type=int, default=100, help="timed chunks of each (100)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="computing threads (all cores)")
+    parser.add_argument("--device", default="cpu", help="where the policy runs (cpu)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON, too")
+    options = parser.parse_args()
+    if options.chunks < 1 or options.threads < 1:
+        parser.error("--chunks and --threads are 1 or more")
+    try:
+        arms = selections(options.tokens, options.scorer)
+        result = benchmark(options.policy, arms, chunks=options.chunks, threads=options.threads, device=options.device)
+    except RSDError as error:
+        sys.exit(f"error: {error}")
+    print(
+        f"{'':<12} tokens  L1 to all  largest  median ms  base model  ratio, {LEVEL} % interval   "
+        f"({options.chunks} chunks each)"
+    )
+    for name, one in result.items():
+        low, high = one["interval"]
+        print(
+            f"{name:<12} {one['visual_tokens']:6d}  {one['l1']:9.4f}  {one['largest_l1']:7.3f}  "
+            f"{one['median_ms']:9.1f}  {one['base_ms']:10.1f}  {one['ratio']:.3f} ({low:.3f} … {high:.3f})"
+        )
+    if options.out is not None:
+        write_atomically(options.out, json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
