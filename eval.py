@@ -28,12 +28,17 @@ CONFIG = Path(__file__).parent / "conf" / "eval.yaml"
 @report_errors
 def main(cfg: DictConfig) -> float | None:
     """Returns the success rate, for a sweeper that optimises; None where every episode crashed or none was done."""
-    from rsd.commands.configured import configured_policy, policy_fields  # needs torch, which --help does not wait for
+    from rsd.commands.configured import (  # needs torch, which --help does not wait for
+        configured_policy,
+        policy_fields,
+        require_base,
+    )
 
     overrides = HydraConfig.get().overrides.task
     found = {"simulator": instantiate(cfg.check)}
     stopping = instantiate(cfg.get("stopping"))
     ablation = instantiate(cfg.get("ablation"))
+    require_base(cfg)
     fields = policy_fields(cfg, overrides)
     plan = instantiate(cfg.plan)(
         tasks=instantiate(cfg.env.tasks),
