@@ -420,9 +420,7 @@ def test_a_base_model_of_old_data_says_what_it_cuts_off_and_is_refused_above_a_l
 
 
 def test_a_base_model_of_other_bounds_is_refused_with_both(tmp_path):
-    with pytest.raises(
-        CacheError, match=r"data\.bounds is 'extremes', .* was trained with 'quantiles'"
-    ):
+    with pytest.raises(CacheError, match=r"data\.bounds is 'extremes', .* was trained with 'quantiles'"):
         ensure(tmp_path, LinearBase, bounds="extremes")
     assert not list(tmp_path.iterdir())
 
