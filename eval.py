@@ -33,6 +33,7 @@ def main(cfg: DictConfig) -> float | None:
         check_tasks,
         configured_policy,
         policy_fields,
+        require_base,
     )
 
     overrides = HydraConfig.get().overrides.task
@@ -40,6 +41,7 @@ def main(cfg: DictConfig) -> float | None:
     found = {"simulator": instantiate(cfg.check)}
     stopping = instantiate(cfg.get("stopping"))
     ablation = instantiate(cfg.get("ablation"))
+    require_base(cfg)
     fields = policy_fields(cfg, overrides)
     plan = instantiate(cfg.plan)(
         tasks=instantiate(cfg.env.tasks),

@@ -76,7 +76,8 @@ def keep_inputs(run_dir: Path, found: Mapping[str, Content], *, resumed: bool) -
         resumed: Whether the run was started before.
 
     Raises:
-        InputsError: a part holds something else than at the first start; both are named.
+        InputsError: a part holds something else than at the first start; both are named. One that is not there is left
+            to whoever reads it, who knows how it is made.
     """
     path = run_dir / INPUTS_FILE
     stored: dict[str, Content] | None = read_json(path)
@@ -86,7 +87,7 @@ def keep_inputs(run_dir: Path, found: Mapping[str, Content], *, resumed: bool) -
     problems = [
         _problem(part, before[part], content)
         for part, content in found.items()
-        if part in before and before[part]["digest"] not in (None, content["digest"])
+        if part in before and content["digest"] is not None and before[part]["digest"] not in (None, content["digest"])
     ]
     if problems:
         raise InputsError(

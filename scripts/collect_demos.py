@@ -7,6 +7,7 @@ demonstrator=policy all episodes are kept. With demonstrator=corrections a polic
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -27,11 +28,14 @@ from rsd.data.rlds import RLDSWriter
 from rsd.demos.collection import Recipe, collect
 from rsd.demos.demonstrations import Demonstration
 from rsd.demos.schedule import Attempt, CollectionError, Schedule
+from rsd.differences import differences
 from rsd.errors import SettingError
+from rsd.files import read_json, write_atomically
 from rsd.progress import Progress
 from rsd.silence import PATIENCE_S, check_patience
 
 CONFIG = Path(__file__).parents[1] / "conf" / "collect.yaml"
+RECIPES_FILE = "collection.json"  # in the data set: suite and seed → how these episodes are made
 EPISODE_BYTES = 4_000_000  # forecast for an empty data set: 100 steps, two JPEG pictures of 18 kB each and some numbers
 RESERVE_BYTES = 64 * 2**20  # left free beside the forecast
 
@@ -151,6 +155,50 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
     return {"suite": cfg.env.suite, "tasks": tasks, "num_episodes": cfg.num_episodes, "seed": cfg.seed}
 
 
+def recipe_of(cfg: DictConfig) -> dict[str, Any]:
+    """What decides which episode an attempt becomes, by content: settings, and the base model of a policy that acts."""
+    recipe = OmegaConf.to_container(cfg.recipe, resolve=True)
+    acting = [name for name in ("make_expert", "make_lead") if OmegaConf.select(cfg.recipe, f"{name}.make_policy")]
+    record: dict[str, Any] = {"settings": recipe}
+    for name in acting:
+        del recipe[name]["make_policy"]  # type: ignore[union-attr, index, call-overload]  # a dict, as cfg.recipe is
+        record[name] = base_content(cfg)["digest"]
+    return json.loads(json.dumps(record))
+
+
+def base_content(cfg: DictConfig) -> dict[str, Any]:
+    """The base model of the policy that acts; see `rsd.inputs.content_of`."""
+    from rsd.decoding import L1
+    from rsd.inputs import content_of
+    from rsd.policy import describe_folder
+
+    if cfg.policy is None:
+        return content_of(Path(cfg.model.backbone.checkpoint))
+    return content_of(describe_folder(Path(cfg.policy), {"decoding": L1()})["checkpoints"]["base"])
+
+
+def keep_recipe(directory: Path, name: str, recipe: dict[str, Any]) -> None:
+    """Write down how episodes of this name are made, with the first of them; hold all others of that name to it.
+
+    Args:
+        directory: The data set's.
+        name: What the episodes have in common: suite and seed.
+        recipe: See `recipe_of`.
+
+    Raises:
+        CollectionError: episodes of that name were made otherwise; every difference is named.
+    """
+    path = directory / RECIPES_FILE
+    stored = read_json(path) or {}
+    if different := differences(stored.get(name, recipe), recipe):
+        places = "; ".join(map(str, different))
+        raise CollectionError(
+            f"{directory} holds episodes of {name} that were made otherwise: {places}. Put that back to go on, or "
+            "collect under another seed="
+        )
+    write_atomically(path, json.dumps(stored | {name: recipe}, indent=1) + "\n")
+
+
 @hydra.main(version_base="1.3", config_path="../conf", config_name="collect")
 @report_errors
 def main(cfg: DictConfig) -> None:
@@ -170,6 +218,8 @@ def main(cfg: DictConfig) -> None:
     try:
         with RLDSWriter(directory, cfg.data.name, cfg.data.version) as writer:
             schedule = Schedule(**plan, stored=writer.file_paths(), counted=tuple(cfg.demonstrator.keep))
+            if schedule.num_missing:
+                keep_recipe(directory, f"{schedule.suite}/seed_{schedule.seed}", recipe_of(cfg))
             check_space(directory, len(writer), schedule.num_missing, console.print)
             collect_into(writer, schedule, recipe, console, **workers)
             console.print(summary(schedule, time.monotonic() - started))

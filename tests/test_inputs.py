@@ -103,3 +103,12 @@ def test_a_data_set_has_a_name_that_says_nothing(tmp_path):
     one, two = (write_dataset(tmp_path / name, [13, length]) for name, length in (("a", 12), ("b", 11)))
     assert one.parent.name == two.parent.name == NAME
     assert content_of(one)["digest"] != content_of(two)["digest"]
+
+
+def test_a_part_that_is_gone_is_left_to_its_reader(tmp_path):
+    """Who says with which command it is made; and what was known of it is kept."""
+    keep_inputs(tmp_path, contents({"base": checkpoint(tmp_path / "base")}), resumed=False)
+    stored = (tmp_path / INPUTS_FILE).read_text()
+    shutil.rmtree(tmp_path / "base")
+    keep_inputs(tmp_path, contents({"base": tmp_path / "base"}), resumed=True)
+    assert (tmp_path / INPUTS_FILE).read_text() == stored

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rsd.decoding import DRAFT, KIND, L1, TARGET, to_json
 from rsd.errors import SettingError
+from rsd.models.openvla import require_checkpoint
 from rsd.policy import Checkpoints, VLAPolicy, assemble, describe_folder, load_folder
 from rsd.types import ALL_TOKENS, Policy, ReadsInstructions, Task
 
@@ -92,6 +93,16 @@ def folder_options(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
 def _drafting(cfg: DictConfig) -> Any:
     """The part of a policy's folder that the group `draft` stands for, or what makes a control."""
     return cfg.draft.part if cfg.draft.control is None else instantiate(cfg.draft.control)
+
+
+def require_base(cfg: DictConfig) -> None:
+    """Fetch a composed policy's base model where only the hub has it, before a run writes down what it reads.
+
+    Raises:
+        CheckpointError: it cannot be had.
+    """
+    if cfg.policy is None and "hub_id" in cfg.model.backbone:
+        require_checkpoint(cfg.model.backbone.checkpoint, cfg.model.backbone.hub_id, published_layout=True)
 
 
 def policy_fields(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from rsd.data.trajectories import (
 from rsd.errors import SettingError
 from rsd.jpeg import decode_jpeg
 from rsd.settings import ChunkLength, checked
-from rsd.space import QUANTILES, Range, Space
+from rsd.space import QUANTILES, Range, Space, with_bounds
 from rsd.types import ChunkBatch, Frame, Observation
 
 SPLITS = ("train", "val", "all")
@@ -283,6 +283,22 @@ class _ChunkIndex(Dataset):
     def instructions(self) -> dict[str, str]:
         """Every instruction of all splits, and where it stands, for people."""
         return self.demonstrations.instructions()
+
+    def cut_off(self, space: Space) -> list[tuple[float, float]]:
+        """Share of each action dim's movement that is beyond the bounds of `space`, and beyond the data's own ones.
+
+        Raises:
+            DataError: the space is of other actions.
+        """
+        actions = np.concatenate([trajectory.actions for trajectory in self.trajectories])  # [n, A]
+        if len(space.action) != actions.shape[1]:
+            raise DataError(
+                f"{self.name} has actions of {actions.shape[1]} dims, the base model has {len(space.action)}; choose a "
+                "base model that was trained on such a data set"
+            )
+        own = with_bounds(self.norm_stats, space.bounds)["action"]
+        both = (clipped_motion(actions, statistics) for statistics in (space.statistics["action"], own))
+        return [(float(share), float(by_own)) for share, by_own in zip(*both, strict=True)]
 
     def content_id(self) -> str:
         """What identifies the items: the data's content id, the split and the number of items, as text."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ from rsd.differences import differences
 from rsd.points import point_names
 from rsd.processes import say
 from rsd.progress import track
-from rsd.settings import Count, Length, LoaderProcesses, checked
+from rsd.settings import Count, LoaderProcesses, checked
 from rsd.space import Space
 from rsd.types import BaseModel, Frame, Inputs, Observation, ReadsInstructions
 
@@ -73,6 +73,50 @@ class Described(Protocol):
     def instructions(self) -> Mapping[str, str]: ...
 
     def notes(self, space: Space) -> Sequence[str]: ...
+
+
+class MeasuredFrames(Frames, Protocol):
+    """A data set by frame that knows its own statistics."""
+
+    def cut_off(self, space: Space) -> list[tuple[float, float]]:
+        """Share of each action dim's movement that normalising to `space` cuts off, and to the data's own numbers."""
+
+
+def check_space(
+    space: Space, frames: MeasuredFrames, bounds: str | None, max_clipped: float, report: Callable[[str], None]
+) -> None:
+    """Hold a data set to the numbers that a base model speaks, and say what of it they do not reach.
+
+    Args:
+        space: The base model's.
+        bounds: data.bounds; None takes the base model's.
+        max_clipped: Largest share of a dim's movement that may be cut off beyond what the data set's own statistics
+            would cut off.
+        report: Takes one line of text for people.
+
+    Raises:
+        CacheError: other bounds, or more is cut off; all dims are named.
+    """
+    if bounds is not None and bounds != space.bounds:
+        raise CacheError(
+            f"data.bounds is {bounds!r}, and the base model was trained with {space.bounds!r}; set data.bounds="
+            f"{space.bounds}, or train a base model with {bounds!r}"
+        )
+    shares = frames.cut_off(space)
+    if all(share == own for share, own in shares):
+        return
+    listed = ", ".join(f"{dim}: {100 * share:.1f}" for dim, (share, _) in enumerate(shares))
+    said = (
+        f"the base model has the statistics of other data ({space.name}) than {frames.name} holds now: they cut off, "
+        f"in % of each action dim's movement, {listed}"
+    )
+    worst = max(share - own for share, own in shares)
+    if worst > max_clipped:
+        raise CacheError(
+            f"{said}; {100 * worst:.1f} more than the data set's own would, and max_clipped allows "
+            f"{100 * max_clipped:.1f}: train the base model on this data set, or raise max_clipped of the cache"
+        )
+    report(f"note: {said}")
 
 
 def cache_content(base: BaseModel, frames: Frames) -> dict[str, Any]:
@@ -178,14 +222,16 @@ def ensure_cache(
     root: Path,
     name: str,
     base: Callable[[], BaseModel],
-    dataset: Callable[[], Frames],
-    points: Annotated[Sequence[Count | str], Length()],
+    dataset: Callable[[], MeasuredFrames],
+    points: Sequence[Count | str],
     batch_size: Count,
     shard_mb: Count,
     command: str,
     num_workers: LoaderProcesses = 0,
     outline: Callable[[], BaseModel] | None = None,
     directory: Path | None = None,
+    bounds: str | None = None,
+    max_clipped: float = 1.0,
     provenance: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = say,
 ) -> CacheReader:
@@ -201,12 +247,13 @@ def ensure_cache(
         batch_size, shard_mb, num_workers, command, provenance, report: See `write_cache`; megabytes of 10^6 bytes.
         outline: Makes the base model without its weights, which knows its fingerprint all the same.
         directory: Use this folder instead, and accept nothing but the configuration's own cache in it.
+        bounds, max_clipped: See `check_space`.
 
     Returns:
         The cache, complete at these points.
 
     Raises:
-        CacheError: see `write_cache` and `CacheReader`; or the loaded model is not the one that was outlined.
+        CacheError: see `write_cache`, `check_space` and `CacheReader`; or the loaded model is not the outlined one.
     """
     wanted = point_names(points)
     described = base() if outline is None else outline()
@@ -217,6 +264,7 @@ def ensure_cache(
         if isinstance(described, ReadsInstructions):
             where = frames.instructions()
             described.check_instructions(list(where), where)
+    check_space(described.spec.space, frames, bounds, max_clipped, report)
     content = cache_content(described, frames)
     directory = Path(directory) if directory is not None else Path(root) / f"{name}-{content_key(content)}"
     try:

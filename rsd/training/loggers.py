@@ -13,6 +13,14 @@ from typing import Any
 
 import pytorch_lightning.loggers
 
+from rsd.errors import RSDError, SettingError
+
+MODES = ("offline", "online", "disabled")
+
+
+class LoggerError(RSDError, RuntimeError):
+    """Figures cannot go where they were meant to."""
+
 
 class CsvLogger(pytorch_lightning.loggers.CSVLogger):
     """run_dir/csv/version_N/metrics.csv and tables beside it, one N a start, so that a resume overwrites nothing.
@@ -47,14 +55,33 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
     Args:
         run_dir: The run folder; its name is the run's name.
         project: The project's name at Weights & Biases.
-        mode: "offline" or "online"; an offline run is sent later with `wandb sync`.
+        mode: "offline", "online" or "disabled"; an offline run is sent later with `wandb sync`.
+
+    Raises:
+        SettingError: no such mode.
+        LoggerError: Weights & Biases is not installed; or an online run has no account or no network, which is seen
+            here and not at the first figure.
     """
 
     def __init__(self, *, run_dir: Path, project: str, mode: str) -> None:
-        import wandb
+        if mode not in MODES:
+            raise SettingError(f"logger.mode is {mode!r}, expected one of {list(MODES)}; it is WANDB_MODE's, where set")
+        try:
+            import wandb
+        except ImportError as error:
+            raise LoggerError(f"logger=wandb needs wandb ({error}); install it, or set logger=csv") from error
 
         wandb.finish()  # a multirun's last job: Lightning would go on writing into its run
         super().__init__(save_dir=str(run_dir), name=Path(run_dir).name, project=project, mode=mode)
+        if mode != "online":
+            return
+        try:
+            _ = self.experiment  # logs in
+        except wandb.errors.Error as error:
+            raise LoggerError(
+                f"logger=wandb with mode online cannot begin: {' '.join(str(error).split())}; log in with `wandb "
+                "login`, set WANDB_API_KEY, or leave it offline (WANDB_MODE=offline), to be sent later"
+            ) from error
 
     def log_table(  # type: ignore[override]  # ours, the same for all loggers; Lightning never calls its own
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]

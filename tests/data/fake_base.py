@@ -167,6 +167,9 @@ class ToyFrames:
     def content_id(self) -> str:
         return f"toy-{len(self.rows)}"
 
+    def cut_off(self, space) -> list[tuple[float, float]]:
+        return [(0.0, 0.0)] * A
+
 
 class SlowBase(LinearBase):
     """Takes its time, so that there is something to interrupt."""

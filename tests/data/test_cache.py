@@ -398,6 +398,33 @@ def test_a_sweep_over_the_drafts_layer_computes_nothing_twice(tmp_path):
     assert len({cache.directory for cache in caches}) == 1
 
 
+class MovedFrames(ToyFrames):
+    """Of which the base model's statistics cut off more than the data's own."""
+
+    def cut_off(self, space):
+        return [(0.02, 0.02), (0.15, 0.05)]
+
+
+def test_a_base_model_of_old_data_says_what_it_cuts_off_and_is_refused_above_a_limit(tmp_path):
+    said = "toy_no_noops holds now: they cut off, in % of each action dim's movement, 0: 2.0, 1: 15.0"
+    lines = []
+    ensure(tmp_path, LinearBase, lines, dataset=MovedFrames, max_clipped=0.11)
+    assert lines[0].startswith("note: the base model has the statistics of other data (") and lines[0].endswith(said)
+    limit = r"; 10\.0 more than the data set's own would, and max_clipped allows 9\.0: train the base model"
+    with pytest.raises(CacheError, match=said + limit):
+        ensure(tmp_path / "refused", LinearBase, dataset=MovedFrames, max_clipped=0.09)
+    assert not (tmp_path / "refused").exists()
+    lines = []
+    ensure(tmp_path, LinearBase, lines, max_clipped=0.0)
+    assert not any("statistics of other data" in line for line in lines)
+
+
+def test_a_base_model_of_other_bounds_is_refused_with_both(tmp_path):
+    with pytest.raises(CacheError, match=r"data\.bounds is 'extremes', .* was trained with 'quantiles'"):
+        ensure(tmp_path, LinearBase, bounds="extremes")
+    assert not list(tmp_path.iterdir())
+
+
 def test_ensure_cache_refuses_a_model_that_is_not_the_configured_one(tmp_path):
     with pytest.raises(CacheError, match=r"base.weights: loaded 'seed-1', outlined 'seed-0'"):
         ensure(tmp_path, lambda: LinearBase(seed=1), outline=LinearBase)

@@ -1,5 +1,6 @@
 """Chunk and frame data sets and their datamodules, against the demonstrations they were written from."""
 
+import copy
 import pickle
 from itertools import chain
 from pathlib import Path
@@ -27,6 +28,7 @@ from rsd.data.tf_example import encode_example
 from rsd.data.tfrecord import frame
 from rsd.data.trajectories import compute_statistics, standardize_actions
 from rsd.jpeg import jpeg_round_trip
+from rsd.space import Space
 from rsd.types import IMAGE_VIEWS, Observation
 from tests.data.demonstrations import NAME, demonstration, write_dataset
 
@@ -64,6 +66,22 @@ def test_a_task_whose_rare_motions_normalisation_cuts_off_is_named():
     (note,) = clipping_notes(trajectories, statistics["action"])
     assert note.startswith("'open it': 100 % of the movement in action dim 3 is beyond q01..q99")
     assert clipping_notes(trajectories[:19], statistics["action"]) == []
+
+
+def test_what_other_statistics_cut_off_is_measured_beside_the_datas_own(directory: Path):
+    dataset = all_frames(directory, T, IMAGE_VIEWS)
+    own = Space.from_statistics(NAME, dataset.norm_stats)
+    assert all(share == by_own for share, by_own in dataset.cut_off(own))
+    narrow = copy.deepcopy(dataset.norm_stats)
+    narrow["action"]["q01"][1], narrow["action"]["q99"][1] = -0.1, 0.1
+    shares = dataset.cut_off(Space.from_statistics(NAME, narrow))
+    moved = np.concatenate([one.actions[:, 1] for one in dataset.trajectories])
+    lost = np.maximum(np.abs(moved) - 0.1, 0).sum() / np.abs(moved).sum()
+    assert [dim for dim, (share, by_own) in enumerate(shares) if share != by_own] == [1]
+    assert shares[1][0] == pytest.approx(lost) and lost > 0.5 > shares[1][1]
+    shorter = {name: values[:6] for name, values in narrow["action"].items()}
+    with pytest.raises(DataError, match=r"has actions of 7 dims, the base model has 6; choose a base model"):
+        dataset.cut_off(Space.from_statistics(NAME, {"action": shorter}))
 
 
 def test_split_errors():

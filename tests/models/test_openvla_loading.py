@@ -1,7 +1,10 @@
 """Loading base models: both layouts, and one clear error for each way a checkpoint can be wrong."""
 
+import itertools
 import json
 import shutil
+import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +134,40 @@ def test_missing_published_folder_names_what_to_download_and_where(tmp_path, mon
     assert ("HF_HUB_OFFLINE is set" if offline else "Connection refused") in message
     assert f"put them into {tmp_path / 'spatial'}" in message
     assert not (tmp_path / "spatial").exists()
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [[b"no http\r\n\r\n"], [OK + b"{}", b""], [OK + b"{}", OK + b"<p"], [OK + b"{}", OK + b"{}"], None],
+    ids=["no http", "breaks off", "a page", "another service", "no address"],
+)
+def test_a_hub_that_answers_otherwise_is_one_line(tmp_path, monkeypatch, answers):
+    """To the first question, whether it is there, and to those that follow it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        for number in itertools.count():
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answers[min(number, len(answers) - 1)])
+
+    endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}" if answers else "nowhere"
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", endpoint)
+    with listener:
+        if answers:
+            threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(CheckpointError, match=r"the hub could not be reached for a/b \(\w+: .*\); download all"):
+            load(tmp_path / "base", hub_id="a/b")
 
 
 def test_folder_without_config(published):

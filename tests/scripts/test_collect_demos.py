@@ -13,9 +13,11 @@ from types import SimpleNamespace
 
 import hydra
 import pytest
+import torch
 from rich.console import Console
 
 from rsd import pool
+from rsd.checkpoint import save_checkpoint
 from rsd.data.rlds import RLDSDataset, RLDSWriter
 from rsd.demos.collection import Recipe
 from rsd.demos.schedule import Attempt, CollectionError, Schedule, share_out
@@ -296,3 +298,39 @@ def test_hopeless_task_ends_the_collection():
     with pytest.raises(CollectionError, match="task 0: 30 placements in a row"):
         for _ in range(31):
             plan.record(plan.next_attempt(), "failure", 220)
+
+
+def composed_recipe(*overrides: str) -> dict:
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return collect_demos.recipe_of(hydra.compose("collect", list(overrides)))
+
+
+def test_episodes_of_one_name_are_made_in_one_way(tmp_path):
+    keep, name = partial(collect_demos.keep_recipe, tmp_path), "libero_spatial/seed_0"
+    keep(name, composed_recipe())
+    keep(name, composed_recipe("num_workers=7", "num_episodes=3", f"paths.root={tmp_path}"))
+    with pytest.raises(CollectionError) as refused:
+        keep(name, composed_recipe("recipe.noise_scales=[0.5]", "protocol.num_wait_steps=3"))
+    message = str(refused.value)
+    assert "settings.noise_scales: [0.0, 0.15, 0.3] → [0.5]" in message and "num_wait_steps: 10 → 3" in message
+    assert message.endswith("or collect under another seed=")
+    keep("libero_spatial/seed_1", composed_recipe("recipe.noise_scales=[0.5]"))
+    keep(name, composed_recipe())
+
+
+@pytest.mark.parametrize("demonstrator", ["policy", "corrections"])
+def test_a_policy_that_was_made_anew_does_not_go_on_collecting(tmp_path, demonstrator):
+    """By content: the same one may lie elsewhere."""
+    for folder, value in (("base", 0.0), ("copy", 0.0), ("other", 1.0)):
+        weights = {"w": torch.full((2,), value)}
+        save_checkpoint(tmp_path / folder, kind="base", config={}, weights=weights, provenance={})
+    typed = {name: f"model.backbone.checkpoint={tmp_path / name}" for name in ("base", "copy", "other")}
+    made = {name: composed_recipe(f"demonstrator={demonstrator}", one) for name, one in typed.items()}
+    keep = partial(collect_demos.keep_recipe, tmp_path, "libero_spatial/seed_0")
+    keep(made["base"])
+    keep(made["copy"])
+    part = "make_expert" if demonstrator == "policy" else "make_lead"
+    with pytest.raises(CollectionError, match=f"{part}: {made['base'][part]} → {made['other'][part]}"):
+        keep(made["other"])
+    keep_released = composed_recipe(f"demonstrator={demonstrator}", f"policy={ROOT / 'released'}")
+    assert len(keep_released[part]) == 64

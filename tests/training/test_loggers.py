@@ -6,8 +6,9 @@ import json
 import pytest
 from PIL import Image
 
+from rsd.errors import SettingError
 from rsd.evaluation.report import report_tables, write_report
-from rsd.training.loggers import CsvLogger, WandbLogger
+from rsd.training.loggers import CsvLogger, LoggerError, WandbLogger
 from tests.evaluation.folders import make_run
 from tests.evaluation.policies import RaisingPolicy
 
@@ -93,3 +94,24 @@ def test_a_file_that_cannot_be_shown(tmp_path, monkeypatch):
 def test_a_row_of_another_length(tmp_path):
     with pytest.raises(ValueError, match=r"table 'tasks', row 1 has 1 cells, expected 2: task_id, success_rate"):
         CsvLogger(run_dir=tmp_path).log_table("tasks", ["task_id", "success_rate"], [[0, 1.0], [1]])
+
+
+def test_online_without_a_key_is_one_line_at_once(tmp_path, monkeypatch):
+    """Before the first figure, and so before anything is trained."""
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a key would be kept
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(LoggerError, match=r"with mode online cannot begin: No API key .*; log in with `wandb login`, "):
+        WandbLogger(run_dir=tmp_path / "run", project="rsd", mode="online")
+
+
+def test_a_mode_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(SettingError, match=r"logger\.mode is 'onlin', expected one of \['offline', 'online'"):
+        WandbLogger(run_dir=tmp_path, project="rsd", mode="onlin")
+
+
+def test_missing_wandb_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(LoggerError, match=r"logger=wandb needs wandb .* set logger=csv"):
+        WandbLogger(run_dir=tmp_path, project="rsd", mode="offline")

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import torch
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HTTPError
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -28,6 +29,8 @@ from rsd.models.openvla.vit import ViTShape
 from rsd.record import EntryError, Size, conform, read
 
 HUB_TIMEOUT_S = 5.0
+# No network, a network that breaks off, and answers that are no hub's: a proxy's page, an address that is none
+NO_HUB = (OSError, HTTPException, HTTPError, ValueError, KeyError)
 MAX_VISION_LORA_ALPHA = 16  # the reference trains with alpha = min(rank, 16) and does not store it
 CONFIG_ENTRIES: dict[str, Any] = {  # types of what config.json may hold
     "vision_backbone_id": str,
@@ -80,9 +83,10 @@ def fetch(directory: Path, hub_id: str) -> None:
         with urlopen(f"{constants.ENDPOINT}/api/models/{hub_id}", timeout=HUB_TIMEOUT_S):  # raises OSError
             pass
         snapshot_download(hub_id, local_dir=partial, ignore_patterns=["*.py"])
-    except (OSError, HfHubHTTPError) as error:
+    except NO_HUB as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(
-            f"no checkpoint in {directory}, and the hub could not be reached for {hub_id} ({error}); "
+            f"no checkpoint in {directory}, and the hub could not be reached for {hub_id} ({said}); "
             f"download all files of {constants.ENDPOINT}/{hub_id} and put them into {directory}, "
             f"or set model.backbone.checkpoint to where they are"
         ) from error
