@@ -15,7 +15,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +26,7 @@ from rsd.errors import RSDError
 from rsd.files import write_atomically
 from rsd.progress import track
 from rsd.queue import chunk_seed
-from rsd.types import Request
+from rsd.types import Chunk, Policy, Request
 from scripts.record_policy import SEED, recorded_observations
 
 ROOT = Path(__file__).parents[1]
@@ -38,46 +40,54 @@ def interval(ratios: np.ndarray) -> list[float]:
     return [float(value) for value in np.percentile(np.median(drawn, axis=1), [50 - LEVEL / 2, 50 + LEVEL / 2])]
 
 
+def in_turn(policies: Mapping[str, Policy], chunks: int) -> dict[str, list[tuple[float, Chunk]]]:
+    """Name → milliseconds and result of each chunk after the warm-up; see the head of this file."""
+    observations = recorded_observations()
+    random = np.random.default_rng(0)
+    found: dict[str, list[tuple[float, Chunk]]] = {name: [] for name in policies}
+    with track("chunks of each", total=WARMUP + chunks, done=0, report=print) as advance:
+        for number in range(WARMUP + chunks):
+            request = Request(observations[number % len(observations)], chunk_seed(SEED, number))
+            for name in random.permutation(list(policies)).tolist():
+                start = time.perf_counter()
+                (chunk,) = policies[name].predict([request])
+                found[name].append((1000 * (time.perf_counter() - start), chunk))
+            advance(1)
+    return {name: made[WARMUP:] for name, made in found.items()}
+
+
+def times(made: Mapping[str, Sequence[tuple[float, Chunk]]], first: str) -> dict[str, dict[str, Any]]:
+    """Name → "median_ms", and "ratio" to the first one with "interval"."""
+    wall = {name: np.array([ms for ms, _ in one]) for name, one in made.items()}
+    ratios = {name: values / wall[first] for name, values in wall.items()}
+    return {
+        name: {
+            "median_ms": float(np.median(values)),
+            "ratio": float(np.median(ratios[name])),
+            "interval": interval(ratios[name]),
+        }
+        for name, values in wall.items()
+    }
+
+
 def benchmark(folder: Path, decodings: list[str], *, chunks: int, threads: int, device: str) -> dict[str, dict]:
     """Decoding → "median_ms", "ratio" to the first with "interval", "base_layers" a chunk, "early_exits" as a share.
 
     Raises:
         CheckpointError: the folder is no policy, or has no such decoding.
     """
-    arms = {name: rsd.load(folder, decoding=name, num_threads=threads, device=device) for name in decodings}
-    observations = recorded_observations()
-    random = np.random.default_rng(0)
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    counts: dict[str, list[list[int | list[int]]]] = {name: [] for name in arms}
-    with track("chunks of each decoding", total=WARMUP + chunks, done=0, report=print) as advance:
-        for number in range(WARMUP + chunks):
-            request = Request(observations[number % len(observations)], chunk_seed(SEED, number))
-            for name in random.permutation(decodings).tolist():
-                policy = arms[name]
-                start = time.perf_counter()
-                (chunk,) = policy.predict([request])
-                times[name].append(1000 * (time.perf_counter() - start))
-                counts[name].append([chunk.work["base_layers"], chunk.work["early_exits"]])
-            advance(1)
-    wall = {name: np.array(values[WARMUP:]) for name, values in times.items()}
-    result = {}
-    for name, values in wall.items():
-        ratios = values / wall[decodings[0]]
-        layers, exits = np.mean(counts[name][WARMUP:], axis=0)
-        result[name] = {
-            "median_ms": float(np.median(values)),
-            "ratio": float(np.median(ratios)),
-            "interval": interval(ratios),
-            "base_layers": float(layers),
-            "early_exits": float(exits),
-        }
-    return result
+    made = in_turn(
+        {name: rsd.load(folder, decoding=name, num_threads=threads, device=device) for name in decodings}, chunks
+    )
+    work = {name: [chunk.work for _, chunk in one] for name, one in made.items()}
+    return {
+        name: one | {key: float(np.mean([row[key] for row in work[name]])) for key in ("base_layers", "early_exits")}
+        for name, one in times(made, decodings[0]).items()
+    }
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("decodings", nargs="+", metavar="DECODING", help="in policy.json; ratios are to the first")
+def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line, with what every benchmark of a policy folder takes."""
     parser.add_argument("--policy", type=Path, default=ROOT / "released", metavar="DIR", help="policy (released)")
     parser.add_argument("--chunks", type=int, default=100, help="timed chunks of each (100)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="computing threads (all cores)")
@@ -86,6 +96,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.chunks < 1 or options.threads < 1:
         parser.error("--chunks and --threads are 1 or more")
+    return options
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("decodings", nargs="+", metavar="DECODING", help="in policy.json; ratios are to the first")
+    options = options_of(parser)
     try:
         result = benchmark(
             options.policy, options.decodings, chunks=options.chunks, threads=options.threads, device=options.device

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,13 +25,9 @@ from rsd.decoding import L1
 from rsd.errors import RSDError
 from rsd.files import write_atomically
 from rsd.models.openvla.visual_tokens import KIND, PRODUCE, Grid, Learned, Random, VisualTokens
-from rsd.progress import track
-from rsd.queue import chunk_seed
-from rsd.types import ALL_TOKENS, Request
-from scripts.benchmark_decodings import LEVEL, WARMUP, interval
-from scripts.record_policy import SEED, recorded_observations
-
-ROOT = Path(__file__).parents[1]
+from rsd.types import ALL_TOKENS
+from scripts.benchmark_decodings import LEVEL, in_turn, options_of, times
+from scripts.record_policy import recorded_observations
 
 
 def selections(counts: Sequence[int], scorers: Sequence[Path]) -> dict[str, VisualTokens | None]:
@@ -61,32 +55,16 @@ def benchmark(
     policies = {name: rsd.load(folder, visual_tokens=one, **options) for name, one in arms.items()}
     observations = recorded_observations()
     whole = torch.stack([policies[ALL_TOKENS].base.look([one]).chunk()[0] for one in observations])  # [N, T, A]
-    random = np.random.default_rng(0)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
-    tokens = {}
-    with track("chunks of each selection", total=WARMUP + chunks, done=0, report=print) as advance:
-        for number in range(WARMUP + chunks):
-            request = Request(observations[number % len(observations)], chunk_seed(SEED, number))
-            for name in random.permutation(list(arms)).tolist():
-                start = time.perf_counter()
-                (chunk,) = policies[name].predict([request])
-                times[name].append((1000 * (time.perf_counter() - start), chunk.latency_ms["base_model"]))
-                tokens[name] = chunk.work["visual_tokens"]
-            advance(1)
-    wall = {name: np.array(values[WARMUP:]) for name, values in times.items()}  # [chunks, 2]
+    made = in_turn(policies, chunks)
     result = {}
-    for name, values in wall.items():
+    for name, timed in times(made, ALL_TOKENS).items():
         got = torch.stack([policies[name].base.look([one]).chunk()[0] for one in observations])
         moved = (got - whole).abs().mean(dim=(1, 2))  # [N]
-        ratios = values[:, 0] / wall[ALL_TOKENS][:, 0]
-        result[name] = {
-            "visual_tokens": tokens[name],
+        result[name] = timed | {
+            "visual_tokens": made[name][-1][1].work["visual_tokens"],
             "l1": float(moved.mean()),
             "largest_l1": float(moved.max()),
-            "median_ms": float(np.median(values[:, 0])),
-            "base_ms": float(np.median(values[:, 1])),
-            "ratio": float(np.median(ratios)),
-            "interval": interval(ratios),
+            "base_ms": float(np.median([chunk.latency_ms["base_model"] for _, chunk in made[name]])),
         }
     return result
 
@@ -96,14 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokens", type=int, nargs="+", default=[16], help="tokens a view, of grid and random (16)")
     parser.add_argument("--scorer", type=Path, nargs="+", default=[], metavar="DIR", help="of phase=tokens")
-    parser.add_argument("--policy", type=Path, default=ROOT / "released", metavar="DIR", help="policy (released)")
-    parser.add_argument("--chunks", type=int, default=100, help="timed chunks of each (100)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="computing threads (all cores)")
-    parser.add_argument("--device", default="cpu", help="where the policy runs (cpu)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON, too")
-    options = parser.parse_args()
-    if options.chunks < 1 or options.threads < 1:
-        parser.error("--chunks and --threads are 1 or more")
+    options = options_of(parser)
     try:
         arms = selections(options.tokens, options.scorer)
         result = benchmark(options.policy, arms, chunks=options.chunks, threads=options.threads, device=options.device)

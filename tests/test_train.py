@@ -144,6 +144,14 @@ def test_heads_on_fewer_picture_tokens_have_a_cache_and_a_name_of_their_own(pipe
         (["phase=head", "quantizer=rfsq_d4"], "no tokenizer checkpoint.*python train.py phase=rfsq"),
         (["phase=head", "quantizer=rfsq_d2", "quantizer.num_stages=5"], "num_stages is 2 in the checkpoint but 5"),
         (["phase=draft", "quantizer=dct_d2", "draft.num_stages=3"], "num_stages 3 of the head, but the tokenizer"),
+        (
+            ["phase=draft", "quantizer=dct_d2", "draft=random"],
+            "draft=random is a control, and there is nothing to train",
+        ),
+        (
+            ["phase=draft", "quantizer=dct_d2", "draft=oracle"],
+            "draft=oracle is a control, and there is nothing to train",
+        ),
         (["phase=head", "quantizer=dct_d2", "data.unnorm_key=libero_space"], "'libero_space' not in norm_stats"),
         (["phase=rfsq", "chunk=16"], "shorter than|no chunk|at least 16"),
         (["phase=rfsq", "chunk=0"], "chunk is 0, expected a whole number of control steps, 1 or more: chunk=8"),

@@ -258,13 +258,13 @@ def ensure_cache(
     wanted = point_names(points)
     described = base() if outline is None else outline()
     frames = dataset()
+    check_space(described.spec.space, frames, bounds, max_clipped, report)
     if isinstance(frames, Described):
         for note in frames.notes(described.spec.space):
             report(f"note: {note}")
         if isinstance(described, ReadsInstructions):
             where = frames.instructions()
             described.check_instructions(list(where), where)
-    check_space(described.spec.space, frames, bounds, max_clipped, report)
     content = cache_content(described, frames)
     directory = Path(directory) if directory is not None else Path(root) / f"{name}-{content_key(content)}"
     try:

@@ -1,22 +1,23 @@
 """A draft with eyes of its own: what it decides costs the base model nothing; what it was not made for is refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from rsd.checkpoint import CheckpointError, file_sha256
 from rsd.decoding import L1, DepthAR, EarlyExit, Exit, FixedHorizon, Hold, MeanLogProb, Speculative, Temporal
-from rsd.models.openvla.loading import save_base
+from rsd.models.openvla.loading import load_own, save_base
 from rsd.policy import Checkpoints, load_folder, write_folder
 from rsd.policy.folder import DRAFTS
 from rsd.space import Space
-from rsd.stages import StageHead, controls
+from rsd.stages import HeadAt, StageHead, controls
 from rsd.stages.files import EYES, save_stage_head
 from rsd.stages.own_look import OwnLook
 from rsd.tokenizer import load_tokenizer
 from rsd.types import Request
-from tests.models.openvla_tiny import UNNORM_KEY, build_base, observation, statistics
+from tests.models.openvla_tiny import LONG, UNNORM_KEY, build_base, observation, statistics
 from tests.policy.policies import NUM_STAGES, make_policy, save_parts
 from tests.policy.test_lazy import Counted
 
@@ -133,9 +134,22 @@ def test_the_draft_sees_what_the_robot_sees(counted, root):
     """Another picture, another proprio or other words change what it says; JPEG does not pass its eyes."""
     policy = make(counted, root, Exit(num_draft_stages=None))
     assert isinstance(policy.tokens.draft, OwnLook)
-    (chunk,) = policy.predict([Request(observation(0), 0)])
-    (other,) = policy.predict([Request(observation(1), 0)])
-    assert (chunk.actions != other.actions).any()
+    seen = observation(0)
+    others = [
+        replace(seen, images=observation(1).images),
+        replace(seen, proprio=observation(1).proprio),
+        replace(seen, instruction=LONG),
+    ]
+
+    def says(one):
+        (request,) = [Request(one, 0)]
+        bound = policy.tokens.draft.bind(policy.base.look([one]), [request])
+        levels = torch.tensor(policy.tokens.tokenizer.code_shape.levels)
+        with torch.inference_mode():
+            return bound(torch.zeros(1, *levels.shape[:2], 0, dtype=torch.long), 0, 1)
+
+    assert all(not torch.equal(says(seen), says(other)) for other in others)
+    assert torch.equal(says(seen), says(replace(seen, stored=True)))
 
 
 def test_a_micro_draft_of_another_space_is_refused(counted, root, tmp_path):
@@ -167,10 +181,10 @@ def test_eyes_that_were_exchanged_are_refused(counted, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, counted):
-    base = counted.base
+    save_base(tmp_path / "base", counted.base, {})
+    base = load_own(tmp_path / "base")  # as its file describes it
     save_parts(tmp_path, base)
     save_micro(tmp_path, base)
-    save_base(tmp_path / "base", base, {})
     return tmp_path
 
 
@@ -191,6 +205,13 @@ def test_a_folder_says_who_drafts(folder):
                      {"temporal": "micro"})  # fmt: skip
     assert set(record["parts"]) >= set(DRAFTS)
     assert record["decodings"]["temporal"]["draft"] == "micro" and "draft" not in record["decodings"]["early_exit"]
+    for name, draft, kind in (
+        ("temporal", None, OwnLook),
+        ("early_exit", None, HeadAt),
+        ("early_exit", "micro", OwnLook),
+    ):
+        policy = load_folder(folder, decoding=name, draft=draft, canaries=False)
+        assert isinstance(policy.tokens.draft, kind), (name, draft)
 
 
 # --- controls
