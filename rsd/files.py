@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import secrets
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rsd.errors import RSDError
@@ -79,6 +79,22 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_inside(name: str) -> bool:
+    """Whether a path is relative and never goes up, so that it names something inside of any folder."""
+    path = PurePosixPath(name)
+    return path.parts != () and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+
+
+def file_inside(folder: Path, name: str) -> Path | None:
+    """The file of this name in a folder; None where there is none, or a link leads out of the folder."""
+    path = folder / name
+    try:
+        is_own = is_inside(name) and path.resolve().is_relative_to(folder.resolve())
+        return path if is_own and path.is_file() else None
+    except (OSError, RuntimeError):  # a name that is too long, links in a circle
+        return None
 
 
 def read_json(path: Path) -> Any:

@@ -1,9 +1,10 @@
 """Records on disk that are read back: held to types and to their own checksum, so that damage is named where it is.
 
 A record is a JSON object. What it must hold is said by a Python type: a TypedDict or a dataclass with `int`, `float`,
-`bool`, `str`, `list[...]`, `tuple[...]`, `dict[str, ...]`, unions, and `Annotated` with a range. What surprises first:
-numbers are finite (JSON's NaN and Infinity are refused), a whole number serves as a float, and a truth value as nothing
-else. A record without a checksum was written by a version before there were any: its types are checked, and no more.
+`bool`, `str`, `list[...]`, `tuple[...]`, `dict[str, ...]`, unions, literals, and `Annotated` as in `rsd.settings`.
+What surprises first: numbers are finite (JSON's NaN and Infinity are refused), a whole number serves as a float, and a
+truth value as nothing else. A record without a checksum was written by a version before there were any: its types are
+checked, and no more.
 """
 
 from __future__ import annotations
@@ -16,15 +17,26 @@ import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from rsd.errors import RSDError
+from rsd.settings import described, fits
 
 CHECKSUM = "checksum"  # SHA-256 of a record's other entries
 MAX_BYTES = 32 * 2**20  # of a record; the largest that is written, a plan of 50 000 episodes, has a sixth of it
+MAX_TEXT = 20_000  # letters of a text in a record
 MAX_SHOWN = 60  # letters of a value in a message
-Count = Annotated[int, range(2**63)]
-Size = Annotated[int, range(1, 2**31)]
 
 Kind = TypeVar("Kind")
 
@@ -33,13 +45,14 @@ class EntryError(RSDError, ValueError):
     """A record lacks something, or holds something else than it must; the message names the file and the entry."""
 
 
-def read(path: Path, kind: type[Kind], *, error: Callable[[str], RSDError], remedy: str) -> Kind:
+def read(path: Path, kind: type[Kind], *, error: Callable[[str], RSDError], remedy: str, raw: bool = False) -> Kind:
     """A record from its file.
 
     Args:
         kind: What it must hold.
         error: Makes the room's own error of a message.
         remedy: What to do about a damaged one.
+        raw: Leave the checksum in, for a caller that compares it himself, after a look at the entries.
 
     Raises:
         RSDError: `error`, of a file that is not JSON, too long, of other entries or types, or changed since written.
@@ -47,18 +60,19 @@ def read(path: Path, kind: type[Kind], *, error: Callable[[str], RSDError], reme
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
             raise EntryError(f"{path} has {size} bytes, expected a record of at most {MAX_BYTES}")
-        return parse(path.read_bytes(), kind, str(path))
+        return parse(path.read_bytes(), kind, str(path), raw=raw)
     except EntryError as wrong:
         raise error(f"{wrong}; {remedy}") from wrong
     except OSError as wrong:
         raise error(f"{path} cannot be read: {wrong.strerror}; {remedy}") from wrong
 
 
-def parse(text: bytes | str, kind: type[Kind], where: str) -> Kind:
+def parse(text: bytes | str, kind: type[Kind], where: str, *, raw: bool = False) -> Kind:
     """A record from JSON.
 
     Args:
         where: Its file, for messages.
+        raw: See `read`.
 
     Raises:
         EntryError: see `read`.
@@ -69,10 +83,28 @@ def parse(text: bytes | str, kind: type[Kind], where: str) -> Kind:
         raise EntryError(f"{where} is not valid JSON (nested too deeply)") from wrong
     except ValueError as wrong:  # not JSON, not UTF-8, or NaN
         raise EntryError(f"{where} is not valid JSON ({wrong})") from wrong
-    own = unsealed(record)
+    check_texts(record, where)
+    own = record if raw else unsealed(record)
     held = conform(own, kind, where)  # first: it names the entry
-    check_seal(record, where)
+    if not raw:
+        check_seal(record, where)
     return held
+
+
+def check_texts(value: Any, where: str, entry: str = "") -> None:
+    """See that no text of a record is too long to stand in a message.
+
+    Raises:
+        EntryError: one is.
+    """
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        raise EntryError(
+            f"{where}: entry {shown(entry)} is a text of {len(value)} letters, expected at most {MAX_TEXT}"
+        )
+    named = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, one in named:
+        if isinstance(one, str | dict | list):
+            check_texts(one, where, _inside(entry, name))
 
 
 def conform(value: Any, kind: Any, where: str, entry: str = "") -> Any:
@@ -90,10 +122,12 @@ def conform(value: Any, kind: Any, where: str, entry: str = "") -> Any:
     if kind is Any:
         return value
     if origin is Annotated:
-        number = conform(value, arguments[0], where, entry)
-        if number not in arguments[1]:
-            raise _wrong(value, f"{arguments[1][0]} or more" if number < 0 else "a smaller number", where, entry)
-        return number
+        held = conform(value, arguments[0], where, entry)
+        if not fits(value, kind):
+            raise _wrong(value, described(kind), where, entry)
+        return held
+    if origin is Literal and fits(value, kind):
+        return value
     if origin in (Union, types.UnionType):
         return _conform_union(value, arguments, where, entry)
     if origin in (list, Sequence) and isinstance(value, list | tuple):
@@ -150,7 +184,7 @@ def arguments(function: Callable[..., Any], value: Any, where: str, entry: str =
     """
     given = conform(value, dict[str, Any], where, entry)
     made = function.__init__ if inspect.isclass(function) else function
-    hints, known = get_type_hints(made), inspect.signature(function).parameters
+    hints, known = get_type_hints(made, include_extras=True), inspect.signature(function).parameters
     for name, one in known.items():
         if one.default is inspect.Parameter.empty and name not in given:
             raise EntryError(f"{where} lacks entry {_inside(entry, name)!r}")
@@ -159,13 +193,13 @@ def arguments(function: Callable[..., Any], value: Any, where: str, entry: str =
     return {name: conform(one, hints[name], where, _inside(entry, name)) for name, one in given.items()}
 
 
-def shown(value: Any) -> str:
-    """A value in a message: as Python writes it, and never long."""
+def shown(value: Any, limit: int = MAX_SHOWN) -> str:
+    """A value in a message: as Python writes it, and never longer than `limit` letters."""
     try:
-        text = repr(value[:MAX_SHOWN]) if isinstance(value, str | list | tuple) else repr(value)
+        text = repr(value[:limit]) if isinstance(value, str | list | tuple) else repr(value)
     except (RecursionError, ValueError):  # nested too deeply; a whole number of more digits than Python writes
         return f"a {type(value).__name__} that is too large to be shown"
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def _checksum(record: Mapping[str, Any]) -> str:
@@ -234,8 +268,8 @@ def _wrong(value: Any, expected: str, where: str, entry: str) -> EntryError:
 
 def _name(kind: Any) -> str:
     """A type in words."""
-    if get_origin(kind) is Annotated:
-        return _name(get_args(kind)[0])
+    if get_origin(kind) in (Annotated, Literal):
+        return described(kind)
     if is_typeddict(kind) or dataclasses.is_dataclass(kind) or isinstance(kind, dict):
         return "an object"
     words: dict[Any, str] = {

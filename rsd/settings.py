@@ -38,7 +38,7 @@ class Range:
         return (self.low < value if self.above else self.low <= value) and value <= self.high
 
     def __str__(self) -> str:
-        if self.high < LARGEST:
+        if self.high not in (LARGEST, FLOAT32_MAX, math.inf):
             return f"{'above' if self.above else 'from'} {self.low:g} to {self.high:g}"
         return f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
 
@@ -75,6 +75,7 @@ FLOAT32_MAX = 3.4e38
 
 Count = Annotated[int, Range(1, LARGEST)]
 Natural = Annotated[int, Range(0, LARGEST)]
+Total = Annotated[int, Range(0, 2**63 - 1)]  # of bytes, of rows
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Processes = Annotated[int, Range(1, 1024)]
 LoaderProcesses = Annotated[int, Range(0, 1024)]  # 0 does the work in this process

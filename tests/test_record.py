@@ -9,13 +9,14 @@ from typing import Any, NotRequired, TypedDict
 import pytest
 
 from rsd.errors import RSDError
-from rsd.record import MAX_BYTES, MAX_SHOWN, Count, EntryError, conform, parse, read, sealed, shown
+from rsd.record import MAX_BYTES, MAX_SHOWN, EntryError, conform, parse, read, sealed, shown
+from rsd.settings import Total
 
 
 @dataclass(frozen=True)
 class Part:
     name: str
-    size: Count = 0
+    size: Total = 0
 
 
 class Whole(TypedDict):
@@ -48,8 +49,8 @@ def test_a_good_record_comes_as_its_type():
         ({"number": 10**400}, "entry 'number' is 1000"),
         ({"flag": 1}, "entry 'flag' is 1, expected true or false"),
         ({"parts": {}}, "entry 'parts' is {}, expected a list"),
-        ({"parts": [{"name": "a", "size": -1}]}, "entry 'parts.0.size' is -1, expected 0 or more"),
-        ({"parts": [{"name": "a", "size": 2**70}]}, "expected a smaller number"),
+        ({"parts": [{"name": "a", "size": -1}]}, "entry 'parts.0.size' is -1, expected a whole number from 0"),
+        ({"parts": [{"name": "a", "size": 2**70}]}, "expected a whole number from 0 to"),
         ({"parts": [{"size": 1}]}, "lacks entry 'parts.0.name'"),
         ({"parts": [{"name": "a", "siez": 1}]}, "entry 'parts.0.siez' is unknown"),
         ({"pair": [1]}, "entry 'pair' is [1], expected 2 entries"),

@@ -3,6 +3,7 @@
 Most runs share this process; those that are killed have one of their own.
 """
 
+import hashlib
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rsd.commands import entry_point
 from tests.callbacks import KEEP_RETURNED, RETURNED_FILE
@@ -165,6 +167,28 @@ def test_bad_input_is_one_clear_error(pipeline, run_train, overrides, message):
     assert code == 1
     assert error.startswith("error: ") and re.search(message, error), error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("phase", "learning_rate"),
+    [
+        (["phase=rfsq", "quantizer=rfsq_d2", "quantizer.max_steps=30"], "phase.module.learning_rate"),
+        (["phase=oft", *SMALL, "phase.max_steps=30"], "phase.module.learning_rate"),
+        (["phase=head", "quantizer=dct_d2", "phase.max_steps=30"], "phase.module.learning_rate"),
+        (["phase=draft", "quantizer=dct_d2", "phase.max_steps=30", "draft.num_stages=1"], "phase.module.learning_rate"),
+    ],
+)
+def test_a_training_that_diverges_publishes_nothing(pipeline, run_train, tmp_path, phase, learning_rate):
+    """Nor does it leave a state of what is no number, and the good checkpoint stays."""
+    links = {path: path.resolve() for path in (pipeline / "checkpoints").glob("*/*")}
+    run_dir = tmp_path / "run"
+    code, error = run_train(*phase, f"{learning_rate}=1e30", "save_every=1", f"hydra.run.dir={run_dir}")
+    assert code == 1 and re.search(r"error: training diverged: at step \d+ .* became NaN or infinite", error), error
+    assert not (run_dir / "checkpoint").exists()
+    assert {path: path.resolve() for path in (pipeline / "checkpoints").glob("*/*")} == links
+    for state in (run_dir / "resume").glob("*.ckpt"):
+        weights = torch.load(state, weights_only=True)["state_dict"]
+        assert all(bool(value.isfinite().all()) for value in weights.values())
 
 
 @pytest.mark.parametrize(
@@ -333,7 +357,12 @@ def edit_data(root: Path) -> None:
 
 def edit_cache(root: Path) -> None:
     for index in root.glob("cache/*/head/index.jsonl"):  # those of another choice of picture tokens, too
-        index.write_text(index.read_text().replace('"sha256": "', '"sha256": "0'))
+        entries = [json.loads(line) for line in index.read_text().splitlines()]
+        for entry in entries:
+            shard = index.with_name(entry["file"])
+            save_file({name: values * 0.5 for name, values in load_file(shard).items()}, shard)
+            entry["bytes"], entry["sha256"] = shard.stat().st_size, hashlib.sha256(shard.read_bytes()).hexdigest()
+        index.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,8 @@ def read_sweep(sweep_dir: Path) -> list[SweepRun]:
         overrides = read_yaml(own if own.is_file() else folder / ".hydra" / "overrides.yaml", list[str])
         parts = (str(override).lstrip("+~").partition("=") for override in overrides)
         pairs = {key: value.strip("'") for key, _, value in parts}
-        job: _Job = _read(folder / JOB_FILE, _Job) or _Job(status=UNFINISHED, error=None)
+        ended: _Job | None = _read(folder / JOB_FILE, _Job)
+        job = _Job(status=UNFINISHED, error=None) if ended is None else ended
         metrics: dict[str, Any] = _read(folder / METRICS_FILE, dict[str, float]) or {}
         status, error, result = job["status"], job["error"], job.get("result")
         runs.append(SweepRun(folder.name, pairs, status, error, metrics, result, read_offer(folder)))

@@ -11,15 +11,14 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rsd.differences import differences
 from rsd.errors import RSDError
 from rsd.evaluation.old_runs import SCORE_VERSIONS, read_plan
 from rsd.evaluation.plan import MAY_DIFFER, Plan
 from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_results
-from rsd.files import read_json
-from rsd.runs import PROVENANCE_FILE
+from rsd.runs import PROVENANCE_FILE, read_provenance
 from rsd.types import EpisodeResult
 
 EpisodeKey = tuple[str, int, int, int]  # suite, task_id, init_state_id, the run's seed or ANY_SEED
@@ -61,7 +60,9 @@ class Run:
         """All versions of a package that this run's episodes were made with; empty when none was recorded."""
         found = {result.versions[package] for result in self.results if package in result.versions}
         for start in self.starts:
-            found |= {part[package] for part in (start["packages"], start.get("simulator") or {}) if package in part}
+            found |= {
+                part[package] for part in (start.get("packages", {}), start.get("simulator") or {}) if package in part
+            }
         return sorted(found)
 
 
@@ -107,7 +108,9 @@ def read_run(path: Path) -> Run:
     results, _ = read_results(path / RESULTS_FILE)
     if not results:
         raise ResultsError(f"{path / RESULTS_FILE} holds no episode yet")
-    return Run(path, results, read_plan(path, results), read_json(path / PROVENANCE_FILE))
+    return Run(
+        path, results, read_plan(path, results), cast("dict[str, Any] | None", read_provenance(path / PROVENANCE_FILE))
+    )
 
 
 def group_by_seed(runs: Sequence[Run]) -> list[Candidate]:

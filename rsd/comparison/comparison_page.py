@@ -13,6 +13,7 @@ from rsd.comparison.candidates import Candidate
 from rsd.evaluation.page import render_page
 from rsd.types import EpisodeResult
 
+WIDEST = 1000  # columns that all tasks share
 COMPARISON_HTML = "comparison.html"
 
 
@@ -33,7 +34,8 @@ def render_comparison(comparison: dict[str, Any], candidates: Sequence[Candidate
 def trial_grid(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
     """For each task its episodes, as {task_id, cells: [{title, outcomes (one a candidate), discordant}]}.
 
-    All tasks have the same columns: the init states, and for several seeds each of them once a seed. An outcome is
+    All tasks have the same columns: the init states, and for several seeds each of them once a seed; with more than
+    WIDEST of them, each task has its own. An outcome is
     "success", "failure", "error" or "missing". Discordant: some succeed and some fail.
     """
     by_seed = any(len(candidate.runs) > 1 for candidate in candidates)
@@ -43,7 +45,8 @@ def trial_grid(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
     rows = []
     for suite, task_id in sorted({key[:2] for key in keys}):
         cells = []
-        for init_state_id, seed in columns:
+        own_columns = sorted(key[2:] for key in keys if key[:2] == (suite, task_id))
+        for init_state_id, seed in columns if len(columns) <= WIDEST else own_columns:
             outcomes = [_outcome(own.get((suite, task_id, init_state_id, seed))) for own in episodes]
             place = f"init state {init_state_id}" + (f", seed {seed}" if by_seed else "")
             told = ", ".join(f"{c.letter} {outcome}" for c, outcome in zip(candidates, outcomes, strict=True))

@@ -10,9 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 from rsd.comparison.paired import independent_difference_interval
+from rsd.runs import json_types
 
 ABSENT = "not recorded"
 PUBLISHED_FILE = Path(__file__).with_name("published.yaml")
@@ -20,7 +21,7 @@ PUBLISHED_FILE = Path(__file__).with_name("published.yaml")
 
 def load_published() -> dict[str, Any]:
     """published.yaml as a dict."""
-    return yaml.safe_load(PUBLISHED_FILE.read_text(encoding="utf-8"))
+    return json_types(OmegaConf.to_container(OmegaConf.load(PUBLISHED_FILE)))
 
 
 def compare_with_published(

@@ -16,6 +16,9 @@ The key is a hash of base model and data set and says nothing about points (rsd/
 folder, and nothing that is there is computed or written again. All parts are cut into shards at the same rows. The
 cache knows neither tokenizer nor indices, so a new tokenizer keeps it valid.
 
+cache.json carries its own checksum, the index that of every shard; both are compared whenever a cache is opened, which
+reads all of the opened parts once.
+
 Only an index counts: a shard that it does not name does not exist, and a last line without a newline was never written.
 """
 
@@ -24,8 +27,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,6 +37,9 @@ from torch import Tensor
 
 from rsd.differences import differences
 from rsd.errors import RSDError
+from rsd.record import EntryError, check_seal, conform, parse, read, shown
+from rsd.settings import Count, Total
+from rsd.space import check_statistics
 from rsd.types import CachedRows
 
 CACHE_FILE = "cache.json"
@@ -45,6 +52,39 @@ GIGABYTE = 1e9
 
 PartLayout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # tensor name → shape and dtype of one row
 Grid = list[tuple[int, int]]  # rows [start, stop) of every shard
+
+
+class _Data(TypedDict):
+    num_episodes: Count
+
+
+class _Content(TypedDict):
+    """What is read of it; all of it is compared."""
+
+    base: dict[str, Any]
+    data: _Data
+    unnorm_key: str
+
+
+class _Record(TypedDict):
+    """cache.json."""
+
+    format: int
+    content: _Content
+    num_frames: Count
+    rows_per_shard: Count
+    norm_stats: dict[str, Any]
+    command: str
+
+
+class Entry(TypedDict):
+    """A line of an index: a finished shard."""
+
+    file: str
+    start: Total
+    rows: Count
+    bytes: Total
+    sha256: str
 
 
 class CacheError(RSDError, RuntimeError):
@@ -100,15 +140,21 @@ def read_record(directory: Path, content: Mapping[str, Any] | None = None) -> di
         raise IncompleteCache(
             f"no hidden-state cache: {path} does not exist; make it with: python scripts/cache_hidden_states.py"
         )
-    try:
-        record: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CacheError(f"{path} is not valid JSON ({error}); remove the folder and make the cache again") from error
+    remedy = "remove the folder and make the cache again"
+    record: dict[str, Any] = read(path, dict[str, Any], error=CacheError, remedy=remedy, raw=True)
     if record.get("format") != FORMAT:
         raise CacheError(
-            f"{path} is of cache format {record.get('format')!r}, expected {FORMAT}, and is left as it is: remove the "
-            "folder or choose another one, and make the cache again with: python scripts/cache_hidden_states.py"
+            f"{path} is of cache format {shown(record.get('format'))}, expected {FORMAT}, and is left as it is: remove "
+            "the folder or choose another one, and make the cache again with: python scripts/cache_hidden_states.py"
         )
+    try:
+        conform(record, _Record, str(path))
+        check_seal(record, str(path))
+        unnorm_key = record["content"]["unnorm_key"]
+        parts = ("action", "proprio") if "proprio" in record["norm_stats"] else ("action",)
+        check_statistics(record["norm_stats"], f"{path}: entry 'norm_stats' of {unnorm_key!r}", parts)
+    except EntryError as error:
+        raise CacheError(f"{error}; {remedy}") from error
     different = [] if content is None else differences(record["content"], as_json(content))
     lines = [one.named("cache", "configuration") for one in different]
     if lines:
@@ -125,31 +171,44 @@ def fill_command(record: Mapping[str, Any], parts: Sequence[str]) -> str:
     return f'{record["command"]} "layers=[{points}]"'
 
 
-def read_index(folder: Path) -> tuple[list[dict[str, Any]], int]:
-    """Finished shards of a part in the order of their rows, and the bytes of its index up to the last newline."""
+def read_index(folder: Path) -> tuple[list[Entry], list[str], int]:
+    """A part's index, up to its last newline.
+
+    Returns:
+        Finished shards in the order of their rows, each once; what is wrong with the other lines; and the bytes.
+    """
     path = Path(folder) / INDEX_FILE
     whole = path.read_bytes() if path.is_file() else b""
     whole = whole[: whole.rfind(b"\n") + 1]
-    try:
-        entries = [json.loads(line) for line in whole.splitlines()]
-    except json.JSONDecodeError as error:
-        raise CacheError(f"{path} is damaged ({error}); remove {folder} and fill it again") from error
-    return sorted(entries, key=lambda entry: entry["start"]), len(whole)
+    entries: dict[int, Entry] = {}
+    problems: list[str] = []
+    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+        try:
+            entry: Entry = parse(line, Entry, f"{path}, line {number}")
+        except EntryError as error:
+            problems.append(str(error))
+            continue
+        if entry["start"] in entries:
+            problems.append(f"{path}, line {number} names rows from {entry['start']} for a second time")
+        elif Path(entry["file"]).name != entry["file"]:
+            problems.append(f"{path}, line {number}: entry 'file' is {shown(entry['file'])}, expected a name")
+        else:
+            entries[entry["start"]] = entry
+    return [entries[start] for start in sorted(entries)], problems, len(whole)
 
 
-def shard_problem(folder: Path, entry: Mapping[str, Any], verify: bool = False) -> str | None:
-    """What is wrong with an indexed shard, or None. `verify` also reads the file and compares its SHA-256."""
+def shard_problem(folder: Path, entry: Entry, verify: bool = True) -> str | None:
+    """What is wrong with an indexed shard, or None; `verify` reads the file to compare its SHA-256."""
     path = Path(folder) / entry["file"]
     if not path.is_file():
         return f"{path} is missing"
     if path.stat().st_size != entry["bytes"]:
         return f"{path} has {path.stat().st_size} bytes, expected {entry['bytes']}"
-    if verify:
-        with open(path, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if sha256 != entry["sha256"]:
-            return f"{path} has SHA-256 {sha256[:12]}…, expected {entry['sha256'][:12]}…"
-    return None
+    if not verify:
+        return None
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return None if sha256 == entry["sha256"] else f"{path} has SHA-256 {sha256[:12]}…, expected {entry['sha256'][:12]}…"
 
 
 class CacheReader:
@@ -169,7 +228,7 @@ class CacheReader:
         points: Sequence[str] | None = None,
         *,
         content: Mapping[str, Any] | None = None,
-        verify: bool = False,
+        verify: bool = True,
     ) -> None:
         """Open and check the rows and these points; other points may be missing, or just being filled.
 
@@ -177,7 +236,7 @@ class CacheReader:
             directory: The cache's own folder.
             points: Names of points; None for all that have a folder.
             content: What the configuration asks for; None accepts any cache.
-            verify: Also compare every shard's SHA-256, which reads all of it.
+            verify: Compare every shard's SHA-256, which reads all of what is opened, about a second a gigabyte.
 
         Raises:
             IncompleteCache: the cache is missing or incomplete, or a shard is not what the index says.
@@ -192,8 +251,9 @@ class CacheReader:
             points = sorted(path.parent.name for path in self.directory.glob(f"*/{INDEX_FILE}"))
         self.points = [point for point in points if point != ROWS]
         parts = [ROWS, *self.points]
-        indices = {part: read_index(self.directory / part)[0] for part in parts}
-        self._check(record, indices, verify)
+        found = {part: read_index(self.directory / part) for part in parts}
+        indices = {part: entries for part, (entries, _, _) in found.items()}
+        self._check(record, indices, [problem for _, problems, _ in found.values() for problem in problems], verify)
         self._indices = indices
         self._starts = torch.tensor([0, *(entry["rows"] for entry in indices[ROWS])]).cumsum(0)  # [shards + 1]
         self._shards = {
@@ -203,13 +263,13 @@ class CacheReader:
         self.episodes = torch.cat([shard["episode"] for shard in self._shards[ROWS]])
         self.steps = torch.cat([shard["step"] for shard in self._shards[ROWS]])
 
-    def _check(self, record: dict[str, Any], indices: dict[str, list[dict[str, Any]]], verify: bool) -> None:
-        problems = [
-            problem
-            for part, entries in indices.items()
-            for entry in entries
-            if (problem := shard_problem(self.directory / part, entry, verify))
-        ]
+    def _check(
+        self, record: dict[str, Any], indices: dict[str, list[Entry]], problems: list[str], verify: bool
+    ) -> None:
+        shards = [(self.directory / part, entry) for part, entries in indices.items() for entry in entries]
+        with ThreadPoolExecutor() as pool:  # hashed side by side
+            found = pool.map(lambda shard: shard_problem(shard[0], shard[1], verify), shards)
+            problems = problems + [problem for problem in found if problem is not None]
         if problems:
             command = fill_command(record, [*indices])
             raise IncompleteCache(f"damaged cache: {'; '.join(problems)}; repair it with: {command}")

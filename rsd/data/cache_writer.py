@@ -2,8 +2,8 @@
 
 A shard is written to .tmp, synced, renamed, its folder synced, and only then named in the index, which is synced too.
 Whatever happens in between costs at most the shard in work. Opening parts of a cache for writing first repairs them: an
-index is cut back to its last newline, entries without a sound shard are dropped, and files that no entry names are
-removed. Parts that are not asked for are left alone.
+index is cut back to its last newline, damaged and repeated lines and entries without a sound shard (its hash is that of
+the index) are dropped, and files that no entry names are removed. Parts that are not asked for are left alone.
 
 The grid of shards is fixed when the cache is created (a multiple of the batch size) and is the same for all parts. So a
 resumed cache, and a point that is added later, run the base model on the same batches as an uninterrupted cache, and
@@ -44,6 +44,7 @@ from rsd.data.cache import (
 )
 from rsd.files import TEMPORARY, sync_directory, write_atomically
 from rsd.processes import say
+from rsd.record import sealed
 
 LOCK_FILE = "lock"
 RESERVE_BYTES = 64 * 2**20  # left free beside the forecast: headers, index, and whoever else uses the disk
@@ -202,7 +203,7 @@ class CacheWriter:
 
     def _create_or_resume(self) -> None:
         if not (self.directory / CACHE_FILE).is_file():
-            write_atomically(self.directory / CACHE_FILE, json.dumps(self._record, indent=1).encode() + b"\n")
+            write_atomically(self.directory / CACHE_FILE, json.dumps(sealed(self._record), indent=1) + "\n")
         record = read_record(self.directory, self._record["content"])
         if record["num_frames"] != self.num_frames:
             raise CacheError(
@@ -227,7 +228,7 @@ def _append(folder: Path, entry: Mapping[str, Any]) -> None:
 
 def _repair(folder: Path, grid: Grid) -> set[int]:
     """Leave nothing in a part but sound shards of the grid and their index; returns the shards' first rows."""
-    entries, whole_bytes = read_index(folder)
+    entries, problems, whole_bytes = read_index(folder)
     index = folder / INDEX_FILE
     if index.is_file() and index.stat().st_size > whole_bytes:
         os.truncate(index, whole_bytes)
@@ -237,7 +238,7 @@ def _repair(folder: Path, grid: Grid) -> set[int]:
         for entry in entries
         if (entry["start"], entry["start"] + entry["rows"]) in shards and shard_problem(folder, entry) is None
     ]
-    if len(sound) < len(entries):
+    if problems or len(sound) < len(entries):
         write_atomically(index, b"".join(json.dumps(entry).encode() + b"\n" for entry in sound))
     named = {entry["file"] for entry in sound}
     for path in folder.iterdir():

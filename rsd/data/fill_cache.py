@@ -269,8 +269,9 @@ def ensure_cache(
     directory = Path(directory) if directory is not None else Path(root) / f"{name}-{content_key(content)}"
     try:
         return CacheReader(directory, wanted, content=content)
-    except IncompleteCache:
-        report(f"hidden-state cache {directory}")
+    except IncompleteCache as error:
+        damage = str(error).partition("; ")[0] if "damaged" in str(error) else ""
+        report(f"hidden-state cache {directory}" + (f": {damage}" if damage else ""))
     loaded = described if outline is None else base()
     if loaded is not described:
         different = differences(cache_content(loaded, frames), content)

@@ -22,8 +22,8 @@ from rsd.evaluation.plan import (
     plain,
     plan_episodes,
     protocol_values,
+    read_plan_file,
 )
-from rsd.files import read_json
 from rsd.runs import CONFIG_FILE, read_yaml
 from rsd.types import IMAGE_VIEWS, EpisodeResult, Task
 
@@ -42,12 +42,12 @@ def read_plan(run_dir: Path, results: Sequence[EpisodeResult]) -> Plan | None:
     """
     path, config = run_dir / PLAN_FILE, run_dir / CONFIG_FILE
     if path.is_file():
-        return Plan.from_json(read_json(path), str(path))
+        return read_plan_file(path)
     if not config.is_file():
         return None
     try:
         return derive_plan(read_yaml(config), results)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise PlanError(f"{config} is not the config of an evaluation: {error!r} is missing or wrong") from error
 
 

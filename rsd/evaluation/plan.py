@@ -12,13 +12,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 
 from rsd.differences import differences
 from rsd.errors import RSDError
-from rsd.files import read_json, write_atomically
+from rsd.files import write_atomically
+from rsd.record import EntryError, check_seal, conform, read, sealed, shown, unsealed
 from rsd.settings import Count, Length, Natural, Processes, Seed, checked
 from rsd.types import Task
 
@@ -68,6 +69,12 @@ class CheckpointName:
 
     name: str
     sha256: str | None
+
+
+class _Named(TypedDict):
+    """What a plan tells of a checkpoint.json."""
+
+    sha256: NotRequired[str | None]
 
 
 @dataclass(frozen=True)
@@ -158,29 +165,28 @@ class Plan:
             raise PlanError(f"{where} is no plan of an evaluation: it has no 'schema'")
         values = dict(record)
         if (schema := values.pop("schema")) != SCHEMA:
-            raise PlanError(f"{where} has schema {schema}, expected {SCHEMA}; read it with the version that wrote it")
+            raise PlanError(
+                f"{where} has schema {shown(schema)}, expected {SCHEMA}; read it with the version that wrote it"
+            )
         try:
-            policy = dict(values["policy"])
-            policy["checkpoints"] = {part: CheckpointName(**own) for part, own in policy["checkpoints"].items()}
-            stopping = values["stopping"]
-            values |= {
-                "stopping": None if stopping is None else Stopping(**stopping),
-                "score_versions": tuple(values["score_versions"]),
-                "protocol": Protocol(**values["protocol"]),
-                "policy": PolicyDescription(**policy),
-                "tasks": tuple(_task(own) for own in values["tasks"]),
-                "episodes": tuple(PlannedEpisode(**own) for own in values["episodes"]),
-            }
-            return cls(**values)
-        except KeyError as error:
-            raise PlanError(f"{where} lacks {error}; restore it as eval.py wrote it") from error
-        except (TypeError, ValueError, AttributeError) as error:
-            raise PlanError(f"{where} is damaged: {error}; restore it as eval.py wrote it") from error
+            conform(values, {"policy": {"checkpoints": dict[str, Any]}}, where)
+            plan: Plan = conform(unsealed(values), cls, where)
+            check_seal(dict(record), where)
+        except EntryError as error:
+            raise PlanError(f"{error}; restore it as eval.py wrote it") from error
+        if not plan.tasks:
+            raise PlanError(f"{where}: entry 'tasks' is empty; restore it as eval.py wrote it")
+        return plan
 
 
-def _task(record: Mapping[str, Any]) -> Task:
-    tuples = {name: tuple(record[name]) for name in ("views", "action_names", "limits")}
-    return Task(**{**record, **tuples})
+def read_plan_file(path: Path) -> Plan:
+    """The plan in a file.
+
+    Raises:
+        PlanError: see `Plan.from_json`; or the file is not JSON.
+    """
+    record = read(path, dict[str, Any], error=PlanError, remedy="restore it as eval.py wrote it", raw=True)
+    return Plan.from_json(record, str(path))
 
 
 def plan_episodes(
@@ -301,8 +307,11 @@ def base_values(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checkpoint_name(folder: Path) -> CheckpointName:
-    record = read_json(folder / "checkpoint.json")
-    return CheckpointName(folder.name, None if record is None else record.get("sha256"))
+    path = folder / "checkpoint.json"
+    if not path.is_file():
+        return CheckpointName(folder.name, None)
+    record = read(path, _Named, error=PlanError, remedy="copy it again")
+    return CheckpointName(folder.name, record.get("sha256"))
 
 
 def plain(node: Any) -> Any:
@@ -319,11 +328,10 @@ def keep_plan(run_dir: Path, plan: Plan) -> None:
         PlanError: the stored plan cannot be read, or is another one.
     """
     path = run_dir / PLAN_FILE
-    stored = read_json(path)
-    if stored is None:
-        write_atomically(path, json.dumps(plan.to_json(), indent=1) + "\n")
+    if not path.is_file():
+        write_atomically(path, json.dumps(sealed(plan.to_json()), indent=1) + "\n")
         return
-    before, now = (_comparable(one) for one in (Plan.from_json(stored, str(path)), plan))
+    before, now = (_comparable(one) for one in (read_plan_file(path), plan))
     different = differences(before, now, MAY_DIFFER)
     if different:
         raise PlanError(

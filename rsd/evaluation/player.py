@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+from urllib.parse import quote
 
 import numpy as np
 
@@ -17,11 +18,33 @@ from rsd.evaluation.page import data_url
 from rsd.evaluation.plan import Plan
 from rsd.evaluation.results import ResultsError
 from rsd.evaluation.statistics import summarize_decoding
+from rsd.files import file_inside
+from rsd.record import MAX_BYTES, EntryError, conform, parse
+from rsd.settings import Total
 
 EMBEDDED_VIDEO_BYTES = 1_000_000  # larger videos are linked, not embedded
 EMBEDDED_TOTAL_BYTES = 23_000_000  # of traces and videos, as they stand in the page
+VIDEO = ".mp4"
 ENDS = {0: "whole", 1: "draft"}  # of a chunk, by its counter early_exits
 POSITION_NAMES, GRIPPER_NAME = ("x", "y", "z"), "gripper"  # of action dims; see `Task`
+
+
+class _Chunk(TypedDict):
+    step: Total
+    frame: Total
+    num_executed: Total
+    actions: list[list[float]]
+    draft_actions: list[list[float]] | None
+    stats: dict[str, int | list[int]]
+    latency_ms: dict[str, float]
+
+
+class _Trace(TypedDict):
+    """What is read of a trace; see `rsd.evaluation.trace`."""
+
+    fps: float
+    every_step: bool
+    chunks: list[_Chunk]
 
 
 def recorded_episodes(report: dict[str, Any], run_dir: Path, plan: Plan | None) -> list[dict[str, Any]]:
@@ -41,13 +64,13 @@ def recorded_episodes(report: dict[str, Any], run_dir: Path, plan: Plan | None) 
         ResultsError: a trace cannot be read.
     """
     instructions = {task["task_id"]: task["instruction"] for task in report["tasks"]}
-    recorded = [e for e in report["episodes"] if e["video"] is not None and (run_dir / e["video"]).is_file()]
+    recorded = [e for e in report["episodes"] if e["video"] is not None and is_video(run_dir, e["video"])]
     episodes = [
         {
             **{name: episode[name] for name in ("task_id", "init_state_id", "num_steps")},
             "outcome": "crashed" if episode["error"] else "success" if episode["success"] else "failure",
             "instruction": instructions[episode["task_id"]],
-            "source": episode["video"],
+            "source": quote(episode["video"]),
             "trace": None,
             "note": "No trace of this episode's chunks is there, so there is only the video.",
         }
@@ -58,11 +81,17 @@ def recorded_episodes(report: dict[str, Any], run_dir: Path, plan: Plan | None) 
     return episodes
 
 
+def is_video(run_dir: Path, name: str) -> bool:
+    """Whether a run folder holds a video of this name, and no link to something outside of it."""
+    return name.endswith(VIDEO) and file_inside(run_dir, name) is not None
+
+
 def _embed(episodes: list[tuple[dict[str, Any], dict[str, Any]]], run_dir: Path, action_names: Sequence[str]) -> None:
     """Put traces, then videos, into (what the player gets, the report's record), while there is room."""
     room = EMBEDDED_TOTAL_BYTES
     for episode, record in episodes:
-        trace = _read_trace(run_dir / record["trace"], action_names) if record["trace"] is not None else None
+        path = file_inside(run_dir, record["trace"]) if record["trace"] is not None else None
+        trace = None if path is None else _read_trace(path, action_names)
         if trace is None:
             continue
         size = len(json.dumps(trace))
@@ -133,19 +162,20 @@ def _draft_difference(chunk: dict[str, Any], action_names: Sequence[str]) -> tup
     return difference, gripper_steps
 
 
-def _read_trace(path: Path, action_names: Sequence[str]) -> dict[str, Any] | None:
-    """A trace file as `recorded_episodes` gives it, names apart from values to save room; None when it has gone."""
-    if not path.is_file():
-        return None
+def _read_trace(path: Path, action_names: Sequence[str]) -> dict[str, Any]:
+    """A trace file as `recorded_episodes` gives it, names apart from values to save room."""
     try:
-        trace = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_BYTES:
+            raise EntryError(f"it has more than {MAX_BYTES} bytes")
+        trace: dict[str, Any] = parse(path.read_bytes(), dict[str, Any], path.name)
+        conform(trace, _Trace, path.name)
         figures = chunk_figures(trace, action_names)
         parts = list(dict.fromkeys(part for figure in figures for part in figure["latency_ms"]))
         for figure in figures:
             figure["latency_ms"] = [figure["latency_ms"].get(part) for part in parts]
         rows = [list(figure.values()) for figure in figures]
         return {"fps": trace["fps"], "columns": list(figures[0]) if figures else [], "parts": parts, "rows": rows}
-    except (ValueError, TypeError, KeyError, IndexError) as error:  # not JSON, or JSON of something else
+    except (EntryError, ValueError, TypeError, KeyError, IndexError) as error:  # not JSON, or JSON of something else
         raise ResultsError(
             f"{path} is not a trace of an episode: {error!r}; remove the file and make the report again, the player "
             "then shows the video alone"

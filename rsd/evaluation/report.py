@@ -34,7 +34,7 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -43,17 +43,18 @@ from rsd.evaluation.latency import busy_note, summarize_latency
 from rsd.evaluation.old_runs import read_plan
 from rsd.evaluation.page import render_page
 from rsd.evaluation.plan import Plan
-from rsd.evaluation.player import recorded_episodes
+from rsd.evaluation.player import VIDEO, is_video, recorded_episodes
 from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_results
-from rsd.evaluation.sequential import VERDICT_FILE
+from rsd.evaluation.sequential import read_verdict
 from rsd.evaluation.statistics import summarize_decoding, summarize_success, summarize_tasks, summarize_work
 from rsd.evaluation.time_shares import summarize_time
-from rsd.files import read_json, write_atomically
-from rsd.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, read_yaml, used_choices
+from rsd.files import write_atomically
+from rsd.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, read_provenance, read_yaml, used_choices
 from rsd.types import EpisodeResult
 from rsd.work import add_counts
 
 SCHEMA = 3
+WIDEST = 1000  # places in a task's row of trials
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
 PASSES = ("target_passes", "draft_passes")  # counters of work that the decoding's figures tell already
@@ -70,7 +71,10 @@ def build_report(
 ) -> dict[str, Any]:
     """The content of report.json; see the head of this file."""
     results = sorted(results, key=lambda result: (result.task_id, result.init_state_id))
-    totals: dict[str, Any] = reduce(add_counts, (result.stats for result in results), {})
+    try:
+        totals: dict[str, Any] = reduce(add_counts, (result.stats for result in results), {})
+    except ValueError as error:
+        raise ResultsError(f"the episodes of {RESULTS_FILE} do not belong together: {error}") from error
     num_chunks = totals.get("num_chunks", 0)
     num_steps = sum(result.num_steps for result in results)
     num_planned = len(plan.episodes) if plan is not None else None
@@ -149,8 +153,8 @@ def write_report(run_dir: Path) -> dict[str, Any]:
     results, _ = read_results(run_dir / RESULTS_FILE)
     config_path, provenance_path = run_dir / CONFIG_FILE, run_dir / PROVENANCE_FILE
     config = read_yaml(config_path) if config_path.exists() else None
-    provenance = json.loads(provenance_path.read_text()) if provenance_path.exists() else None
-    plan, stopped = read_plan(run_dir, results), read_json(run_dir / VERDICT_FILE)
+    provenance = cast("dict[str, Any] | None", read_provenance(provenance_path))
+    plan, stopped = read_plan(run_dir, results), read_verdict(run_dir)
     report = build_report(results, plan=plan, config=config, provenance=provenance, stopped=stopped)
     write_atomically(run_dir / REPORT_JSON, json.dumps(report, indent=1, allow_nan=False) + "\n")
     write_atomically(run_dir / METRICS_FILE, json.dumps(flat_metrics(report), indent=1) + "\n")
@@ -168,7 +172,8 @@ def log_report(logger: Any, report: dict[str, Any], run_dir: Path) -> None:
     logger.log_metrics(flat_metrics(report))
     for name, columns, rows in report_tables(report):
         logger.log_table(name, columns, rows)
-    logger.log_files([run_dir / REPORT_HTML, *sorted(run_dir.glob("videos/*.mp4"))])
+    videos = [path for path in sorted(run_dir.glob(f"videos/*{VIDEO}")) if is_video(run_dir, f"videos/{path.name}")]
+    logger.log_files([run_dir / REPORT_HTML, *videos])
     logger.finalize("success")
 
 
@@ -190,21 +195,28 @@ def render_report(report: dict[str, Any], run_dir: Path, plan: Plan | None) -> s
 def _choices(report: dict[str, Any]) -> dict[str, Any]:
     """What the head of the page names: the groups' choices, but model and decoding as the plan describes them."""
     provenance, plan = report["provenance"], report["plan"]
-    choices = {} if provenance is None else used_choices(provenance["choices"], report["config"] or {})
+    choices = {} if provenance is None else used_choices(provenance.get("choices", {}), report["config"] or {})
     policy = {} if plan is None else plan["policy"]
     return {name: policy[name] for name in ("model", "decoding") if name in policy} | choices
 
 
 def _trial_grid(report: dict[str, Any], recorded: set[tuple[int, int]]) -> list[dict[str, Any]]:
-    """For each task its episodes by init state, with whether they were recorded; None where one is missing."""
-    width = 1 + max((episode["init_state_id"] for episode in report["episodes"]), default=-1)
-    if report["plan"] is not None:
-        width = max(width, report["plan"]["num_trials"])
-    rows: dict[int, list[dict[str, Any] | None]] = {task["task_id"]: [None] * width for task in report["tasks"]}
+    """For each task its episodes by init state, with whether they were recorded; None where one is missing.
+
+    An episode stands at the place of its init state, unless there are more than WIDEST places: then those of a task
+    that are there follow each other, and no number makes the page large.
+    """
+    rows: dict[int, dict[int, dict[str, Any]]] = {task["task_id"]: {} for task in report["tasks"]}
     for episode in report["episodes"]:
         place = episode["task_id"], episode["init_state_id"]
         rows[place[0]][place[1]] = {**episode, "recorded": place in recorded}
-    return [{"task_id": task_id, "cells": cells} for task_id, cells in rows.items()]
+    width = 1 + max((episode["init_state_id"] for episode in report["episodes"]), default=-1)
+    if report["plan"] is not None:
+        width = max(width, report["plan"]["num_trials"])
+    return [
+        {"task_id": task_id, "cells": [row.get(state) for state in (range(width) if width <= WIDEST else sorted(row))]}
+        for task_id, row in rows.items()
+    ]
 
 
 def main() -> None:

@@ -12,8 +12,10 @@ import os
 from pathlib import Path
 
 from rsd.errors import RSDError
-from rsd.files import write_atomically
+from rsd.files import is_inside, write_atomically
+from rsd.record import MAX_BYTES, EntryError, conform, parse, shown
 from rsd.runs import resume_command
+from rsd.settings import Total
 from rsd.types import EpisodeResult
 
 RESULTS_FILE = "results.jsonl"
@@ -64,8 +66,8 @@ def read_results(path: Path) -> tuple[list[EpisodeResult], bytes]:
     seen: dict[tuple[int, int], int] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            result = EpisodeResult(**json.loads(line))
-        except (ValueError, TypeError) as error:  # not JSON, or JSON of something else
+            result = _episode(line, "it")
+        except EntryError as error:  # not JSON, or JSON of something else
             if number == len(lines) and not torn:
                 return results, line + b"\n"
             raise ResultsError(
@@ -79,6 +81,21 @@ def read_results(path: Path) -> tuple[list[EpisodeResult], bytes]:
         seen[episode_id(result)] = number
         results.append(result)
     return results, torn
+
+
+def _episode(line: bytes, where: str) -> EpisodeResult:
+    """One line, held to its types; its files lie in the run's folder."""
+    if len(line) > MAX_BYTES:
+        raise EntryError(f"{where} has {len(line)} bytes, expected at most {MAX_BYTES}")
+    result = parse(line, EpisodeResult, where)
+    for name in ("task_id", "init_state_id", "num_steps"):
+        conform(getattr(result, name), Total, where, name)
+    conform(result.stats, dict[str, int | float | list[int]], where, "stats")
+    for name in ("video", "trace"):
+        path = getattr(result, name)
+        if path is not None and not is_inside(path):
+            raise EntryError(f"{where}: entry {name!r} is {shown(path)}, expected a path inside of the run's folder")
+    return result
 
 
 def set_torn_line_aside(path: Path) -> Path | None:

@@ -21,7 +21,7 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,9 +30,10 @@ from scipy.special import betaln, xlog1py, xlogy
 from scipy.stats import beta
 
 from rsd.errors import SettingError
-from rsd.evaluation.plan import PlannedEpisode, Stopping
+from rsd.evaluation.plan import PlanError, PlannedEpisode, Stopping
 from rsd.files import write_atomically
-from rsd.settings import checked
+from rsd.record import read
+from rsd.settings import Total, checked
 from rsd.types import EpisodeResult
 
 VERDICT_FILE = "verdict.json"
@@ -153,6 +154,24 @@ def count_finished(plan: Sequence[PlannedEpisode], results: Sequence[EpisodeResu
             num_trials += 1
             num_success += result.success
     return num_success, num_trials
+
+
+class _Verdict(TypedDict):
+    verdict: str
+    num_success: Total
+    num_trials: Total
+
+
+def read_verdict(run_dir: Path) -> dict[str, Any] | None:
+    """verdict.json of a run; None where no rule ended it.
+
+    Raises:
+        PlanError: it is damaged.
+    """
+    path = run_dir / VERDICT_FILE
+    if not path.is_file():
+        return None
+    return dict(read(path, _Verdict, error=PlanError, remedy="remove it and resume the run"))
 
 
 def until_decided(

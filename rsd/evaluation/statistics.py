@@ -114,7 +114,7 @@ def summarize_decoding(totals: dict[str, Any]) -> dict[str, Any]:
         stages accepted), stages (see `_stage_rates`).
     """
     num_chunks = totals.get("num_chunks", 0)
-    if not any(totals.get(name) for name in ("accept_counts", "target_passes", "draft_passes")):
+    if not num_chunks or not any(totals.get(name) for name in ("accept_counts", "target_passes", "draft_passes")):
         return {"has_tokens": False, "num_chunks": num_chunks}
     proposed, accepted = totals.get("proposed_stages", 0), totals.get("accepted_stages", 0)
     return {

@@ -32,14 +32,29 @@ from rsd.models.openvla.visual_tokens import from_json as tokens_from_json
 from rsd.policy.assemble import Checkpoints, assemble
 from rsd.policy.contract import PolicyError
 from rsd.policy.policy import VLAPolicy
+from rsd.record import EntryError, conform, read, shown
+from rsd.settings import Count
 from rsd.stages import Binder
 from rsd.tokenizer import ActionTokenizer
 
 POLICY_FILE = "policy.json"
 SCHEMA = 1
+LONGEST = 250  # letters of a part's path; no file's name may be longer
 SCORER = "visual_tokens"
 DRAFTS = ("draft", "micro")  # parts that can draft
 PARTS = ("base", "tokenizer", "head", *DRAFTS, SCORER)
+BASE = {  # types of what entry "base" may hold, as far as JSON tells them
+    "views": list[str],
+    "use_proprio": bool,
+    "chunk_length": Count,
+    "center_crop": bool,
+    "unnorm_key": str | None,
+    "dtype": str,
+    "action_head": str,
+    "num_images": Count | None,
+    SCORER: dict[str, Any],
+}
+NEEDED = ("views", "use_proprio", "chunk_length", "unnorm_key")
 ENTRIES = {"parts": dict, "base": dict, "space": str, "num_open_loop_steps": int, "decoding": str, "decodings": dict}
 
 
@@ -209,16 +224,20 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{folder} is no policy: {path} does not exist; scripts/restamp.py writes one over base/, tokenizer/, "
             "head/ and draft/, and without policy= the configuration composes one"
         )
-    try:
-        record = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); copy it again") from error
+    record: Any = read(path, Any, error=CheckpointError, remedy="copy it again")
     if not isinstance(record, dict) or type(record.get("schema")) is not int or record["schema"] != SCHEMA:
-        found = record.get("schema") if isinstance(record, dict) else type(record).__name__
-        raise CheckpointError(f"{path} has schema {found!r}, expected {SCHEMA}; it is of another version of rsd")
+        found = shown(record.get("schema")) if isinstance(record, dict) else repr(type(record).__name__)
+        raise CheckpointError(f"{path} has schema {found}, expected {SCHEMA}; it is of another version of rsd")
     for name, kind in ENTRIES.items():
         if type(record.get(name)) is not kind:
-            raise CheckpointError(f"{path}: entry {name!r} is {record.get(name)!r}, expected a {kind.__name__}")
+            raise CheckpointError(f"{path}: entry {name!r} is {shown(record.get(name))}, expected a {kind.__name__}")
+    try:
+        arguments = conform(record["base"], dict[str, Any], str(path), "base")
+        needed = {name: kind for name, kind in BASE.items() if name in arguments or name in NEEDED}
+        conform(arguments, needed, str(path), "base")
+        conform(record["decodings"], dict[str, dict[str, Any]], str(path), "decodings")
+    except EntryError as error:
+        raise CheckpointError(f"{error}; copy it again, or write it anew with scripts/restamp.py") from error
     return record
 
 
@@ -280,8 +299,10 @@ def _part(folder: Path, parts: Mapping[str, Any], name: str) -> Path | None:
         return None
     entry = parts[name]
     if not (isinstance(entry, dict) and isinstance(entry.get("path"), str) and isinstance(entry.get("sha256"), str)):
-        raise CheckpointError(f"{folder / POLICY_FILE}: part {name!r} is {entry!r}, expected a path and a sha256")
+        raise CheckpointError(f"{folder / POLICY_FILE}: part {name!r} is {shown(entry)}, expected a path and a sha256")
     path = folder / entry["path"]
+    if len(entry["path"]) > LONGEST:
+        raise CheckpointError(f"{folder / POLICY_FILE}: part {name!r} has a path of {len(entry['path'])} letters")
     if not path.resolve().is_relative_to(folder.resolve()):
         raise CheckpointError(f"{folder / POLICY_FILE}: part {name!r} lies outside of the folder, at {entry['path']}")
     if not (path / JSON_FILE).is_file():

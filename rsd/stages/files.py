@@ -20,7 +20,8 @@ from rsd.checkpoint import (
 )
 from rsd.errors import SettingError
 from rsd.points import HEAD, point_name
-from rsd.record import Count, EntryError, Size, conform, shown
+from rsd.record import EntryError, conform, shown
+from rsd.settings import Count, Total
 from rsd.stages.head import StageHead
 from rsd.types import ALL_TOKENS, BaseSpec, CodeShape
 
@@ -28,20 +29,22 @@ VISUAL_TOKENS = "visual_tokens"  # entry of a base model's fingerprint, absent w
 
 EYES = "eyes"  # folder, inside a draft's, of the base model that it reads instead of the policy's
 
+LISTED_LETTERS = 400  # of what two base models differ in, in a message
+
 
 @dataclass(frozen=True)
 class _Config:
     """Entry "config" of a head's or draft's checkpoint.json."""
 
-    hidden_dim: Size
-    num_stages: Size
-    width: Size
-    num_layers: Size
-    num_heads: Size
+    hidden_dim: Count
+    num_stages: Count
+    width: Count
+    num_layers: Count
+    num_heads: Count
     code_shape: CodeShape
-    states_per_step: Size | None = None  # the first checkpoints all read layers,
+    states_per_step: Count | None = None  # the first checkpoints all read layers,
     point: str | None = None  # and so had
-    layer: Count | None = None  # this
+    layer: Total | None = None  # this
 
     @property
     def size(self) -> dict[str, int]:
@@ -178,5 +181,5 @@ def _describe(shape: CodeShape) -> str:
 def _short(value: Any, other: Any) -> str:
     """A value for an error message; of a dict only the entries that differ."""
     if isinstance(value, dict) and isinstance(other, dict):
-        return str({key: entry for key, entry in value.items() if other.get(key) != entry})
+        return shown({key: entry for key, entry in value.items() if other.get(key) != entry}, LISTED_LETTERS)
     return shown(value)

@@ -10,6 +10,7 @@ from typing import Any, NotRequired, TypedDict
 from rsd.checkpoint import JSON_FILE, CheckpointError, load_checkpoint, load_weights, save_checkpoint
 from rsd.errors import SettingError
 from rsd.record import EntryError, arguments, conform, shown
+from rsd.settings import Width
 from rsd.space import QUANTILES, Space, check_statistics, with_bounds
 from rsd.tokenizer.base import ActionTokenizer
 from rsd.tokenizer.bins import BinTokenizer
@@ -90,7 +91,11 @@ def load_tokenizer(
     if differing:
         raise CheckpointError(f"tokenizer {directory} does not fit: {'; '.join(differing)}; train one with {COMMAND}")
     try:
-        tokenizer = FAMILIES[family](**arguments(FAMILIES[family], config, where, "config"))
+        made_with = arguments(FAMILIES[family], config, where, "config")
+        for name, value in made_with.items():
+            if type(value) is int:
+                conform(value, Width, where, f"config.{name}")
+        tokenizer = FAMILIES[family](**made_with)
         provenance: _Provenance = conform(loaded.provenance, _Provenance, where, "provenance")
         unnorm_key, bounds = provenance["unnorm_key"], provenance.get("bounds", QUANTILES)
         made_for = _space(unnorm_key, bounds, provenance.get("norm_stats", {}), where)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rsd.errors import SettingError
+from rsd.record import shown
 from rsd.settings import ChunkLength, Depth, Levels, Width, checked
 from rsd.tokenizer.base import ActionTokenizer
 from rsd.tokenizer.quantizer import ResidualQuantizer
@@ -47,7 +48,7 @@ class RFSQTokenizer(ActionTokenizer):
     ):
         super().__init__()
         if scale not in ("learned", "nested"):
-            raise SettingError(f"quantizer scale {scale!r}, expected 'learned' or 'nested'")
+            raise SettingError(f"quantizer scale {shown(scale)}, expected 'learned' or 'nested'")
         self.config = {
             "chunk_length": chunk_length,
             "action_dim": action_dim,

@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from rsd.checkpoint import is_finite
 from rsd.errors import RSDError
 
 INTERVAL = 20  # steps between looks at a GPU's losses
@@ -57,7 +58,7 @@ class StopWhenDiverged(Callback):
 
     def _check_weights(self, trainer: Trainer, weights: dict[str, Tensor]) -> None:
         self._look()
-        broken = [name for name, value in weights.items() if isinstance(value, Tensor) and not value.isfinite().all()]
+        broken = [name for name, value in weights.items() if isinstance(value, Tensor) and not is_finite(value)]
         if broken:
             raise _diverged(trainer.global_step, f"the weights {', '.join(broken[:LISTED])}")
 

@@ -1,6 +1,7 @@
 """The cache's format: what is written is read back, and nothing that is torn, missing or foreign passes."""
 
 import errno
+import json
 import multiprocessing
 import os
 import shutil
@@ -26,6 +27,7 @@ from tests.data.fake_base import (
     write,
     write_slowly,
 )
+from tests.records import edit
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -217,9 +219,97 @@ def test_verify_finds_a_flipped_bit(copy):
     data = bytearray(shard.read_bytes())
     data[-100] ^= 1
     shard.write_bytes(data)
+    CacheReader(copy, verify=False)
+    with pytest.raises(
+        IncompleteCache, match=r"shard-00000\.safetensors has SHA-256 .*; repair it with: make-the-cache"
+    ):
+        CacheReader(copy)
+
+
+def damage_index(copy, change):
+    path = copy / "layer.4" / "index.jsonl"
+    lines = path.read_text().splitlines()
+    change(lines)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def edited(**changes):
+    def change(lines):
+        lines[1] = json.dumps(json.loads(lines[1]) | changes)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines.append(lines[0]), r"layer\.4/index\.jsonl, line 7 names rows from 0 for a second time"),
+        (lambda lines: lines.__setitem__(1, "{"), r"index\.jsonl, line 2 is not valid JSON"),
+        (lambda lines: lines.__setitem__(1, "[]"), r"index\.jsonl, line 2: it is \[\], expected an object"),
+        (lambda lines: lines.__setitem__(1, "{}"), r"index\.jsonl, line 2 lacks entry 'bytes'"),
+        (edited(rows=None), r"line 2: entry 'rows' is None, expected a whole number"),
+        (edited(start="8"), r"line 2: entry 'start' is '8', expected a whole number"),
+        (edited(start=-1), r"line 2: entry 'start' is -1, expected a whole number from 0"),
+        (edited(file="../rows/shard-00001.safetensors"), r"line 2: entry 'file' is '\.\./rows.* expected a name"),
+        (edited(sha256="0" * 64), r"shard-00001\.safetensors has SHA-256 .*, expected 000000000000"),
+        (edited(bytes=7), r"shard-00001\.safetensors has \d+ bytes, expected 7"),
+        (edited(rows=7), r"is incomplete: 46 of 47 frames in layer\.4"),
+    ],
+)
+def test_a_damaged_index_asks_for_a_command_that_repairs_it(whole, copy, change, message):
+    damage_index(copy, change)
+    with pytest.raises(IncompleteCache, match=message) as error:
+        CacheReader(copy)
+    assert "with: make-the-cache" in str(error.value) and "\n" not in str(error.value)
+    write(copy)
+    assert_same_cache(copy, whole)
     CacheReader(copy)
-    with pytest.raises(CacheError, match=r"shard-00000\.safetensors has SHA-256"):
-        CacheReader(copy, verify=True)
+
+
+def test_the_command_repairs_a_changed_bit(whole, copy):
+    shard = copy / "layer.4" / "shard-00002.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    write(copy)
+    assert_same_cache(copy, whole)
+
+
+@pytest.mark.parametrize("value", [None, -1, "x", [], {}, "missing"])
+@pytest.mark.parametrize(
+    "entry",
+    ["format", "content", "content.base", "content.data", "content.data.num_episodes", "content.unnorm_key",
+     "num_frames", "rows_per_shard", "norm_stats", "norm_stats.action", "norm_stats.action.q01", "command"],
+)  # fmt: skip
+def test_a_damaged_entry_of_the_record_is_one_line(copy, entry, value):
+    def change(record):
+        *parents, last = entry.split(".")
+        for name in parents:
+            record = record[name]
+        record[last] = value
+        if value == "missing":
+            del record[last]
+
+    before = json.loads((copy / "cache.json").read_text())
+    edit(copy / "cache.json", change)
+    if json.loads((copy / "cache.json").read_text()) == before or (entry, value) in FITTING:
+        return
+    with pytest.raises(CacheError) as error:
+        CacheReader(copy)
+    line = str(error.value)
+    assert "cache.json" in line and "\n" not in line and len(line) < len(str(copy)) + 300
+
+
+FITTING = [("content.unnorm_key", "x"), ("command", "x"), ("content.base", {})]  # values that the type allows
+
+
+def test_a_changed_bound_is_found(copy):
+    path = copy / "cache.json"
+    record = json.loads(path.read_text())
+    record["norm_stats"]["action"]["q01"][0] -= 0.25
+    path.write_text(json.dumps(record))
+    with pytest.raises(CacheError, match=r"cache\.json is damaged or was edited: its entry 'checksum'"):
+        CacheReader(copy)
 
 
 @pytest.mark.parametrize(

@@ -55,10 +55,10 @@ def test_settings_leave_out_episodes_and_what_the_policy_does_not_tell(plan):
     ("change", "message"),
     [
         ({"schema": 9}, r"plan\.json has schema 9, expected 1; read it with the version that wrote it"),
-        ({"episodes": [{"task_id": 0}]}, r"plan\.json is damaged: .*missing 3 required.*'init_state_id'"),
-        ({"policy": {}}, r"plan\.json lacks 'checkpoints'; restore it as eval\.py wrote it"),
-        ({"more": 1}, r"plan\.json is damaged: .*unexpected keyword argument 'more'"),
-        ({"tasks": 5}, r"plan\.json is damaged: .*not iterable"),
+        ({"episodes": [{"task_id": 0}]}, r"plan\.json lacks entry 'episodes\.0\.init_state_id'"),
+        ({"policy": {}}, r"plan\.json lacks entry 'policy\.checkpoints'; restore it as eval\.py wrote it"),
+        ({"more": 1}, r"plan\.json: entry 'more' is unknown; restore"),
+        ({"tasks": 5}, r"plan\.json: entry 'tasks' is 5, expected a list; restore"),
     ],
 )
 def test_a_damaged_plan_names_what_is_wrong(plan, change, message):
@@ -75,7 +75,7 @@ def test_something_else_is_no_plan(record):
 def test_a_missing_field_is_named(plan):
     record = plan.to_json()
     del record["seed"]
-    with pytest.raises(PlanError, match="missing 1 required positional argument: 'seed'"):
+    with pytest.raises(PlanError, match=r"plan\.json lacks entry 'seed'; restore"):
         Plan.from_json(record)
 
 

@@ -20,7 +20,7 @@ WORDS = WordText.from_instructions([SHORT])
 def load(directory: Path, **changes):
     """Load with arguments that fit both layouts; the statistics of a golden set may hold several data sets."""
     statistics = directory / "dataset_statistics.json"
-    key = next(iter(json.loads(statistics.read_text()))) if statistics.exists() else None
+    key = next(iter(json.loads(statistics.read_text())), None) if statistics.exists() else None
     arguments = {"unnorm_key": key, "views": VIEWS, "use_proprio": True, "chunk_length": 8, "text": WORDS}
     return load_base(checkpoint=directory, **{**arguments, **changes})
 

@@ -170,7 +170,7 @@ def test_stopping_and_resuming_equals_training_through(tmp_path, root, base):
     trainer(tmp_path / "a", 4).fit(through, datamodule)
     first, datamodule = build(root, base["openvla"])
     trainer(tmp_path / "b", 2).fit(first, datamodule)
-    state = torch.load(tmp_path / "b" / "last.ckpt", weights_only=False)["state_dict"]
+    state = torch.load(tmp_path / "b" / "last.ckpt", weights_only=True)["state_dict"]
     assert state.keys() == trained(first).keys()  # not the frozen weights
     second, datamodule = build(root, base["openvla"], seed=0)
     trainer(tmp_path / "b", 4).fit(second, datamodule, ckpt_path=tmp_path / "b" / "last.ckpt")

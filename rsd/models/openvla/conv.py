@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rsd.settings import Count
+
 CHANNELS = 3  # of a picture
 WIDTHS = (1, 2, 3, 4)  # channels at strides 2, 4, 8, 16, in multiples of ConvShape.width
 NUM_BLOCKS = (1, 2, 2)  # residual blocks at strides 4, 8, 16
@@ -36,11 +38,11 @@ class ConvShape:
         feature_dim: C, width of a feature.
     """
 
-    image_size: int
-    num_views: int
-    width: int
-    num_keypoints: int
-    feature_dim: int
+    image_size: Count
+    num_views: Count
+    width: Count
+    num_keypoints: Count
+    feature_dim: Count
 
 
 class ChannelNorm(nn.LayerNorm):

@@ -17,9 +17,11 @@ from rsd.checkpoint import (
     Checkpoint,
     CheckpointError,
     cached_sha256,
+    check_names,
     load_checkpoint,
     load_weights,
     save_checkpoint,
+    shapes_of,
 )
 from rsd.errors import SettingError
 from rsd.models.openvla import published
@@ -31,7 +33,7 @@ from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.robots import Robot
 from rsd.models.openvla.text import PROMPT, VICUNA_PROMPT, LlamaText, TextEncoder, WordText
 from rsd.models.openvla.visual_tokens import VisualTokens
-from rsd.record import EntryError, Size, arguments, conform
+from rsd.record import EntryError, arguments, conform
 from rsd.settings import ChunkLength, Count, Device, Dtype, Views, checked, require_device
 from rsd.space import (
     BOUNDS,
@@ -60,7 +62,7 @@ class _Config(TypedDict):
     instructions: NotRequired[list[str]]
     norm_stats: dict[str, dict[str, Any]]
     views: list[str]
-    chunk_length: Size
+    chunk_length: Count
     center_crop: bool
 
 
@@ -269,6 +271,9 @@ def _load_own(directory: Path, wanted: Wanted) -> OpenVLABase:
         },
     )
     key, stats = _statistics(directory, config["norm_stats"], wanted)
+    with torch.device("meta"):  # sizes are held to those of the weights before memory is taken for them
+        outline = OpenVLAOFT(architecture)
+    check_names(directory, shapes_of(outline.state_dict()), shapes_of(checkpoint.weights))
     model = OpenVLAOFT(architecture)
     load_weights(model, checkpoint, directory)
     return OpenVLABase(
@@ -288,7 +293,7 @@ def _load_own(directory: Path, wanted: Wanted) -> OpenVLABase:
 def _load_published(directory: Path, wanted: Wanted) -> OpenVLABase:
     robot = wanted.robot
     _check_inputs(directory, wanted)
-    config = published.read_json(directory, "config.json")
+    config = published.read_entries(directory, {})
     key, stats = _statistics(directory, published.read_norm_stats(directory), wanted)
     prompt = VICUNA_PROMPT if config.get("llm_backbone_id", "").startswith("vicuna") else PROMPT
     text = wanted.text or LlamaText(directory, prompt)  # before the weights, which take minutes

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import Cache, LlamaConfig, LlamaForCausalLM
 
@@ -35,7 +36,8 @@ from rsd.models.openvla.heads import (
     SingleProjector,
 )
 from rsd.models.openvla.vit import VisionTransformer, ViTShape
-from rsd.record import EntryError, Size, conform
+from rsd.record import EntryError, conform, shown
+from rsd.settings import Count, Total
 
 __all__ = [
     "CHANNELS_PER_IMAGE",
@@ -49,6 +51,7 @@ __all__ = [
 
 CHANNELS_PER_IMAGE = 6  # of a fused backbone: the picture twice, normalised for DINOv2, then for SigLIP
 COLOURS = 3
+LONGEST = 200  # letters of what LlamaConfig says
 OPTIONAL_FIELDS = {"action_head": "l1", "film": False}  # left out of the JSON form at these values
 FORMER_NAMES = {"decoder": "action_head"}  # of fields, in checkpoints of earlier versions
 
@@ -65,8 +68,15 @@ def check_llm(llm: dict[str, Any], where: str, entry: str) -> None:
         *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
         *("num_key_value_heads", "max_position_embeddings"),
     ]
-    conform(llm, {name: Size for name in sizes if llm.get(name) is not None}, where, entry)
+    conform(llm, {name: Count for name in sizes if llm.get(name) is not None}, where, entry)
     conform(llm, {name: float for name in ("rms_norm_eps", "rope_theta") if name in llm}, where, entry)
+    try:
+        config = LlamaConfig(**llm)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        line = " ".join(str(error).split())
+        raise EntryError(f"{where}: entry '{entry}' makes no LlamaConfig: {shown(line, LONGEST)}") from error
+    if (pad := llm.get("pad_token_id")) is not None and not (type(pad) is int and -1 <= pad < config.vocab_size):
+        raise EntryError(f"{where}: entry '{entry}.pad_token_id' is {shown(pad)}, no token of {config.vocab_size}")
     width, heads = (llm.get(name) for name in ("hidden_size", "num_attention_heads"))
     if width and heads and width % heads:
         raise EntryError(f"{where}: entry '{entry}.num_attention_heads' is {heads}, no divisor of hidden_size {width}")
@@ -89,18 +99,20 @@ class Architecture:
     """
 
     llm: dict[str, Any]
-    action_dim: int
-    proprio_dim: int | None
+    action_dim: Count
+    proprio_dim: Count | None
     dino: ViTShape | None = None
     siglip: ViTShape | None = None
     conv: ConvShape | None = None
-    num_slots: int = 0
+    num_slots: Total = 0
     action_head: str = "l1"
     film: bool = False
 
     def __post_init__(self) -> None:
         if self.action_head not in ACTION_HEADS:
-            raise SettingError(f"action_head {self.action_head!r} is unknown; expected one of {sorted(ACTION_HEADS)}")
+            raise SettingError(
+                f"action_head {shown(self.action_head)} is unknown; expected one of {sorted(ACTION_HEADS)}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """JSON types; fields that later versions added are left out at their defaults, so that fingerprints stay."""

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from rsd.checkpoint import CheckpointError
 from rsd.errors import SettingError
-from rsd.record import Size, read
+from rsd.record import read, shown
+from rsd.settings import Count
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # DINOv2
 HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and std
@@ -37,7 +38,7 @@ class _Published(TypedDict):
     means: list[list[float]]
     stds: list[list[float]]
     tvf_normalize_params: NotRequired[list[_Moments]]
-    input_sizes: list[list[Size]]
+    input_sizes: list[list[Count]]
     image_resize_strategy: str
 
 
@@ -53,7 +54,7 @@ class PrismaticImageProcessor:
         strategy: str = "resize-naive",
     ) -> None:
         if strategy not in STRATEGIES:
-            raise SettingError(f"image_resize_strategy {strategy!r} is unknown; expected one of {STRATEGIES}")
+            raise SettingError(f"image_resize_strategy {shown(strategy)} is unknown; expected one of {STRATEGIES}")
         if not 0 < len(sizes) == len(means) == len(stds) or {len(one) for one in (*means, *stds)} != {COLOURS}:
             raise SettingError(f"pictures of sizes {list(sizes)} need a mean and a std each, of {COLOURS} colours")
         if min(sizes) < 1 or any(value <= 0 for std in stds for value in std):
@@ -68,7 +69,7 @@ class PrismaticImageProcessor:
         """Read a published preprocessor_config.json."""
         record = read(Path(path), _Published, error=CheckpointError, remedy="copy it again")
         if set(record["interpolations"]) != {"bicubic"}:
-            raise CheckpointError(f"{path}: interpolations {record['interpolations']}, expected bicubic only")
+            raise CheckpointError(f"{path}: interpolations {shown(record['interpolations'])}, expected bicubic only")
         means, stds = record["means"], record["stds"]
         if "tvf_normalize_params" in record:
             means = [entry["mean"] for entry in record["tvf_normalize_params"]]

@@ -26,7 +26,8 @@ from rsd.models.openvla.action_heads import ACTION_HEADS
 from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights, check_llm
 from rsd.models.openvla.streaming import put, read_headers, stream, weight_files
 from rsd.models.openvla.vit import ViTShape
-from rsd.record import EntryError, Size, conform, read
+from rsd.record import EntryError, conform, read, shown
+from rsd.settings import Count
 
 HUB_TIMEOUT_S = 5.0
 # No network, a network that breaks off, and answers that are no hub's: a proxy's page, an address that is none
@@ -35,7 +36,7 @@ MAX_VISION_LORA_ALPHA = 16  # the reference trains with alpha = min(rank, 16) an
 CONFIG_ENTRIES: dict[str, Any] = {  # types of what config.json may hold
     "vision_backbone_id": str,
     "timm_model_ids": list[str],
-    "image_sizes": list[Size],
+    "image_sizes": list[Count],
     "timm_model_kwargs": list[dict[str, Any]],
     "use_fused_vision_backbone": bool,
     "llm_backbone_id": str,
@@ -109,8 +110,9 @@ def read_norm_stats(directory: Path) -> dict[str, Any]:
 
 
 def read_entries(directory: Path, kinds: dict[str, Any]) -> dict[str, Any]:
-    """config.json, with these of its entries checked."""
+    """config.json, which must have these entries; others that are read where they are there are checked, too."""
     config = read_json(directory, "config.json")
+    kinds = kinds | {name: own for name, own in CONFIG_ENTRIES.items() if name in config}
     try:
         return conform(config, kinds, str(directory / "config.json"))
     except EntryError as error:
@@ -129,10 +131,9 @@ def read_architecture(
     config, where = read_json(directory, "config.json"), str(directory / "config.json")
     if config.get("model_type") != "openvla":
         raise CheckpointError(
-            f"{directory / 'config.json'} describes model_type {config.get('model_type')!r}, expected 'openvla'"
+            f"{directory / 'config.json'} describes model_type {shown(config.get('model_type'))}, expected 'openvla'"
         )
-    kinds = {"text_config": dict[str, Any], **{name: own for name, own in CONFIG_ENTRIES.items() if name in config}}
-    config = read_entries(directory, kinds)
+    config = read_entries(directory, {"text_config": dict[str, Any]})
     known_names, known_sizes = VISION_BACKBONES.get(config.get("vision_backbone_id", ""), (None, None))
     names, sizes = config.get("timm_model_ids", known_names), config.get("image_sizes", known_sizes)
     if names is None or sizes is None:
@@ -145,7 +146,8 @@ def read_architecture(
     if not 0 < len(names) == len(sizes) == len(extra):
         raise CheckpointError(f"{where}: {len(names)} timm_model_ids with {len(sizes)} image_sizes; copy it again")
     try:
-        check_llm(config["text_config"], where, "text_config")
+        llm = {name: value for name, value in config["text_config"].items() if name not in TEXT_CONFIG_IGNORED}
+        check_llm(llm, where, "text_config")
     except EntryError as error:
         raise CheckpointError(f"{error}; copy it again") from error
     shapes = [_vit_shape(*arguments) for arguments in zip(names, sizes, extra, strict=True)]
@@ -158,7 +160,7 @@ def read_architecture(
     return Architecture(
         dino=shapes[0] if fused else None,
         siglip=shapes[-1],
-        llm={name: value for name, value in config["text_config"].items() if name not in TEXT_CONFIG_IGNORED},
+        llm=llm,
         action_dim=action_dim,
         proprio_dim=proprio_dim,
         action_head=action_head,
@@ -173,7 +175,11 @@ def _vit_shape(timm_id: str, image_size: int, extra: dict[str, Any]) -> ViTShape
     unknown = sorted(set(extra) - set(TIMM_SHAPES[name]))
     if unknown:
         raise CheckpointError(f"timm_model_kwargs {unknown} are not supported; known: {sorted(TIMM_SHAPES[name])}")
-    return ViTShape(image_size=image_size, **{**TIMM_SHAPES[name], **extra})
+    try:
+        made: ViTShape = conform({"image_size": image_size, **TIMM_SHAPES[name], **extra}, ViTShape, timm_id)
+    except (EntryError, SettingError) as error:
+        raise CheckpointError(f"timm_model_kwargs of config.json: {error}; copy it again") from error
+    return made
 
 
 def side_file(directory: Path, component: str) -> Path | None:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rsd.checkpoint import CheckpointError
+from rsd.checkpoint import CheckpointError, check_finite
 from rsd.models.openvla.model import Architecture
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.streaming import INDEX_FILE, SINGLE_FILE
@@ -78,7 +78,7 @@ def write_published(
         shard_bytes: Largest shard.
 
     Raises:
-        CheckpointError: the folder exists already.
+        CheckpointError: the folder exists already, or weights are NaN or infinite; there is no folder then.
     """
     if directory.exists():
         raise CheckpointError(f"{directory} exists already; move it away or choose another folder")
@@ -99,12 +99,14 @@ def write_published(
     for part, names in side.items():
         weights = {f"module.{name.removeprefix(f'{part}.')}": tensor_of(name) for name in names}
         weights = {name: value.detach().to("cpu", SIDE_DTYPES[part]) for name, value in weights.items()}
+        check_finite(weights, f"the {part} that was to be written to {directory}")
         torch.save(weights, partial / f"{part}--{step}_checkpoint.pt")
     shards = plan_shards({name: shapes[name] for name in main}, shard_bytes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else SINGLE_FILE
         weights = {name: tensor_of(name).detach().to("cpu", torch.bfloat16).contiguous() for name in names}
+        check_finite(weights, f"the model that was to be written to {directory}")
         save_file(weights, partial / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:

@@ -13,6 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rsd.errors import SettingError
+from rsd.settings import Count, Total
+
+MAX_RATIO = 100.0  # of an MLP's width
 NORM_EPS = 1e-6  # timm's LayerNorm epsilon in vision transformers
 
 
@@ -29,15 +33,27 @@ class ViTShape:
         attention_pool: Whether the checkpoint carries SigLIP's attention pool (never run).
     """
 
-    image_size: int
-    patch_size: int
-    embed_dim: int
-    depth: int
-    num_heads: int
+    image_size: Count
+    patch_size: Count
+    embed_dim: Count
+    depth: Count
+    num_heads: Count
     mlp_ratio: float
-    reg_tokens: int
+    reg_tokens: Total
     layer_scale: bool
     attention_pool: bool
+
+    def __post_init__(self) -> None:
+        fits = (
+            self.embed_dim % self.num_heads == 0
+            and self.patch_size <= self.image_size
+            and 0 < self.mlp_ratio < MAX_RATIO
+        )
+        if not fits:
+            raise SettingError(
+                f"a vision transformer with embed_dim {self.embed_dim}, num_heads {self.num_heads}, mlp_ratio "
+                f"{self.mlp_ratio}, pictures of {self.image_size} and patches of {self.patch_size} pixels cannot be"
+            )
 
     @property
     def num_patches(self) -> int:

@@ -1,0 +1,111 @@
+"""A stored run is data: what it may say to the command that continues it, and what it may not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rsd.commands.stored import check_stored
+from rsd.runs import RunError, read_overrides, read_provenance, read_yaml
+
+CONFIG = Path(__file__).parents[2] / "conf" / "train.yaml"
+
+
+def refuse(tmp_path, override, typed=()):
+    (tmp_path / "overrides.yaml").write_text(json.dumps([override]))
+    check_stored(tmp_path, CONFIG, [f"resume={tmp_path}", *typed])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "phase=rfsq", "env=libero_spatial", "tasks=[0,1]", "+stopping.rate=0.9", "seed=7", "policy=../my released",
+        "policy='/a b/c=d'", "resume_not=1", "phase.module.learning_rate=1e-3", "~logger",
+        "num_trials=${protocol.num_trials}", "data.name='naïve'", "experiment=null",
+        "++paths.root=/tmp/x", "decoding.decode.gate.threshold=inf",
+        "model.architecture={llm: {hidden_size: 32}}", "chunk=12",
+    ],
+)  # fmt: skip
+def test_choices_and_plain_values_pass(tmp_path, override):
+    refuse(tmp_path, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("check._target_=rsd.commands.pipeline.run_step", "names what is to be called"),
+        ("+check={_target_: os.system, command: ls}", "names what is to be called"),
+        ("+check={a: [{_target_: os.system}]}", "names what is to be called"),
+        ("+check={'_target_': os.system}", "which is no override"),
+        ("phase.module._partial_=true", "names what is to be called"),
+        ("policy._target_=mine.Policy", "names what is to be called"),
+        ("hydra.run.dir=/tmp/elsewhere", "a setting of Hydra"),
+        ("+hydra/launcher=joblib", "a setting of Hydra"),
+        ("hydra/job_logging=none", "a setting of Hydra"),
+        ("+phase@hydra.launcher=rfsq", "a setting of Hydra"),
+        ("resume=/elsewhere", "a setting of Hydra or of the command line"),
+        ("seed=1,2", "a sweep"),
+        ("seed=range(1,3)", "a sweep"),
+        ("data.name=${oc.env:HOME}", "asks the environment"),
+        ("data.name='${oc.env:HOME}'", "asks the environment"),
+        ("data.name=x${oc.${b}:HOME}", "which is no override"),
+        ("data={name: ['${oc.env:HOME}']}", "asks the environment"),
+        ("phase=../../tmp/evil", "whose choice lies elsewhere"),
+        ("phase=/tmp/evil", "whose choice lies elsewhere"),
+        ("phase=[rfsq,/tmp/evil]", "whose choice lies elsewhere"),
+        ("+../../tmp/evil=cfg", "which is no override|whose key is none"),
+        ("--config-dir=/tmp/evil", "which is no override|whose key is none"),
+        ("-m", "which is no override|whose key is none"),
+        ("", "which is no override"),
+        ("x={" * 2000, "which is no override"),
+    ],
+)  # fmt: skip
+def test_everything_else_is_refused_by_name(tmp_path, override, problem):
+    with pytest.raises(RunError, match=problem) as error:
+        refuse(tmp_path, override)
+    assert str(tmp_path / "overrides.yaml") in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_typed_again_is_the_users_own(tmp_path):
+    refuse(tmp_path, "+check._target_=mine.check", typed=["+check._target_=mine.check"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "null", "3", "a: 1", "[1]", "[null]", "[[a]]", "[a", "- &a x\n- *a", "!!python/object/apply:os.system [ls]",
+     "[" * 5000, "- ${", "\x00"],
+)  # fmt: skip
+def test_a_damaged_list_is_one_line(tmp_path, content):
+    (tmp_path / "overrides.yaml").write_text(content)
+    with pytest.raises(RunError) as error:
+        read_overrides(tmp_path)
+    assert str(tmp_path / "overrides.yaml") in str(error.value) and "\n" not in str(error.value)
+
+
+def test_no_list_at_all(tmp_path):
+    with pytest.raises(RunError, match=r"overrides.yaml does not exist, so there is no run"):
+        read_overrides(tmp_path)
+
+
+def test_references_in_a_config_are_not_looked_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "abc")
+    (tmp_path / "config.yaml").write_text("a: ${oc.env:SECRET}\nb: ${a}\n")
+    assert read_yaml(tmp_path / "config.yaml") == {"a": "${oc.env:SECRET}", "b": "${a}"}
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        ({}, "lacks entry 'starts'"),
+        ({"starts": None}, "entry 'starts' is None, expected a list"),
+        ({"starts": [1]}, "entry 'starts.0' is 1, expected an object"),
+        ({"starts": [], "layout": "2"}, "entry 'layout' is '2', expected a whole number"),
+        ({"starts": [], "choices": []}, r"entry 'choices' is \[\], expected an object"),
+    ],
+)
+def test_a_damaged_provenance_is_named(tmp_path, record, problem):
+    (tmp_path / "provenance.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match=f"provenance.json.* {problem}"):
+        read_provenance(tmp_path / "provenance.json")

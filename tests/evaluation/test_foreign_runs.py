@@ -1,0 +1,125 @@
+"""Reports of run folders that a stranger made: nothing from outside of the folder comes in, and nothing grows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from rsd.comparison.candidates import group_by_seed, read_run
+from rsd.comparison.comparison import build_comparison
+from rsd.comparison.comparison_page import render_comparison
+from rsd.comparison.published import load_published
+from rsd.errors import RSDError
+from rsd.evaluation.report import REPORT_HTML, log_report, write_report
+from rsd.evaluation.results import ResultsError, append_result
+from rsd.types import EpisodeResult
+
+SECRET = b"root:x:0:0:secret"
+GOOD = EpisodeResult("suite", 0, "lift", 0, 1, True, 10, stats={"num_chunks": 2}, video="videos/a.mp4")
+
+
+def run_folder(folder, *results):
+    folder.mkdir(exist_ok=True)
+    for result in results:
+        append_result(folder / "results.jsonl", result)
+    return folder
+
+
+@pytest.mark.parametrize("entry", ["video", "trace"])
+@pytest.mark.parametrize("name", ["/etc/passwd", "../secret.mp4", "videos/../../secret.mp4", "", ".", "a\0.mp4"])
+def test_a_path_that_leaves_the_folder_is_refused(tmp_path, entry, name):
+    (tmp_path / "secret.mp4").write_bytes(SECRET)
+    run = run_folder(tmp_path / "run", dataclasses.replace(GOOD, **{entry: name}))
+    append_result(run / "results.jsonl", dataclasses.replace(GOOD, init_state_id=1))
+    for read in (write_report, read_run):
+        with pytest.raises(
+            ResultsError, match=rf"results.jsonl, line 1 is damaged: it: entry '{entry}' is .*inside of"
+        ):
+            read(run)
+
+
+@pytest.mark.parametrize("linked", ["file", "folder", "circle"])
+def test_a_link_that_leaves_the_folder_is_not_followed(tmp_path, linked):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "a.mp4").write_bytes(SECRET)
+    run = run_folder(tmp_path / "run", dataclasses.replace(GOOD, trace="videos/a.mp4"))
+    if linked == "folder":
+        (run / "videos").symlink_to(tmp_path / "secret")
+    else:
+        (run / "videos").mkdir()
+        target = tmp_path / "secret" / "a.mp4" if linked == "file" else run / "videos" / "a.mp4"
+        (run / "videos" / "a.mp4").symlink_to(target)
+    report = write_report(run)
+    page = (run / REPORT_HTML).read_text()
+    assert "data:video" not in page and "secret" not in page
+    logged = []
+
+    class Logger:
+        log_hyperparams = log_metrics = finalize = log_table = staticmethod(lambda *_: None)
+        log_files = staticmethod(logged.extend)
+
+    log_report(Logger(), report, run)
+    assert logged == [run / REPORT_HTML]
+
+
+def test_its_own_files_come_in_and_others_than_videos_do_not(tmp_path):
+    run = run_folder(tmp_path / "run", GOOD, dataclasses.replace(GOOD, init_state_id=1, video="notes.txt"))
+    (run / "videos").mkdir()
+    (run / "videos" / "a.mp4").write_bytes(b"video")
+    (run / "notes.txt").write_bytes(SECRET)
+    write_report(run)
+    page = (run / REPORT_HTML).read_text()
+    assert page.count("data:video/mp4") == 1
+
+
+def test_a_page_is_as_large_as_what_is_there(tmp_path):
+    runs = [
+        run_folder(tmp_path / name, *(dataclasses.replace(GOOD, init_state_id=state, task_id=task, video=None)
+                                      for task, state in ((0, 10**7), (1, 0), (10**9, 3))))
+        for name in ("a", "b")
+    ]  # fmt: skip
+    write_report(runs[0])
+    assert (runs[0] / REPORT_HTML).stat().st_size < 100_000
+    candidates = group_by_seed([read_run(run) for run in runs])
+    comparison = build_comparison(candidates, margin=0.1, allow=[], published=load_published())
+    assert len(render_comparison(comparison, candidates)) < 100_000
+
+
+def test_many_tasks_with_init_states_of_their_own_share_no_columns(tmp_path):
+    states = [dataclasses.replace(GOOD, task_id=n, init_state_id=n, video=None) for n in range(1500)]
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = [json.dumps(dataclasses.asdict(state)) + "\n" for state in states]
+    (run / "results.jsonl").write_text("".join(lines))
+    write_report(run)
+    assert (run / REPORT_HTML).stat().st_size < 3_000_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"task_id": -1}, {"init_state_id": 1.5}, {"init_state_id": -1}, {"success": "yes"}, {"num_steps": None},
+     {"stats": []}, {"stats": {"num_chunks": "2"}}, {"latency_ms": {"total": ["x"]}}, {"wall_s": float("inf")},
+     {"video": 3}, {"versions": {"mujoco": 3}}, {"more": 1}, {"time_s": None}, {"error": 5}],
+    ids=str,
+)  # fmt: skip
+def test_a_mistyped_line_is_named(tmp_path, change):
+    run = run_folder(tmp_path / "run")
+    record = dataclasses.asdict(GOOD) | change
+    (run / "results.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(dataclasses.asdict(GOOD)) + "\n")
+    with pytest.raises(RSDError, match=r"results.jsonl, line 1 is damaged") as error:
+        write_report(run)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "provenance.json", "plan.json", "verdict.json"])
+@pytest.mark.parametrize(
+    "content", ["", "[", "3", "[]", '{"a": ' * 3000, "null", '{"schema": 1}', '{"starts": 1}', "\x00"]
+)
+def test_a_damaged_file_beside_the_results_is_one_line(tmp_path, name, content):
+    run = run_folder(tmp_path / "run", GOOD)
+    (run / name).write_text(content)
+    with pytest.raises(RSDError) as error:
+        write_report(run)
+    assert name in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 700
