@@ -12,6 +12,16 @@ from typing import Any
 from rsd.errors import RSDError
 
 TEMPORARY = ".tmp"  # ending of a file that is being written
+STRANGERS = {  # first bytes, in lower case, of what lies in the place of another file: what it is, and what to do
+    b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "run git lfs pull there, or download it"),
+    b"version https://hawser": ("a Git LFS pointer, not the file itself", "run git lfs pull there, or download it"),
+    b"<!doctype html": ("a web page, not the file itself", "download the file"),
+    b"<html": ("a web page, not the file itself", "download the file"),
+    b"\x1f\x8b": ("compressed with gzip, and is read plain only", "unpack it with gunzip, under the same name"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd, and is read plain only", "unpack it with unzstd, under the same name"),
+    b"\xfd7zxz\x00": ("compressed with xz, and is read plain only", "unpack it with unxz, under the same name"),
+    b"bzh": ("compressed with bzip2, and is read plain only", "unpack it with bunzip2, under the same name"),
+}
 
 
 class WriteError(RSDError, OSError):
@@ -95,6 +105,20 @@ def file_inside(folder: Path, name: str) -> Path | None:
         return path if is_own and path.is_file() else None
     except (OSError, RuntimeError):  # a name that is too long, links in a circle
         return None
+
+
+def stranger(path: Path) -> str | None:
+    """What a file that cannot be read is by its first bytes, and what to do, as a message; None where they say nothing.
+
+    Repositories cloned without Git LFS, downloads that ended at a log-in page, and packed files look like damage
+    otherwise.
+    """
+    with open(path, "rb") as file:
+        head = file.read(max(map(len, STRANGERS))).lower()
+    for first, (what, remedy) in STRANGERS.items():
+        if head.startswith(first):
+            return f"{path} is {what} ({path.stat().st_size} bytes); {remedy}"
+    return None
 
 
 def read_json(path: Path) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from rsd.data.datasets import ChunkDataset, Demonstrations, FrameDataset
+from rsd.data.datasets import LANGUAGE, ChunkDataset, Demonstrations, FrameDataset
 from rsd.data.gripper import GripperRule
 from rsd.data.shuffle import Fetch, ShuffledLoader, batch_loader, ranks
 from rsd.errors import SettingError
@@ -111,7 +111,7 @@ class ChunkDataModule(_RLDSDataModule[ChunkDataset]):
 
     def setup(self, stage: str | None = None) -> None:
         if not hasattr(self, "train"):
-            demonstrations = Demonstrations(self.dataset_dir, gripper=self.gripper)
+            demonstrations = Demonstrations(self.dataset_dir, gripper=self.gripper, language=None)
             self.train = ChunkDataset(demonstrations, self.chunk_length, "train")
             self.val = ChunkDataset(demonstrations, self.chunk_length, "val")
             self._say_notes()
@@ -130,18 +130,22 @@ class FrameDataModule(_RLDSDataModule[FrameDataset]):
     Args:
         root, name, version, chunk_length, batch_size, seed, bounds, gripper: As in ChunkDataModule.
         views: Pictures to decode, e.g. ("image", "wrist_image").
+        language: Feature of the steps that holds the task in words.
         num_workers: Processes that read, decode and collate.
         collate: Items → batch; picklable when there are workers. It knows the model, this module does not.
     """
 
     @checked
-    def __init__(self, *, chunk_length: ChunkLength, views: Views, collate: Collate, **common: Any) -> None:
+    def __init__(
+        self, *, chunk_length: ChunkLength, views: Views, collate: Collate, language: str = LANGUAGE, **common: Any
+    ) -> None:
         super().__init__(**common)
         self.chunk_length, self.views, self.collate = chunk_length, tuple(views), collate
+        self.language = language
 
     def setup(self, stage: str | None = None) -> None:
         if not hasattr(self, "train"):
-            demonstrations = Demonstrations(self.dataset_dir, self.views, self.gripper)
+            demonstrations = Demonstrations(self.dataset_dir, self.views, self.gripper, self.language)
             self.train = FrameDataset(demonstrations, self.chunk_length, "train")
             self.val = FrameDataset(demonstrations, self.chunk_length, "val")
             self._say_notes()

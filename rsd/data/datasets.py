@@ -22,7 +22,8 @@ from torch.utils.data import Dataset
 
 from rsd.data import DataError
 from rsd.data.gripper import GripperRule
-from rsd.data.libero_features import ACTION_DIM, IMAGE_SHAPE, STATE_DIM, FeatureSpec
+from rsd.data.libero_features import ACTION_DIM, IMAGE_SHAPE, STATE_DIM, STEPS
+from rsd.data.pictures import decode_picture
 from rsd.data.rlds import RLDSDataset
 from rsd.data.trajectories import (
     check_finite,
@@ -36,15 +37,20 @@ from rsd.data.trajectories import (
     standardize_proprio,
 )
 from rsd.errors import SettingError
-from rsd.jpeg import decode_jpeg
 from rsd.settings import ChunkLength, checked
 from rsd.space import QUANTILES, Range, Space, with_bounds
 from rsd.types import ChunkBatch, Frame, Observation
 
 SPLITS = ("train", "val", "all")
+LANGUAGE = "language_instruction"  # LIBERO's feature of the steps that holds the task in words
 HOLD_OUT_EVERY = 10  # episodes
 LOST = 0.1  # share of a dim's movement in the whole data set, from which on it is said
 SHOWN = 8  # numbers of episodes in a message
+REMEDIES = {
+    "text": "set data.language to one of them (phase=rfsq needs none)",
+    "image": "set model.backbone.views to pictures that are there (names without observation/), of this shape",
+    "tensor": "this is not a data set of the LIBERO kind",
+}
 MUCH_CLIPPED = 0.4  # share of a task's movement in one dim; a drawer with 0.73 was never opened (docs/log.md)
 
 
@@ -85,17 +91,30 @@ def split_episodes(num_episodes: int, split: str) -> list[int]:
 
 
 def require_feature(rlds: RLDSDataset, name: str, kind: str, shape: tuple[int, ...]) -> None:
-    """Raise DataError unless the data set declares the feature `steps/<name>` with this kind and shape."""
-    expected, got = FeatureSpec(kind, np.dtype(np.float32), shape), rlds.features.get(f"steps/{name}")
-    if got is None:
-        raise DataError(
-            f"{rlds.directory}: no feature {name}; expected {kind} {list(shape)}, got {list(rlds.features)}"
-        )
-    if (got.kind, got.shape) != (expected.kind, expected.shape):
-        raise DataError(
-            f"{rlds.directory}: feature {name}: expected {kind} {list(shape)}, got {got.kind} {list(got.shape)}; "
-            "this is not a data set of the LIBERO kind"
-        )
+    """Raise DataError unless the data set declares the feature `steps/<name>` with this kind and shape.
+
+    The message lists the steps' features of this kind, and names the key that chooses among them.
+    """
+    own = {f.removeprefix(f"{STEPS}/"): spec for f, spec in rlds.features.items() if f.startswith(f"{STEPS}/")}
+    got = own.get(name)
+    if got is not None and got.kind == kind and _fits(got.shape, shape):
+        return
+    expected = f"{kind} {list(shape)}" if shape else kind
+    found = (
+        "there is none of this name" if got is None else f"it is {got.kind}{f' {list(got.shape)}' * bool(got.shape)}"
+    )
+    others = ", ".join(
+        f"{one} {list(spec.shape)}".removesuffix(" []") for one, spec in own.items() if spec.kind == kind
+    )
+    raise DataError(
+        f"{rlds.directory}: feature {name}: expected {expected}, {found}; {kind} features of its steps: "
+        f"{others or 'none'}; {REMEDIES[kind]}"
+    )
+
+
+def _fits(declared: Sequence[int | None], shape: Sequence[int]) -> bool:
+    """Whether a declared shape, with None for what is open, allows this one."""
+    return len(declared) == len(shape) and all(d in (None, s) for d, s in zip(declared, shape, strict=True))
 
 
 class Demonstrations:
@@ -113,14 +132,24 @@ class Demonstrations:
             recorded in another way than is declared.
     """
 
-    def __init__(self, dataset_dir: Path | str, views: Sequence[str] = (), gripper: GripperRule | None = None) -> None:
+    def __init__(
+        self,
+        dataset_dir: Path | str,
+        views: Sequence[str] = (),
+        gripper: GripperRule | None = None,
+        language: str | None = LANGUAGE,
+    ) -> None:
         """Read a data set.
 
         Args:
             dataset_dir: <root>/<name>/<version>.
             views: Those whose pictures will be wanted.
             gripper: How the gripper is recorded; LIBERO's way unless said.
+            language: The steps' feature that holds the task in words, e.g. observation/natural_language_instruction;
+                None needs no words, and takes LIBERO's where they are.
         """
+        if language is not None and (not isinstance(language, str) or not language):
+            raise SettingError(f"data.language is {language!r}, expected the name of a text feature: {LANGUAGE}")
         self.gripper = GripperRule() if gripper is None else gripper
         if not isinstance(self.gripper, GripperRule):
             raise SettingError(f"data.gripper is {gripper!r}, expected its open= and closed=: data.gripper.open=1")
@@ -128,16 +157,25 @@ class Demonstrations:
         self.name, self.views = self.rlds.name, tuple(views)
         require_feature(self.rlds, "action", "tensor", (ACTION_DIM,))
         require_feature(self.rlds, "observation/state", "tensor", (STATE_DIM,))
+        self.texts = [one for one, spec in self.rlds.features.items() if spec.kind == "text" and one.startswith(STEPS)]
+        self.texts = [one.removeprefix(f"{STEPS}/") for one in self.texts]
+        if language is None:
+            language = LANGUAGE if LANGUAGE in self.texts else None
+        else:
+            require_feature(self.rlds, language, "text", ())
+        self.language = language
         for view in self.views:
             require_feature(self.rlds, f"observation/{view}", "image", IMAGE_SHAPE)
         self.trajectories: list[Trajectory] = []
         self._spans: list[dict[str, np.ndarray]] = []  # per episode: view → [n, 2]
         recorded: list[np.ndarray] = []  # gripper, per episode
         for index in range(len(self.rlds)):
-            episode, spans = self.rlds.episode_and_spans(index, self.views)
+            episode, spans = self.rlds.episode_and_spans(index, self.views, IMAGE_SHAPE[:2])
             recorded.append(episode["action"][:, -1])
             self.trajectories.append(self._trajectory(episode, index))
             self._spans.append(spans)
+        if not any(len(trajectory.actions) for trajectory in self.trajectories):
+            raise DataError(f"{self.rlds.directory}: all {len(self.rlds)} episodes have no steps; collect them again")
         self.gripper.check(recorded, str(self.rlds.directory))
         self.norm_stats: dict[str, Any] = compute_statistics(
             [trajectory.actions for trajectory in self.trajectories],
@@ -150,13 +188,14 @@ class Demonstrations:
         return Trajectory(
             actions=standardize_actions(episode["action"], self.gripper.standardize),
             proprio=standardize_proprio(episode["observation/state"]),
-            instructions=tuple(episode["language_instruction"]),
+            instructions=() if self.language is None else tuple(episode[self.language]),
         )
 
     def content_id(self) -> str:
         """What identifies the numbers: the records, and the gripper's rule where it is not LIBERO's."""
         own = "" if self.gripper.is_libero else f"-gripper {self.gripper}"
         changing = any(len(set(one.instructions)) > 1 for one in self.trajectories)
+        own += "" if self.language in (None, LANGUAGE) else f"-language {self.language}"
         return self.rlds.content_id() + own + ("-instructions per step" if changing else "")
 
     def instructions(self) -> dict[str, str]:
@@ -175,6 +214,11 @@ class Demonstrations:
             space: What normalises; its statistics may be another data set's.
         """
         dropped, where = list(self.rlds.dropped), f"of {len(self.trajectories)} episodes"
+        unread = [text for text in self.texts if text != self.language]
+        if self.language is not None and unread:
+            dropped.append(
+                f"instructions are {self.language}; other texts are not read: {', '.join(unread)} (data.language=…)"
+            )
         short = [index for index, one in enumerate(self.trajectories) if len(one.actions) < chunk_length]
         if short:
             steps = sum(len(self.trajectories[index].actions) for index in short)
@@ -199,14 +243,14 @@ class Demonstrations:
         """One decoded picture, [256, 256, 3], uint8.
 
         Raises:
-            DataError: what is stored is no JPEG picture of this size.
+            DataError: what is stored is no JPEG or PNG picture of this size.
         """
         offset, length = self._spans[episode][view][step].tolist()
         where = f"{self.rlds.describe(episode)}, step {step}: feature observation/{view}"
         try:
-            picture = decode_jpeg(self.rlds.read_bytes(episode, offset, length))
+            picture = decode_picture(self.rlds.read_bytes(episode, offset, length))
         except ValueError as error:
-            raise DataError(f"{where} is no JPEG picture: {error}") from error
+            raise DataError(f"{where}: {error}; fetch the file or build the data set again") from error
         if picture.shape != IMAGE_SHAPE:
             raise DataError(f"{where}: expected {list(IMAGE_SHAPE)}, got {list(picture.shape)}")
         return picture
@@ -238,7 +282,7 @@ def clipping_notes(trajectories: Sequence[Trajectory], statistics: dict[str, Any
     notes = []
     steps: dict[str, list[np.ndarray]] = {}
     for trajectory in trajectories:
-        said = np.array(trajectory.instructions, dtype=object)  # [n]
+        said = np.array(trajectory.instructions, dtype=object)  # [n], or none at all
         for instruction in set(trajectory.instructions):
             steps.setdefault(instruction, []).append(trajectory.actions[said == instruction])
     for instruction in sorted(steps):
@@ -349,7 +393,11 @@ class FrameDataset(_ChunkIndex):
 
 @checked
 def all_frames(
-    dataset_dir: Path | str, chunk_length: ChunkLength, views: Sequence[str], gripper: GripperRule | None = None
+    dataset_dir: Path | str,
+    chunk_length: ChunkLength,
+    views: Sequence[str],
+    gripper: GripperRule | None = None,
+    language: str = LANGUAGE,
 ) -> FrameDataset:
     """Frames of every episode of a directory: what a base model is shown to fill a cache."""
-    return FrameDataset(Demonstrations(dataset_dir, views, gripper), chunk_length, "all")
+    return FrameDataset(Demonstrations(dataset_dir, views, gripper, language), chunk_length, "all")

@@ -13,6 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from tensorflow_datasets.core.features import FeatureConnector
 
+STEPS = "steps"  # the feature that holds one value a step of everything below it
 IMAGE_SHAPE = (256, 256, 3)
 ACTION_DIM = 7  # end-effector deltas (6), gripper command
 STATE_DIM = 8  # end-effector position (3, m), axis-angle (3, rad), gripper joint positions (2, m)
@@ -20,11 +21,28 @@ JOINT_DIM = 7  # arm joint angles, rad
 
 
 class FeatureSpec(NamedTuple):
-    """Shape and type of one value of a feature: kind "image" (encoded uint8), "text" or "tensor"."""
+    """Shape and type of one value of a feature.
+
+    Attributes:
+        kind: "image" (encoded), "text" or "tensor", which are read, or the name of what is not.
+        dtype, shape: Of one value; of pictures None stands for sizes that are not declared.
+        encoding: How a tensor's bytes lie in one string: "bytes" or "zlib"; "none" for a list of numbers.
+    """
 
     kind: str
     dtype: np.dtype
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
+    encoding: str = "none"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Shape of a tensor, all of whose sizes are declared."""
+        return tuple(size for size in self.shape if size is not None)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the reader knows this kind."""
+        return self.kind in ("image", "text", "tensor")
 
 
 def libero_features() -> FeatureConnector:
@@ -71,11 +89,19 @@ def flatten_features(feature: FeatureConnector, prefix: str = "") -> dict[str, F
         for name, child in feature.items():
             flat |= flatten_features(child, f"{prefix}/{name}" if prefix else name)
         return flat
-    if isinstance(feature, tfds.features.Dataset):
+    if isinstance(feature, tfds.features.Dataset) and prefix == STEPS:
         return flatten_features(feature.feature, prefix)
-    kind = "tensor"
+    name, shape = type(feature).__name__, feature.shape
     if isinstance(feature, tfds.features.Image):
-        kind = "image"
-    elif isinstance(feature, tfds.features.Text):
-        kind = "text"
-    return {prefix: FeatureSpec(kind, np.dtype(feature.np_dtype), tuple(feature.shape))}
+        return {prefix: FeatureSpec("image", np.dtype(feature.np_dtype), tuple(shape))}
+    if not isinstance(feature, tfds.features.Tensor):  # Sequence, Video, Audio, …
+        return {prefix: FeatureSpec(name, np.dtype(object), ())}
+    dtype = np.dtype(feature.np_dtype)
+    encoding = getattr(feature.to_json_content(), "encoding", "") or "none"  # ClassLabel and others have none
+    if dtype.kind in "OSU":  # Text, or a Tensor of strings as the Open X-Embodiment sets have them
+        kind = "text" if shape == () else f"{name} of strings {list(shape)}"
+    elif dtype.kind in "fiub" and None not in shape and 0 not in shape:
+        kind = "tensor"
+    else:
+        kind = f"{name} of {dtype} {list(shape)}"
+    return {prefix: FeatureSpec(kind, dtype, tuple(shape), encoding)}

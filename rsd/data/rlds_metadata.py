@@ -7,13 +7,16 @@ it is needed.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from rsd.data import DataError
 from rsd.data.libero_features import FeatureSpec, flatten_features
+from rsd.files import stranger
 
 SPLIT = "train"  # the one that is read
+FILE_FORMAT = "tfrecord"  # the one of those of tensorflow-datasets that is read
 INFO_FILE = "dataset_info.json"
 FEATURES_FILE = "features.json"
 STATISTICS_FILE = "dataset_statistics.json"
@@ -51,7 +54,8 @@ def check_dataset(directory: Path) -> None:
         try:
             json.loads((directory / name).read_bytes())
         except ValueError as error:
-            raise DataError(f"{directory / name} is not JSON: {error}; fetch or collect the data set again") from error
+            message = f"{directory / name} is not JSON: {error}; fetch or collect the data set again"
+            raise DataError(stranger(directory / name) or message) from error
 
 
 def read_metadata(directory: Path) -> Metadata:
@@ -66,6 +70,12 @@ def read_metadata(directory: Path) -> Metadata:
 
     try:
         builder = tfds.builder_from_directory(directory)
+        file_format = str(builder.info.file_format.value)
+        if file_format != FILE_FORMAT:
+            raise DataError(
+                f"{directory} is written as {file_format} ({INFO_FILE}: fileFormat), only {FILE_FORMAT} is read; "
+                f"convert it: python -m tensorflow_datasets.scripts.convert_format --out_file_format={FILE_FORMAT} …"
+            )
         features = flatten_features(builder.info.features)
         sizes = {name: int(split.num_examples) for name, split in builder.info.splits.items()}
         if SPLIT not in sizes:
@@ -75,12 +85,25 @@ def read_metadata(directory: Path) -> Metadata:
             )
         split = builder.info.splits[SPLIT]
         shards, lengths = [Path(path) for path in split.filepaths], [int(length) for length in split.shard_lengths]
-    except (ParseError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ParseError, ValueError, KeyError, TypeError, AttributeError, OSError, ImportError) as error:
         raise DataError(f"{directory} is not an RLDS data set that tensorflow-datasets reads: {error}") from error
     missing = [path.name for path in shards if not path.is_file()]
     if missing:
-        raise DataError(f"{directory}: {len(missing)} of {len(shards)} files missing: {missing[:3]}; fetch them again")
+        raise DataError(f"{directory}: {_missing(missing, len(shards), directory)}")
     if sum(lengths) == 0:
         raise DataError(f"{directory} holds no episodes; {HOW_TO_GET}")
     del sizes[SPLIT]
     return Metadata(builder.info.name, str(builder.info.version), shards, lengths, features, sizes)
+
+
+def _missing(missing: Sequence[str], count: int, directory: Path) -> str:
+    """What to say of files that are not there, and of those that lie there in their place."""
+    said = f"{len(missing)} of the {count} files that {INFO_FILE} names are missing: {', '.join(missing[:2])}"
+    said += ", …" if len(missing) > 2 else ""
+    others = sorted(path.name for path in directory.glob("*.tfrecord*") if path.suffix != ".tmp")
+    if others and len(missing) == count:
+        return (
+            f"{said}; {len(others)} others lie there: {', '.join(others[:2])}{', …' if len(others) > 2 else ''}; the "
+            "names must end in -of- and the number of files in shardLengths: rename them or build the set again"
+        )
+    return f"{said}; fetch them again"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from typing import Any
 import numpy as np
 
 from rsd.data import DataError
+from rsd.data.libero_features import STEPS as STEPS_FEATURE
+from rsd.data.libero_features import FeatureSpec
+from rsd.data.pictures import check_header
 from rsd.data.rlds_metadata import INFO_FILE, read_metadata
 from rsd.data.tf_example import (
     BYTES,
@@ -30,7 +34,8 @@ from rsd.data.tf_example import (
 from rsd.data.tfrecord import Span, read_record, scan
 from rsd.data.trajectories import check_finite, compute_statistics, standardize_actions, standardize_proprio
 
-STEPS = "steps/"
+STEPS = f"{STEPS_FEATURE}/"
+BUILD_AGAIN = "remove the episode, or build the data set again"
 
 
 class RLDSDataset:
@@ -50,6 +55,10 @@ class RLDSDataset:
             f"split {name!r} with {count} episodes of {self.directory} is not read: val is held out of 'train'"
             for name, count in metadata.other_splits.items()
         ]
+        unread = {name: spec.kind for name, spec in self.features.items() if _is_step(name) and not spec.is_read}
+        if unread:
+            named = ", ".join(f"{name.removeprefix(STEPS)} ({kind})" for name, kind in unread.items())
+            self.dropped.append(f"features of {self.directory} that are of kinds that are not read: {named}")
         self._records: list[tuple[Path, Span]] = []
         for path, length in zip(metadata.shards, metadata.shard_lengths, strict=True):
             spans, end = scan(path, count=length)
@@ -78,26 +87,44 @@ class RLDSDataset:
         """Everything that is stored of one episode of n steps, unchanged.
 
         Returns:
-            Flat names without "steps/": tensors as arrays [n, *shape], texts as lists of n strings (metadata as one
-            string), and with `images` pictures as lists of n JPEG byte strings.
+            Flat names without "steps/": tensors as arrays [n, *shape], texts as lists of n strings, and with `images`
+            pictures as lists of n encoded byte strings. Features of the episode, such as its metadata, are one value:
+            an array of their shape, or a string. Features of a kind that is not read are left out.
 
         Raises:
             DataError: the record is damaged, or a feature is not what features.json says.
         """
-        pictures = [name for name, spec in self.features.items() if spec.kind == "image"] if images else []
-        record, episode, spans = self._read(index, pictures)
-        return episode | {name: [bytes(record[start:end]) for start, end in where] for name, where in spans.items()}
+        pictures = [name for name, spec in self.features.items() if spec.kind == "image" and _is_step(name)]
+        record, features, episode, spans = self._read(index, pictures if images else [])
+        metadata = {
+            name: self._decode(record, features, name, index)
+            for name, spec in self.features.items()
+            if spec.kind in ("text", "tensor") and not _is_step(name)
+        }
+        for name, values in metadata.items():
+            if len(values) != 1:
+                raise DataError(f"{self.describe(index)}: feature {name}: expected one value, got {len(values)}")
+        read = {name: [bytes(record[start:end]) for start, end in where] for name, where in spans.items()}
+        return episode | read | {name: values[0] for name, values in metadata.items()}
 
-    def episode_and_spans(self, index: int, views: Sequence[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """`episode` without pictures, and where the JPEG pictures of these views lie in the episode's file.
+    def episode_and_spans(
+        self, index: int, views: Sequence[str], size: tuple[int, int] | None = None
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """The steps' features without pictures, and where the pictures of these views lie in the episode's file.
+
+        Args:
+            size: Height and width that these pictures must have; None for any.
 
         Returns:
-            The episode; per view the n pictures' (offset, length) in bytes, [n, 2], int64: see `read_bytes`.
+            The episode, without its metadata; per view the n pictures' (offset, length) in bytes, [n, 2], int64: see
+            `read_bytes`.
 
         Raises:
-            DataError: as `episode`.
+            DataError: as `episode`; or a picture of these views is of a format that is not read, or of another size.
         """
-        _, episode, spans = self._read(index, [f"{STEPS}observation/{view}" for view in views])
+        record, _, episode, spans = self._read(index, [f"{STEPS}observation/{view}" for view in views])
+        for view in views:
+            self._check_pictures(record, spans[f"observation/{view}"], size, f"observation/{view}", index)
         base = self._records[index][1].offset
         in_file = {view: [(base + start, end - start) for start, end in spans[f"observation/{view}"]] for view in views}
         return episode, {view: np.array(lie, dtype=np.int64).reshape(-1, 2) for view, lie in in_file.items()}
@@ -154,20 +181,17 @@ class RLDSDataset:
 
     def _read(
         self, index: int, pictures: Sequence[str]
-    ) -> tuple[memoryview, dict[str, Any], dict[str, list[tuple[int, int]]]]:
-        """One record, what it holds beside pictures, and where in it the pictures of these features lie."""
+    ) -> tuple[memoryview, dict[str, Feature], dict[str, Any], dict[str, list[tuple[int, int]]]]:
+        """One record, its features, those of the steps beside pictures, and where these pictures lie in it."""
         record, features = self._parse(index)
         episode = {
             name.removeprefix(STEPS): self._decode(record, features, name, index)
             for name, spec in self.features.items()
-            if spec.kind != "image"
+            if spec.kind in ("text", "tensor") and _is_step(name)
         }
-        spans = {
-            name.removeprefix(STEPS): byte_spans(record, self._feature(features, name, BYTES, index))
-            for name in pictures
-        }
+        spans = {name.removeprefix(STEPS): self._spans(record, features, name, index) for name in pictures}
         self._check_lengths(episode | spans, index)
-        return record, episode, spans
+        return record, features, episode, spans
 
     def _parse(self, index: int) -> tuple[memoryview, dict[str, Feature]]:
         path, span = self._records[index]
@@ -178,36 +202,89 @@ class RLDSDataset:
             raise DataError(f"{path}: record at byte {span.offset} is not a tf.train.Example: {error}") from error
 
     def _feature(self, features: dict[str, Feature], name: str, kind: int, index: int) -> Feature:
+        if _is_step(name) and not any(_is_step(there) for there in features):  # an episode of no steps
+            return Feature(kind, 0, 0)
         if name not in features or features[name].kind != kind:
             kinds = {BYTES: "bytes", FLOAT: "floats", INT64: "integers"}
             got = kinds[features[name].kind] if name in features else f"nothing; the record has {sorted(features)}"
-            raise DataError(f"{self.describe(index)}: feature {name}: expected {kinds[kind]}, got {got}")
+            raise DataError(f"{self.describe(index)}: feature {name}: expected {kinds[kind]}, got {got}; {BUILD_AGAIN}")
         return features[name]
 
+    def _spans(self, record: memoryview, features: dict[str, Feature], name: str, index: int) -> list[tuple[int, int]]:
+        """Where the strings of a BYTES feature lie."""
+        try:
+            return byte_spans(record, self._feature(features, name, BYTES, index))
+        except (ValueError, IndexError) as error:
+            raise self._damaged(name, index, error) from error
+
+    def _check_pictures(
+        self,
+        record: memoryview,
+        spans: Sequence[tuple[int, int]],
+        size: tuple[int, int] | None,
+        name: str,
+        index: int,
+    ) -> None:
+        """Every picture is of a format that is read, and of this size, by its first bytes."""
+        for step, (start, end) in enumerate(spans):
+            try:
+                check_header(record[start:end], size)
+            except ValueError as error:
+                raise DataError(
+                    f"{self.describe(index)}, step {step}: feature {name}: {error}; {BUILD_AGAIN}"
+                ) from error
+
+    def _damaged(self, name: str, index: int, error: Exception) -> DataError:
+        return DataError(f"{self.describe(index)}: feature {name} cannot be decoded: {error}; {BUILD_AGAIN}")
+
     def _decode(self, record: memoryview, features: dict[str, Feature], name: str, index: int) -> Any:
+        """All values of a text or tensor: a list of strings, or an array [n, *shape]."""
         spec = self.features[name]
-        if spec.kind == "text":
-            texts = text_values(record, self._feature(features, name, BYTES, index))
-            return texts if name.startswith(STEPS) else texts[0]
-        if spec.dtype.kind == "f":
-            values = float_values(record, self._feature(features, name, FLOAT, index))
-        else:
-            values = int_values(record, self._feature(features, name, INT64, index))
-        size = int(np.prod(spec.shape))
+        try:
+            if spec.kind == "text":
+                return text_values(record, self._feature(features, name, BYTES, index))
+            if spec.encoding != "none":
+                return self._unpacked(record, self._spans(record, features, name, index), spec)
+            if spec.dtype.kind == "f":
+                values = float_values(record, self._feature(features, name, FLOAT, index))
+            else:
+                values = int_values(record, self._feature(features, name, INT64, index))
+        except UnicodeDecodeError as error:
+            shown = bytes(error.object[:20])
+            raise DataError(
+                f"{self.describe(index)}: feature {name}: {shown!r} is no UTF-8 ({error.reason} at byte "
+                f"{error.start}); write texts as UTF-8 and build the data set again"
+            ) from error
+        except (ValueError, IndexError, OverflowError, zlib.error) as error:
+            raise self._damaged(name, index, error) from error
+        size = int(np.prod(spec.sizes))
         if len(values) % size:
             raise DataError(
                 f"{self.describe(index)}: feature {name}: expected shape {['n', *spec.shape]}, got {len(values)} "
                 f"values, which is no multiple of {size}"
             )
-        return values.astype(spec.dtype).reshape(-1, *spec.shape)
+        return values.astype(spec.dtype).reshape(-1, *spec.sizes)
+
+    @staticmethod
+    def _unpacked(record: memoryview, spans: Sequence[tuple[int, int]], spec: FeatureSpec) -> np.ndarray:
+        """Tensors that are stored as one string each, [n, *shape]."""
+        strings = [bytes(record[start:end]) for start, end in spans]
+        unpacked = [zlib.decompress(one) for one in strings] if spec.encoding == "zlib" else strings
+        values = [np.frombuffer(one, spec.dtype).reshape(spec.sizes) for one in unpacked]
+        return np.stack(values) if values else np.empty((0, *spec.sizes), spec.dtype)
 
     def _check_lengths(self, episode: dict[str, Any], index: int) -> None:
         """Every feature of the steps must have as many entries as there are actions."""
         num_steps = len(episode["action"]) if "action" in episode else None
         for name, values in episode.items():
-            if not isinstance(values, str) and num_steps is not None and len(values) != num_steps:
+            if num_steps is not None and len(values) != num_steps:
                 spec = self.features[STEPS + name]
                 raise DataError(
                     f"{self.describe(index)}: feature {name}: expected shape {[num_steps, *spec.shape]} (as many "
-                    f"steps as action), got {len(values)} entries of {list(spec.shape)}"
+                    f"steps as action), got {len(values)} entries of {list(spec.shape)}; {BUILD_AGAIN}"
                 )
+
+
+def _is_step(name: str) -> bool:
+    """Whether a feature has a value a step; all others are of the episode."""
+    return name.startswith(STEPS)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from rsd.data import DataError
 from rsd.data.crc32c import masked_crc32c
+from rsd.files import stranger
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
@@ -45,7 +46,7 @@ def scan(path: Path, count: int | None = None) -> tuple[list[Span], int]:
         behind `count` records, or ends inside a record that is being written.
 
     Raises:
-        DataError: a header's checksum is wrong.
+        DataError: a header's checksum is wrong, or the file is none of records.
     """
     spans: list[Span] = []
     offset, size = 0, os.path.getsize(path)
@@ -55,10 +56,11 @@ def scan(path: Path, count: int | None = None) -> tuple[list[Span], int]:
             length, expected = struct.unpack("<QI", header)
             got = masked_crc32c(header[:8])
             if got != expected:
-                raise DataError(
+                message = (
                     f"{path}: corrupt record header at byte {offset} (record {len(spans)}): checksum of the length is "
                     f"{got:#010x}, expected {expected:#010x}; fetch or collect this file again"
                 )
+                raise DataError((stranger(path) if offset == 0 else None) or message)
             end = offset + HEADER_BYTES + length + FOOTER_BYTES
             if end > size:
                 break

@@ -142,7 +142,7 @@ def test_json_of_something_else(directory: Path, name: str):
 
 def test_missing_file(directory: Path):
     _shard(directory).unlink()
-    with pytest.raises(DataError, match=r"1 of 1 files missing: \['libero_toy"):
+    with pytest.raises(DataError, match=r"1 of the 1 files that dataset_info.json names are missing: libero_toy"):
         RLDSDataset(directory)
 
 
