@@ -1,8 +1,10 @@
-"""Is everything in order? python scripts/doctor.py [quick=true] [model=oft_spatial] [data=…] [device=cuda]
+"""Is everything in order? python scripts/doctor.py [quick=true] [model=oft_spatial] [phase=oft] [data=…] [device=cuda]
 
-Looks at the machine, the simulator and the data set, and with model= at the model's checkpoints: whether base model,
-tokenizer, head and draft fit together, whether the weights fit into memory, and whether the loaded model passes the
-canaries. One row a finding; a row that is not ok ends in what repairs it. The exit code is 1 when a row FAILED.
+Looks at the machine, the simulator and the data set, which it reads by the classes that training and caching read it
+by, and with model= at the model's checkpoints: whether base model, tokenizer, head and draft fit together and are
+finite, whether the weights fit into memory, and whether the loaded model passes the canaries: on made-up pictures, and
+on frames of the data set, where a policy ignores its pictures whose chunks another task's pictures hardly move. One row
+a finding; a row that is not ok ends in what repairs it. The exit code is 1 when a row FAILED.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from rich.text import Text
 
 from rsd.commands.entry_point import cause_of, is_expected, report_errors, run
 from rsd.data import DataError
-from rsd.data.rlds import RLDSDataset
 from rsd.data.rlds_metadata import check_dataset
 from rsd.envs.checks import check_installed_files
 from rsd.envs.gl import INSTALL_COMMAND, MUJOCO_VERSION, REINSTALL_COMMAND, check_simulator
@@ -33,6 +34,7 @@ from rsd.envs.suites import check_suite, suite_name
 from rsd.finding import FAILED, OK, WARNING, Finding
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, so that --help comes at once
+    from rsd.policy import VLAPolicy
     from rsd.types import BaseModel, Policy
 
 CONFIG = Path(__file__).parents[1] / "conf" / "doctor.yaml"
@@ -106,27 +108,51 @@ def scene(env: DictConfig) -> Iterator[Finding]:
         yield Finding("scene", FAILED, f"{type(error).__name__}: {first_line}", remedy)
 
 
-def dataset(data: DictConfig, offers: DictConfig) -> Iterator[Finding]:
-    """Its first and last episode are read, pictures included."""
-    directory = Path(data.root) / data.name / data.version
+def dataset(cfg: DictConfig) -> Iterator[Finding]:
+    """It is read as phase= reads it; without one as phase=rfsq does, and with a model= as phase=oft does, too."""
+    directory = Path(cfg.data.root) / cfg.data.name / cfg.data.version
     if not directory.is_dir():
         try:
             check_dataset(directory)
         except DataError as absent:
             yield Finding("data set", WARNING, str(absent), "evaluation needs none")
             return
-    episodes = RLDSDataset(directory)
-    for index in {0, len(episodes) - 1}:
-        episodes.episode(index, images=True)
-    expected = {f"observation/{view}" for view in offers.views} | {"observation/state", "action"}
-    shapes = {name.removeprefix("steps/"): spec.shape for name, spec in episodes.features.items()}
-    wrong = sorted(expected - shapes.keys())
-    for name, dims in (("observation/state", offers.proprio_dim), ("action", offers.action_dim)):
-        wrong += [f"{name} of {dims} dims"] if shapes.get(name, (dims,)) != (dims,) else []
-    if wrong:
-        yield Finding("data set", FAILED, f"{directory} lacks {wrong}", "fetch or collect a set that has them")
+    phases, notes = [cfg.phases.rfsq], list[str]()
+    if (
+        cfg.get("phase") is not None and "points" not in cfg.phase.datamodule
+    ):  # a phase on hidden states reads no frames
+        phases = [cfg.phase]
+    elif cfg.get("model") is not None:
+        phases += [cfg.phases.oft]
+    for phase in phases:
+        yield from examine(f"data set, phase={phase.name}", training_data, cfg, phase, notes)
+    if cfg.get("model") is None and cfg.policy is None:
+        yield Finding("pictures", OK, "not looked at: model= or policy= says which ones are read")
+    yield from (Finding("note", WARNING, note) for note in dict.fromkeys(notes))
+
+
+def training_data(cfg: DictConfig, phase: DictConfig, notes: list[str]) -> Iterator[Finding]:
+    """What the phase's own datamodule reads; what is dropped and cut off of it is added to the notes."""
+    from rsd.data.datamodules import ChunkDataModule
+    from rsd.data.examination import samples
+    from rsd.models.openvla.text import WordText
+
+    name = f"data set, phase={phase.name}"
+    data = instantiate(phase.datamodule, batch_size=1, num_workers=0)
+    data.read()
+    space, told = data.space, data.train.instructions()
+    if isinstance(data, ChunkDataModule):
+        instantiate(cfg.quantizer.tokenizer).fit(space.to_model(data.train.actions))
+    elif cfg.model.architecture is not None:  # a model that is trained from scratch has the data set's own words
+        WordText.from_instructions(told, told)
+    given = {"observation/state": len(space.proprio), "action": len(space.action)}
+    asked = {"observation/state": cfg.env.offers.proprio_dim, "action": cfg.env.offers.action_dim}
+    if wrong := [f"{feature} of {dims} dims" for feature, dims in asked.items() if given[feature] != dims]:
+        yield Finding(name, FAILED, f"{data.dataset_dir} lacks {wrong}", "fetch or collect a set that has them")
         return
-    yield Finding("data set", OK, f"{directory}: {len(episodes)} episodes, first and last read, LIBERO's features")
+    count = f"{len(data.train.trajectories)} episodes, {len(told)} instructions"
+    yield Finding(name, OK, f"{data.dataset_dir}: {count}; {'; '.join(samples(data))}")
+    notes += data.train.notes(space)
 
 
 def instructions(policy: Policy, env: DictConfig) -> Iterator[Finding]:
@@ -138,49 +164,108 @@ def instructions(policy: Policy, env: DictConfig) -> Iterator[Finding]:
     yield Finding("instructions", OK, f"the policy understands the {len(tasks)} tasks of {env.suite}")
 
 
-def loaded_model(cfg: DictConfig) -> Iterator[Finding]:
-    """The canaries, and what rounding does, with the weights."""
-    from rsd.policy.examination import weights
-
-    yield from weights(instantiate(cfg.model.backbone, canaries=False))
-
-
-def together(cfg: DictConfig, base: BaseModel) -> Iterator[Finding]:
-    """Hold the parts of a composed policy, and the environment, to one contract."""
+def together(cfg: DictConfig, policy: VLAPolicy, also: str = "") -> Iterator[Finding]:
+    """Hold a policy to what the environment offers; without a simulator that is a warning."""
+    from rsd.policy import PolicyError
     from rsd.policy.examination import parts_of
 
-    policy = instantiate(cfg.composed)(base=base, device="cpu")
-    yield Finding("checkpoints", OK, f"{parts_of(policy)} and {cfg.env.suite} fit together")
+    try:
+        policy.contract.check(**cfg.env.offers)
+    except PolicyError as error:
+        yield Finding("checkpoints", FAILED if cfg.simulator else WARNING, str(error))
+    else:
+        yield Finding("checkpoints", OK, f"{parts_of(policy)} and {cfg.env.suite} fit together{also}")
     if cfg.simulator:
         yield from examine("instructions", instructions, policy, cfg.env)
 
 
+def real_frames(cfg: DictConfig, base: BaseModel, policy: VLAPolicy | None) -> Iterator[Finding]:
+    """The data set as caching shows it to the base model, and what a loaded policy makes of its frames."""
+    from rsd.data.examination import in_words, pairs_of_tasks
+    from rsd.data.fill_cache import hold_frames_to
+    from rsd.policy.sensitivity import NUM_FRAMES, findings, sensitivity
+
+    not_run, name = "canaries on real frames were not run: ", "canaries"
+    directory = Path(cfg.data.root) / cfg.data.name / cfg.data.version
+    if not directory.is_dir():
+        remedy = "set data= and paths.data to a data set of the policy's tasks"
+        yield Finding(name, WARNING, f"{not_run}no data set {directory}", remedy)
+        return
+    spec, notes = base.spec, list[str]()
+    shown = instantiate(cfg.cache.dataset, views=list(spec.views), chunk_length=spec.chunk_length)()
+    bounds = cfg.cache.bounds if cfg.policy is None else None  # a policy's folder has its own
+    hold_frames_to(base, shown, bounds, cfg.cache.max_clipped, notes.append)
+    first = shown[0]
+    sample = {one: values[0] for one, values in base.prepare([first["observation"]]).items()}
+    sample["actions"] = spec.space.to_model(first["actions"])
+    yield Finding("hidden states", OK, f"{len(shown)} frames, the first of them {in_words(sample)}")
+    yield from (Finding("note", WARNING, note.removeprefix("note: ")) for note in notes)
+    if policy is None:
+        yield Finding(name, WARNING, f"{not_run}no weights are loaded with quick=true or after a FAILED")
+        return
+    pairs = pairs_of_tasks(shown, NUM_FRAMES)
+    if not pairs:
+        why = "the data set has one task, and whether a policy looks is judged by another task's pictures"
+        yield Finding(name, WARNING, f"{not_run}{why}", "set data= to one with several tasks")
+        return
+    tasks = len({own["observation"].instruction for own, _ in pairs})
+    where = f"{len(pairs)} held-out frames of {tasks} task{'s' * (tasks > 1)}"
+    yield from findings(sensitivity(policy, pairs), where)
+
+
+def loaded_model(cfg: DictConfig) -> Iterator[Finding]:
+    """The canaries on real frames and on made-up ones, and what rounding does, with the weights."""
+    from rsd.policy.examination import weights
+
+    base = instantiate(cfg.model.backbone, canaries=False)
+    policy = instantiate(cfg.composed, offered=None)(base=base)
+    yield from examine("hidden states", real_frames, cfg, base, policy)
+    yield from weights(base)
+
+
+def composed(cfg: DictConfig, base: BaseModel) -> Iterator[Finding]:
+    """The parts of a composed policy."""
+    yield from together(cfg, instantiate(cfg.composed, offered=None)(base=base, device="cpu"))
+
+
 def model_findings(cfg: DictConfig) -> Iterator[Finding]:
     """Files first, on torch's device "meta"; weights are loaded only when the rest is in order."""
-    from rsd.policy.examination import contract, memory
+    from rsd.policy.examination import contract, finite_parts, memory
 
     base = instantiate(cfg.model.backbone, canaries=False, device="meta", execution="eager")
     yield from contract(base)
-    first = [*examine("memory", memory, base, cfg.device), *examine("checkpoints", together, cfg, base)]
+    parts = {"tokenizer": cfg.paths.tokenizer, "head": cfg.target.checkpoint, "draft": cfg.paths.draft}
+    first = [*finite_parts({name: Path(path) for name, path in parts.items() if path is not None})]
+    first += [*examine("memory", memory, base, cfg.device), *examine("checkpoints", composed, cfg, base)]
     yield from first
     if not cfg.quick and all(finding.status != FAILED for finding in first):
         yield from examine("loading", loaded_model, cfg)
+    else:
+        yield from examine("hidden states", real_frames, cfg, base, None)
 
 
 def folder_findings(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[Finding]:
     """A policy's folder: its hashes, its parts together, and with the weights the canaries."""
     from rsd.commands.configured import folder_options
     from rsd.policy import load_folder
-    from rsd.policy.examination import contract, openvla_base, parts_of, weights
+    from rsd.policy.examination import contract, finite_parts, openvla_base, weights
+    from rsd.policy.folder import parts_in
 
-    policy = load_folder(cfg.policy, **folder_options(cfg, overrides), canaries=False)
+    options = folder_options(cfg, overrides) | {"offered": None}
+    yield from finite_parts(parts_in(Path(cfg.policy)))
+    policy = load_folder(cfg.policy, **options, canaries=False)
     base = openvla_base(policy)
     yield from contract(base)
-    yield Finding("checkpoints", OK, f"{parts_of(policy)} and {cfg.env.suite} fit together; hashes are right")
-    if cfg.simulator:
-        yield from examine("instructions", instructions, policy, cfg.env)
+    yield from together(cfg, policy, "; hashes are right")
+    yield from examine("hidden states", real_frames, cfg, base, None if cfg.quick else policy)
     if not cfg.quick:
         yield from weights(base)
+
+
+def needs_base(cfg: DictConfig) -> bool:
+    """Whether a base model has to be there: a model= was given, and no phase= that makes it."""
+    makes_it = cfg.get("phase") is not None and not cfg.phase.reads.get("base")
+    return cfg.get("model") is not None and not makes_it
 
 
 def findings(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[Finding]:
@@ -195,10 +280,10 @@ def findings(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[Finding]:
             yield from examine("suite", suite, cfg.env)
             if not cfg.quick:
                 yield from examine("scene", scene, cfg.env)
-    yield from examine("data set", dataset, cfg.data, cfg.env.offers)
+    yield from examine("data set", dataset, cfg)
     if cfg.policy is not None:
         yield from examine("policy", folder_findings, cfg, overrides)
-    elif cfg.get("model") is not None and machine[0].status != FAILED:
+    elif needs_base(cfg) and machine[0].status != FAILED:
         yield from examine("base model", model_findings, cfg)
 
 

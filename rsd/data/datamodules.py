@@ -32,7 +32,7 @@ class _RLDSDataModule(LightningDataModule, Generic[Data]):
     """Loaders over the splits "train" and "val" of one data set.
 
     Attributes:
-        train, val: The data sets, after `setup`.
+        train, val: The data sets, after `read` or `setup`.
     """
 
     train: Data
@@ -63,9 +63,15 @@ class _RLDSDataModule(LightningDataModule, Generic[Data]):
         """What the numbers of the data set mean, with the bounds to normalise with; after `setup`."""
         return Space.from_statistics(self.train.name, with_bounds(self.train.norm_stats, self.bounds))
 
-    def _say_notes(self) -> None:
-        for note in self.train.notes(self.space):
-            say(f"note: {note}")
+    def setup(self, stage: str | None = None) -> None:
+        if not hasattr(self, "train"):
+            self.read()
+            for note in self.train.notes(self.space):
+                say(f"note: {note}")
+
+    def read(self) -> None:
+        """Read the data set, and make `train` and `val` of it; `setup` without its notes."""
+        raise NotImplementedError
 
     def content_id(self) -> str:
         """What identifies the training split's items; after `setup`."""
@@ -85,8 +91,13 @@ class _RLDSDataModule(LightningDataModule, Generic[Data]):
         rows = list(range(len(self.val)))
         return batch_loader(rows, self._fetch(self.val), self.batch_size, self.num_workers)
 
-    def _fetch(self, dataset: Data) -> Fetch:
+    def from_disk(self, dataset: Data) -> Fetch:
+        """What makes a batch of rows of `train` or `val`."""
         raise NotImplementedError
+
+    def _fetch(self, dataset: Data) -> Fetch:
+        """What the loaders use; `from_disk` unless a subclass keeps what it has read."""
+        return self.from_disk(dataset)
 
 
 class ChunkDataModule(_RLDSDataModule[ChunkDataset]):
@@ -109,14 +120,12 @@ class ChunkDataModule(_RLDSDataModule[ChunkDataset]):
         super().__init__(num_workers=num_workers, **common)
         self.chunk_length = chunk_length
 
-    def setup(self, stage: str | None = None) -> None:
-        if not hasattr(self, "train"):
-            demonstrations = Demonstrations(self.dataset_dir, gripper=self.gripper, language=None)
-            self.train = ChunkDataset(demonstrations, self.chunk_length, "train")
-            self.val = ChunkDataset(demonstrations, self.chunk_length, "val")
-            self._say_notes()
+    def read(self) -> None:
+        demonstrations = Demonstrations(self.dataset_dir, gripper=self.gripper, language=None)
+        self.train = ChunkDataset(demonstrations, self.chunk_length, "train")
+        self.val = ChunkDataset(demonstrations, self.chunk_length, "val")
 
-    def _fetch(self, dataset: ChunkDataset) -> Fetch:
+    def from_disk(self, dataset: ChunkDataset) -> Fetch:
         return dataset.batch
 
 
@@ -143,12 +152,10 @@ class FrameDataModule(_RLDSDataModule[FrameDataset]):
         self.chunk_length, self.views, self.collate = chunk_length, tuple(views), collate
         self.language = language
 
-    def setup(self, stage: str | None = None) -> None:
-        if not hasattr(self, "train"):
-            demonstrations = Demonstrations(self.dataset_dir, self.views, self.gripper, self.language)
-            self.train = FrameDataset(demonstrations, self.chunk_length, "train")
-            self.val = FrameDataset(demonstrations, self.chunk_length, "val")
-            self._say_notes()
+    def read(self) -> None:
+        demonstrations = Demonstrations(self.dataset_dir, self.views, self.gripper, self.language)
+        self.train = FrameDataset(demonstrations, self.chunk_length, "train")
+        self.val = FrameDataset(demonstrations, self.chunk_length, "val")
 
-    def _fetch(self, dataset: FrameDataset) -> Fetch:
+    def from_disk(self, dataset: FrameDataset) -> Fetch:
         return functools.partial(_collated, dataset=dataset, collate=self.collate)

@@ -119,6 +119,28 @@ def check_space(
     report(f"note: {said}")
 
 
+def hold_frames_to(
+    base: BaseModel, frames: MeasuredFrames, bounds: str | None, max_clipped: float, report: Callable[[str], None]
+) -> None:
+    """Hold a data set to the numbers and the words of the base model that will be shown it, and say what is lost.
+
+    Args:
+        base: With or without its weights.
+        bounds, max_clipped, report: See `check_space`.
+
+    Raises:
+        CacheError: see `check_space`.
+        InstructionError: the base model does not understand an instruction.
+    """
+    check_space(base.spec.space, frames, bounds, max_clipped, report)
+    if isinstance(frames, Described):
+        for note in frames.notes(base.spec.space):
+            report(f"note: {note}")
+        if isinstance(base, ReadsInstructions):
+            where = frames.instructions()
+            base.check_instructions(list(where), where)
+
+
 def cache_content(base: BaseModel, frames: Frames) -> dict[str, Any]:
     """Everything that determines the cached numbers, as JSON: the cache's identity, whatever points are in it.
 
@@ -258,13 +280,7 @@ def ensure_cache(
     wanted = point_names(points)
     described = base() if outline is None else outline()
     frames = dataset()
-    check_space(described.spec.space, frames, bounds, max_clipped, report)
-    if isinstance(frames, Described):
-        for note in frames.notes(described.spec.space):
-            report(f"note: {note}")
-        if isinstance(described, ReadsInstructions):
-            where = frames.instructions()
-            described.check_instructions(list(where), where)
+    hold_frames_to(described, frames, bounds, max_clipped, report)
     content = cache_content(described, frames)
     directory = Path(directory) if directory is not None else Path(root) / f"{name}-{content_key(content)}"
     try:

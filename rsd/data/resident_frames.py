@@ -66,9 +66,7 @@ class ResidentFrameDataModule(FrameDataModule):
                 raise RuntimeError("ResidentFrameDataModule needs a trainer, on whose device its pictures will lie")
             device, workers = self.trainer.strategy.root_device, self.num_workers
             self._fetches: dict[int, Callable[[Sequence[int]], Any]] = {
-                id(dataset): resident_batches(
-                    dataset, super(ResidentFrameDataModule, self)._fetch(dataset), num_workers=workers, device=device
-                )
+                id(dataset): resident_batches(dataset, self.from_disk(dataset), num_workers=workers, device=device)
                 for dataset in (self.train, self.val)
             }
             self.num_workers = 0  # batches are gathered from memory from here on

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from rsd.finding import OK, Finding, judged
+from rsd.checkpoint import JSON_FILE, CheckpointError, load_checkpoint
+from rsd.finding import FAILED, OK, Finding, judged
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.canaries import random_observation, run_canaries
 from rsd.models.openvla.model import cast_weights
 from rsd.points import point_name
 from rsd.policy.contract import PolicyError
+from rsd.policy.folder import DRAFTS
 from rsd.policy.policy import VLAPolicy
 from rsd.space import BOUNDS
+from rsd.stages.files import EYES
 
 NUM_OBSERVATIONS = 4
 WORKING_MEMORY = 1.2  # memory that a model needs, relative to its weights
+PHASES = {"base": "oft", "tokenizer": "rfsq", "head": "head", "draft": "draft", "visual_tokens": "tokens"}
 
 
 def openvla_base(policy: VLAPolicy) -> OpenVLABase:
@@ -64,6 +69,26 @@ def memory(base: OpenVLABase, device: str) -> Iterator[Finding]:
     found = f"about {needed / 1e9:.2f} GB needed, {free / 1e9:.1f} GB free on {device}"
     remedy = "end other processes, or choose another device or a smaller model"
     yield judged("memory", needed <= free, found, remedy)
+
+
+def finite_parts(folders: Mapping[str, Path]) -> Iterator[Finding]:
+    """Whether the weights of parts that are there are what was written, and finite: of those that no decoding asks too.
+
+    Args:
+        folders: Part, a name in `rsd.policy.folder.PARTS` → its folder in our own layout; one that is not there is
+            left out.
+    """
+    eyes = {f"eyes of the {name}": path / EYES for name, path in folders.items() if name in DRAFTS}
+    for name, folder in {**folders, **eyes}.items():
+        if not (folder / JSON_FILE).is_file():
+            continue
+        kind = "draft" if name in DRAFTS else "base" if name.startswith("eyes") else name
+        try:
+            load_checkpoint(folder, kind=kind, produce=f"python train.py phase={PHASES[kind]}")
+        except CheckpointError as error:
+            yield Finding(f"weights of the {name}", FAILED, str(error))
+        else:
+            yield Finding(f"weights of the {name}", OK, "finite, and those that were written")
 
 
 def weights(base: OpenVLABase) -> Iterator[Finding]:

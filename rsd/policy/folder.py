@@ -293,6 +293,17 @@ def _named(folder: Path, path: Path) -> dict[str, str]:
     return {"path": relative.as_posix(), "sha256": file_sha256(path / JSON_FILE)}
 
 
+def parts_in(folder: Path) -> dict[str, Path]:
+    """Part → its folder, of every part that policy.json names, whatever decoding uses it.
+
+    Raises:
+        CheckpointError: see `load_folder`.
+    """
+    parts = read_record(folder)["parts"]
+    found = {name: _part(folder, parts, name) for name in PARTS}
+    return {name: path for name, path in found.items() if path is not None}
+
+
 def _part(folder: Path, parts: Mapping[str, Any], name: str) -> Path | None:
     """Folder of a part, checked; None when the policy has none."""
     if name not in parts:
