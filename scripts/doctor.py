@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
@@ -31,6 +31,7 @@ from rsd.envs.checks import check_installed_files
 from rsd.envs.gl import INSTALL_COMMAND, MUJOCO_VERSION, REINSTALL_COMMAND, check_simulator
 from rsd.envs.scene_trials import run_scene_trials
 from rsd.envs.suites import check_suite, suite_name
+from rsd.errors import SettingError
 from rsd.finding import FAILED, OK, WARNING, Finding
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, so that --help comes at once
@@ -269,7 +270,13 @@ def needs_base(cfg: DictConfig) -> bool:
 
 
 def findings(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[Finding]:
-    """Everything, cheap things first; `overrides` are what was typed."""
+    """Everything, cheap things first; `overrides` are what was typed.
+
+    Raises:
+        SettingError: a phase= that reads pictures, and no model= that says which.
+    """
+    if cfg.get("phase") is not None and cfg.phase.name != "rfsq" and OmegaConf.select(cfg, "model.name") is None:
+        raise SettingError(f"phase={cfg.phase.name} was given without a model; say whose it is: model=oft_tiny")
     machine = [*examine("torch", torch_and_device, cfg.device), *examine("disk", free_disk, Path(cfg.paths.root))]
     yield from machine
     if cfg.simulator:

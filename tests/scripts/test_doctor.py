@@ -1,6 +1,8 @@
 """scripts/doctor.py as a user runs it, without simulating: machine, data set, and a random checkpoint's contracts."""
 
+import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rsd.checkpoint import file_sha256
+from rsd.data.made_up import write_dataset as write
+from rsd.data.tfrecord import frame, scan
 from rsd.envs import checks, gl, scene_trials
 from rsd.models.openvla.random_weights import openvla_architecture, write_random_checkpoint
-from tests.data.demonstrations import write_dataset
+from rsd.record import sealed
+from tests.data.demonstrations import NAME, demonstration, write_dataset
+from tests.data.tiny_base import save_tiny_base
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "doctor.py"
 
@@ -84,13 +91,18 @@ def test_a_contradiction_is_a_row(doctor):
     assert code == 1 and "num_images is 2, asked for 1" in out
 
 
-def test_a_missing_head_and_another_robot_are_rows(doctor):
+def test_a_missing_head_and_another_robot_are_rows(doctor, monkeypatch):
     code, out, _ = doctor("decoding=parallel", "quick=true")
     assert code == 1
     status, found = row(out, "checkpoints")
     assert status == "FAILED" and "no tokenizer checkpoint" in found and "python train.py phase=rfsq" in found
+    other = "proprio of 8 dims is needed, offered are 14"
     code, out, _ = doctor("env.offers.proprio_dim=14", "quick=true")
-    assert code == 1 and "proprio of 8 dims is needed, offered are 14" in row(out, "checkpoints")[1]
+    assert code == 0 and row(out, "checkpoints")[0] == "warning" and other in row(out, "checkpoints")[1]
+    versions = {"mujoco": "3.2.3", "robosuite": "1.4.0", "gl_backend": "osmesa"}
+    monkeypatch.setattr(gl, "check_simulator", lambda accepted: versions)
+    code, out, _ = doctor("env.offers.proprio_dim=14", "quick=true", "simulator=true")
+    assert code == 1 and row(out, "checkpoints")[0] == "FAILED" and other in row(out, "checkpoints")[1]
 
 
 def test_the_released_policy_fits_together_and_not_with_another_tokenizer(doctor):
@@ -122,19 +134,20 @@ def test_no_data_set_is_a_warning_only(doctor):
 
 
 def test_a_whole_data_set_is_read_and_a_truncated_one_fails(doctor, tmp_path):
-    directory = write_dataset(tmp_path / "data", [3, 2])
+    directory = write_dataset(tmp_path / "data", [9, 8])
     place = [f"data.{key}={value}" for key, value in zip(("name", "version"), directory.parts[-2:], strict=True)]
     code, out, _ = doctor(*place, model=False)
-    assert code == 0 and row(out, "data set") == (
-        "ok",
-        f"{directory}: 2 episodes, first and last read, LIBERO's features",
+    status, found = row(out, "data set, phase=rfsq")
+    assert (code, status) == (0, "ok") and "not looked at" in row(out, "pictures")[1]
+    assert found.startswith(
+        f"{directory}: 2 episodes, 2 instructions; 2 in train, one of them actions [8, 7] -1..1; 1 in "
     )
     code, out, _ = doctor(*place, "env.offers.proprio_dim=14", model=False)
-    assert code == 1 and "lacks ['observation/state of 14 dims']" in row(out, "data set")[1]
+    assert code == 1 and "lacks ['observation/state of 14 dims']" in row(out, "data set, phase=rfsq")[1]
     (shard,) = directory.glob("*.tfrecord*")
     shard.write_bytes(shard.read_bytes()[:-100])
     code, out, _ = doctor(*place, model=False)
-    assert code == 1 and "truncated" in row(out, "data set")[1]
+    assert code == 1 and "truncated" in row(out, "data set, phase=rfsq")[1]
 
 
 @pytest.mark.parametrize(("free", "status", "code"), [(5e8, "FAILED", 1), (5e9, "warning", 0), (5e10, "ok", 0)])
@@ -189,3 +202,128 @@ def test_a_simulator_that_breaks_is_a_row(doctor, monkeypatch):
     assert found.startswith("TypeError: mj_fullM(): incompatible arguments; pip ") and "'.[libero]'" in found
     _, out, _ = doctor("simulator=true", "env.allow_mujoco_version=3.4.0", model=False)
     assert row(out, "scene")[1].endswith("pip install mujoco==3.2.3")
+
+
+TWELVE = [10] * 12  # steps of each episode; every one is a task of its own, and the tenth is held out
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    """A data set, and an untrained base model with its words and statistics."""
+    root = tmp_path_factory.mktemp("toys")
+    directory = write_dataset(root / "data", TWELVE)
+    save_tiny_base(root / "base", directory)
+    return root
+
+
+def toy(root: Path, *, data: Path | None = None) -> list[str]:
+    """Overrides that choose them."""
+    data = data or root / "data"
+    return [
+        f"data.root={data}", f"data.name={NAME}", f"data.unnorm_key={NAME}", "model=oft_tiny",
+        f"model.backbone.checkpoint={root / 'base'}",
+    ]  # fmt: skip
+
+
+def with_other_views(source: Path, root: Path, views: list[str]) -> Path:
+    """A copy whose wrist camera is called image_wrist, and that declares these pictures alone; returns its root."""
+    directory = root / NAME / "1.0.0"
+    shutil.copytree(source / NAME / "1.0.0", directory)
+    text = (directory / "features.json").read_text().replace('"wrist_image"', '"image_wrist"')
+    features = json.loads(text)
+    steps = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    pictures = steps["observation"]["featuresDict"]["features"]
+    for view in {"image", "image_wrist"} - set(views):
+        del pictures[view]
+    (directory / "features.json").write_text(json.dumps(features))
+    for shard in directory.glob("*.tfrecord*"):
+        records = [record.replace(b"observation/wrist_image", b"observation/image_wrist") for record in payloads(shard)]
+        shard.write_bytes(b"".join(frame(record) for record in records))
+    return root
+
+
+def payloads(shard: Path) -> list[bytes]:
+    content = shard.read_bytes()
+    return [content[span.offset :][: span.length] for span in scan(shard)[0]]
+
+
+@pytest.mark.parametrize(
+    ("phase", "views"), [("oft", ["image"]), ("oft_gpu", ["image_wrist", "image"]), ("tokens", ["image_wrist"])]
+)
+def test_the_data_set_is_read_with_the_models_own_views(doctor, toys, tmp_path, phase, views):
+    data = with_other_views(toys / "data", tmp_path / "others", views)
+    chosen = [f"phase={phase}", *toy(toys, data=data)]
+    code, out, _ = doctor(*chosen, f"model.backbone.views=[{','.join(views)}]", "quick=true", model=False)
+    phase = {"oft_gpu": "oft"}.get(phase, phase)
+    status, found = row(out, f"data set, phase={phase}")
+    assert status == "ok" and f"pictures [{len(views)}, 84, 84, 3]" in found and "proprio [8]" in found
+    assert code == (phase == "tokens")  # which needs the base model, and that has other views
+    code, out, _ = doctor(*chosen, "model.backbone.views=[image,third_eye]", "quick=true", model=False)
+    status, found = row(out, f"data set, phase={phase}")
+    assert code == 1 and status == "FAILED" and "observation/" in found and "set model.backbone.views" in found
+
+
+def test_a_training_that_needs_a_model_and_one_that_needs_none(doctor, toys):
+    chosen = toy(toys)[:3]
+    code, _, err = doctor("phase=oft", *chosen, model=False)
+    assert code != 0 and "phase=oft was given without a model; say whose it is: model=oft_tiny" in err
+    code, out, _ = doctor("phase=rfsq", "quantizer=dct_d3", *chosen, model=False)
+    assert code == 0 and "phase=oft" not in out
+
+
+def test_the_notes_of_the_training_are_rows(doctor, tmp_path):
+    write_dataset(tmp_path / "data", [12, 3, 9])
+    code, out, _ = doctor(f"data.name={NAME}", model=False)
+    assert code == 0 and "1 of 3 episodes are shorter than the chunk of 8 steps" in out.replace("\n", " ")
+
+
+def test_an_untrained_policy_ignores_its_pictures(doctor, toys):
+    code, out, _ = doctor(*toy(toys), model=False)
+    assert code == 1
+    assert "pixel_values [12, 84, 84]" in row(out, "hidden states")[1] and "proprio [8]" in row(out, "hidden states")[1]
+    assert row(out, "held-out error")[1].endswith("on 8 held-out frames of 1 task")
+    status, found = row(out, "another task's pictures")
+    assert status == "FAILED" and ": the policy ignores its pictures; train it for longer" in found
+    for name in ("another task's instruction", "another task's proprio", "proprio of zeros"):
+        assert row(out, name)[0] == "ok"
+
+
+def test_why_no_real_frames_were_shown(doctor, toys, tmp_path):
+    code, out, _ = doctor(*toy(toys, data=tmp_path / "none"), model=False)
+    status, found = row(out, "canaries")
+    assert code == 0 and status == "warning" and "were not run: no data set" in found and "paths.data" in found
+    code, out, _ = doctor(*toy(toys), "quick=true", model=False)
+    assert code == 0 and "quick=true" in row(out, "canaries")[1]
+
+    def one_task(number, num_steps):
+        episode = demonstration(number, num_steps)
+        episode["steps"]["language_instruction"] = "put toy 0 away"
+        return episode
+
+    write(tmp_path / "one" / NAME / "1.0.0", TWELVE, one_task)
+    code, out, _ = doctor(*toy(toys, data=tmp_path / "one"), model=False)
+    status, found = row(out, "canaries")
+    assert code == 0 and status == "warning" and "the data set has one task" in found
+
+
+@pytest.mark.parametrize("part", ["base", "tokenizer", "head", "draft"])
+def test_a_part_that_is_not_finite_is_named_whatever_decoding_uses_it(doctor, tmp_path, part):
+    folder = tmp_path / "policy"
+    shutil.copytree("released", folder)
+    (own,) = (folder / part).iterdir()
+    weights = load_file(own / "weights.safetensors")
+    next(tensor for tensor in weights.values() if tensor.is_floating_point()).view(-1)[0] = float("nan")
+    save_file(weights, own / "weights.safetensors")
+    record = json.loads((own / "checkpoint.json").read_text())
+    record["sha256"] = file_sha256(own / "weights.safetensors")
+    (own / "checkpoint.json").write_text(json.dumps(sealed(record)))
+    policy = json.loads((folder / "policy.json").read_text())
+    policy["parts"][part]["sha256"] = file_sha256(own / "checkpoint.json")
+    (folder / "policy.json").write_text(json.dumps(policy))
+    code, out, _ = doctor(f"policy={folder}", "quick=true", "decoding=l1", model=False)
+    status, found = row(out, f"weights of the {part}")
+    assert code == 1 and status == "FAILED" and "weights that are NaN or infinite" in found
+    composed = ["experiment=released", f"paths.checkpoints={folder}", "quick=true", "decoding=l1"]
+    code, out, _ = doctor(*composed, model=False)
+    status, found = row(out, "base model" if part == "base" else f"weights of the {part}")
+    assert code == 1 and status == "FAILED" and "weights that are NaN or infinite" in found
