@@ -116,6 +116,8 @@ def dataset(cfg: DictConfig) -> Iterator[Finding]:
         try:
             check_dataset(directory)
         except DataError as absent:
+            if cfg.get("phase") is not None:
+                raise
             yield Finding("data set", WARNING, str(absent), "evaluation needs none")
             return
     phases, notes = [cfg.phases.rfsq], list[str]()
@@ -236,6 +238,7 @@ def model_findings(cfg: DictConfig) -> Iterator[Finding]:
     base = instantiate(cfg.model.backbone, canaries=False, device="meta", execution="eager")
     yield from contract(base)
     parts = {"tokenizer": cfg.paths.tokenizer, "head": cfg.target.checkpoint, "draft": cfg.paths.draft}
+    parts |= {"visual_tokens": OmegaConf.select(cfg, "visual_tokens.checkpoint")}
     first = [*finite_parts({name: Path(path) for name, path in parts.items() if path is not None})]
     first += [*examine("memory", memory, base, cfg.device), *examine("checkpoints", composed, cfg, base)]
     yield from first

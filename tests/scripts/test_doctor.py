@@ -269,6 +269,8 @@ def test_a_training_that_needs_a_model_and_one_that_needs_none(doctor, toys):
     assert code != 0 and "phase=oft was given without a model; say whose it is: model=oft_tiny" in err
     code, out, _ = doctor("phase=rfsq", "quantizer=dct_d3", *chosen, model=False)
     assert code == 0 and "phase=oft" not in out
+    code, out, _ = doctor("phase=rfsq", model=False)
+    assert code == 1 and row(out, "data set")[0] == "FAILED" and "does not exist" in row(out, "data set")[1]
 
 
 def test_the_notes_of_the_training_are_rows(doctor, tmp_path):
@@ -327,3 +329,13 @@ def test_a_part_that_is_not_finite_is_named_whatever_decoding_uses_it(doctor, tm
     code, out, _ = doctor(*composed, model=False)
     status, found = row(out, "base model" if part == "base" else f"weights of the {part}")
     assert code == 1 and status == "FAILED" and "weights that are NaN or infinite" in found
+
+
+def test_published_weights_that_are_not_finite_are_named(doctor, checkpoint):
+    path = checkpoint / "model.safetensors"
+    weights = load_file(path)
+    weights["projector.fc3.weight"][0, 0] = float("nan")
+    save_file(weights, path)
+    code, out, _ = doctor()
+    status, found = row(out, "loading")
+    assert code == 1 and status == "FAILED" and "NaN or infinite" in found and "projector.fc3.weight" in found
