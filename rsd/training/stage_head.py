@@ -23,7 +23,7 @@ from rsd.checkpoint import CheckpointError
 from rsd.decoding import DRAFT, DepthAR, Noise
 from rsd.errors import SettingError
 from rsd.points import point_name
-from rsd.settings import Count, Depth, Positive, Seed, Share, Width, checked
+from rsd.settings import Depth, Point, Positive, Seed, Share, Width, checked
 from rsd.space import Space
 from rsd.stages import Absent, HeadLogits, StageHead
 from rsd.stages.base_chunk import executed
@@ -94,7 +94,7 @@ class StageHeadModule(LightningModule):
         kind: str,
         tokenizer: ActionTokenizer,
         tokenizer_checkpoint: str,
-        layer: Count | str,
+        layer: Point,
         num_stages: Depth | None,
         width: Width,
         num_layers: Depth,

@@ -31,6 +31,7 @@ from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.model import Choose, select
 from rsd.models.openvla.segments import PARALLEL_HEADS, Tensors, given
 from rsd.models.openvla.visual_tokens import Grid, Random, Scorer, VisualTokens, highest, save_scorer
+from rsd.settings import Count, NotNegative, Positive, Seed, Width, checked
 from rsd.training.given import FrameBatch, frames_of
 from rsd.training.randomness import step_generator
 
@@ -72,17 +73,18 @@ class VisualTokensModule(LightningModule):
 
     scorer: Scorer
 
+    @checked
     def __init__(
         self,
         *,
         selection: str,
-        num_tokens: int | None,
-        hidden: int,
-        learning_rate: float,
-        first_temperature: float,
-        last_temperature: float,
-        noise: float,
-        seed: int,
+        num_tokens: Count | None,
+        hidden: Width,
+        learning_rate: Positive,
+        first_temperature: Positive,
+        last_temperature: Positive,
+        noise: NotNegative,
+        seed: Seed,
         base: Callable[[], OpenVLABase],
     ) -> None:
         super().__init__()
