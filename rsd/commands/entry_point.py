@@ -24,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, HydraException, InstantiationException
 from hydra.types import RunMode
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -47,6 +48,7 @@ from rsd.runs import (
     resumed_folder,
     unused_folder,
 )
+from rsd.settings import require_device
 
 ERROR_FILE = "error.log"
 # A command that makes what a message misses
@@ -268,6 +270,38 @@ def begin_run(cfg: DictConfig, reads: Mapping[str, Any], found: dict[str, Any] |
     run_dir = open_run(cfg, hydra_cfg, found=found)
     keep_inputs(run_dir, read, resumed=cfg.resume is not None)
     return run_dir
+
+
+def require_devices(cfg: DictConfig) -> None:
+    """See that this machine has what a training asks for.
+
+    Raises:
+        SettingError: it has not.
+    """
+    import torch
+
+    require_device(cfg.device)
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise SettingError(
+            f"trainer.accelerator is {cfg.trainer.accelerator!r}, but torch sees no GPU here; set trainer=cpu, or "
+            "install its CUDA build and a driver"
+        )
+
+
+def make_trainer(cfg: DictConfig, **parts: Any) -> Any:
+    """Lightning's trainer as configured.
+
+    Raises:
+        SettingError: Lightning does not take these settings together, or this machine lacks what they need.
+    """
+    try:
+        return instantiate(cfg.trainer, **parts)
+    except InstantiationException as error:
+        line = " ".join(str(error.__cause__ or error).split())
+        raise SettingError(
+            f"trainer cannot be made: {line}; set trainer.accelerator, devices, strategy and precision to what fits "
+            "together, or leave them as trainer=cpu, gpu or gpus has them"
+        ) from error
 
 
 def publish_run(checkpoint: Path, name: Path) -> Path:

@@ -34,6 +34,7 @@ from rsd.models.openvla.visual_tokens import Grid, Random, Scorer, VisualTokens,
 from rsd.settings import Count, NotNegative, Positive, Seed, Width, checked
 from rsd.training.given import FrameBatch, frames_of
 from rsd.training.randomness import step_generator
+from rsd.training.steps import one_cycle
 
 NUM_RANDOM = 3  # seeds of the random selection that the scorer is held against
 LEARNED = "learned"
@@ -234,8 +235,7 @@ class VisualTokensModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = torch.optim.AdamW(self.scorer.parameters(), lr=self.learning_rate, weight_decay=0.01)
-        steps = max(1, self.trainer.max_steps)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=0.1)
+        schedule = one_cycle(optimizer, self.learning_rate, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, float]:
