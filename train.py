@@ -17,6 +17,7 @@ from rsd.commands.entry_point import (
     run,
     use_command,
 )
+from rsd.commands.publishing import check_publishable
 from rsd.processes import is_first_process
 from rsd.runs import resume_command
 
@@ -37,6 +38,7 @@ def main(cfg: DictConfig) -> float | None:
 
     require_devices(cfg)
     instantiate(cfg.phase.get("check"))
+    check_publishable(Path(cfg.phase.checkpoint))
     run_dir = begin_run(cfg, reads=cfg.phase.reads)
     state = state_to_resume(run_dir / "resume")
     seed_everything(cfg.seed, verbose=False)

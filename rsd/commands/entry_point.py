@@ -7,6 +7,7 @@ traceback.
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
@@ -88,8 +89,9 @@ def in_one_line(error: BaseException) -> str:
     if isinstance(error, RSDError):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:  # some of Hydra's are of this kind, and without it
-        file = f"{error.filename}: " if error.filename is not None else ""
-        return f"{file}{error.strerror}; make room, or choose a folder that can be written"
+        file = error.filename if error.filename is not None else _output_dir()
+        remedy = "see who removes it" if error.errno == errno.ENOENT else "make room"
+        return f"{file}: {error.strerror}; {remedy}, or choose a folder that can be written"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     return " ".join(" ".join(str(one).split()) for one in (error, cause) if one is not None)
 
@@ -151,6 +153,11 @@ def _told(error: BaseException) -> BaseException:
             f"a process that loads data died ({died[0]}); memory may have run out: fewer num_workers"
         )
     return error
+
+
+def _output_dir() -> str:
+    """Where the command writes, as far as that is known yet."""
+    return HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else "the folder of the run"
 
 
 def _how_to_go_on() -> str:
