@@ -244,8 +244,10 @@ def test_a_fitted_tokenizer_is_not_trained(run_train):
 
 def test_a_run_folder_is_never_overwritten(pipeline, run_train):
     folder = next(metrics.parent for metrics in (pipeline / "runs" / "draft").glob("*/metrics.json"))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     code, error = run_train("phase=draft", "quantizer=dct_d2", f"hydra.run.dir={folder}")
     assert code == 1 and f"already holds a run; continue it with resume={folder}" in error
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before  # no log, nothing of Hydra's
 
 
 @pytest.mark.slow

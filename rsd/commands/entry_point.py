@@ -42,6 +42,8 @@ from rsd.processes import is_first_process
 from rsd.runs import (
     CONFIG_FILE,
     METRICS_FILE,
+    check_free,
+    check_unused,
     config_options,
     is_job_of_sweep,
     open_run,
@@ -61,6 +63,9 @@ REPEATED = ("model", "quantizer", "data", "chunk", "paths")  # what such a comma
 SERVE = "scripts/serve_policy.py"
 USED_AGAIN = ("data", "chunk", "paths", "model")  # what the command that uses an export takes over, of what was typed
 OF_THE_START = ("data", "model", "model.name", "model.backbone.checkpoint", "model.backbone.hub_id")  # but not these
+
+
+RUNS = ("train", "eval")  # commands whose folder is a run's
 
 
 class JobError(CompactHydraException):
@@ -163,7 +168,7 @@ def _output_dir() -> str:
 def _how_to_go_on() -> str:
     """End of a line about a run that was broken off; empty where there is nothing to resume."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    return f"; continue with resume={run_dir}" if (run_dir / CONFIG_FILE).is_file() else ""
+    return f"; continue with {shlex.quote(f'resume={run_dir}')}" if (run_dir / CONFIG_FILE).is_file() else ""
 
 
 def _keep_traceback(raised: Exception) -> str:
@@ -217,9 +222,14 @@ def run(main: Callable[[], Any], config: Path) -> None:
         try:
             if (stored := resumed_folder(sys.argv[1:])) is not None:
                 check_stored(stored, config, sys.argv[1:])
+                check_free(stored)  # before Hydra writes there
             expanded = resume_arguments(sys.argv[1:])
             check_command(sys.argv[1:], config)
-            sys.argv[1:] = [quoted(one) for one in expanded]
+            if stored is None and config.stem in RUNS:
+                for folder in typed_folder(sys.argv[1:]):
+                    check_unused(folder)
+            is_sweep = bool({"-m", "--multirun"} & set(expanded))
+            sys.argv[1:] = [quoted(one, is_sweep) for one in expanded]
             check_sweep(sys.argv[1:])
             check_choices(config, sys.argv[1:])
         except (RSDError, HydraException) as error:
@@ -235,6 +245,12 @@ def run(main: Callable[[], Any], config: Path) -> None:
             sys.exit(f"error: {in_one_line(error)}")
         traceback.print_exc()
         sys.exit(1)
+
+
+def typed_folder(arguments: Sequence[str]) -> list[Path]:
+    """The folder that hydra.run.dir= names as it stands; none where it is not typed, or made of other keys."""
+    typed = [one.partition("=")[2].strip("'\"") for one in arguments if one.lstrip("+").startswith("hydra.run.dir=")]
+    return [Path(one) for one in typed[-1:] if "${" not in one]
 
 
 def check_command(arguments: Sequence[str], config: Path) -> None:
@@ -253,7 +269,8 @@ def check_command(arguments: Sequence[str], config: Path) -> None:
     made_by = "train" if "phase" in OmegaConf.load(stored) else "eval"
     if config.stem != made_by:
         raise SettingError(
-            f"{stored.parent} is a run of {made_by}.py; continue it with python {made_by}.py resume={given[-1]}"
+            f"{stored.parent} is a run of {made_by}.py; continue it with python {made_by}.py "
+            + shlex.quote(f"resume={given[-1]}")
         )
 
 

@@ -79,7 +79,5 @@ def test_what_cannot_be_published_is_said_before_it_is_made(tmp_path, taken):
     else:
         name = tmp_path / "file" / "a"
         name.parent.write_text("")
-    with pytest.raises(
-        PublishError, match=r"a (cannot be made: .*; set paths.checkpoints|is a folder of its own)"
-    ):
+    with pytest.raises(PublishError, match=r"a (cannot be made: .*; set paths.checkpoints|is a folder of its own)"):
         check_publishable(name)

@@ -89,9 +89,7 @@ def test_a_line_that_fits_only_in_part_leaves_the_file_as_it_was(tmp_path):
 
 
 def test_a_folder_that_was_removed_is_not_called_intact(tmp_path):
-    with pytest.raises(
-        ResultsError, match=r"gone/results\.jsonl: its folder was removed .* start anew"
-    ):
+    with pytest.raises(ResultsError, match=r"gone/results\.jsonl: its folder was removed .* start anew"):
         append_result(tmp_path / "gone" / "results.jsonl", episode(0, 0))
 
 
