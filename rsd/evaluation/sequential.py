@@ -33,7 +33,7 @@ from rsd.errors import SettingError
 from rsd.evaluation.plan import PlanError, PlannedEpisode, Stopping
 from rsd.files import write_atomically
 from rsd.record import read
-from rsd.settings import Natural, Share, Total, checked
+from rsd.settings import Total, checked
 from rsd.types import EpisodeResult
 
 VERDICT_FILE = "verdict.json"
@@ -54,7 +54,7 @@ class StopWhenDecided:
     """
 
     @checked
-    def __init__(self, *, rate: Share, alpha: Share = 0.05, min_episodes: Natural = 0) -> None:
+    def __init__(self, *, rate: float, alpha: float = 0.05, min_episodes: int = 0) -> None:
         for name, value in (("rate", rate), ("alpha", alpha)):
             if not 0 < value < 1:
                 raise SettingError(f"stopping.{name} is {value}, expected a share between 0 and 1: 0.9 is 90 %")
