@@ -13,11 +13,11 @@ from omegaconf import DictConfig
 
 from rsd.commands.entry_point import begin_run, report_errors, run
 from rsd.envs.ablations import with_ablation
-from rsd.evaluation.evaluate import Recording, check_no_crash, resume_results
+from rsd.evaluation.evaluate import Recording, check_all_kept, check_no_crash, resume_results
 from rsd.evaluation.parallel import device_names, evaluate_parallel
 from rsd.evaluation.plan import keep_plan
 from rsd.evaluation.report import log_report, write_report
-from rsd.evaluation.sequential import describe_rule, in_order_for, until_decided
+from rsd.evaluation.sequential import describe_rule, in_order_for, read_verdict, until_decided
 from rsd.evaluation.terminal import follow, show_report
 from rsd.runs import resume_command
 from rsd.silence import PATIENCE_S, check_patience
@@ -72,6 +72,8 @@ def main(cfg: DictConfig) -> float | None:
     )
     decided = until_decided(episodes, stopping, plan.episodes, done, run_dir)
     finished = follow(decided, num_planned=len(plan.episodes), done=done)
+    if finished and read_verdict(run_dir) is None:
+        check_all_kept(run_dir, len(plan.episodes))
     report = write_report(run_dir)
     show_report(report, run_dir)
     if not finished:

@@ -7,7 +7,17 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from rsd.commands.entry_point import begin_run, finish_run, publish_run, report_errors, run, use_command
+from rsd.commands.entry_point import (
+    begin_run,
+    finish_run,
+    make_trainer,
+    publish_run,
+    report_errors,
+    require_devices,
+    run,
+    use_command,
+)
+from rsd.commands.publishing import check_publishable
 from rsd.processes import is_first_process
 from rsd.runs import resume_command
 
@@ -24,8 +34,11 @@ def main(cfg: DictConfig) -> float | None:
     from rsd.training.divergence import StopWhenDiverged
     from rsd.training.states import States, state_to_resume
     from rsd.training.step_progress import StepProgress
+    from rsd.training.steps import RequireSteps
 
+    require_devices(cfg)
     instantiate(cfg.phase.get("check"))
+    check_publishable(Path(cfg.phase.checkpoint))
     run_dir = begin_run(cfg, reads=cfg.phase.reads)
     state = state_to_resume(run_dir / "resume")
     seed_everything(cfg.seed, verbose=False)
@@ -39,8 +52,8 @@ def main(cfg: DictConfig) -> float | None:
         every_n_train_steps=cfg.save_every,
         enable_version_counter=False,  # always the same name, in a folder that was moved, too
     )
-    callbacks = [StopWhenDiverged(), resume_point, StepProgress()]
-    trainer = instantiate(cfg.trainer, logger=logger, callbacks=callbacks, plugins=[States()])
+    callbacks = [RequireSteps(), StopWhenDiverged(), resume_point, StepProgress()]
+    trainer = make_trainer(cfg, logger=logger, callbacks=callbacks, plugins=[States()])
     config = OmegaConf.to_container(cfg, resolve=True)
     logger.log_hyperparams(config)
     try:

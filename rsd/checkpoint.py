@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,13 +20,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rsd.errors import RSDError
+from rsd.files import WriteError
 from rsd.record import read, sealed, shown
 
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 WEIGHTS_FILE = "weights.safetensors"
 JSON_FILE = "checkpoint.json"
 MADE_FOR = ("unnorm_key", "bounds", "norm_stats", "tokenizer", "base")  # entries of provenance that others are held to
@@ -98,13 +102,14 @@ def save_checkpoint(
 
     Raises:
         CheckpointError: weights or a number of the json are not finite; nothing is written.
+        WriteError: there is no room, or the folder is not writable.
     """
     directory = Path(directory)
     check_finite(weights, f"the {kind} that was to be written to {directory}")
     temporary = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary / WEIGHTS_FILE)
+    write_weights({name: value.detach() for name, value in weights.items()}, temporary / WEIGHTS_FILE)
     record = {
         "kind": kind,
         "config": config,
@@ -120,6 +125,39 @@ def save_checkpoint(
         shutil.rmtree(old)
     else:
         os.rename(temporary, directory)
+
+
+def write_weights(weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as a safetensors file.
+
+    Raises:
+        WriteError: there is no room, or the folder is not writable.
+    """
+    try:
+        save_file({name: value.cpu().contiguous() for name, value in weights.items()}, path, metadata=metadata)
+    except SafetensorError as error:  # it has the operating system's number in its words only
+        if (number := OS_ERROR.search(str(error))) is None:
+            raise
+        raise WriteError(path, OSError(int(number[1]), os.strerror(int(number[1])))) from error
+
+
+def write_pickled(value: Any, path: Path) -> None:
+    """Write what torch.save takes, and wait until it is on disk.
+
+    Raises:
+        WriteError: there is no room, or the folder is not writable.
+    """
+    try:
+        with open(path, "wb") as file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        # torch's archive complains of its own end where the operating system has refused a part of it
+        refused = error if isinstance(error, OSError) else error.__context__
+        if isinstance(refused, OSError):
+            raise WriteError(path, refused) from error
+        raise
 
 
 def checkpoint_json(record: Mapping[str, Any]) -> str:

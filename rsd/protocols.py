@@ -7,8 +7,10 @@ command line does to its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from rsd.settings import Count, Finite, Natural, Seed, Text, Width, checked
 
 OPENVLA_OFT: dict[str, Any] = {
     "num_wait_steps": 10,
@@ -51,15 +53,37 @@ def broken_promises(name: str, suite: str, values: Mapping[str, Any]) -> dict[st
     }
 
 
-def stamp(*, name: str, suite: str, **values: Any) -> str:
+@checked
+def stamp(
+    *,
+    name: Text,
+    suite: Text,
+    max_steps: Count,
+    num_wait_steps: Natural,
+    waiting_action: Sequence[Finite],
+    image_size: Width,
+    rotate_images: bool,
+    seed: Seed,
+    clip_actions: bool,
+) -> str:
     """The stamp of a run: the protocol's name and version, and every value that they do not promise.
 
     Args:
         name, suite: See `broken_promises`.
-        values: What episodes run with.
+        max_steps, num_wait_steps, waiting_action, image_size, rotate_images, seed, clip_actions: What episodes run
+            with.
 
     Returns:
         For example "openvla_oft-1 with num_wait_steps=0, max_steps=100".
     """
+    values = {
+        "max_steps": max_steps,
+        "num_wait_steps": num_wait_steps,
+        "waiting_action": waiting_action,
+        "image_size": image_size,
+        "rotate_images": rotate_images,
+        "seed": seed,
+        "clip_actions": clip_actions,
+    }
     broken = broken_promises(name, suite, values)
     return name + (CHANGED + ", ".join(f"{key}={found}" for key, (_, found) in broken.items()) if broken else "")

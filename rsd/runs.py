@@ -256,11 +256,7 @@ def _open(
     config = cast("dict[str, Any]", json_types(OmegaConf.to_container(cfg, resolve=True)))
     start = {**provenance(), **found}
     if cfg.resume is None:
-        if (run_dir / CONFIG_FILE).exists():
-            raise RunError(
-                f"{run_dir} already holds a run; continue it with {shlex.quote(f'resume={run_dir}')}, "
-                "or choose another folder"
-            )
+        check_unused(run_dir)
         overrides = OmegaConf.create(list(hydra_cfg.overrides.task))
         write_atomically(run_dir / OVERRIDES_FILE, OmegaConf.to_yaml(overrides))
         chosen = {
@@ -329,6 +325,45 @@ def let_go(run_dir: Path) -> None:
 _HELD: dict[Path, int] = {}  # run folders that this process works in, and the descriptors that hold their locks
 
 
+def check_free(run_dir: Path) -> None:
+    """See that no other process is at work in a run folder, without writing anything there.
+
+    Raises:
+        RunError: one is.
+    """
+    try:
+        descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR)
+    except OSError:
+        return  # nobody has been at work there, or nobody can be
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise _taken(run_dir) from error
+    finally:
+        os.close(descriptor)
+
+
+def check_unused(run_dir: Path) -> None:
+    """See that a folder that is to hold a new run holds none.
+
+    Raises:
+        RunError: it does.
+    """
+    if (run_dir / CONFIG_FILE).exists():
+        raise RunError(
+            f"{run_dir} already holds a run; continue it with {shlex.quote(f'resume={run_dir}')}, "
+            "or choose another folder"
+        )
+
+
+def _taken(run_dir: Path) -> RunError:
+    return RunError(
+        f"{run_dir} is being written by another process; wait for its end or stop it, then continue with "
+        + shlex.quote(f"resume={run_dir}")
+    )
+
+
 def _hold(run_dir: Path) -> None:
     """Keep other processes from the folder until this one ends.
 
@@ -347,10 +382,7 @@ def _hold(run_dir: Path) -> None:
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             os.close(descriptor)
-            raise RunError(
-                f"{run_dir} is being written by another process; wait for its end or stop it, then continue with "
-                f"resume={run_dir}"
-            ) from error
+            raise _taken(run_dir) from error
         logging.getLogger(__name__).warning(
             "%s cannot be locked (%s): see that no other process goes on with this run", run_dir, error.strerror
         )

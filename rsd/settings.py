@@ -5,7 +5,8 @@
 
 raises a SettingError for batch_size=0, learning_rate="fast" or num_stages=2.5 before its body runs. From a command line
 or from JSON a typo comes as any type, so types are held strictly: True is no number, 2.0 is no whole number, "8" is no
-8. What surprises first: classes, tensors and functions are never looked at, only what YAML can say.
+8, nan is none either. What surprises first: only what YAML can say is looked at. Where a class or a function is
+expected, what YAML can say is wrong, but for a node with a `_target_`, and anything else passes.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from rsd.errors import SettingError
 
-Made = TypeVar("Made", bound=Callable[..., Any])
+Held = TypeVar("Held", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,10 @@ class Range:
         return (self.low < value if self.above else self.low <= value) and value <= self.high
 
     def __str__(self) -> str:
+        if -self.low == self.high == FLOAT32_MAX:
+            return "that is finite"
         if self.high not in (LARGEST, FLOAT32_MAX, math.inf):
-            return f"{'above' if self.above else 'from'} {self.low:g} to {self.high:g}"
+            return f"{'above' if self.above else 'from'} {self.low:g} to {self.high:.10g}"
         return f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
 
 
@@ -89,10 +92,15 @@ NotNegative = Annotated[float, Range(0, FLOAT32_MAX)]
 Share = Annotated[float, Range(0, 1)]
 Device = Annotated[str, Pattern(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:N")]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Fraction = Annotated[float, Range(0, 1, above=True)]
 Views = Annotated[Sequence[str], Length()]
+Text = Annotated[str, Pattern(r"(?s).+", "text that is not empty")]
+Point = Count | Text  # of a base model, see rsd/points.py
+Made = Callable[..., Any]  # by a node with a `_target_`
+PLAIN = (type(None), bool, int, float, str, list, dict)  # what YAML can say
 
 
-def checked(made: Made) -> Made:
+def checked(made: Held) -> Held:
     """Decorator for a function or a class: hold the arguments of a call to their annotations.
 
     Raises (the call):
@@ -112,7 +120,7 @@ def checked(made: Made) -> Made:
         return made(*args, **kwargs)
 
     call.__checked__ = True  # type: ignore[attr-defined]
-    return cast("Made", call)
+    return cast("Held", call)
 
 
 @functools.cache
@@ -151,7 +159,7 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation is None or annotation is type(None):
         return value is None
     if annotation is float:
-        return type(value) in (int, float)
+        return type(value) in (int, float) and not math.isnan(value)
     if annotation in (int, bool, str):
         return type(value) is annotation
     if annotation is Path:
@@ -162,8 +170,10 @@ def fits(value: Any, annotation: Any) -> bool:
         if origin is tuple and inside[-1] is not Ellipsis:
             return len(value) == len(inside) and all(map(fits, value, inside))
         return all(fits(entry, inside[0]) for entry in value)
-    if origin in (Mapping, dict):
+    if origin in (Mapping, dict) or annotation in (Mapping, dict) or is_typeddict(annotation):
         return isinstance(value, Mapping)
+    if origin is Callable or (isinstance(annotation, type) and annotation not in (Any, object)):
+        return type(value) not in PLAIN or (isinstance(value, dict) and "_target_" in value)
     return True
 
 
@@ -183,10 +193,12 @@ def described(annotation: Any) -> str:
         return f"a list of {len(inside)}: {', '.join(map(described, inside))}"
     if origin in (Sequence, list, tuple):
         return f"a list (each entry {described(inside[0])})"
-    if origin in (Mapping, dict):
+    if origin in (Mapping, dict) or annotation in (Mapping, dict) or is_typeddict(annotation):
         return "keys with values"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
-    return words.get(annotation, "something else")
+    if origin is None and annotation not in words:
+        return f"a {annotation.__name__}"
+    return words.get(annotation, "keys with a _target_")
 
 
 def shown(value: object) -> str:

@@ -14,6 +14,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -137,7 +138,7 @@ def measure(step: Step, scratch: Path) -> dict[str, Any]:
     record |= {"host_peak_bytes": memory.host, "gpu_peak_bytes": memory.gpu}
     if step.finished == REPORT_JSON:
         record["latency_ms"] = latencies(step.folder(scratch))
-    return {**record, "command": " ".join(["python", *step.command])}
+    return {**record, "command": shlex.join(["python", *step.command])}
 
 
 def latencies(run_dir: Path) -> dict[str, float]:

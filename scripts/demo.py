@@ -8,6 +8,7 @@ episodes. Interrupted, it goes on where it was when started again. Ends in <root
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ def write_report(root: Path, size: str, steps: list[Step]) -> Path:
         for name, title in POLICIES.items()
     ]
     rows = [
-        {"name": step.name, "command": " ".join(["python", *step.command]), "seconds": seconds(step, root)}
+        {"name": step.name, "command": shlex.join(["python", *step.command]), "seconds": seconds(step, root)}
         for step in steps
     ]
     plots = ("rfsq/codec.png", "head/stages.png", "draft/stages.png")

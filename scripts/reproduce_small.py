@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -178,7 +179,7 @@ def collect_results(root: Path, steps: list[Step]) -> dict[str, Any]:
     results = {}
     for step in steps:
         folder = step.folder(root)
-        record: dict[str, Any] = {"command": " ".join(["python", *step.command]), "seconds": seconds(step, root)}
+        record: dict[str, Any] = {"command": shlex.join(["python", *step.command]), "seconds": seconds(step, root)}
         report, metrics = read_json(folder / REPORT_JSON), read_json(folder / METRICS_FILE)
         if report is not None:
             record["report"] = {name: value for name, value in report.items() if name not in ("episodes", "config")}

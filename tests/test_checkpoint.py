@@ -1,6 +1,8 @@
 """Checkpoint folders: whole or not at all, and never silently damaged."""
 
 import json
+import resource
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,7 +15,10 @@ from rsd.checkpoint import (
     load_checkpoint,
     load_weights,
     save_checkpoint,
+    write_pickled,
+    write_weights,
 )
+from rsd.files import WriteError
 from tests.records import edit
 
 
@@ -121,3 +126,28 @@ def test_a_checkpoint_without_checksum_is_of_an_earlier_version(folder):
     del record["checksum"]
     path.write_text(json.dumps(record))
     assert load(folder).config == {"width": 3}
+
+
+@pytest.fixture
+def little_room() -> Iterator[None]:
+    """No file of this process grows beyond 64 KiB: the operating system refuses the rest, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("write", [write_weights, write_pickled])
+def test_weights_for_which_there_is_no_room_are_one_line(tmp_path, little_room, write):
+    """torch and safetensors say it in words of their own."""
+    with pytest.raises(WriteError, match=r"cannot write \S+/file: File too large; make room"):
+        write({"a": torch.zeros(100_000)}, tmp_path / "file")
+    with pytest.raises(WriteError, match=r"cannot write \S+/nowhere/file: No such file or directory"):
+        write({"a": torch.zeros(1)}, tmp_path / "nowhere" / "file")
+
+
+def test_a_checkpoint_for_which_there_is_no_room_leaves_the_old_one(folder, little_room):
+    before = load(folder).sha256
+    with pytest.raises(WriteError, match=r"weights\.safetensors: File too large"):
+        save_checkpoint(folder, kind="head", config={}, weights={"a": torch.zeros(100_000)}, provenance={})
+    assert load(folder).sha256 == before

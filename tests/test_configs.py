@@ -7,6 +7,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from rsd.commands.settings import check_settings
+
 CONF = Path(__file__).parents[1] / "conf"
 PHASES = {  # with the least that each needs
     "rfsq": [],
@@ -53,6 +55,7 @@ def choices(group: str) -> list[str]:
 def composed(name: str, overrides: list[str]) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(name, overrides)
+    check_settings(cfg)
     if name in ("train", "eval"):
         OmegaConf.resolve(cfg)  # the scripts have no quantizer, and so no paths of tokenizers
         missing = OmegaConf.missing_keys(cfg)

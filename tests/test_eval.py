@@ -194,6 +194,7 @@ def test_of_two_resumes_at_once_the_second_is_refused(tmp_path):
     ends = {process.wait(120): process.communicate()[1] for process in both}
     assert set(ends) == {0, 1} and "Traceback" not in ends[1]
     assert f"error: {run_dir} is being written by another process; wait for its end or stop it" in ends[1]
+    assert not (run_dir / "error.log").exists()
     lines = [json.loads(line) for line in (run_dir / "results.jsonl").read_text().splitlines()]
     assert len({(line["task_id"], line["init_state_id"]) for line in lines}) == len(lines) == 12
 

@@ -14,6 +14,7 @@ from rsd.runs import (
     CONFIG_FILE,
     LAYOUT,
     RunError,
+    check_free,
     let_go,
     open_run,
     opened_here,
@@ -176,7 +177,10 @@ def test_of_two_that_go_on_with_a_run_at_once_the_second_is_refused_until_the_fi
         for cfg in (again, OmegaConf.create({"resume": None})):
             with pytest.raises(RunError, match=f"{tmp_path} is being written by another process; wait for its end"):
                 open_run(cfg, hydra_config(tmp_path, []))
+        with pytest.raises(RunError, match=f"{tmp_path} is being written by another process"):
+            check_free(tmp_path)
         other.kill()
+    check_free(tmp_path)
     open_run(again, hydra_config(tmp_path, []))
     refused = subprocess.run(command, capture_output=True, text=True)
     assert "RunError" in refused.stderr and refused.stdout == "" and opened_here(tmp_path)

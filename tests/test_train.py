@@ -160,6 +160,15 @@ def test_heads_on_fewer_picture_tokens_have_a_cache_and_a_name_of_their_own(pipe
         (["phase=rfsq", "chunk=2.5"], "chunk is 2.5, expected a whole number"),
         (["phase=rfsq", "chunk='8'"], "chunk is '8', expected a whole number"),
         (["phase=rfsq", "data.root=${no_such_key}"], "Interpolation key 'no_such_key' not found"),
+        (["phase=rfsq", "quantizer=rfsq_d2", "quantizer.max_steps=0"], "max_steps is 0, and the weights would be publ"),
+        (["phase=oft", *SMALL, "phase.max_steps=0"], "phase.max_steps is 0, and the weights would be published untra"),
+        (["phase=head", "quantizer=dct_d2", "phase.max_steps=0"], "phase.max_steps is 0, and the weights would be pub"),
+        (["phase=oft", *SMALL, "trainer.max_steps=0"], "max_steps is 0, and the weights would be published untrained"),
+        (["phase=rfsq", "quantizer=rfsq_d2", "quantizer.tokenizer.action_dim=6"], r"= \(8, 6\), those .* are \(8, 7\)"),
+        (["phase=head", "quantizer=dct_d2", "phase.module.kind=abc"], "phase.module.kind is 'abc', expected one of h"),
+        (["phase=oft", *SMALL, "trainer.strategy=abc"], "trainer cannot be made: .*'abc'"),
+        (["phase=oft", *SMALL, "trainer.devices=[1]"], "trainer cannot be made: `devices` selected with `CPUAccel"),
+        (["phase=oft", *SMALL, "device=gpu0"], "device is 'gpu0', expected cpu, cuda or cuda:N"),
     ],
 )
 def test_bad_input_is_one_clear_error(pipeline, run_train, overrides, message):
@@ -167,6 +176,25 @@ def test_bad_input_is_one_clear_error(pipeline, run_train, overrides, message):
     assert code == 1
     assert error.startswith("error: ") and re.search(message, error), error
     assert "Traceback" not in error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer=gpu", "trainer.accelerator is 'gpu', but torch sees no GPU here; set trainer=cpu"),
+        ("trainer=gpus", "trainer.accelerator is 'gpu', but torch sees no GPU here; set trainer=cpu"),
+        ("device=cuda", "device is 'cuda', but torch sees no GPUs here; set device=cpu"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_said_before_a_run_begins(run_train, tmp_path, override, message):
+    code, error = run_train("phase=oft", *SMALL, override, f"hydra.run.dir={tmp_path}/run")
+    assert code == 1 and message in error and "Traceback" not in error
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_ten_steps_are_a_training_like_any_other(pipeline, run_train):
+    assert run_train("phase=rfsq", "quantizer=rfsq_d2", "quantizer.max_steps=10") == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -216,8 +244,10 @@ def test_a_fitted_tokenizer_is_not_trained(run_train):
 
 def test_a_run_folder_is_never_overwritten(pipeline, run_train):
     folder = next(metrics.parent for metrics in (pipeline / "runs" / "draft").glob("*/metrics.json"))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     code, error = run_train("phase=draft", "quantizer=dct_d2", f"hydra.run.dir={folder}")
     assert code == 1 and f"already holds a run; continue it with resume={folder}" in error
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before  # no log, nothing of Hydra's
 
 
 @pytest.mark.slow

@@ -14,12 +14,14 @@ from rsd.decoding import DRAFT, KIND, L1, TARGET, to_json
 from rsd.errors import SettingError
 from rsd.models.openvla import require_checkpoint
 from rsd.policy import Checkpoints, VLAPolicy, assemble, describe_folder, load_folder
+from rsd.settings import Count, Device, Processes, checked
 from rsd.types import ALL_TOKENS, Policy, ReadsInstructions, Task
 
 EXECUTION = "model.backbone.execution"
 FIXED = ("model", "quantizer", "chunk", "composed", "experiment")  # what a policy's folder decides on
 
 
+@checked
 def loader(config: DictConfig, **changes: Any) -> Callable[[], Any]:
     """What loads a configured model once it is called: a configuration instantiates its parts at once otherwise."""
     return partial(_load, config, changes)
@@ -141,13 +143,14 @@ def is_typed(overrides: Sequence[str], *keys: str) -> bool:
     return any(name == key or name.startswith((f"{key}.", f"{key}@")) for name in names for key in keys)
 
 
+@checked
 def base_policy(
     *,
     policy: str | None,
     base: DictConfig,
-    num_open_loop_steps: int,
-    device: str,
-    num_threads: int,
+    num_open_loop_steps: Count,
+    device: Device,
+    num_threads: Processes,
     offered: Mapping[str, Any],
 ) -> VLAPolicy:
     """A base model that acts with its own head: of a policy's folder, or of a configuration (`model.backbone`)."""

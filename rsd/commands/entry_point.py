@@ -7,6 +7,7 @@ traceback.
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
@@ -24,6 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, HydraException, InstantiationException
 from hydra.types import RunMode
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -40,6 +42,8 @@ from rsd.processes import is_first_process
 from rsd.runs import (
     CONFIG_FILE,
     METRICS_FILE,
+    check_free,
+    check_unused,
     config_options,
     is_job_of_sweep,
     open_run,
@@ -47,6 +51,7 @@ from rsd.runs import (
     resumed_folder,
     unused_folder,
 )
+from rsd.settings import require_device
 
 ERROR_FILE = "error.log"
 # A command that makes what a message misses
@@ -58,6 +63,9 @@ REPEATED = ("model", "quantizer", "data", "chunk", "paths")  # what such a comma
 SERVE = "scripts/serve_policy.py"
 USED_AGAIN = ("data", "chunk", "paths", "model")  # what the command that uses an export takes over, of what was typed
 OF_THE_START = ("data", "model", "model.name", "model.backbone.checkpoint", "model.backbone.hub_id")  # but not these
+
+
+RUNS = ("train", "eval")  # commands whose folder is a run's
 
 
 class JobError(CompactHydraException):
@@ -86,8 +94,9 @@ def in_one_line(error: BaseException) -> str:
     if isinstance(error, RSDError):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:  # some of Hydra's are of this kind, and without it
-        file = f"{error.filename}: " if error.filename is not None else ""
-        return f"{file}{error.strerror}; make room, or choose a folder that can be written"
+        file = error.filename if error.filename is not None else _output_dir()
+        remedy = "see who removes it" if error.errno == errno.ENOENT else "make room"
+        return f"{file}: {error.strerror}; {remedy}, or choose a folder that can be written"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     return " ".join(" ".join(str(one).split()) for one in (error, cause) if one is not None)
 
@@ -151,10 +160,15 @@ def _told(error: BaseException) -> BaseException:
     return error
 
 
+def _output_dir() -> str:
+    """Where the command writes, as far as that is known yet."""
+    return HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else "the folder of the run"
+
+
 def _how_to_go_on() -> str:
     """End of a line about a run that was broken off; empty where there is nothing to resume."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    return f"; continue with resume={run_dir}" if (run_dir / CONFIG_FILE).is_file() else ""
+    return f"; continue with {shlex.quote(f'resume={run_dir}')}" if (run_dir / CONFIG_FILE).is_file() else ""
 
 
 def _keep_traceback(raised: Exception) -> str:
@@ -208,9 +222,14 @@ def run(main: Callable[[], Any], config: Path) -> None:
         try:
             if (stored := resumed_folder(sys.argv[1:])) is not None:
                 check_stored(stored, config, sys.argv[1:])
+                check_free(stored)  # before Hydra writes there
             expanded = resume_arguments(sys.argv[1:])
             check_command(sys.argv[1:], config)
-            sys.argv[1:] = [quoted(one) for one in expanded]
+            if stored is None and config.stem in RUNS:
+                for folder in typed_folder(sys.argv[1:]):
+                    check_unused(folder)
+            is_sweep = bool({"-m", "--multirun"} & set(expanded))
+            sys.argv[1:] = [quoted(one, is_sweep) for one in expanded]
             check_sweep(sys.argv[1:])
             check_choices(config, sys.argv[1:])
         except (RSDError, HydraException) as error:
@@ -226,6 +245,12 @@ def run(main: Callable[[], Any], config: Path) -> None:
             sys.exit(f"error: {in_one_line(error)}")
         traceback.print_exc()
         sys.exit(1)
+
+
+def typed_folder(arguments: Sequence[str]) -> list[Path]:
+    """The folder that hydra.run.dir= names as it stands; none where it is not typed, or made of other keys."""
+    typed = [one.partition("=")[2].strip("'\"") for one in arguments if one.lstrip("+").startswith("hydra.run.dir=")]
+    return [Path(one) for one in typed[-1:] if "${" not in one]
 
 
 def check_command(arguments: Sequence[str], config: Path) -> None:
@@ -244,7 +269,8 @@ def check_command(arguments: Sequence[str], config: Path) -> None:
     made_by = "train" if "phase" in OmegaConf.load(stored) else "eval"
     if config.stem != made_by:
         raise SettingError(
-            f"{stored.parent} is a run of {made_by}.py; continue it with python {made_by}.py resume={given[-1]}"
+            f"{stored.parent} is a run of {made_by}.py; continue it with python {made_by}.py "
+            + shlex.quote(f"resume={given[-1]}")
         )
 
 
@@ -268,6 +294,38 @@ def begin_run(cfg: DictConfig, reads: Mapping[str, Any], found: dict[str, Any] |
     run_dir = open_run(cfg, hydra_cfg, found=found)
     keep_inputs(run_dir, read, resumed=cfg.resume is not None)
     return run_dir
+
+
+def require_devices(cfg: DictConfig) -> None:
+    """See that this machine has what a training asks for.
+
+    Raises:
+        SettingError: it has not.
+    """
+    import torch
+
+    require_device(cfg.device)
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise SettingError(
+            f"trainer.accelerator is {cfg.trainer.accelerator!r}, but torch sees no GPU here; set trainer=cpu, or "
+            "install its CUDA build and a driver"
+        )
+
+
+def make_trainer(cfg: DictConfig, **parts: Any) -> Any:
+    """Lightning's trainer as configured.
+
+    Raises:
+        SettingError: Lightning does not take these settings together, or this machine lacks what they need.
+    """
+    try:
+        return instantiate(cfg.trainer, **parts)
+    except InstantiationException as error:
+        line = " ".join(str(error.__cause__ or error).split())
+        raise SettingError(
+            f"trainer cannot be made: {line}; set trainer.accelerator, devices, strategy and precision to what fits "
+            "together, or leave them as trainer=cpu, gpu or gpus has them"
+        ) from error
 
 
 def publish_run(checkpoint: Path, name: Path) -> Path:

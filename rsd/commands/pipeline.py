@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def run_step(step: Step, root: Path, limit_s: float | None = None) -> None:
     if step.finished is not None:
         started = (folder / CONFIG_FILE).is_file()
         command.append(f"resume={folder}" if started else f"hydra.run.dir={folder}")
-    print(f"\n$ python {' '.join(command[1:])}", flush=True)
+    print(f"\n$ python {shlex.join(command[1:])}", flush=True)
     with subprocess.Popen(command, preexec_fn=_ending_with(os.getpid())) as process:
         try:
             code = process.wait(limit_s)

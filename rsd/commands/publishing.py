@@ -46,6 +46,25 @@ class Offer:
         return self.name.is_symlink() and self.name.resolve() == self.checkpoint.resolve()
 
 
+def check_publishable(name: Path) -> None:
+    """See, before there is anything to publish, that it can be.
+
+    Raises:
+        PublishError: see `publish`.
+    """
+    try:
+        name.parent.mkdir(parents=True, exist_ok=True)
+        taken = name.exists() and not name.is_symlink()
+    except OSError as error:
+        raise PublishError(f"{name} cannot be made: {error.strerror}; set paths.checkpoints") from error
+    if taken:
+        raise PublishError(
+            f"{name} is a folder of its own, not a link to a run; move it away, or set paths.checkpoints"
+        )
+    if not os.access(name.parent, os.W_OK | os.X_OK):
+        raise PublishError(f"nothing can be written to {name.parent}; set paths.checkpoints")
+
+
 def publish(folder: Path, name: Path) -> None:
     """Point `name` (a symbolic link) at a run's checkpoint folder, where the next phase looks for it.
 

@@ -1,4 +1,4 @@
-"""Values that Hydra's grammar stumbles over: folders with = or with letters outside ASCII, put in quotes for it."""
+"""Values that Hydra's grammar stumbles over: folders with =, a comma or letters outside ASCII, in quotes for it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 
-def quoted(argument: str) -> str:
-    """The argument, its value in quotes where Hydra can read it only so; one that is wrong anyway as it is."""
+def quoted(argument: str, is_sweep: bool = False) -> str:
+    """The argument, its value in quotes where Hydra can read it only so; one that is wrong anyway as it is.
+
+    Args:
+        is_sweep: Whether commas stand between the values of a multirun; else they are part of a path.
+    """
     key, equals, value = argument.partition("=")
-    if argument.startswith("-") or not equals or _is_readable(argument):
+    is_path = not is_sweep and "," in value and "/" in value
+    if argument.startswith("-") or not equals or (_is_readable(argument) and not is_path):
         return argument
     in_quotes = f"{key}=" + "'" + value.replace("'", "\\'") + "'"
-    is_text = not value.startswith(("[", "{", "'", '"')) and "," not in value
+    is_text = not value.startswith(("[", "{", "'", '"')) and ("," not in value or is_path)
     return in_quotes if is_text and _is_readable(in_quotes) else argument
 
 

@@ -17,40 +17,72 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rsd.errors import SettingError
 from rsd.settings import (
+    ChunkLength,
     Count,
     Depth,
     Device,
     Finite,
+    Fraction,
     Length,
+    Made,
     Natural,
     NotNegative,
-    Positive,
+    Point,
     Processes,
     Range,
     Seed,
+    Text,
+    Views,
     Width,
     hints,
     require,
 )
+from rsd.silence import LONGEST_S
 
 PACKAGE = "rsd."
-Point = Count | Literal["head"] | str
 TASK_IDS = Annotated[list[Natural], Length()] | None
+KEYS_INSIDE = dict[str, Any]
+GROUPS = ("paths", "data", "env", "protocol", "model", "quantizer", "draft", "target", "decoding", "visual_tokens")
+SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+Ratio = Annotated[float, Range(0, 64, above=True)]
 VIT = {
     "patch_size": Width,
     "embed_dim": Width,
     "depth": Depth,
     "num_heads": Depth,
-    "mlp_ratio": Positive,
-    "reg_tokens": Natural,
+    "mlp_ratio": Ratio,
+    "reg_tokens": Annotated[int, Range(0, 1024)],
     "layer_scale": bool,
     "attention_pool": bool,
 }
+LLM = {
+    "hidden_size": Width,
+    "intermediate_size": Width,
+    "num_hidden_layers": Depth,
+    "num_attention_heads": Depth,
+    "num_key_value_heads": Depth,
+    "initializer_range": Fraction,
+}
+CONV = {name: Width for name in ("width", "num_keypoints", "feature_dim")}
+ARCHITECTURE: dict[str, Any] = {
+    "architecture": KEYS_INSIDE | None,
+    "architecture.learned_slots": bool,
+    **{
+        f"architecture.{part}{name}": one
+        for part, inside in (("dino", VIT), ("siglip", VIT), ("llm", LLM), ("conv", CONV))
+        for name, one in {"": KEYS_INSIDE, **{f".{name}": one for name, one in inside.items()}}.items()
+    },
+}
+GRIPPER = {"open": Finite, "closed": Finite, "between": bool, "moves": bool}
+THRESHOLD = float | Literal["inf", "-inf"]
+OFFERS: dict[str, Any] = {"": KEYS_INSIDE, ".views": Views, ".proprio_dim": Count, ".action_dim": Count}
 # Key to what may stand there; a command holds those that it has
 KEYS: dict[str, Any] = {
+    **dict.fromkeys((*GROUPS, "phase"), KEYS_INSIDE),
+    **{f"{group}.name": Text for group in (*GROUPS, "phase", "decoding.full")},
+    "chunk": ChunkLength,
     "seed": Seed,
     "device": Device | Annotated[list[Device], Length()],
-    "layers": Annotated[list[Point], Length()],
     "tasks": TASK_IDS,
     "num_trials": Count,
     "num_episodes": Count,
@@ -61,61 +93,103 @@ KEYS: dict[str, Any] = {
     "num_workers": Processes,
     "max_batch": Count,
     "policy_threads": Processes,
+    "simulator_timeout_s": Annotated[float, Range(0, LONGEST_S, above=True)],
     "render_devices": Annotated[list[Natural], Length()] | None,
     "video_every_step": bool,
     "dry_run": bool,
     "quick": bool,
     "simulator": bool,
-    "host": str,
+    "host": Text,
     "port": Annotated[int, Range(0, 65535)],
-    **{f"paths.{name}": str for name in ("root", "data", "cache", "checkpoints", "runs")},
-    **{f"data.{name}": str for name in ("suite", "name", "unnorm_key", "root", "version")},
+    "origins": list[str],
+    "resume": Text | None,
+    "policy": Text | None,
+    **{name: Made | None for name in ("ablation", "stopping", "hidden_states")},
+    **{name: Made for name in ("logger", "trainer", "plan", "cache", "reader", "recipe", "composed")},
+    "check": Made | None,
+    "logger.project": Text,
+    **{f"paths.{name}": Text for name in ("root", "data", "cache", "checkpoints", "runs")},
+    **{f"paths.{name}": Text for name in ("base", "tokenizer", "head", "draft", "scorer")},
+    **{f"data.{name}": Text for name in ("suite", "unnorm_key", "root", "version", "language")},
     "data.suites": Annotated[list[str], Length()],
-    "protocol.name": str,
+    "data.bounds": Literal["quantiles", "extremes"],
+    "data.gripper": Made | None,
+    **{f"data.gripper.{name}": one for name, one in GRIPPER.items()},
     "protocol.version": Count,
     "protocol.num_trials": Count,
     "protocol.num_wait_steps": Natural,
     "protocol.waiting_action": list[Finite],
+    "protocol.max_steps": KEYS_INSIDE,
+    **{f"protocol.max_steps.{suite}": Count for suite in SUITES},
     "protocol.image_size": Width,
     "protocol.rotate_images": bool,
     "protocol.seed": Seed,
     "protocol.num_open_loop_steps": Count,
     "protocol.clip_actions": bool,
+    **{f"env.{name}": Made for name in ("check", "tasks", "make")},
+    "env.suite": Text,
+    "env.variant": Text | None,
+    "env.allow_mujoco_version": Text | None,
+    "env.score_versions": list[str],
     "env.num_tasks": Count,
     "env.num_init_states": Count,
     "env.max_steps": Count,
     "env.image_size": Width,
-    "env.offers.views": Annotated[list[str], Length()],
-    "env.offers.proprio_dim": Count,
-    "env.offers.action_dim": Count,
+    **{f"{place}{name}": one for place in ("env.offers", "offers") for name, one in OFFERS.items()},
+    "plan.allowed_versions.mujoco": Text | None,
+    "decoding.decode": Made,
     "decoding.decode.num_draft_stages": Depth | None,
+    "decoding.full": KEYS_INSIDE,
+    "decoding.full.decode": Made,
+    **{f"decoding.{where}.gate.threshold": THRESHOLD for where in ("decode", "full.decode")},
+    "demonstrator": KEYS_INSIDE,
     "demonstrator.keep": Annotated[list[Literal["success", "failure"]], Length()],
+    "demonstrator.make": Made,
+    "demonstrator.lead": Made | None,
+    **{f"demonstrator.{who}.make_policy": Made for who in ("make", "lead")},
+    "recipe.store_picture.path": Text,
     "quantizer.num_stages": Depth,
     "quantizer.max_steps": Natural,
+    "quantizer.tokenizer": Made,
+    "target.checkpoint": Text | None,
+    "visual_tokens.num_tokens": Count | None,
+    "visual_tokens.seed": Seed,
+    "visual_tokens.checkpoint": Text,
+    "visual_tokens.suffix": str,
+    "visual_tokens.typed": str,
+    "visual_tokens.select": Made,
+    "draft.part": Text | None,
     "draft.num_stages": Depth | None,
     "draft.layer": Point | None,
     "draft.width": Width | None,
     "draft.num_layers": Depth | None,
     "draft.num_heads": Depth | None,
+    "draft.control": Made | None,
+    "draft.image_size": Width,
     "model.image_size": Width,
     "model.draft_layer": Point,
     "model.head_layer": Point,
-    "model.architecture.learned_slots": bool,
-    **{f"model.architecture.{tower}.{name}": one for tower in ("dino", "siglip") for name, one in VIT.items()},
-    **{f"model.architecture.conv.{name}": Width for name in ("width", "num_keypoints", "feature_dim")},
-    "model.architecture.llm.hidden_size": Width,
-    "model.architecture.llm.intermediate_size": Width,
-    "model.architecture.llm.num_hidden_layers": Depth,
-    "model.architecture.llm.num_attention_heads": Depth,
-    "model.architecture.llm.num_key_value_heads": Depth,
-    "model.architecture.llm.initializer_range": Positive,
+    "model.backbone": Made,
+    **{f"{group}.{name}": one for group in ("model", "draft") for name, one in ARCHITECTURE.items()},
+    "layers": Annotated[list[Point], Length()],
+    "phase.check": Made | list[Made] | None,
     "phase.max_steps": Natural,
+    "phase.checkpoint": Text,
+    "phase.used_by": Text,
     "phase.shown": list[str],
-    "trainer.devices": Annotated[int, Range(1, 1024)] | Literal[-1, "auto"] | list[Natural],
-    "trainer.max_epochs": Literal[-1] | Natural,
+    "phase.reads": KEYS_INSIDE | None,
+    **{f"phase.reads.{name}": Text | None for name in ("data", "base", "tokenizer")},
+    "phase.module": Made | None,
+    "phase.module.layer": Point,
+    "phase.datamodule": Made | None,
+    "trainer.accelerator": Literal["cpu", "gpu", "cuda", "auto"],
+    "trainer.devices": Annotated[int, Range(1, 1024)] | Literal[-1, "auto"] | Annotated[list[Natural], Length()],
+    "trainer.strategy": Text,
+    "trainer.precision": Literal["32-true", "bf16-mixed", "16-mixed"],
+    "trainer.max_epochs": Literal[-1] | Count,
     "trainer.max_steps": Natural,
     "trainer.val_check_interval": Count,
-    "trainer.check_val_every_n_epoch": Count | None,
+    "trainer.check_val_every_n_epoch": None,  # val_every counts steps
     "trainer.num_sanity_val_steps": Natural,
     "trainer.log_every_n_steps": Count,
     "trainer.gradient_clip_val": NotNegative | None,
@@ -127,60 +201,72 @@ KEYS: dict[str, Any] = {
 }
 
 
-def check_settings(cfg: DictConfig, unread: tuple[str, ...] = ()) -> None:
+def check_settings(cfg: DictConfig) -> None:
     """Hold the values of a configuration to the table, and the arguments of what it makes to their annotations.
 
     Values that cannot be told yet (required, or interpolated from what this command lacks) are left to their reader.
 
-    Args:
-        unread: Groups that the command may never come to read, and whose code takes seconds to import.
-
     Raises:
         SettingError: a value does not fit, or a node has a key that its constructor lacks.
+    """
+    for node, name, annotation in held(cfg):
+        _check_entry(node, name, annotation)
+
+
+def held(cfg: DictConfig) -> Iterator[tuple[DictConfig, str, Any]]:
+    """Every node and name in it whose value is held to something, and to what.
+
+    Raises:
+        SettingError: a node has a key that its constructor lacks.
     """
     for key, annotation in KEYS.items():
         parent, _, name = key.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
         if isinstance(node, DictConfig) and name in node:
-            _check_entry(node, name, annotation)
-    for node in _nodes(cfg, unread):
+            yield node, name, annotation
+    if isinstance(devices := cfg.get("device"), ListConfig) and len(devices) > 0:
+        cfg = cast("DictConfig", OmegaConf.merge(cfg, {"device": devices[0]}))  # each has a copy of what is made
+    for node in _nodes(cfg):
         target = node._target_
         if isinstance(target, str) and target.startswith(PACKAGE):
-            _check_node(node, get_object(target))
+            yield from ((node, name, one) for name, one in _read_by(node, _imported(node, target)).items())
 
 
-def _nodes(node: Any, unread: tuple[str, ...] = ()) -> Iterator[DictConfig]:
+def _nodes(node: Any) -> Iterator[DictConfig]:
     """Nodes with a `_target_`, each at the place where it stands."""
-    if isinstance(node, DictConfig):
-        if "_target_" in node:
-            yield node
-        inside: list[Any] = [name for name in node if name not in unread]
-    elif isinstance(node, ListConfig):
-        inside = list(range(len(node)))
-    else:
+    if not OmegaConf.is_config(node) or node._is_none() or node._is_missing():
         return
-    if not node._is_none() and not node._is_missing():
-        for name in inside:
-            if not OmegaConf.is_interpolation(node, name) and not OmegaConf.is_missing(node, name):
-                yield from _nodes(node[name])
+    if "_target_" in node:
+        yield node
+    names: list[Any] = list(node) if isinstance(node, DictConfig) else list(range(len(node)))
+    for name in names:
+        if not OmegaConf.is_interpolation(node, name) and not OmegaConf.is_missing(node, name):
+            yield from _nodes(node[name])
 
 
-def _check_node(node: DictConfig, made: Callable[..., Any]) -> None:
+def _imported(node: DictConfig, target: str) -> Callable[..., Any]:
+    try:
+        return get_object(target)
+    except (ImportError, ValueError) as error:
+        raise SettingError(f"{node._get_full_key('_target_')} is {target!r}, which cannot be had: {error}") from error
+
+
+def _read_by(node: DictConfig, made: Callable[..., Any]) -> dict[str, Any]:
+    """Annotations of the arguments that a node gives."""
     annotations, names = arguments(made)
     given = [str(name) for name in node if not str(name).startswith("_")]
     unknown = [name for name in given if names and name not in names]
     if unknown:
         where = f"{node._get_full_key(None)}.{unknown[0]}"
         raise SettingError(f"{where} is given, but {node._target_} does not take it; it takes {', '.join(names)}")
-    for name in given:
-        if name in annotations:
-            _check_entry(node, name, annotations[name])
+    return {name: annotations[name] for name in given if name in annotations}
 
 
 def arguments(made: Callable[..., Any]) -> tuple[dict[str, Any], list[str]]:
     """Annotations by argument of a `checked` function or constructor, and the names of all its arguments.
 
-    A constructor with `**common` takes those of the class above it, too. Neither where nothing is checked.
+    A constructor with `**common` takes those of the class above it, too. Neither where nothing is checked,
+    and no names where it takes any.
     """
     functions = [made]
     if isinstance(made, type):
@@ -192,6 +278,8 @@ def arguments(made: Callable[..., Any]) -> tuple[dict[str, Any], list[str]]:
         annotations |= hints(function)
     if not annotations:
         return {}, []
+    if _takes_more(functions[-1]):
+        return annotations, []
     parameters = [one for function in functions for one in inspect.signature(function).parameters.values()]
     names = [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     return annotations, sorted({*names} - {"self"})

@@ -18,6 +18,7 @@ from rsd.data.datasets import FrameDataset
 from rsd.data.resident_frames import ResidentFrameDataModule
 from rsd.data.shuffle import Fetch
 from rsd.points import point_names
+from rsd.settings import Point, checked
 from rsd.space import Space
 
 
@@ -30,7 +31,8 @@ class DistilledFrameDataModule(ResidentFrameDataModule):
         common: See FrameDataModule.
     """
 
-    def __init__(self, *, cache: Callable[..., CacheReader], points: Sequence[int | str] = (), **common: Any) -> None:
+    @checked
+    def __init__(self, *, cache: Callable[..., CacheReader], points: Sequence[Point] = (), **common: Any) -> None:
         super().__init__(**common)
         self._open_cache, self.points = cache, point_names(points)
 

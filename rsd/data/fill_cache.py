@@ -38,7 +38,7 @@ from rsd.differences import differences
 from rsd.points import point_names
 from rsd.processes import say
 from rsd.progress import track
-from rsd.settings import Count, LoaderProcesses, checked
+from rsd.settings import Count, LoaderProcesses, Point, Share, Text, checked
 from rsd.space import Space
 from rsd.types import BaseModel, Frame, Inputs, Observation, ReadsInstructions
 
@@ -242,10 +242,10 @@ def write_cache(
 def ensure_cache(
     *,
     root: Path,
-    name: str,
+    name: Text,
     base: Callable[[], BaseModel],
     dataset: Callable[[], MeasuredFrames],
-    points: Sequence[Count | str],
+    points: Sequence[Point],
     batch_size: Count,
     shard_mb: Count,
     command: str,
@@ -253,7 +253,7 @@ def ensure_cache(
     outline: Callable[[], BaseModel] | None = None,
     directory: Path | None = None,
     bounds: str | None = None,
-    max_clipped: float = 1.0,
+    max_clipped: Share = 1.0,
     provenance: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = say,
 ) -> CacheReader:

@@ -19,7 +19,7 @@ from rsd.data.cache import GIGABYTE, CacheError, CacheReader
 from rsd.data.datasets import split_episodes
 from rsd.data.shuffle import ShuffledLoader, batch_loader, ranks
 from rsd.points import point_names
-from rsd.settings import Count, Length, LoaderProcesses, NotNegative, Seed, checked
+from rsd.settings import Count, Length, LoaderProcesses, NotNegative, Point, Seed, checked
 from rsd.space import Space
 from rsd.types import HiddenStateBatch
 
@@ -80,7 +80,7 @@ class HiddenStateDataModule(LightningDataModule):
         self,
         *,
         cache: Callable[..., CacheReader],
-        points: Annotated[Sequence[Count | str], Length()],
+        points: Annotated[Sequence[Point], Length()],
         batch_size: Count,
         seed: Seed,
         num_workers: LoaderProcesses = 0,

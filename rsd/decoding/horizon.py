@@ -84,3 +84,15 @@ class FixedHorizon(_Horizon):
         if not 1 <= self.num_steps <= chunk_length:
             raise SettingError(f"num_steps {self.num_steps}, expected 1..{chunk_length}, the steps of a chunk")
         return self.num_steps
+
+
+def check_horizon(decoding: Decoding | None, chunk_length: int) -> None:
+    """See that a decoding executes no more steps than its chunks have, before the first one.
+
+    Raises:
+        SettingError: it does.
+    """
+    while decoding is not None:
+        if isinstance(decoding, _Horizon):
+            decoding.steps(chunk_length)
+        decoding = getattr(decoding, "full", None)  # what it stands outside of

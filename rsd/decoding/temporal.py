@@ -19,7 +19,7 @@ from rsd.decoding.early_exit import EarlyExit
 from rsd.decoding.gates import Gate
 from rsd.decoding.past import Past
 from rsd.decoding.sampling import Noise
-from rsd.settings import Count, checked
+from rsd.settings import Count, Depth, checked
 from rsd.stages import StageLogits
 from rsd.types import Code
 from rsd.work import Work
@@ -39,7 +39,7 @@ class Temporal:
 
     gate: Gate
     full: Decoding
-    num_draft_stages: int | None
+    num_draft_stages: Depth | None
     max_unverified: Count
 
     def __post_init__(self) -> None:

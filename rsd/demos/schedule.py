@@ -7,6 +7,7 @@ only while its task still needs an episode, so the episodes in the end do not de
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -66,10 +67,19 @@ def share_out(num_episodes: int, stored: dict[int, int]) -> dict[int, int]:
         num_episodes: How many there shall be in the end, over all tasks of `stored`.
         stored: Task id to episodes that exist.
     """
-    counts = dict(stored)
-    for _ in range(num_episodes - sum(stored.values())):
-        counts[min(counts, key=lambda task: (counts[task], task))] += 1
-    return {task: counts[task] - stored[task] for task in stored}
+    missing = max(0, num_episodes - sum(stored.values()))
+
+    def up_to(level: int) -> int:
+        return sum(max(0, level - count) for count in stored.values())
+
+    level = bisect.bisect_right(range(missing + max(stored.values()) + 1), missing, key=up_to) - 1
+    left = missing - up_to(level)
+    shares = {}
+    for task in sorted(stored):
+        more = 1 if left > 0 and stored[task] <= level else 0
+        shares[task] = max(0, level - stored[task]) + more
+        left -= more
+    return {task: shares[task] for task in stored}
 
 
 class Schedule:

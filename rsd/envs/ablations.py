@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from rsd.envs.suites import load_task
-from rsd.settings import Count, checked
+from rsd.settings import Count, Natural, checked
 from rsd.types import Env, Observation, Step, Task
 
 
@@ -24,7 +24,8 @@ class Ablated:
         task_id: Which task.
     """
 
-    def __init__(self, *, make: Callable[..., Env], task_id: int) -> None:
+    @checked
+    def __init__(self, *, make: Callable[..., Env], task_id: Natural) -> None:
         self.env = make(task_id=task_id)
 
     @property
@@ -80,7 +81,7 @@ class OtherInstruction(Ablated):
     """
 
     @checked
-    def __init__(self, *, make: Callable[..., Env], task_id: int, num_tasks: Count) -> None:
+    def __init__(self, *, make: Callable[..., Env], task_id: Natural, num_tasks: Count) -> None:
         super().__init__(make=make, task_id=task_id)
         self._shown = load_task(self.task.suite, (task_id + 1) % num_tasks).instruction
 

@@ -21,6 +21,7 @@ from rsd.evaluation.plan import PlanError, PlannedEpisode
 from rsd.evaluation.results import (
     CRASHED_FILE,
     RESULTS_FILE,
+    ResultsError,
     append_result,
     episode_id,
     read_results,
@@ -30,6 +31,7 @@ from rsd.evaluation.results import (
 from rsd.evaluation.rollout import Episode
 from rsd.evaluation.trace import write_trace
 from rsd.evaluation.video import VideoError, check_ffmpeg, write_video
+from rsd.runs import resume_command
 from rsd.silence import patience, simulator_turn
 from rsd.types import Env, EpisodeResult, Policy
 
@@ -90,6 +92,21 @@ def check_no_crash(num_errors: int, num_planned: int, run_dir: Path) -> None:
     """
     if num_errors:
         raise CrashedEpisodesError(f"{num_errors} of {num_planned} episodes crashed; see {run_dir / ERRORS_FILE}")
+
+
+def check_all_kept(run_dir: Path, num_planned: int) -> None:
+    """See that a run that has ended has all of its planned episodes on disk.
+
+    Raises:
+        ResultsError: lines, or the whole folder, were removed in the meantime.
+    """
+    path = run_dir / RESULTS_FILE
+    kept = len(read_results(path)[0]) if path.exists() else 0
+    if kept < num_planned:
+        raise ResultsError(
+            f"{path} holds {kept} of the {num_planned} planned episodes; the others were removed from it while the run "
+            f"went on. Make them again with: {resume_command(run_dir)}"
+        )
 
 
 def evaluate(

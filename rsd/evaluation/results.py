@@ -46,6 +46,11 @@ def append_result(path: Path, result: EpisodeResult) -> None:
                 raise OSError(f"only {written} of {len(line)} bytes were written; the disk is probably full")
             os.fsync(file.fileno())
     except OSError as error:
+        if not path.parent.is_dir():
+            raise ResultsError(
+                f"cannot write {path}: its folder was removed while the run went on, and what was in it is gone; start "
+                "anew, without resume"
+            ) from error
         if path.exists():
             os.truncate(path, size)
         raise ResultsError(

@@ -16,7 +16,7 @@ from rsd.models.openvla.loading import load_own
 from rsd.points import point_name
 from rsd.policy.contract import PolicyError
 from rsd.policy.policy import Tokens, VLAPolicy
-from rsd.settings import Device, Processes, checked, require_device
+from rsd.settings import Device, Point, Processes, checked, require_device
 from rsd.stages import Absent, BaseChunk, Binder, HeadAt, OwnLook
 from rsd.stages.files import EYES, load_stage_head
 from rsd.tokenizer import ActionTokenizer, load_tokenizer
@@ -26,6 +26,7 @@ MICRO = "python train.py phase=draft draft=micro"
 REMEDY = "or ask for fewer (decoding.decode.num_draft_stages, quantizer)"
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
     """Folders of what a decoding over tokens may need; only those that it needs are opened.
@@ -41,7 +42,7 @@ class Checkpoints:
     tokenizer: Path | str | None = None
     head: Path | str | None = None
     draft: Path | str | None = None
-    draft_point: int | str | None = None
+    draft_point: Point | None = None
     control: Callable[[ActionTokenizer], Binder] | None = None
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rsd.decoding import Decoding, Noise
+from rsd.decoding.horizon import check_horizon
 from rsd.decoding.past import Past
 from rsd.policy.contract import IOContract, PolicyError
 from rsd.queue import Queue
@@ -50,6 +51,7 @@ class VLAPolicy:
 
     Raises:
         PolicyError: the tokenizer's chunk is not the base model's, or num_open_loop_steps is out of range.
+        SettingError: the decoding executes more steps than a chunk has.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class VLAPolicy:
         spec = base.spec
         if type(num_open_loop_steps) is not int or not 1 <= num_open_loop_steps <= spec.chunk_length:
             raise PolicyError(f"num_open_loop_steps {num_open_loop_steps}, expected 1..{spec.chunk_length}")
+        check_horizon(decoding, spec.chunk_length)
         self.base, self.decoding, self.tokens = base, decoding, tokens
         self.num_open_loop_steps = num_open_loop_steps
         self.device = device

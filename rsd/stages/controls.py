@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rsd.errors import SettingError
+from rsd.settings import checked
 from rsd.stages.base_chunk import BaseChunk
 from rsd.tokenizer import ActionTokenizer
 from rsd.types import CodeShape, Pass, Request
@@ -57,6 +58,7 @@ def _generator(seed: int, stage: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed + stage * 0x9E3779B97F4A7C15) % 2**63)
 
 
+@checked
 def refuse_training(name: str, **_: object) -> None:
     """Raise SettingError: a control has nothing to train."""
     raise SettingError(f"draft={name} is a control, and there is nothing to train; train draft=early or draft=micro")

@@ -14,6 +14,7 @@ from typing import Any
 import pytorch_lightning.loggers
 
 from rsd.errors import RSDError, SettingError
+from rsd.settings import Text, checked
 
 MODES = ("offline", "online", "disabled")
 
@@ -63,7 +64,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             here and not at the first figure.
     """
 
-    def __init__(self, *, run_dir: Path, project: str, mode: str) -> None:
+    @checked
+    def __init__(self, *, run_dir: Path, project: Text, mode: str) -> None:
         if mode not in MODES:
             raise SettingError(f"logger.mode is {mode!r}, expected one of {list(MODES)}; it is WANDB_MODE's, where set")
         try:

@@ -8,7 +8,6 @@ are worth most on frames that the policy visits itself (demonstrator=policy).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from rsd.images import augment, center_crop
 from rsd.models.openvla.loading import save_base
 from rsd.models.openvla.segments import l1_head
 from rsd.points import HEAD
+from rsd.settings import ChunkLength, NotNegative, Share, Views, Width, checked
 from rsd.stages import StageHead
 from rsd.stages.files import EYES
 from rsd.training.given import DistilledBatch, distilled_frames_of
@@ -47,18 +47,19 @@ class MicroModule(StageHeadModule):
         SettingError: another layer or other labels than the base model's, or more than MAX_PARAMETERS.
     """
 
+    @checked
     def __init__(
         self,
         *,
         architecture: dict[str, Any],
-        image_size: int,
-        views: Sequence[str],
+        image_size: Width,
+        views: Views,
         use_proprio: bool,
-        chunk_length: int,
+        chunk_length: ChunkLength,
         image_augmentation: bool,
-        proprio_dropout: float,
-        number_weight: float,
-        weight_decay: float,
+        proprio_dropout: Share,
+        number_weight: NotNegative,
+        weight_decay: NotNegative,
         **head: Any,
     ) -> None:
         super().__init__(**head)

@@ -12,7 +12,7 @@ tokens what the base model says in numbers, and a draft guesses what that target
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule
@@ -23,7 +23,7 @@ from rsd.checkpoint import CheckpointError
 from rsd.decoding import DRAFT, DepthAR, Noise
 from rsd.errors import SettingError
 from rsd.points import point_name
-from rsd.settings import Count, Depth, Positive, Seed, Share, Width, checked
+from rsd.settings import Depth, Point, Positive, Seed, Share, Width, checked
 from rsd.space import Space
 from rsd.stages import Absent, HeadLogits, StageHead
 from rsd.stages.base_chunk import executed
@@ -34,6 +34,7 @@ from rsd.training.calibration import stage_report
 from rsd.training.given import hidden_states_of
 from rsd.training.plots import plot_stages
 from rsd.training.randomness import step_generator
+from rsd.training.steps import one_cycle
 from rsd.types import HiddenStateBatch
 
 
@@ -91,10 +92,10 @@ class StageHeadModule(LightningModule):
     def __init__(
         self,
         *,
-        kind: str,
+        kind: Literal["head", "draft"],
         tokenizer: ActionTokenizer,
         tokenizer_checkpoint: str,
-        layer: Count | str,
+        layer: Point,
         num_stages: Depth | None,
         width: Width,
         num_layers: Depth,
@@ -215,8 +216,7 @@ class StageHeadModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = torch.optim.AdamW(self.trained(), lr=self.learning_rate)
-        steps = max(1, self.trainer.max_steps)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=0.1)
+        schedule = one_cycle(optimizer, self.learning_rate, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def trained(self) -> list[dict[str, Any]]:

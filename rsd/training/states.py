@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from rsd.checkpoint import write_pickled
 from rsd.errors import RSDError
 from rsd.files import TEMPORARY, WriteError, sync_directory
 from rsd.processes import say
@@ -40,10 +41,7 @@ class States(TorchCheckpointIO):
         temporary = path.with_name(path.name + TEMPORARY)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
+            write_pickled(checkpoint, temporary)
             if path.exists():
                 os.replace(path, path.with_name(PREVIOUS))
             os.replace(temporary, path)

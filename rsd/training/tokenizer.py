@@ -18,6 +18,7 @@ from rsd.tokenizer.report import codec_report
 from rsd.training.given import chunks_of
 from rsd.training.plots import plot_codec
 from rsd.training.randomness import step_generator
+from rsd.training.steps import one_cycle
 from rsd.types import ChunkBatch
 
 
@@ -50,6 +51,12 @@ class TokenizerModule(LightningModule):
                     f"{type(self.tokenizer).__name__} is fitted, not trained; it has no weights for "
                     f"{self.trainer.max_steps} steps; set quantizer.max_steps=0"
                 )
+            shape, found = self.tokenizer.code_shape, tuple(datamodule.train.actions.shape[1:])
+            if found != (shape.chunk_length, shape.action_dim):
+                raise SettingError(
+                    f"quantizer.tokenizer has chunks of (chunk_length, action_dim) = "
+                    f"({shape.chunk_length}, {shape.action_dim}), those of the data set are {found}; set both to that"
+                )
             self.tokenizer.fit(self._normalized(datamodule.train.actions))
 
     def _normalized(self, actions: Tensor) -> Tensor:
@@ -81,8 +88,7 @@ class TokenizerModule(LightningModule):
         if not trainable:
             return None
         optimizer = torch.optim.AdamW(trainable, lr=self.learning_rate, weight_decay=0.0)
-        steps = max(1, self.trainer.max_steps)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=0.1)
+        schedule = one_cycle(optimizer, self.learning_rate, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, Any]:

@@ -31,8 +31,10 @@ from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.model import Choose, select
 from rsd.models.openvla.segments import PARALLEL_HEADS, Tensors, given
 from rsd.models.openvla.visual_tokens import Grid, Random, Scorer, VisualTokens, highest, save_scorer
+from rsd.settings import Count, NotNegative, Positive, Seed, Width, checked
 from rsd.training.given import FrameBatch, frames_of
 from rsd.training.randomness import step_generator
+from rsd.training.steps import one_cycle
 
 NUM_RANDOM = 3  # seeds of the random selection that the scorer is held against
 LEARNED = "learned"
@@ -72,17 +74,18 @@ class VisualTokensModule(LightningModule):
 
     scorer: Scorer
 
+    @checked
     def __init__(
         self,
         *,
         selection: str,
-        num_tokens: int | None,
-        hidden: int,
-        learning_rate: float,
-        first_temperature: float,
-        last_temperature: float,
-        noise: float,
-        seed: int,
+        num_tokens: Count | None,
+        hidden: Width,
+        learning_rate: Positive,
+        first_temperature: Positive,
+        last_temperature: Positive,
+        noise: NotNegative,
+        seed: Seed,
         base: Callable[[], OpenVLABase],
     ) -> None:
         super().__init__()
@@ -232,8 +235,7 @@ class VisualTokensModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = torch.optim.AdamW(self.scorer.parameters(), lr=self.learning_rate, weight_decay=0.01)
-        steps = max(1, self.trainer.max_steps)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=0.1)
+        schedule = one_cycle(optimizer, self.learning_rate, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, float]:

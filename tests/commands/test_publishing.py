@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from rsd.commands.publishing import Offer, PublishError, publish, read_offer, rivals, write_offer
+from rsd.commands.publishing import Offer, PublishError, check_publishable, publish, read_offer, rivals, write_offer
 from rsd.errors import RSDError
 
 
@@ -64,3 +64,20 @@ def test_offers(tmp_path):
     assert rivals(offers) == [[offers[0], offers[2]], [offers[1]]]
     publish(offers[2].checkpoint, name)
     assert [offer.is_published for offer in offers] == [False, False, True]
+
+
+@pytest.mark.parametrize("taken", ["folder", "file in its place", "links in a circle"])
+def test_what_cannot_be_published_is_said_before_it_is_made(tmp_path, taken):
+    name = tmp_path / "head" / "a"
+    check_publishable(name)
+    check_publishable(name)
+    if taken == "folder":
+        name.mkdir()
+    elif taken == "links in a circle":
+        name = tmp_path / "circle" / "a"
+        name.parent.symlink_to(name.parent)
+    else:
+        name = tmp_path / "file" / "a"
+        name.parent.write_text("")
+    with pytest.raises(PublishError, match=r"a (cannot be made: .*; set paths.checkpoints|is a folder of its own)"):
+        check_publishable(name)

@@ -457,7 +457,7 @@ def test_a_number_of_stages_that_is_not_whole_is_refused(number):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gate": 3}, "gate 3, expected a rule"),
+        ({"gate": 3}, "gate is 3, expected a Gate"),
         ({"gate": {"kind": "L1"}}, r"gate L1\(\), expected a rule"),
         (
             {"full": {"kind": "MeanLogProb", "threshold": 0.0}},

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from rsd.evaluation.evaluate import check_all_kept
 from rsd.evaluation.results import ResultsError, append_result, read_results, set_torn_line_aside
 from rsd.types import EpisodeResult
 
@@ -85,3 +86,20 @@ def test_a_line_that_fits_only_in_part_leaves_the_file_as_it_was(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert path.read_bytes() == whole
+
+
+def test_a_folder_that_was_removed_is_not_called_intact(tmp_path):
+    with pytest.raises(ResultsError, match=r"gone/results\.jsonl: its folder was removed .* start anew"):
+        append_result(tmp_path / "gone" / "results.jsonl", episode(0, 0))
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_episodes_that_are_not_on_disk_any_more_are_named(tmp_path, kept):
+    results = [episode(0, 0), episode(1, 0)]
+    for result in results[:kept]:
+        append_result(tmp_path / "results.jsonl", result)
+    with pytest.raises(ResultsError, match=rf"holds {kept} of the 2 planned episodes; .* resume={tmp_path}"):
+        check_all_kept(tmp_path, 2)
+    for result in results[kept:]:
+        append_result(tmp_path / "results.jsonl", result)
+    check_all_kept(tmp_path, 2)

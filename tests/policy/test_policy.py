@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rsd.checkpoint import CheckpointError
-from rsd.decoding import L1, DepthAR, EarlyExit, Exit, MeanLogProb, Parallel, Speculative
+from rsd.decoding import L1, DepthAR, EarlyExit, Exit, FixedHorizon, MeanLogProb, Parallel, Speculative
+from rsd.errors import SettingError
 from rsd.jpeg import jpeg_round_trip
 from rsd.policy import Checkpoints, PolicyError, assemble
 from rsd.stages.base_chunk import executed
@@ -246,6 +247,10 @@ def test_parts_that_do_not_belong_together_are_refused(base, root, tmp_path):
     for steps in (0, 9):
         with pytest.raises(PolicyError, match=rf"num_open_loop_steps {steps}, expected 1\.\.8"):
             make_policy(base, root, L1(), num_open_loop_steps=steps)
+    horizon = FixedHorizon(full=L1(), num_steps=9)
+    for decoding in (horizon, EarlyExit(gate=MeanLogProb(threshold=0), full=horizon, num_draft_stages=1)):
+        with pytest.raises(SettingError, match=r"num_steps 9, expected 1\.\.8, the steps of a chunk"):
+            make_policy(base, root, decoding)
     save_tokenizer(rfsq(chunk_length=16), tmp_path / "long", {"unnorm_key": UNNORM_KEY})
     with pytest.raises(PolicyError, match=r"the tokenizer's chunk is \(16, 7\), the base model's \(8, 7\)"):
         long = Checkpoints(tokenizer=tmp_path / "long")

@@ -254,6 +254,20 @@ def test_share_out():
     assert share_out(3, {0: 5, 1: 0}) == {0: 0, 1: 0}
 
 
+@pytest.mark.parametrize("num_episodes", range(0, 30))
+def test_shares_are_those_of_one_by_one_to_whoever_has_the_fewest(num_episodes):
+    stored = {4: 2, 0: 5, 7: 0, 2: 2}
+    counts = dict(stored)
+    for _ in range(num_episodes - sum(stored.values())):
+        counts[min(counts, key=lambda task: (counts[task], task))] += 1
+    assert share_out(num_episodes, stored) == {task: counts[task] - stored[task] for task in stored}
+
+
+def test_a_number_that_cannot_be_made_is_shared_out_at_once():
+    """And check_space then says that it does not fit."""
+    assert share_out(10**9, {0: 0, 1: 1}) == {0: 500_000_000, 1: 499_999_999}
+
+
 def test_names_come_back_as_attempts():
     attempt = Attempt("libero_spatial", 3, 0, 17)
     assert attempt.name == "libero_spatial/task_03/seed_0/placement_000017"

@@ -122,7 +122,7 @@ def test_a_scorer_learns_what_the_model_looks_at_and_is_exported(root, tmp_path)
     [
         ({"selection": "all", "num_tokens": None}, r"phase=tokens trains visual_tokens=learned, and visual_tokens=all"),
         ({"selection": "grid"}, r"visual_tokens=grid is chosen; say phase=tokens visual_tokens=learned"),
-        ({"last_temperature": 0.0}, r"temperatures fall from 1\.0 to 0\.0, expected positive ones"),
+        ({"last_temperature": 0.0}, r"last_temperature is 0\.0, expected a number above 0"),
         ({"last_temperature": 2.0}, r"temperatures fall from 1\.0 to 2\.0"),
     ],
 )
@@ -131,7 +131,13 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_loaded(root, cha
         build(root, **changes)
 
 
-@pytest.mark.parametrize("count", [0, PATCHES, PATCHES + 1, 2.5])
+@pytest.mark.parametrize("count", [0, 2.5])
+def test_a_number_of_tokens_is_one(root, count):
+    with pytest.raises(SettingError, match=rf"num_tokens is {count}, expected a whole number of at least 1"):
+        build(root, num_tokens=count)
+
+
+@pytest.mark.parametrize("count", [PATCHES, PATCHES + 1])
 def test_a_scorer_needs_something_to_choose(root, tmp_path, count):
     module, datamodule = build(root, num_tokens=count)
     with pytest.raises(SettingError, match=rf"num_tokens is {count}, and the model has 36 tokens a view; a scorer ch"):

@@ -201,6 +201,7 @@ def load_own(directory: Path, *, device: str = "cpu") -> OpenVLABase:
     )
 
 
+@checked
 def require_checkpoint(checkpoint: str | Path, hub_id: str | None = None, *, published_layout: bool = False) -> None:
     """See that a base model's folder is there, fetching it from the hub if need be, without loading it.
 

@@ -23,6 +23,7 @@ from rsd.models.openvla.model import OpenVLAOFT
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.published_writer import DEFAULT_SHARD_BYTES, write_published
 from rsd.models.openvla.text import LlamaText
+from rsd.settings import checked
 
 KEPT_FILES = (
     "tokenizer.json",
@@ -43,6 +44,7 @@ class Pretrained:
     directory: Path
 
 
+@checked
 def require_pretrained(checkpoint: str | Path, hub_id: str | None = None) -> None:
     """See that fine-tuning has what it needs, fetching the checkpoint if need be, before anything is loaded.
 

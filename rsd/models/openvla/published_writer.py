@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from rsd.checkpoint import CheckpointError, check_finite
+from rsd.checkpoint import CheckpointError, check_finite, write_pickled, write_weights
 from rsd.models.openvla.model import Architecture
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.streaming import INDEX_FILE, SINGLE_FILE
@@ -100,14 +99,14 @@ def write_published(
         weights = {f"module.{name.removeprefix(f'{part}.')}": tensor_of(name) for name in names}
         weights = {name: value.detach().to("cpu", SIDE_DTYPES[part]) for name, value in weights.items()}
         check_finite(weights, f"the {part} that was to be written to {directory}")
-        torch.save(weights, partial / f"{part}--{step}_checkpoint.pt")
+        write_pickled(weights, partial / f"{part}--{step}_checkpoint.pt")
     shards = plan_shards({name: shapes[name] for name in main}, shard_bytes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else SINGLE_FILE
-        weights = {name: tensor_of(name).detach().to("cpu", torch.bfloat16).contiguous() for name in names}
+        weights = {name: tensor_of(name).detach().to("cpu", torch.bfloat16) for name in names}
         check_finite(weights, f"the model that was to be written to {directory}")
-        save_file(weights, partial / file, metadata={"format": "pt"})
+        write_weights(weights, partial / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(BFLOAT16_BYTES * shapes[name].numel() for name in main)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from rsd.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
 from rsd.errors import SettingError
+from rsd.settings import Count, Seed, checked
 from rsd.types import ALL_TOKENS
 
 KIND = "visual_tokens"  # of a checkpoint
@@ -92,7 +93,8 @@ def check_count(num_tokens: int, tokens: PictureTokens) -> None:
         )
 
 
-def all_tokens(*, num_tokens: int | None) -> None:
+@checked
+def all_tokens(*, num_tokens: Count | None) -> None:
     """The choice `all`: no selection.
 
     Raises:
@@ -105,6 +107,7 @@ def all_tokens(*, num_tokens: int | None) -> None:
         )
 
 
+@checked
 def check_all(*, phase: str, selection: str) -> None:
     """Raises SettingError where a phase that trains a base model is told to leave some of its tokens out."""
     if selection != ALL_TOKENS:
@@ -141,7 +144,8 @@ class _Fixed:
 class Grid(_Fixed):
     """Evenly spaced: in rows and columns of a square of patches, along the list of keypoints."""
 
-    def __init__(self, *, num_tokens: int) -> None:
+    @checked
+    def __init__(self, *, num_tokens: Count) -> None:
         super().__init__()
         self.num_tokens = num_tokens
 
@@ -160,10 +164,9 @@ class Grid(_Fixed):
 class Random(_Fixed):
     """Drawn once by a seed, for each view anew, and then the same for every picture: a control for all others."""
 
-    def __init__(self, *, num_tokens: int, seed: int = 0) -> None:
+    @checked
+    def __init__(self, *, num_tokens: Count, seed: Seed = 0) -> None:
         super().__init__()
-        if type(seed) is not int or seed < 0:
-            raise SettingError(f"visual_tokens.seed is {seed!r}, expected a whole number, 0 or more")
         self.num_tokens, self.seed = num_tokens, seed
 
     def of_view(self, tokens: PictureTokens, view: int) -> Tensor:
@@ -232,7 +235,8 @@ class Learned:
         CheckpointError: missing, damaged, or trained for another K.
     """
 
-    def __init__(self, *, num_tokens: int, checkpoint: str | Path) -> None:
+    @checked
+    def __init__(self, *, num_tokens: Count, checkpoint: str | Path) -> None:
         self.num_tokens, self.directory = num_tokens, Path(checkpoint)
         loaded = load_checkpoint(self.directory, kind=KIND, produce=PRODUCE)
         self.sha256, self.made_for = loaded.sha256, loaded.provenance["base"]

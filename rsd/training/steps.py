@@ -1,0 +1,32 @@
+"""The optimizer steps of a training: that there are any, and the learning rate over them.
+
+What surprises first: no step at all is right for a tokenizer without weights, which is fitted. Anything else would be
+published as it was drawn at random.
+"""
+
+from __future__ import annotations
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+
+from rsd.errors import SettingError
+
+WARM = 0.1  # share of the steps in which the learning rate rises
+
+
+class RequireSteps(Callback):
+    """Raises SettingError where weights would be published that no step has trained."""
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.max_steps == 0 and any(parameter.requires_grad for parameter in module.parameters()):
+            raise SettingError(
+                "phase.max_steps is 0, and the weights would be published untrained; expected 1 or more steps "
+                "(of phase=rfsq quantizer.max_steps)"
+            )
+
+
+def one_cycle(optimizer: Optimizer, peak: float, steps: int) -> OneCycleLR:
+    """A learning rate that rises to its peak in the first tenth of the steps, and then falls to the last one."""
+    warm = WARM if WARM * steps != 1 else WARM / 2  # a rise that ends at the first step would be divided by 0
+    return OneCycleLR(optimizer, peak, total_steps=max(1, steps), pct_start=warm)
