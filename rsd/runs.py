@@ -109,17 +109,19 @@ def read_yaml(path: Path, kind: Any = dict[str, Any]) -> Any:
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
             raise EntryError(f"{path} has {size} bytes, expected at most {MAX_BYTES}")
+        if other := stranger(path):
+            raise RunError(other)
         text = path.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise EntryError(f"{path} refers to parts of itself, which no file of a run does")
         return conform(json_types(OmegaConf.to_container(OmegaConf.create(text))), kind, str(path))
     except EntryError as error:
-        raise RunError(stranger(path) or f"{error}; restore it as it was written") from error
+        raise RunError(f"{error}; restore it as it was written") from error
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}; restore it as it was written") from error
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, AssertionError) as error:
         line = " ".join(str(error).split())[:MAX_LINE]
-        raise RunError(stranger(path) or f"{path} cannot be read: {line}; restore it as it was written") from error
+        raise RunError(f"{path} cannot be read: {line}; restore it as it was written") from error
 
 
 def read_provenance(path: Path) -> Provenance | None:
