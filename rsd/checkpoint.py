@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rsd.errors import RSDError
-from rsd.files import WriteError
+from rsd.files import WriteError, stranger
 from rsd.record import read, sealed, shown
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -91,7 +91,8 @@ def content_sha256(directory: Path) -> str:
         read = {name: record.get(name) for name in ("kind", "config", "sha256")}
         read["made_for"] = {name: record["provenance"].get(name) for name in MADE_FOR}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error!r}); copy the checkpoint again, or make it anew") from error
+        message = f"{path} is damaged ({error!r}); copy the checkpoint again, or make it anew"
+        raise CheckpointError(stranger(path) or message) from error
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
@@ -231,7 +232,8 @@ def load_checkpoint(directory: Path, *, kind: str, produce: str) -> Checkpoint:
     if sha256 != record.sha256:
         size = (directory / WEIGHTS_FILE).stat().st_size
         raise CheckpointError(
-            f"{directory / WEIGHTS_FILE} is damaged: {size} bytes with SHA-256 {sha256[:12]}…, expected "
+            stranger(directory / WEIGHTS_FILE)
+            or f"{directory / WEIGHTS_FILE} is damaged: {size} bytes with SHA-256 {sha256[:12]}…, expected "
             f"{record.sha256[:12]}…; {remedy}"
         )
     try:

@@ -121,6 +121,18 @@ def stranger(path: Path) -> str | None:
     return None
 
 
+class ReadError(RSDError, ValueError):
+    """A file is not the JSON that stood there."""
+
+
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; None when there is none."""
-    return json.loads(path.read_text()) if path.is_file() else None
+    """The content of a JSON file; None when there is none.
+
+    Raises:
+        ReadError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else None
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8; nested too deeply
+        message = f"{path} is damaged: it is not valid JSON ({error}); remove it, or restore it as it was written"
+        raise ReadError(stranger(path) or message) from error

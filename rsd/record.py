@@ -31,6 +31,7 @@ from typing import (
 )
 
 from rsd.errors import RSDError
+from rsd.files import stranger
 from rsd.settings import described, fits
 
 CHECKSUM = "checksum"  # SHA-256 of a record's other entries
@@ -55,14 +56,14 @@ def read(path: Path, kind: type[Kind], *, error: Callable[[str], RSDError], reme
         raw: Leave the checksum in, for a caller that compares it himself, after a look at the entries.
 
     Raises:
-        RSDError: `error`, of a file that is not JSON, too long, of other entries or types, or changed since written.
+        RSDError: `error`, of a file that is not JSON or too long, has other entries or types, or was changed since.
     """
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
             raise EntryError(f"{path} has {size} bytes, expected a record of at most {MAX_BYTES}")
         return parse(path.read_bytes(), kind, str(path), raw=raw)
     except EntryError as wrong:
-        raise error(f"{wrong}; {remedy}") from wrong
+        raise error(stranger(path) or f"{wrong}; {remedy}") from wrong
     except OSError as wrong:
         raise error(f"{path} cannot be read: {wrong.strerror}; {remedy}") from wrong
 

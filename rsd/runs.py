@@ -38,7 +38,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rsd import __version__
 from rsd.differences import differences
 from rsd.errors import RSDError
-from rsd.files import WriteError, write_atomically
+from rsd.files import WriteError, stranger, write_atomically
 from rsd.record import MAX_BYTES, EntryError, conform, read
 
 CONFIG_FILE = "config.yaml"
@@ -109,13 +109,17 @@ def read_yaml(path: Path, kind: Any = dict[str, Any]) -> Any:
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
             raise EntryError(f"{path} has {size} bytes, expected at most {MAX_BYTES}")
+        if other := stranger(path):
+            raise RunError(other)
         text = path.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise EntryError(f"{path} refers to parts of itself, which no file of a run does")
         return conform(json_types(OmegaConf.to_container(OmegaConf.create(text))), kind, str(path))
     except EntryError as error:
         raise RunError(f"{error}; restore it as it was written") from error
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError, AssertionError) as error:
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}; restore it as it was written") from error
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, AssertionError) as error:
         line = " ".join(str(error).split())[:MAX_LINE]
         raise RunError(f"{path} cannot be read: {line}; restore it as it was written") from error
 

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from rsd.differences import differences
 from rsd.errors import RSDError
+from rsd.files import stranger
 from rsd.record import EntryError, check_seal, conform, parse, read, shown
 from rsd.settings import Count, Total
 from rsd.space import check_statistics
@@ -179,6 +180,8 @@ def read_index(folder: Path) -> tuple[list[Entry], list[str], int]:
     """
     path = Path(folder) / INDEX_FILE
     whole = path.read_bytes() if path.is_file() else b""
+    if whole and (other := stranger(path)):
+        return [], [other], len(whole)
     whole = whole[: whole.rfind(b"\n") + 1]
     entries: dict[int, Entry] = {}
     problems: list[str] = []
@@ -203,12 +206,14 @@ def shard_problem(folder: Path, entry: Entry, verify: bool = True) -> str | None
     if not path.is_file():
         return f"{path} is missing"
     if path.stat().st_size != entry["bytes"]:
-        return f"{path} has {path.stat().st_size} bytes, expected {entry['bytes']}"
+        return stranger(path) or f"{path} has {path.stat().st_size} bytes, expected {entry['bytes']}"
     if not verify:
         return None
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return None if sha256 == entry["sha256"] else f"{path} has SHA-256 {sha256[:12]}…, expected {entry['sha256'][:12]}…"
+    if sha256 == entry["sha256"]:
+        return None
+    return stranger(path) or f"{path} has SHA-256 {sha256[:12]}…, expected {entry['sha256'][:12]}…"
 
 
 class CacheReader:
@@ -356,4 +361,5 @@ def _map_shard(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
-        raise CacheError(f"{path} cannot be read: {error}; remove it and complete the cache again") from error
+        message = f"{path} cannot be read: {error}; remove it and complete the cache again"
+        raise CacheError(stranger(path) or message) from error

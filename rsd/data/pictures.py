@@ -16,21 +16,24 @@ from PIL import Image
 from rsd.jpeg import decode_jpeg
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"  # first bytes
+JPEG_END, PNG_END = b"\xff\xd9", b"IEND\xaeB`\x82"  # last bytes
 PNG_HEADER_BYTES = 26  # up to the kind of colour
 OTHERS = {b"GIF8": "GIF", b"BM": "BMP", b"RIFF": "WebP", b"II*\x00": "TIFF", b"MM\x00*": "TIFF"}
 GREY_KINDS = (0, 4)  # kinds of colour of a PNG
 
 
 def check_header(data: bytes | memoryview, size: tuple[int, int] | None) -> None:
-    """Look at format and size of a picture without decoding it.
+    """Look at format and size of a picture; it is decoded only where its end is missing.
 
     Args:
         size: Height and width that are expected; None for any.
 
     Raises:
-        ValueError: it is none that `decode_picture` reads, or has another size.
+        ValueError: it is none that `decode_picture` reads, has another size, or was cut off.
     """
     found = _size(data)
+    if bytes(data[-len(PNG_END) :]) != PNG_END and bytes(data[-len(JPEG_END) :]) != JPEG_END:
+        decode_picture(bytes(data))
     if size is not None and size != found:
         raise ValueError(f"expected a picture of {list(size)} pixels (height, width), got {list(found)}")
 

@@ -76,7 +76,7 @@ def read_metadata(directory: Path) -> Metadata:
                 f"{directory} is written as {file_format} ({INFO_FILE}: fileFormat), only {FILE_FORMAT} is read; "
                 f"convert it: python -m tensorflow_datasets.scripts.convert_format --out_file_format={FILE_FORMAT} …"
             )
-        features = flatten_features(builder.info.features)
+        features = dict(sorted(flatten_features(builder.info.features).items()))  # else in another order each time
         sizes = {name: int(split.num_examples) for name, split in builder.info.splits.items()}
         if SPLIT not in sizes:
             raise DataError(

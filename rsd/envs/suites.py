@@ -25,6 +25,7 @@ import numpy as np
 
 from rsd.envs.gl import REINSTALL_COMMAND, SimulatorError
 from rsd.errors import SettingError
+from rsd.files import stranger
 
 STANDARD_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 REWORDED = ("_lan", "_task")  # ends of the names of suites whose instructions are other ones
@@ -160,8 +161,14 @@ def load_init_states(path: Path) -> np.ndarray:
     """Init states [N, state] of one task, from upstream's torch file at `path` or from `path`.npz.
 
     The torch file is opened with torch's weights_only reader and NumPy's array types, so that it cannot run code.
+
+    Raises:
+        SimulatorError: a Git LFS pointer or the like lies in its place.
     """
     packed = Path(f"{path}.npz")
+    there = packed if packed.is_file() else path
+    if there.is_file() and (other := stranger(there)):
+        raise SimulatorError(other)
     if packed.is_file():
         with np.load(packed, allow_pickle=False) as arrays:
             return np.asarray(arrays["states"], dtype=np.float64)

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from rsd.errors import RSDError
-from rsd.files import is_inside, write_atomically
+from rsd.files import is_inside, stranger, write_atomically
 from rsd.record import MAX_BYTES, EntryError, conform, parse, shown
 from rsd.runs import resume_command
 from rsd.settings import Total
@@ -66,6 +66,8 @@ def read_results(path: Path) -> tuple[list[EpisodeResult], bytes]:
         ResultsError: a line before the last is damaged, or an episode is there twice.
     """
     content = path.read_bytes() if path.exists() else b""
+    if content and (other := stranger(path)):
+        raise ResultsError(other)
     *lines, torn = content.split(b"\n")
     results: list[EpisodeResult] = []
     seen: dict[tuple[int, int], int] = {}

@@ -26,7 +26,7 @@ from typing import Any
 from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256
 from rsd.decoding import DRAFT, KIND, TARGET, Decoding, from_json, to_json
 from rsd.errors import SettingError
-from rsd.files import write_atomically
+from rsd.files import stranger, write_atomically
 from rsd.models.openvla.loading import load_base
 from rsd.models.openvla.visual_tokens import from_json as tokens_from_json
 from rsd.policy.assemble import Checkpoints, assemble
@@ -321,7 +321,8 @@ def _part(folder: Path, parts: Mapping[str, Any], name: str) -> Path | None:
     sha256 = file_sha256(path / JSON_FILE)
     if sha256 != entry["sha256"]:
         raise CheckpointError(
-            f"{name} of {folder} is not the one that policy.json names: SHA-256 {sha256[:12]}…, expected "
+            stranger(path / JSON_FILE)
+            or f"{name} of {folder} is not the one that policy.json names: SHA-256 {sha256[:12]}…, expected "
             f"{entry['sha256'][:12]}…; fetch the folder again, or write it anew with scripts/restamp.py"
         )
     return path

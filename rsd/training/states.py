@@ -18,7 +18,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from rsd.checkpoint import write_pickled
 from rsd.errors import RSDError
-from rsd.files import TEMPORARY, WriteError, sync_directory
+from rsd.files import TEMPORARY, WriteError, stranger, sync_directory
 from rsd.processes import say
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -60,7 +60,8 @@ class States(TorchCheckpointIO):
             return torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             line = str(error).partition("\n")[0]
-            raise StateError(f"{path} is no state of a training run ({line}); start anew without resume") from error
+            message = f"{path} is no state of a training run ({line}); start anew without resume"
+            raise StateError(stranger(Path(path)) or message) from error
 
 
 def state_to_resume(folder: Path) -> Path | None:
@@ -92,5 +93,5 @@ def _problem(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError, ValueError) as error:
-        return f"{path} is damaged ({error})"
+        return stranger(path) or f"{path} is damaged ({error})"
     return None if broken is None else f"{path} is damaged (the checksum of {broken} is wrong)"

@@ -22,6 +22,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rsd.checkpoint import CheckpointError, check_finite, check_names, shapes_of
 from rsd.errors import SettingError
+from rsd.files import stranger
 from rsd.models.openvla.action_heads import ACTION_HEADS
 from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights, check_llm
 from rsd.models.openvla.streaming import put, read_headers, stream, weight_files
@@ -195,7 +196,9 @@ def read_side_file(path: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error}); copy it again") from error
+        line = str(error).partition("\n")[0]
+        message = f"{path} cannot be read ({type(error).__name__}: {line}); copy it again"
+        raise CheckpointError(stranger(path) or message) from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"{path} holds a {type(weights).__name__}, expected weights by name; copy it again")
     check_finite(weights, str(path))

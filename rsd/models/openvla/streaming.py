@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rsd.checkpoint import LISTED_NAMES, CheckpointError, Shape, check_finite
+from rsd.files import stranger
 from rsd.record import read, shown
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -54,7 +55,8 @@ def _opened(path: Path, device: str) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         size = path.stat().st_size
-        raise CheckpointError(f"{path} is damaged ({error}); it has {size} bytes, copy it again") from error
+        message = f"{path} is damaged ({error}); it has {size} bytes, copy it again"
+        raise CheckpointError(stranger(path) or message) from error
 
 
 def read_headers(files: dict[Path, set[str] | None]) -> dict[str, tuple[Path, Shape]]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer
 
 from rsd.checkpoint import CheckpointError
+from rsd.files import stranger
 from rsd.types import InstructionError
 
 SENTENCE_END = " .!?。！？\t\n"
@@ -60,8 +61,13 @@ class LlamaText:
         path = Path(directory) / "tokenizer.json"
         if not path.is_file():
             raise CheckpointError(f"{path} does not exist; copy the tokenizer files of the published checkpoint there")
-        self.tokenizer = Tokenizer.from_file(str(path))
-        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        content = path.read_bytes()
+        try:
+            self.tokenizer = Tokenizer.from_buffer(content)
+        except ValueError as error:  # all that the library says of what is none
+            message = f"{path} is no tokenizer ({error}); copy it again"
+            raise CheckpointError(stranger(path) or message) from error
+        self.sha256 = hashlib.sha256(content).hexdigest()
 
     def encode(self, instruction: str) -> list[int]:
         if not instruction.strip():
