@@ -319,6 +319,16 @@ def opened_here(run_dir: Path) -> bool:
     return run_dir.resolve() in _HELD
 
 
+def is_held_elsewhere(run_dir: Path) -> bool:
+    """Whether another process is at work in that folder."""
+    try:
+        _hold(run_dir)
+    except RunError:
+        return True
+    let_go(run_dir)
+    return False
+
+
 def let_go(run_dir: Path) -> None:
     """Let another process go on with a run that this one has ended."""
     descriptor = _HELD.pop(run_dir.resolve(), None)

@@ -12,8 +12,9 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from rsd.errors import SettingError
 from rsd.files import read_json, write_atomically
 from rsd.progress import Progress
 from rsd.silence import PATIENCE_S, check_patience
+from rsd.types import Task
 
 CONFIG = Path(__file__).parents[1] / "conf" / "collect.yaml"
 RECIPES_FILE = "collection.json"  # in the data set: suite and seed → how these episodes are made
@@ -155,6 +157,19 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
     return {"suite": cfg.env.suite, "tasks": tasks, "num_episodes": cfg.num_episodes, "seed": cfg.seed}
 
 
+def check_acting(recipe: Recipe, tasks: Callable[[], Sequence[Task]]) -> None:
+    """See that a policy that acts understands these tasks, before workers start. It is loaded for that once more.
+
+    Raises:
+        InstructionError: it does not; the message names tasks and words.
+    """
+    from rsd.commands.configured import check_tasks  # needs torch, which --help does not wait for
+
+    for actor in (recipe.make_expert, recipe.make_lead):
+        if isinstance(actor, partial) and "make_policy" in actor.keywords:
+            check_tasks(actor.keywords["make_policy"](), tasks())
+
+
 def recipe_of(cfg: DictConfig) -> dict[str, Any]:
     """What decides which episode an attempt becomes, by content: settings, and the base model of a policy that acts."""
     recipe = OmegaConf.to_container(cfg.recipe, resolve=True)
@@ -207,6 +222,7 @@ def main(cfg: DictConfig) -> None:
     plan = plan_of(cfg)
     instantiate(cfg.check)
     recipe = instantiate(cfg.recipe, _convert_="all", render=not cfg.dry_run)
+    check_acting(recipe, lambda: [task for task in instantiate(cfg.env.tasks) if task.task_id in plan["tasks"]])
     patience_s = check_patience(cfg.get("simulator_timeout_s", PATIENCE_S))
     workers = {"num_workers": cfg.num_workers, "render_devices": cfg.render_devices, "patience_s": patience_s}
     if cfg.dry_run:

@@ -42,7 +42,16 @@ from rsd.errors import RSDError, SettingError
 from rsd.evaluation.page import render_page
 from rsd.files import write_atomically
 from rsd.record import read
-from rsd.runs import CONFIG_FILE, METRICS_FILE, OVERRIDES_FILE, is_job_of_sweep, let_go, opened_here, read_yaml
+from rsd.runs import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    OVERRIDES_FILE,
+    is_held_elsewhere,
+    is_job_of_sweep,
+    let_go,
+    opened_here,
+    read_yaml,
+)
 
 JOB_FILE = "job.json"
 CSV_FILE = "sweep.csv"
@@ -249,7 +258,7 @@ class SweepTable(Callback):
             "error": line if failed else None,
             "result": None if failed else returned,
         }
-        if opened_here(job_dir) or not (job_dir / CONFIG_FILE).is_file():  # not a run that was there before
+        if opened_here(job_dir) or not (job_dir / CONFIG_FILE).is_file() or (is_alone and _may_tell(job_dir)):
             write_atomically(job_dir / JOB_FILE, json.dumps(job, indent=1) + "\n")
         let_go(job_dir)
         sweep_dir = job_dir.parent  # hydra.sweep.dir cannot be resolved here: it points into the user's config
@@ -265,6 +274,15 @@ class SweepTable(Callback):
         sweep_dir = Path(config.hydra.sweep.dir)
         publish_unshared(sweep_dir)
         _show(write_sweep(sweep_dir), sweep_dir)
+
+
+def _may_tell(job_dir: Path) -> bool:
+    """Whether a resume that failed before it went on may replace what is told of its job.
+
+    A job that is done stays done, and one that another process goes on with tells of itself.
+    """
+    job: _Job | None = _read(job_dir / JOB_FILE, _Job)
+    return (job is None or job["status"] != "done") and not is_held_elsewhere(job_dir)
 
 
 def _show(table: Table, sweep_dir: Path) -> None:

@@ -207,11 +207,12 @@ class Demonstrations:
         total = len(self.trajectories)
         return {text: f"{len(found)} of {total} episodes: {_some(found)}" for text, found in episodes.items()}
 
-    def notes(self, space: Space, chunk_length: int) -> list[str]:
+    def notes(self, space: Space, chunk_length: int, cut_actions: bool = True) -> list[str]:
         """What of the data set is dropped, cut off or empty, a line each.
 
         Args:
             space: What normalises; its statistics may be another data set's.
+            cut_actions: Whether to tell what it cuts off of the actions.
         """
         dropped, where = list(self.rlds.dropped), f"of {len(self.trajectories)} episodes"
         unread = [text for text in self.texts if text != self.language]
@@ -233,11 +234,12 @@ class Demonstrations:
                 f"{len(empty)} {where} have {sum(empty.values())} steps with an empty instruction: {_some([*empty])}"
             )
         actions = np.concatenate([one.actions for one in self.trajectories])
-        cut = _cut_off("action", actions, space.action, space.bounds)
+        cut = _cut_off("action", actions, space.action, space.bounds) if cut_actions else []
         if self.views and space.proprio is not None:
             proprio = np.concatenate([one.proprio for one in self.trajectories])
             cut += _cut_off("proprio", proprio, space.proprio, space.bounds)
-        return [*dropped, *cut, *clipping_notes(self.trajectories, space.statistics["action"])]
+        by_task = clipping_notes(self.trajectories, space.statistics["action"]) if cut_actions else []
+        return [*dropped, *cut, *by_task]
 
     def picture(self, episode: int, step: int, view: str) -> np.ndarray:
         """One decoded picture, [256, 256, 3], uint8.
@@ -320,9 +322,9 @@ class _ChunkIndex(Dataset):
     def __len__(self) -> int:
         return len(self.episode)
 
-    def notes(self, space: Space) -> list[str]:
+    def notes(self, space: Space, cut_actions: bool = True) -> list[str]:
         """See `Demonstrations.notes`; of all splits."""
-        return self.demonstrations.notes(space, self.chunk_length)
+        return self.demonstrations.notes(space, self.chunk_length, cut_actions)
 
     def instructions(self) -> dict[str, str]:
         """Every instruction of all splits, and where it stands, for people."""

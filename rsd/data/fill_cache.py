@@ -72,7 +72,7 @@ class Described(Protocol):
 
     def instructions(self) -> Mapping[str, str]: ...
 
-    def notes(self, space: Space) -> Sequence[str]: ...
+    def notes(self, space: Space, cut_actions: bool = True) -> Sequence[str]: ...
 
 
 class MeasuredFrames(Frames, Protocol):
@@ -84,7 +84,7 @@ class MeasuredFrames(Frames, Protocol):
 
 def check_space(
     space: Space, frames: MeasuredFrames, bounds: str | None, max_clipped: float, report: Callable[[str], None]
-) -> None:
+) -> bool:
     """Hold a data set to the numbers that a base model speaks, and say what of it they do not reach.
 
     Args:
@@ -93,6 +93,9 @@ def check_space(
         max_clipped: Largest share of a dim's movement that may be cut off beyond what the data set's own statistics
             would cut off.
         report: Takes one line of text for people.
+
+    Returns:
+        Whether it was said what is cut off of the actions.
 
     Raises:
         CacheError: other bounds, or more is cut off; all dims are named.
@@ -104,7 +107,7 @@ def check_space(
         )
     shares = frames.cut_off(space)
     if all(share == own for share, own in shares):
-        return
+        return False
     listed = ", ".join(f"{dim}: {100 * share:.1f}" for dim, (share, _) in enumerate(shares))
     said = (
         f"the base model has the statistics of other data ({space.name}) than {frames.name} holds now: they cut off, "
@@ -117,6 +120,7 @@ def check_space(
             f"{100 * max_clipped:.1f}: train the base model on this data set, or raise max_clipped of the cache"
         )
     report(f"note: {said}")
+    return True
 
 
 def hold_frames_to(
@@ -132,9 +136,9 @@ def hold_frames_to(
         CacheError: see `check_space`.
         InstructionError: the base model does not understand an instruction.
     """
-    check_space(base.spec.space, frames, bounds, max_clipped, report)
+    said = check_space(base.spec.space, frames, bounds, max_clipped, report)
     if isinstance(frames, Described):
-        for note in frames.notes(base.spec.space):
+        for note in frames.notes(base.spec.space, cut_actions=not said):
             report(f"note: {note}")
         if isinstance(base, ReadsInstructions):
             where = frames.instructions()

@@ -32,7 +32,7 @@ from rsd.serving.messages import (
     read_message,
     read_task,
 )
-from rsd.types import InstructionError, Policy
+from rsd.types import InstructionError, Observation, Policy, ReadsInstructions
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,24 @@ class Session:
         if not self._queue.is_empty and "task_description" in payload:
             read_instruction(payload)
         observation = self._reader.read(payload) if self._queue.is_empty else None  # those between are not decoded
+        if observation is not None:
+            self._understand(observation)
         return self._queue.next(observation)
+
+    def _understand(self, observation: Observation) -> None:
+        """End an episode whose instruction the policy cannot read: said once, and before anything is computed.
+
+        Raises:
+            InstructionError: it cannot; the rest of the episode is refused for the same reason.
+        """
+        if not isinstance(self._policy, ReadsInstructions):
+            return
+        try:
+            self._policy.check_instructions([observation.instruction])
+        except InstructionError as error:
+            log.error("%s ends before its first step: %s", self._episode(), in_short(error))
+            self._task, self._why_no_task = None, f"the policy does not understand the last one: {in_short(error)}"
+            raise
 
     def _end(self, payload: dict[str, Any]) -> None:
         median = statistics.median(self._queue.latency_ms.get("total") or [0.0])

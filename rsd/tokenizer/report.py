@@ -25,7 +25,8 @@ def codec_report(tokenizer: ActionTokenizer, chunks: Tensor) -> dict[str, Any]:
         mse, max_error: over all entries of the chunk; gripper_errors: share of steps on the wrong side of 0.5;
         bound: largest change that later stages can still make; tokens, bits; perplexity: of the level index, averaged
         over the entries that have a token; residual_std: of what is left over after the stage, in latent units.
-        useful_stages: the last depth at which the error fell by at least 5 %.
+        useful_stages: the last depth at which the error fell by at least 5 %. gripper_majority_errors: what always
+        saying the more frequent side would get wrong, beside gripper_errors.
     """
     indices = tokenizer.encode(chunks)  # [N, T, D, Q]
     latents = tokenizer.to_latents(chunks)
@@ -34,6 +35,8 @@ def codec_report(tokenizer: ActionTokenizer, chunks: Tensor) -> dict[str, Any]:
     names = ("mse", "max_error", "gripper_errors", "bound", "perplexity", "residual_std")
     report: dict[str, Any] = {name: [] for name in names}
     report |= {"tokens": shape.tokens_per_stage, "bits": shape.bits_per_stage, "num_chunks": len(chunks)}
+    opened = (chunks[..., -1] > 0.5).float().mean().item()
+    report["gripper_majority_errors"] = min(opened, 1 - opened)
     for depth in range(1, shape.num_stages + 1):
         prefix = indices[..., :depth]
         error = tokenizer.decode(prefix) - chunks

@@ -81,6 +81,7 @@ class TokenizerModule(LightningModule):
         for name in ("mse", "max_error", "gripper_errors", "perplexity", "residual_std"):
             for depth, value in enumerate(self.report[name], start=1):
                 self.log(f"val/{name}/{depth}", value)
+        self.log("val/gripper_majority_errors", self.report["gripper_majority_errors"])
         self.log("val/mse", self.report["mse"][-1], prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig | None:

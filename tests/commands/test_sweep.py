@@ -1,12 +1,26 @@
 """The table over a multirun's folders."""
 
 import json
+import subprocess
+import sys
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from rich.console import Console
 
+from rsd.commands.entry_point import JobError
 from rsd.commands.publishing import Offer, write_offer
-from rsd.commands.sweep import describe_waiting, publish_job, publish_unshared, read_sweep, sweep_columns, write_sweep
+from rsd.commands.sweep import (
+    SweepTable,
+    describe_waiting,
+    publish_job,
+    publish_unshared,
+    read_sweep,
+    sweep_columns,
+    write_sweep,
+)
 from rsd.errors import SettingError
 
 
@@ -131,3 +145,36 @@ def test_the_label_of_a_job_is_that_of_the_run_in_its_folder_and_not_of_the_last
     (tmp_path / "0" / "overrides.yaml").write_text("- seed=7\n")
     (run,) = read_sweep(tmp_path)
     assert run.overrides == {"seed": "7"}
+
+
+def fail_resumed(folder, message):
+    """As Hydra tells of a `resume=` that failed before it went on with the run."""
+    runtime = {"runtime": {"output_dir": str(folder)}, "mode": RunMode.RUN}
+    failed = JobReturn(status=JobStatus.FAILED, hydra_cfg=OmegaConf.create({"hydra": runtime}))
+    failed.return_value = JobError(message)
+    SweepTable().on_job_end(OmegaConf.create(), failed)
+
+
+@pytest.mark.parametrize("status, told", [("failed", "the latest"), ("done", None)])
+def test_a_job_that_was_resumed_and_failed_again_shows_the_latest_error(tmp_path, status, told):
+    make_job(tmp_path, 0, ["seed=1"], status=status, error="the first" if status == "failed" else None)
+    (tmp_path / "multirun.yaml").touch()
+    (tmp_path / "0" / "config.yaml").write_text("seed: 1\n")
+    fail_resumed(tmp_path / "0", "the latest")
+    (run,) = read_sweep(tmp_path)
+    assert (run.status, run.error) == (status, told)
+
+
+def test_a_resume_beside_another_process_tells_nothing_of_its_job(tmp_path):
+    make_job(tmp_path, 0, ["seed=1"], status="failed", error="the first")
+    (tmp_path / "multirun.yaml").touch()
+    (tmp_path / "0" / "config.yaml").write_text("seed: 1\n")
+    hold = (
+        "import sys; from pathlib import Path; from rsd.runs import _hold; _hold(Path(sys.argv[1])); print(); input()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "0")], **pipes) as other:
+        other.stdout.readline()
+        fail_resumed(tmp_path / "0", "is being written by another process")
+        assert read_sweep(tmp_path)[0].error == "the first"
+        other.kill()

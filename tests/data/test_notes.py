@@ -1,5 +1,6 @@
 """What a data set loses on its way into training is said: dims that normalisation cuts off, episodes, splits."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from rsd.data import DataError
 from rsd.data.datamodules import ChunkDataModule, FrameDataModule
 from rsd.data.datasets import Demonstrations, all_frames
+from rsd.data.fill_cache import check_space
 from rsd.data.rlds import RLDSDataset, RLDSWriter
 from rsd.data.trajectories import lost_motion
 from rsd.space import Range, Space, with_bounds
@@ -61,6 +63,19 @@ def test_caching_says_what_the_base_models_bounds_cut_off(tmp_path):
     assert any(CUT.removeprefix("note: ") in note for note in frames.notes(Space.from_statistics(NAME, statistics)))
     wide = Space.from_statistics(NAME, with_bounds(statistics, "extremes"))
     assert not any("action dims" in note for note in frames.notes(wide))
+
+
+def test_what_other_statistics_cut_off_of_the_actions_is_said_once(tmp_path):
+    frames = all_frames(write_sparse(tmp_path), 8, ["image"])
+    other = copy.deepcopy(frames.norm_stats)
+    other["action"]["q01"][0], other["action"]["q99"][0] = 0.0, 1e-3
+    space, said = Space.from_statistics(NAME, other), []
+    assert check_space(space, frames, None, 1.0, said.append)
+    said += frames.notes(space, cut_actions=False)
+    assert (
+        sum("cut off" in line or "cuts off movement in action" in line or "cuts it off" in line for line in said) == 1
+    )
+    assert "1 of 3 episodes are shorter than the chunk of 8 steps and give none: 1 (7 steps)" in said
 
 
 def test_empty_instructions_are_counted_and_named(tmp_path):

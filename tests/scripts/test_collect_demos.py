@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import hydra
 import pytest
 import torch
+from hydra.utils import instantiate
 from rich.console import Console
 
 from rsd import pool
@@ -21,6 +22,7 @@ from rsd.checkpoint import save_checkpoint
 from rsd.data.rlds import RLDSDataset, RLDSWriter
 from rsd.demos.collection import Recipe
 from rsd.demos.schedule import Attempt, CollectionError, Schedule, share_out
+from rsd.types import InstructionError
 from scripts import collect_demos
 from tests.scripts.point_mass import PointMassExpert, RandomPointMassEnv
 
@@ -348,3 +350,17 @@ def test_a_policy_that_was_made_anew_does_not_go_on_collecting(tmp_path, demonst
         keep(made["other"])
     keep_released = composed_recipe(f"demonstrator={demonstrator}", f"policy={ROOT / 'released'}")
     assert len(keep_released[part]) == 64
+
+
+@pytest.mark.parametrize("actor", ["make_expert", "make_lead"])
+def test_a_policy_that_does_not_know_the_tasks_words_is_refused_before_the_first_episode(actor):
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        demonstrator = "policy" if actor == "make_expert" else "corrections"
+        cfg = hydra.compose("collect", [f"demonstrator={demonstrator}", f"policy={ROOT / 'released'}"])
+    made = instantiate(cfg.recipe, _convert_="all")
+    known = "pick up the black bowl on the stove and place it on the plate"
+    said = {0: known, 3: "fly to the moon"}
+    tasks = [SimpleNamespace(task_id=number, instruction=instruction) for number, instruction in said.items()]
+    collect_demos.check_acting(made, lambda: tasks[:1])
+    with pytest.raises(InstructionError, match=r"words \['fly', 'moon'\].*task 3"):
+        collect_demos.check_acting(made, lambda: tasks)

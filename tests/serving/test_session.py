@@ -9,6 +9,7 @@ from rsd.evaluation.plan import plan_episodes
 from rsd.evaluation.rollout import Episode
 from rsd.serving.messages import CAMERAS, ObservationReader, ProtocolVersionError, decode_array, encode_array
 from rsd.serving.session import Session
+from rsd.types import InstructionError
 from tests.evaluation.policies import BrokenPolicy, SeeingPolicy
 from tests.fakes import PointMassEnv
 from tests.serving.policies import END, HELLO, READER, START, TASK, UNIT, TellingPolicy, message, observation
@@ -231,3 +232,27 @@ class PuzzledPolicy(TellingPolicy):
 def test_whatever_a_policy_raises_is_answered(caplog):
     answer = started(PuzzledPolicy()).answer(message("observation", observation()))
     assert answer["payload"]["error"] == "the policy failed: KeyError: 'goal 1'" and "Traceback" in caplog.text
+
+
+class ReadingPolicy(TellingPolicy):
+    """Knows one instruction."""
+
+    def check_instructions(self, instructions, where=None):
+        if list(instructions) != ["lift it"]:
+            raise InstructionError(f"unknown words in {list(instructions)}")
+
+
+def test_an_instruction_that_the_policy_does_not_know_ends_the_episode_before_anything_is_computed(caplog):
+    policy = ReadingPolicy()
+    session = started(policy)
+    seen = observation(10) | {"task_description": "fly"}
+    first = session.answer(message("observation", seen, 1))["payload"]["error"]
+    later = session.answer(message("observation", seen, 2))["payload"]["error"]
+    assert first == "unknown words in ['fly']" and not policy.seen
+    assert later.startswith("an observation came outside of an episode: the policy does not understand the last one")
+    assert [record.levelname for record in caplog.records if "ends before its first step" in record.message] == [
+        "ERROR"
+    ]
+    session.answer(message("episode_start", {"task": TASK}))
+    known = observation(10) | {"task_description": "lift it"}
+    assert session.answer(message("observation", known, 3))["type"] == "action"

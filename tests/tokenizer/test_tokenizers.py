@@ -108,5 +108,6 @@ def test_report_of_hand_made_chunks():
     assert report["mse"] == [pytest.approx((1 / 3) ** 2 / 8)]  # only the gripper of 1 is off, by 1/3
     assert report["max_error"] == [pytest.approx(1 / 3)]
     assert report["gripper_errors"] == [0.0]
+    assert report["gripper_majority_errors"] == 0.25  # one of four steps is open
     assert report["perplexity"] == [pytest.approx((1 + 1 + 2 + 2) / 4)]
     assert report["useful_stages"] == 1
