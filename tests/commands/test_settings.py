@@ -65,7 +65,8 @@ def test_every_key_is_held_to_something(command):
     refuses = {
         node._get_full_key(name) for node, name, kind in held(cfg) if not (fits({"wrong": 1}, kind) and fits(2.5, kind))
     }
-    assert set(keys(cfg)) - refuses - PASSED_ON == set()
+    own = {key for key in keys(cfg) if key.split(".")[0] != "phases"}  # doctor's: two trainings, held above as phase
+    assert own - refuses - PASSED_ON == set()
 
 
 TRAIN, MICRO, EVAL = ("train", "phase=oft"), ("train", "phase=draft", "draft=micro"), ("eval", "decoding=speculative")
