@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,9 @@ class RLDSDataset:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": {}}  # descriptors do not travel to other processes
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit the module `os` may be gone before
         for file in getattr(self, "_files", {}).values():
-            os.close(file)
+            close(file)
 
     def __len__(self) -> int:
         return len(self._records)
