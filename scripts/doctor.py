@@ -121,9 +121,8 @@ def dataset(cfg: DictConfig) -> Iterator[Finding]:
             yield Finding("data set", WARNING, str(absent), "evaluation needs none")
             return
     phases, notes = [cfg.phases.rfsq], list[str]()
-    if (
-        cfg.get("phase") is not None and "points" not in cfg.phase.datamodule
-    ):  # a phase on hidden states reads no frames
+    reads_frames = cfg.get("phase") is not None and "points" not in cfg.phase.datamodule  # and no hidden states
+    if reads_frames:
         phases = [cfg.phase]
     elif cfg.get("model") is not None:
         phases += [cfg.phases.oft]

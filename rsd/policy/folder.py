@@ -181,9 +181,11 @@ def _drafting(folder: Path, record: Mapping[str, Any], name: str, decoding: Deco
     if part not in DRAFTS:
         raise CheckpointError(f"draft {part!r} of {folder}, expected one of {list(DRAFTS)}")
     if part not in record["parts"]:
+        command = "phase=draft draft=micro" if part == "micro" else "phase=draft"
         raise PolicyError(
             f"decoding {type(decoding).__name__} needs a draft, the part {part!r}, and {folder} has "
-            f"{sorted(record['parts'])}; train one with phase=draft"
+            f"{sorted(record['parts'])}; train one with {command}, copy it into the folder "
+            "and run scripts/restamp.py"
         )
     return str(part)
 
