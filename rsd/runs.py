@@ -97,6 +97,10 @@ class RunError(RSDError, RuntimeError):
     """A run folder is not what the command needs."""
 
 
+class TakenError(RunError):
+    """Another process is at work in a run folder, in which nothing may be written then."""
+
+
 def read_yaml(path: Path, kind: Any = dict[str, Any]) -> Any:
     """The content of a YAML file, as JSON types; nothing that it refers to is looked up.
 
@@ -371,8 +375,8 @@ def check_unused(run_dir: Path) -> None:
         )
 
 
-def _taken(run_dir: Path) -> RunError:
-    return RunError(
+def _taken(run_dir: Path) -> TakenError:
+    return TakenError(
         f"{run_dir} is being written by another process; wait for its end or stop it, then continue with "
         + shlex.quote(f"resume={run_dir}")
     )

@@ -42,6 +42,7 @@ from rsd.processes import is_first_process
 from rsd.runs import (
     CONFIG_FILE,
     METRICS_FILE,
+    TakenError,
     check_free,
     check_unused,
     config_options,
@@ -143,7 +144,8 @@ def report_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], A
             line = with_typed(in_one_line(error), cast("list[str]", typed))
             if isinstance(error, OSError | ProcessDiedError) and "resume=" not in line:
                 line += _how_to_go_on()
-            print(f"error: {line}{_keep_traceback(raised)}", file=sys.stderr)
+            kept = "" if isinstance(error, TakenError) else _keep_traceback(raised)  # the folder is another process's
+            print(f"error: {line}{kept}", file=sys.stderr)
             if hydra_cfg.mode == RunMode.MULTIRUN:
                 raise JobError(f"{type(error).__name__}: {line}") from None
             sys.exit(1)

@@ -47,22 +47,25 @@ class Offer:
 
 
 def check_publishable(name: Path) -> None:
-    """See, before there is anything to publish, that it can be.
+    """See, before there is anything to publish, that it can be; nothing is made for that.
 
     Raises:
         PublishError: see `publish`.
     """
     try:
-        name.parent.mkdir(parents=True, exist_ok=True)
         taken = name.exists() and not name.is_symlink()
+        nearest = next(folder for folder in name.absolute().parents if os.path.lexists(folder))
+        nearest.stat()  # of links in a circle, or to nowhere
     except OSError as error:
         raise PublishError(f"{name} cannot be made: {error.strerror}; set paths.checkpoints") from error
+    if not nearest.is_dir():
+        raise PublishError(f"{name} cannot be made: {nearest} is not a folder; set paths.checkpoints")
     if taken:
         raise PublishError(
             f"{name} is a folder of its own, not a link to a run; move it away, or set paths.checkpoints"
         )
-    if not os.access(name.parent, os.W_OK | os.X_OK):
-        raise PublishError(f"nothing can be written to {name.parent}; set paths.checkpoints")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PublishError(f"nothing can be written to {nearest}; set paths.checkpoints")
 
 
 def publish(folder: Path, name: Path) -> None:

@@ -66,16 +66,19 @@ def test_offers(tmp_path):
     assert [offer.is_published for offer in offers] == [False, False, True]
 
 
-@pytest.mark.parametrize("taken", ["folder", "file in its place", "links in a circle"])
+@pytest.mark.parametrize("taken", ["folder", "file in its place", "links in a circle", "link to nowhere"])
 def test_what_cannot_be_published_is_said_before_it_is_made(tmp_path, taken):
     name = tmp_path / "head" / "a"
     check_publishable(name)
-    check_publishable(name)
+    assert not name.parent.exists()
     if taken == "folder":
-        name.mkdir()
+        name.mkdir(parents=True)
     elif taken == "links in a circle":
         name = tmp_path / "circle" / "a"
         name.parent.symlink_to(name.parent)
+    elif taken == "link to nowhere":
+        name = tmp_path / "link" / "a"
+        name.parent.symlink_to(tmp_path / "gone")
     else:
         name = tmp_path / "file" / "a"
         name.parent.write_text("")
