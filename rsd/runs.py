@@ -349,6 +349,8 @@ def check_free(run_dir: Path) -> None:
     Raises:
         RunError: one is.
     """
+    if opened_here(run_dir):
+        return  # closing the file once more would let go of the lock
     try:
         descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR)
     except OSError:

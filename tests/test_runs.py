@@ -182,8 +182,9 @@ def test_of_two_that_go_on_with_a_run_at_once_the_second_is_refused_until_the_fi
         other.kill()
     check_free(tmp_path)
     open_run(again, hydra_config(tmp_path, []))
+    check_free(tmp_path)  # of one's own folder: changes nothing
     refused = subprocess.run(command, capture_output=True, text=True)
-    assert "RunError" in refused.stderr and refused.stdout == "" and opened_here(tmp_path)
+    assert "TakenError" in refused.stderr and refused.stdout == "" and opened_here(tmp_path)
     assert len(json.loads((tmp_path / "provenance.json").read_text())["starts"]) == 3
     let_go(tmp_path)
     assert not opened_here(tmp_path)
