@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import secrets
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from rsd.errors import RSDError
 
@@ -119,20 +117,3 @@ def stranger(path: Path) -> str | None:
         if head.startswith(first):
             return f"{path} is {what} ({path.stat().st_size} bytes); {remedy}"
     return None
-
-
-class ReadError(RSDError, ValueError):
-    """A file is not the JSON that stood there."""
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; None when there is none.
-
-    Raises:
-        ReadError: it is not JSON.
-    """
-    try:
-        return json.loads(path.read_bytes()) if path.is_file() else None
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8; nested too deeply
-        message = f"{path} is damaged: it is not valid JSON ({error}); remove it, or restore it as it was written"
-        raise ReadError(stranger(path) or message) from error

@@ -10,24 +10,30 @@ demand, and is held to in the training state instead (rsd/data/hidden_states.py)
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from rsd.checkpoint import JSON_FILE, cached_sha256, content_sha256
 from rsd.data.rlds import RLDSDataset
 from rsd.data.rlds_metadata import INFO_FILE
 from rsd.differences import differences
 from rsd.errors import RSDError
-from rsd.files import read_json, write_atomically
 from rsd.processes import say
+from rsd.record import read, write
 
 INPUTS_FILE = "inputs.json"
 SHOWN = 12  # hex digits of a digest, in messages
 
 Content = dict[str, Any]
+
+
+class _Content(TypedDict):
+    """What is held to in a part's record."""
+
+    path: str
+    digest: str | None
 
 
 class InputsError(RSDError, RuntimeError):
@@ -80,7 +86,10 @@ def keep_inputs(run_dir: Path, found: Mapping[str, Content], *, resumed: bool) -
             to whoever reads it, who knows how it is made.
     """
     path = run_dir / INPUTS_FILE
-    stored: dict[str, Content] | None = read_json(path)
+    stored: dict[str, Content] | None = None
+    if path.is_file():
+        kind: Any = dict[str, _Content]
+        stored = read(path, kind, error=InputsError, remedy="restore it as it was written")
     if stored is None and resumed:
         say(f"note: {path} does not exist: nobody knows whether this run has read the same data and checkpoints so far")
     before = stored or {}
@@ -95,7 +104,7 @@ def keep_inputs(run_dir: Path, found: Mapping[str, Content], *, resumed: bool) -
             "without resume"
         )
     known = {part: content for part, content in before.items() if content["digest"] is not None}
-    write_atomically(path, json.dumps({**found, **known}, indent=1) + "\n")
+    write(path, {**found, **known})
 
 
 def _problem(part: str, was: Content, now: Content) -> str:

@@ -31,7 +31,7 @@ from typing import (
 )
 
 from rsd.errors import RSDError
-from rsd.files import stranger
+from rsd.files import stranger, write_atomically
 from rsd.settings import described, fits
 
 CHECKSUM = "checksum"  # SHA-256 of a record's other entries
@@ -40,6 +40,10 @@ MAX_TEXT = 20_000  # letters of a text in a record
 MAX_SHOWN = 60  # letters of a value in a message
 
 Kind = TypeVar("Kind")
+
+
+class ReadError(RSDError, ValueError):
+    """A file is not the record that was written."""
 
 
 class EntryError(RSDError, ValueError):
@@ -66,6 +70,36 @@ def read(path: Path, kind: type[Kind], *, error: Callable[[str], RSDError], reme
         raise error(stranger(path) or f"{wrong}; {remedy}") from wrong
     except OSError as wrong:
         raise error(f"{path} cannot be read: {wrong.strerror}; {remedy}") from wrong
+
+
+def read_json(path: Path) -> Any:
+    """A record of any entries; None when there is none.
+
+    Raises:
+        ReadError: it is not JSON, or was changed since it was written.
+    """
+    if not path.is_file():
+        return None
+    return read(path, Any, error=ReadError, remedy="remove it, or restore it as it was written")
+
+
+def write(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record with its checksum, whole or not at all.
+
+    Raises:
+        WriteError: the disk is full, or the folder cannot be written.
+        ValueError: a number is not finite.
+    """
+    write_atomically(path, json.dumps(sealed(record), indent=1) + "\n")
+
+
+def line_of(record: Mapping[str, Any]) -> bytes:
+    """A record with its checksum in one line, for files that grow.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return json.dumps(sealed(record)).encode() + b"\n"
 
 
 def parse(text: bytes | str, kind: type[Kind], where: str, *, raw: bool = False) -> Kind:
@@ -155,8 +189,12 @@ def conform(value: Any, kind: Any, where: str, entry: str = "") -> Any:
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with its checksum, as it is written."""
-    own = unsealed(record)
+    """The record as JSON types, with its checksum, as it is written.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    own = json.loads(json.dumps(unsealed(record), allow_nan=False))  # keys as they are read again, in their order
     return {**own, CHECKSUM: _checksum(own)}
 
 
@@ -174,7 +212,10 @@ def check_seal(record: Any, where: str) -> None:
         EntryError: the record is another one than was written.
     """
     if isinstance(record, dict) and CHECKSUM in record and record[CHECKSUM] != _checksum(unsealed(record)):
-        raise EntryError(f"{where} is damaged or was edited: its entry {CHECKSUM!r} is not that of its other entries")
+        raise EntryError(
+            f"{where} is damaged or was edited: its entry {CHECKSUM!r} is not that of its other entries (whoever edits "
+            "on purpose removes it)"
+        )
 
 
 def arguments(function: Callable[..., Any], value: Any, where: str, entry: str = "") -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Run folders: what is written once at a first start, and how a run is continued.
 
 A run folder holds config.yaml (resolved), overrides.yaml (what the user typed) and provenance.json (the folder's
-layout, the choice in each config group that the run used, and one record a start). The process that writes there holds
-a lock on the file `lock`, which ends with it, however it ends.
+layout, the SHA-256 of the other two, the choice in each config group that the run used, and one record a start). The
+process that writes there holds a lock on the file `lock`, which ends with it, however it ends.
 Hydra keeps copies of its own in .hydra, but writes them anew at every start; these here are what a resume is held to.
 
 An entry point puts `resume_arguments(sys.argv[1:])` in place of its arguments before Hydra sees them, and begins with
@@ -16,9 +16,9 @@ import copy
 import errno
 import fcntl
 import functools
+import hashlib
 import importlib.metadata
 import itertools
-import json
 import logging
 import math
 import os
@@ -39,7 +39,7 @@ from rsd import __version__
 from rsd.differences import differences
 from rsd.errors import RSDError
 from rsd.files import WriteError, stranger, write_atomically
-from rsd.record import MAX_BYTES, EntryError, conform, read
+from rsd.record import MAX_BYTES, EntryError, conform, read, write
 
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.yaml"
@@ -89,6 +89,7 @@ class Provenance(TypedDict):
     """provenance.json."""
 
     layout: NotRequired[int]
+    files: NotRequired[dict[str, str]]
     choices: NotRequired[dict[str, Any]]
     starts: list[Start]
 
@@ -102,13 +103,14 @@ class TakenError(RunError):
 
 
 def read_yaml(path: Path, kind: Any = dict[str, Any]) -> Any:
-    """The content of a YAML file, as JSON types; nothing that it refers to is looked up.
+    """The content of a run's YAML file, as JSON types; nothing that it refers to is looked up.
 
     Args:
         kind: What it must be; see `rsd.record.conform`.
 
     Raises:
-        RunError: it is not YAML, too long, of another kind, or refers to parts of itself.
+        RunError: it is not YAML, too long, of another kind, refers to parts of itself, or is not what the
+            provenance.json beside it says.
     """
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
@@ -116,6 +118,7 @@ def read_yaml(path: Path, kind: Any = dict[str, Any]) -> Any:
         if other := stranger(path):
             raise RunError(other)
         text = path.read_text(encoding="utf-8")
+        _check_unchanged(path, text)
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise EntryError(f"{path} refers to parts of itself, which no file of a run does")
         return conform(json_types(OmegaConf.to_container(OmegaConf.create(text))), kind, str(path))
@@ -126,6 +129,17 @@ def read_yaml(path: Path, kind: Any = dict[str, Any]) -> Any:
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, AssertionError) as error:
         line = " ".join(str(error).split())[:MAX_LINE]
         raise RunError(f"{path} cannot be read: {line}; restore it as it was written") from error
+
+
+def _check_unchanged(path: Path, text: str) -> None:
+    """Compare a run's file with what its provenance.json, where there is one, says of it."""
+    record: Provenance = read_provenance(path.with_name(PROVENANCE_FILE)) or {"starts": []}
+    if record.get("files", {}).get(path.name, sha256 := _sha256(text)) != sha256:
+        raise EntryError(f"{path} is damaged, or was edited: its SHA-256 is not the one in {PROVENANCE_FILE}")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_provenance(path: Path) -> Provenance | None:
@@ -265,15 +279,18 @@ def _open(
     start = {**provenance(), **found}
     if cfg.resume is None:
         check_unused(run_dir)
-        overrides = OmegaConf.create(list(hydra_cfg.overrides.task))
-        write_atomically(run_dir / OVERRIDES_FILE, OmegaConf.to_yaml(overrides))
+        texts = {
+            OVERRIDES_FILE: OmegaConf.to_yaml(OmegaConf.create(list(hydra_cfg.overrides.task))),
+            CONFIG_FILE: OmegaConf.to_yaml(OmegaConf.create(config)),
+        }
+        write_atomically(run_dir / OVERRIDES_FILE, texts[OVERRIDES_FILE])
         chosen = {
             group: choice for group, choice in hydra_cfg.runtime.choices.items() if not group.startswith("hydra/")
         }
         groups = used_choices(chosen, config)
-        record = {"layout": LAYOUT, "choices": groups, "starts": [start]}
-        write_atomically(run_dir / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
-        write_atomically(run_dir / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(config)))  # last: now it is a run
+        files = {name: _sha256(text) for name, text in texts.items()}
+        write(run_dir / PROVENANCE_FILE, {"layout": LAYOUT, "files": files, "choices": groups, "starts": [start]})
+        write_atomically(run_dir / CONFIG_FILE, texts[CONFIG_FILE])  # last: now it is a run
         return
     if not (run_dir / CONFIG_FILE).is_file():
         raise RunError(f"cannot resume: {run_dir / CONFIG_FILE} does not exist; the run never started, start it afresh")
@@ -288,8 +305,7 @@ def _open(
     begun = read_provenance(run_dir / PROVENANCE_FILE)
     if begun is None:
         raise RunError(f"cannot resume: {run_dir / PROVENANCE_FILE} does not exist; start anew without resume")
-    record = {**begun, "starts": [*begun["starts"], start]}
-    write_atomically(run_dir / PROVENANCE_FILE, json.dumps(record, indent=1) + "\n")
+    write(run_dir / PROVENANCE_FILE, {**begun, "starts": [*begun["starts"], start]})
 
 
 @functools.cache

@@ -28,7 +28,8 @@ sys.path.insert(0, str(ROOT))  # runs from a bare checkout, where the package is
 
 from rsd.commands.pipeline import PipelineError, Step, is_finished, run_steps, seconds  # noqa: E402
 from rsd.evaluation.report import REPORT_JSON  # noqa: E402
-from rsd.files import read_json, write_atomically  # noqa: E402
+from rsd.files import write_atomically  # noqa: E402
+from rsd.record import read_json, write  # noqa: E402
 from rsd.runs import METRICS_FILE  # noqa: E402
 
 DATA = "libero_spatial_no_noops"
@@ -199,7 +200,7 @@ def main() -> int:
         if step.name in results["steps"] and is_finished(step, scratch):
             continue
         record = results["steps"][step.name] = measure(step, scratch)
-        write_atomically(out / RESULTS, json.dumps(results, indent=1) + "\n")
+        write(out / RESULTS, results)
         write_atomically(out / TABLE, table(results))
         print(f"{step.name}: {record['status']}, {record['seconds']:.0f} s", flush=True)
         if record["status"] != OK:

@@ -31,8 +31,8 @@ from rsd.demos.demonstrations import Demonstration
 from rsd.demos.schedule import Attempt, CollectionError, Schedule
 from rsd.differences import differences
 from rsd.errors import SettingError
-from rsd.files import read_json, write_atomically
 from rsd.progress import Progress
+from rsd.record import read_json, write
 from rsd.silence import PATIENCE_S, check_patience
 from rsd.types import Task
 
@@ -211,7 +211,7 @@ def keep_recipe(directory: Path, name: str, recipe: dict[str, Any]) -> None:
             f"{directory} holds episodes of {name} that were made otherwise: {places}. Put that back to go on, or "
             "collect under another seed="
         )
-    write_atomically(path, json.dumps(stored | {name: recipe}, indent=1) + "\n")
+    write(path, stored | {name: recipe})
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="collect")

@@ -17,7 +17,8 @@ from typing import Any
 from rsd.commands.pipeline import PipelineError, Step, run_steps, seconds
 from rsd.evaluation.page import data_url, render_page
 from rsd.evaluation.report import REPORT_HTML, REPORT_JSON
-from rsd.files import read_json, write_atomically
+from rsd.files import write_atomically
+from rsd.record import read_json
 from rsd.runs import METRICS_FILE
 
 DECODINGS = ("l1", "speculative")

@@ -20,7 +20,8 @@ from typing import Any
 
 from rsd.commands.pipeline import RUNS, PipelineError, Step, keep_settings, run_steps, seconds
 from rsd.evaluation.report import REPORT_JSON
-from rsd.files import read_json, write_atomically
+from rsd.files import write_atomically
+from rsd.record import read_json
 from rsd.runs import METRICS_FILE, PROVENANCE_FILE
 
 SUITES = {"libero_spatial": 500, "libero_object": 300, "libero_goal": 450}  # demonstrations of the second data set

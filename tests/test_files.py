@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from rsd.files import read_json, write_atomically
+from rsd.files import write_atomically
+from rsd.record import read_json
 
 
 def test_text_and_bytes_are_written_and_read_again(tmp_path):

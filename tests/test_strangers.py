@@ -15,10 +15,10 @@ from rsd.data.cache import read_index, shard_problem
 from rsd.envs.suites import load_init_states
 from rsd.errors import RSDError
 from rsd.evaluation.results import read_results
-from rsd.files import read_json
 from rsd.models.openvla.published import read_side_file
 from rsd.models.openvla.streaming import read_headers, weight_files
 from rsd.models.openvla.text import LlamaText
+from rsd.record import read_json
 from rsd.runs import read_provenance, read_yaml
 from rsd.training.states import States, state_to_resume
 

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rsd.commands import entry_point
+from rsd.record import line_of
 from tests.callbacks import KEEP_RETURNED, RETURNED_FILE
 from tests.data.demonstrations import NAME, write_dataset
 
@@ -392,7 +393,7 @@ def edit_cache(root: Path) -> None:
             shard = index.with_name(entry["file"])
             save_file({name: values * 0.5 for name, values in load_file(shard).items()}, shard)
             entry["bytes"], entry["sha256"] = shard.stat().st_size, hashlib.sha256(shard.read_bytes()).hexdigest()
-        index.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        index.write_bytes(b"".join(map(line_of, entries)))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import logging
 import os
 import re
@@ -37,8 +36,8 @@ from rsd.commands.settings import check_settings
 from rsd.commands.stored import check_stored
 from rsd.commands.usage import check_choices, usage_page
 from rsd.errors import RSDError, SettingError
-from rsd.files import write_atomically
 from rsd.processes import is_first_process
+from rsd.record import write
 from rsd.runs import (
     CONFIG_FILE,
     METRICS_FILE,
@@ -48,6 +47,7 @@ from rsd.runs import (
     config_options,
     is_job_of_sweep,
     open_run,
+    read_yaml,
     resume_arguments,
     resumed_folder,
     unused_folder,
@@ -268,7 +268,7 @@ def check_command(arguments: Sequence[str], config: Path) -> None:
     stored = Path(given[-1]) / CONFIG_FILE if given else None
     if stored is None or not stored.is_file():
         return
-    made_by = "train" if "phase" in OmegaConf.load(stored) else "eval"
+    made_by = "train" if "phase" in read_yaml(stored) else "eval"
     if config.stem != made_by:
         raise SettingError(
             f"{stored.parent} is a run of {made_by}.py; continue it with python {made_by}.py "
@@ -387,7 +387,7 @@ def finish_run(run_dir: Path, title: str, metrics: dict[str, Any], shown: Sequen
         What a sweeper optimises: the first of them that is there, of the last stage where it has one value a stage.
     """
     flat = dict(flatten(metrics))
-    write_atomically(run_dir / METRICS_FILE, json.dumps(flat, indent=1) + "\n")
+    write(run_dir / METRICS_FILE, flat)
     rows = {name: shown_values(flat, name) for name in shown}
     table = Table(box=None, pad_edge=False, show_header=False)
     single = {name: values for name, values in rows.items() if len(values) < 2}

@@ -24,7 +24,8 @@ from typing import Any
 from rsd.commands.quoting import quoted
 from rsd.differences import differences
 from rsd.errors import RSDError
-from rsd.files import read_json, write_atomically
+from rsd.files import write_atomically
+from rsd.record import read_json, write
 from rsd.runs import CONFIG_FILE, MAY_DIFFER, OVERRIDES_FILE, read_yaml
 
 SETTINGS_FILE = "settings.json"
@@ -68,7 +69,7 @@ def keep_settings(root: Path, settings: dict[str, Any]) -> None:
     stored = read_json(path)
     if stored is None:
         root.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(settings, indent=1) + "\n")
+        write(path, settings)
     elif differing := differences(stored, settings):
         places = "; ".join(map(str, differing))
         raise PipelineError(f"{root} was begun with other settings: {places}; give the old ones, or another folder")

@@ -7,7 +7,6 @@ leaves an offer in its run folder, and what only one job offers is published whe
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from collections.abc import Sequence
@@ -16,8 +15,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from rsd.errors import RSDError
-from rsd.files import write_atomically
-from rsd.record import read, shown
+from rsd.record import read, shown, write
 
 OFFER_FILE = "offer.json"  # in the run folder of a multirun's job: {checkpoint, name}
 
@@ -98,7 +96,7 @@ def publish(folder: Path, name: Path) -> None:
 def write_offer(run_dir: Path, offer: Offer) -> None:
     """Leave an offer in a job's run folder."""
     record = {"checkpoint": os.path.relpath(offer.checkpoint, run_dir), "name": str(offer.name)}
-    write_atomically(run_dir / OFFER_FILE, json.dumps(record, indent=1) + "\n")
+    write(run_dir / OFFER_FILE, record)
 
 
 def read_offer(run_dir: Path) -> Offer | None:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -41,7 +40,7 @@ from rsd.commands.publishing import Offer, PublishError, publish, read_offer, ri
 from rsd.errors import RSDError, SettingError
 from rsd.evaluation.page import render_page
 from rsd.files import write_atomically
-from rsd.record import read
+from rsd.record import read, write
 from rsd.runs import (
     CONFIG_FILE,
     METRICS_FILE,
@@ -259,7 +258,7 @@ class SweepTable(Callback):
             "result": None if failed else returned,
         }
         if opened_here(job_dir) or not (job_dir / CONFIG_FILE).is_file() or (is_alone and _may_tell(job_dir)):
-            write_atomically(job_dir / JOB_FILE, json.dumps(job, indent=1) + "\n")
+            write(job_dir / JOB_FILE, job)
         let_go(job_dir)
         sweep_dir = job_dir.parent  # hydra.sweep.dir cannot be resolved here: it points into the user's config
         statuses = {run.status for run in read_sweep(sweep_dir)}

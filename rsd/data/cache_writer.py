@@ -44,7 +44,7 @@ from rsd.data.cache import (
 )
 from rsd.files import TEMPORARY, sync_directory, write_atomically
 from rsd.processes import say
-from rsd.record import sealed
+from rsd.record import line_of, write
 
 LOCK_FILE = "lock"
 RESERVE_BYTES = 64 * 2**20  # left free beside the forecast: headers, index, and whoever else uses the disk
@@ -203,7 +203,7 @@ class CacheWriter:
 
     def _create_or_resume(self) -> None:
         if not (self.directory / CACHE_FILE).is_file():
-            write_atomically(self.directory / CACHE_FILE, json.dumps(sealed(self._record), indent=1) + "\n")
+            write(self.directory / CACHE_FILE, self._record)
         record = read_record(self.directory, self._record["content"])
         if record["num_frames"] != self.num_frames:
             raise CacheError(
@@ -220,7 +220,7 @@ class CacheWriter:
 def _append(folder: Path, entry: Mapping[str, Any]) -> None:
     """Add one line to an index. A torn one, from a full disk, is cut off when the part is opened again."""
     with open(folder / INDEX_FILE, "ab") as file:
-        file.write(json.dumps(entry).encode() + b"\n")
+        file.write(line_of(entry))
         file.flush()
         os.fsync(file.fileno())
     sync_directory(folder)  # the first line also makes the file
@@ -239,7 +239,7 @@ def _repair(folder: Path, grid: Grid) -> set[int]:
         if (entry["start"], entry["start"] + entry["rows"]) in shards and shard_problem(folder, entry) is None
     ]
     if problems or len(sound) < len(entries):
-        write_atomically(index, b"".join(json.dumps(entry).encode() + b"\n" for entry in sound))
+        write_atomically(index, b"".join(map(line_of, sound)))
     named = {entry["file"] for entry in sound}
     for path in folder.iterdir():
         if path.name not in named and (path.name.startswith("shard-") or path.name.endswith(TEMPORARY)):

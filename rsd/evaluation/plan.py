@@ -18,8 +18,7 @@ import numpy as np
 
 from rsd.differences import differences
 from rsd.errors import RSDError
-from rsd.files import write_atomically
-from rsd.record import EntryError, check_seal, conform, read, sealed, shown, unsealed
+from rsd.record import EntryError, check_seal, conform, read, shown, unsealed, write
 from rsd.settings import Count, Length, Natural, Processes, Seed, checked
 from rsd.types import Task
 
@@ -329,7 +328,7 @@ def keep_plan(run_dir: Path, plan: Plan) -> None:
     """
     path = run_dir / PLAN_FILE
     if not path.is_file():
-        write_atomically(path, json.dumps(sealed(plan.to_json()), indent=1) + "\n")
+        write(path, plan.to_json())
         return
     before, now = (_comparable(one) for one in (read_plan_file(path), plan))
     different = differences(before, now, MAY_DIFFER)

@@ -30,7 +30,6 @@ metrics.json is flat, for sweep tables and loggers: see `flat_metrics`. Loggers 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
@@ -49,6 +48,7 @@ from rsd.evaluation.sequential import read_verdict
 from rsd.evaluation.statistics import summarize_decoding, summarize_success, summarize_tasks, summarize_work
 from rsd.evaluation.time_shares import summarize_time
 from rsd.files import write_atomically
+from rsd.record import write
 from rsd.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, read_provenance, read_yaml, used_choices
 from rsd.types import EpisodeResult
 from rsd.work import add_counts
@@ -156,8 +156,8 @@ def write_report(run_dir: Path) -> dict[str, Any]:
     provenance = cast("dict[str, Any] | None", read_provenance(provenance_path))
     plan, stopped = read_plan(run_dir, results), read_verdict(run_dir)
     report = build_report(results, plan=plan, config=config, provenance=provenance, stopped=stopped)
-    write_atomically(run_dir / REPORT_JSON, json.dumps(report, indent=1, allow_nan=False) + "\n")
-    write_atomically(run_dir / METRICS_FILE, json.dumps(flat_metrics(report), indent=1) + "\n")
+    write(run_dir / REPORT_JSON, report)
+    write(run_dir / METRICS_FILE, flat_metrics(report))
     write_atomically(run_dir / REPORT_HTML, render_report(report, run_dir, plan))
     return report
 

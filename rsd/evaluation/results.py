@@ -7,13 +7,12 @@ moved aside into a file of its own, named in the output, and the episode is run 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 
 from rsd.errors import RSDError
 from rsd.files import is_inside, stranger, write_atomically
-from rsd.record import MAX_BYTES, EntryError, conform, parse, shown
+from rsd.record import MAX_BYTES, EntryError, conform, line_of, parse, shown
 from rsd.runs import resume_command
 from rsd.settings import Total
 from rsd.types import EpisodeResult
@@ -37,7 +36,7 @@ def append_result(path: Path, result: EpisodeResult) -> None:
     Raises:
         ResultsError: it could not be written, for example because the disk is full.
     """
-    line = (json.dumps(dataclasses.asdict(result), allow_nan=False) + "\n").encode()
+    line = line_of(dataclasses.asdict(result))
     size = path.stat().st_size if path.exists() else 0
     try:
         with open(path, "ab", buffering=0) as file:
@@ -133,6 +132,6 @@ def set_crashed_aside(path: Path) -> int:
     if crashed:
         for result in crashed:
             append_result(path.with_name(CRASHED_FILE), result)
-        kept = [json.dumps(dataclasses.asdict(result)) + "\n" for result in results if result.error is None]
-        write_atomically(path, "".join(kept))
+        kept = [line_of(dataclasses.asdict(result)) for result in results if result.error is None]
+        write_atomically(path, b"".join(kept))
     return len(crashed)

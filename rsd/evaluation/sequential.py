@@ -16,7 +16,6 @@ What surprises:
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -31,8 +30,7 @@ from scipy.stats import beta
 
 from rsd.errors import SettingError
 from rsd.evaluation.plan import PlanError, PlannedEpisode, Stopping
-from rsd.files import write_atomically
-from rsd.record import read
+from rsd.record import read, write
 from rsd.settings import Total, checked
 from rsd.types import EpisodeResult
 
@@ -196,7 +194,7 @@ def until_decided(
             verdict = None if rule is None else rule.verdict(num_success, num_trials)
             if verdict is not None:
                 record = {"verdict": verdict, "num_success": num_success, "num_trials": num_trials}
-                write_atomically(run_dir / VERDICT_FILE, json.dumps(record) + "\n")
+                write(run_dir / VERDICT_FILE, record)
                 return
             result = next(episodes, None)
             if result is None:

@@ -12,13 +12,13 @@ The file holds:
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rsd.files import write_atomically
+from rsd.record import line_of
 from rsd.types import Chunk
 
 DIGITS = 5  # of actions and milliseconds
@@ -46,7 +46,7 @@ def write_trace(
     """Write the file; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     head = {"fps": fps, "every_step": every_step, "success": success, "num_steps": num_steps}
-    write_atomically(path, json.dumps({**head, "chunks": chunks}, allow_nan=False) + "\n")
+    write_atomically(path, line_of({**head, "chunks": chunks}))
 
 
 def _rounded(actions: np.ndarray) -> list[list[float]]:

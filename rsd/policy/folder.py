@@ -18,7 +18,6 @@ A folder is data: nothing in it is code, and paths do not leave it.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,13 @@ from typing import Any
 from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256
 from rsd.decoding import DRAFT, KIND, TARGET, Decoding, from_json, to_json
 from rsd.errors import SettingError
-from rsd.files import stranger, write_atomically
+from rsd.files import stranger
 from rsd.models.openvla.loading import load_base
 from rsd.models.openvla.visual_tokens import from_json as tokens_from_json
 from rsd.policy.assemble import Checkpoints, assemble
 from rsd.policy.contract import PolicyError
 from rsd.policy.policy import VLAPolicy
-from rsd.record import EntryError, conform, read, shown
+from rsd.record import EntryError, conform, read, shown, write
 from rsd.settings import Count
 from rsd.stages import Binder
 from rsd.tokenizer import ActionTokenizer
@@ -279,7 +278,7 @@ def write_folder(
             for name, (one, target) in decodings.items()
         },
     }
-    write_atomically(folder / POLICY_FILE, json.dumps(record, indent=1) + "\n")
+    write(folder / POLICY_FILE, record)
 
 
 def _draft_entry(drafts: Mapping[str, str], name: str) -> dict[str, str]:

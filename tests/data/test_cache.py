@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from rsd.data.cache import ROWS, CacheError, CacheReader, IncompleteCache, content_key, read_index
 from rsd.data.fill_cache import cache_content, ensure_cache
 from rsd.points import point_names
+from rsd.record import sealed
 from tests.data.fake_base import (
     BATCH,
     POINTS,
@@ -235,7 +236,7 @@ def damage_index(copy, change):
 
 def edited(**changes):
     def change(lines):
-        lines[1] = json.dumps(json.loads(lines[1]) | changes)
+        lines[1] = json.dumps(sealed(json.loads(lines[1]) | changes))
 
     return change
 
@@ -254,6 +255,7 @@ def edited(**changes):
         (edited(sha256="0" * 64), r"shard-00001\.safetensors has SHA-256 .*, expected 000000000000"),
         (edited(bytes=7), r"shard-00001\.safetensors has \d+ bytes, expected 7"),
         (edited(rows=7), r"is incomplete: 46 of 47 frames in layer\.4"),
+        (lambda lines: lines.__setitem__(1, lines[1].replace('"start": 8', '"start": 0')), r"line 2 is damaged or was"),
     ],
 )
 def test_a_damaged_index_asks_for_a_command_that_repairs_it(whole, copy, change, message):

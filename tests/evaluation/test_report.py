@@ -11,6 +11,7 @@ from rsd.evaluation import report as report_module
 from rsd.evaluation.plan import keep_plan
 from rsd.evaluation.report import report_tables, write_report
 from rsd.evaluation.results import ResultsError
+from rsd.record import line_of, read_json
 from tests.evaluation.folders import make_run, plan_of
 from tests.evaluation.policies import EarlyExitPolicy, RaisingPolicy, SeeingPolicy, StillPolicy
 from tests.fakes import point_mass_tasks
@@ -31,7 +32,7 @@ def set_model_ms(run_dir, value):
     """As if every episode had been measured."""
     path = run_dir / "results.jsonl"
     lines = [json.loads(line) | {"model_ms": value} for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_bytes(b"".join(map(line_of, lines)))
 
 
 def test_report_of_a_complete_run(tmp_path):
@@ -39,7 +40,7 @@ def test_report_of_a_complete_run(tmp_path):
     make_run(tmp_path, SeeingPolicy(), save_videos=1)
     report = write_report(tmp_path)
     assert report["complete"] is True and report["success"]["success_rate"] == 1.0 and len(report["tasks"]) == 3
-    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert read_json(tmp_path / "report.json") == report
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["success_rate"] == 1.0 and metrics["num_errors"] == 0 and 0 < metrics["acceptance_rate"] < 1
     page = (tmp_path / "report.html").read_text()
@@ -112,7 +113,8 @@ def test_instructions_and_errors_are_escaped(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
     make_run(tmp_path, SeeingPolicy(), num_trials=1, save_videos=1)
     path = tmp_path / "results.jsonl"
-    path.write_text(path.read_text().replace("move the point", "<script>alert(1)</script>"))
+    lines = path.read_text().replace("move the point", "<script>alert(1)</script>").splitlines()
+    path.write_bytes(b"".join(line_of(json.loads(line)) for line in lines))
     write_report(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page
@@ -222,7 +224,7 @@ def test_tables_of_a_run_without_tokens_and_times(tmp_path):
     make_run(tmp_path, StillPolicy(), num_trials=1)
     path = tmp_path / "results.jsonl"
     lines = [json.loads(line) | {"time_s": {}} for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_bytes(b"".join(map(line_of, lines)))
     report = write_report(tmp_path)
     assert [name for name, _, _ in report_tables(report)] == ["tasks", "episodes", "latency_ms"]
     assert "did not record where their time went" in (tmp_path / "report.html").read_text()

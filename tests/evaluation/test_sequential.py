@@ -1,7 +1,6 @@
 """The stopping rule keeps its error rate when one looks after every episode; seeded simulations of whole runs."""
 
 import functools
-import json
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from rsd.evaluation.sequential import (
     log_evidence_above,
     until_decided,
 )
+from rsd.record import read_json
 from rsd.types import EpisodeResult
 from tests.evaluation.policies import SeeingPolicy
 from tests.fakes import PointMassEnv
@@ -200,5 +200,5 @@ def test_a_run_ends_when_the_rule_has_its_verdict_and_a_resume_does_not_go_on(tm
     assert rule.verdict(len(results) - 1, len(results) - 1) is None
     count = len(results)
     expected = {"verdict": "above", "num_success": count, "num_trials": count}
-    assert json.loads((tmp_path / VERDICT_FILE).read_text()) == expected
+    assert read_json(tmp_path / VERDICT_FILE) == expected
     assert start() == []

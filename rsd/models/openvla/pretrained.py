@@ -23,6 +23,7 @@ from rsd.models.openvla.model import OpenVLAOFT
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.published_writer import DEFAULT_SHARD_BYTES, write_published
 from rsd.models.openvla.text import LlamaText
+from rsd.record import line_of
 from rsd.settings import checked
 
 KEPT_FILES = (
@@ -148,7 +149,7 @@ def save_pretrained(
         tensor_of=lambda name: state[name],
         step=step,
         others={name: (source / name).read_bytes() for name in KEPT_FILES if (source / name).is_file()}
-        | {published.TRAINING_FILE: (json.dumps(dict(training), indent=1) + "\n").encode()}
+        | {published.TRAINING_FILE: line_of(training)}
         | {**others},
         shard_bytes=shard_bytes,
     )
