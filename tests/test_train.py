@@ -256,6 +256,7 @@ def test_ctrl_c_then_kill_9_then_resume_equals_an_uninterrupted_run(root, tmp_pa
     """The checkpoint of a run that was ended twice is, byte for byte, that of one that was not."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = ["phase=rfsq", "quantizer=rfsq_d2", "quantizer.max_steps=120", "save_every=1", "val_every=7"]
+    options.append(f"paths.checkpoints={tmp_path}/checkpoints")  # those of the root are the other tests'
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def start(*extra: str) -> subprocess.Popen:
@@ -364,7 +365,8 @@ def head_run(pipeline, run_train, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("head") / "root"
     shutil.copytree(pipeline, root, symlinks=True)
     options = ["phase=head", "quantizer=rfsq_d2", "phase.max_steps=2", f"hydra.run.dir={root}/run"]
-    assert run_train(*options, where=root)[0] == 0
+    code, error = run_train(*options, where=root)
+    assert code == 0, error
     return root
 
 
