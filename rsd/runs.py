@@ -135,7 +135,7 @@ def _check_unchanged(path: Path, text: str) -> None:
     """Compare a run's file with what its provenance.json, where there is one, says of it."""
     record: Provenance = read_provenance(path.with_name(PROVENANCE_FILE)) or {"starts": []}
     if record.get("files", {}).get(path.name, sha256 := _sha256(text)) != sha256:
-        raise EntryError(f"{path} is damaged, or was edited: its SHA-256 is not the one in {PROVENANCE_FILE}")
+        raise EntryError(f"{path} is damaged or was edited: its SHA-256 is not the one in {PROVENANCE_FILE}")
 
 
 def _sha256(text: str) -> str:

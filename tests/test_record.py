@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import pytest
 
 from rsd.errors import RSDError
-from rsd.record import MAX_BYTES, MAX_SHOWN, EntryError, conform, parse, read, sealed, shown
+from rsd.record import MAX_BYTES, MAX_SHOWN, EntryError, conform, parse, read, read_json, sealed, shown, write
 from rsd.settings import Total
 
 
@@ -133,3 +134,36 @@ class Sealed:
 
 def test_a_record_without_checksum_is_of_an_earlier_version():
     assert parse('{"name": "a"}', Part, "file") == Part("a")
+
+
+def test_a_written_record_is_what_is_read_and_a_changed_digit_is_found(tmp_path):
+    """Keys that JSON writes as texts, in another order than theirs as numbers, too."""
+    path = tmp_path / "r.json"
+    write(path, {"counts": {2: 0.5, 10: 1e-7}, "pair": (1, 2)})
+    assert read_json(path) == {"counts": {"2": 0.5, "10": 1e-7}, "pair": [1, 2]}
+    path.write_text(path.read_text().replace("0.5", "0.7"))
+    with pytest.raises(RSDError, match=r"r\.json is damaged or was edited: .*'checksum'.*; remove it, or restore it"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_not_written(tmp_path, value):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write(tmp_path / "r.json", {"loss": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_record_of_ours_is_written_with_its_checksum():
+    """Others' formats have none: TFDS's and published side files. A step's seconds are a number."""
+    root = Path(__file__).parents[1]
+    bare = [
+        path.relative_to(root).as_posix()
+        for path in (root / "rsd").rglob("*.py")
+        if any("json.dump" in line and "write" in line for line in path.read_text().splitlines())
+    ]
+    assert sorted(bare) == [
+        "rsd/commands/pipeline.py",
+        "rsd/data/rlds_writer.py",
+        "rsd/models/openvla/published_writer.py",
+        "rsd/record.py",
+    ]

@@ -204,3 +204,41 @@ def test_starts_in_the_same_second_have_folders_of_their_own(tmp_path):
 def test_a_folder_that_cannot_be_made_is_left_to_the_start_of_the_run(tmp_path):
     (tmp_path / "file").touch()
     assert unused_folder(str(tmp_path / "file" / "run")) == str(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "was", "now", "message"),
+    [
+        (
+            "config.yaml",
+            "rate: 0.5",
+            "rate: 0.7",
+            "its SHA-256 is not the one in provenance.json; restore it",
+        ),
+        (
+            "overrides.yaml",
+            "rate=0.5",
+            "rate=0.7",
+            "its SHA-256 is not the one in provenance.json; restore it",
+        ),
+        ("provenance.json", '"layout": 2', '"layout": 3', "its entry 'checksum' is not that of its other entries"),
+    ],
+)
+def test_a_changed_digit_of_a_stored_run_is_found(tmp_path, name, was, now, message):
+    open_run(OmegaConf.create({"resume": None, "rate": 0.5}), hydra_config(tmp_path, ["rate=0.5"]))
+    path = tmp_path / name
+    assert was in path.read_text()
+    path.write_text(path.read_text().replace(was, now))
+    with pytest.raises(RunError, match=f"{path} is damaged or was edited.*{message}"):
+        resume_arguments([f"resume={tmp_path}"])
+        open_run(OmegaConf.create({"resume": str(tmp_path), "rate": 0.5}), hydra_config(tmp_path, ["rate=0.5"]))
+
+
+def test_a_run_of_before_there_were_checksums_goes_on(tmp_path):
+    open_run(OmegaConf.create({"resume": None, "rate": 0.5}), hydra_config(tmp_path, ["rate=0.5"]))
+    path = tmp_path / "provenance.json"
+    record = json.loads(path.read_text())
+    del record["checksum"], record["files"]
+    path.write_text(json.dumps(record))
+    open_run(OmegaConf.create({"resume": str(tmp_path), "rate": 0.5}), hydra_config(tmp_path, ["rate=0.5"]))
+    assert len(json.loads(path.read_text())["starts"]) == 2

@@ -1,6 +1,7 @@
 """results.jsonl: what is on disk stays, what is torn is kept aside."""
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -103,3 +104,16 @@ def test_episodes_that_are_not_on_disk_any_more_are_named(tmp_path, kept):
     for result in results[kept:]:
         append_result(tmp_path / "results.jsonl", result)
     check_all_kept(tmp_path, 2)
+
+
+def test_a_changed_digit_is_found_and_a_line_without_checksum_is_of_an_earlier_version(tmp_path):
+    path = tmp_path / "results.jsonl"
+    append_result(path, episode(0, 0))
+    append_result(path, episode(0, 1))
+    whole = path.read_text()
+    path.write_text(whole.replace('"num_steps": 10', '"num_steps": 18', 1))
+    with pytest.raises(ResultsError, match=r"results\.jsonl, line 1 is damaged.*'checksum'.*repair or remove that line"):
+        read_results(path)
+    lines = [json.loads(line) for line in whole.splitlines()]
+    path.write_text("".join(json.dumps({k: v for k, v in one.items() if k != "checksum"}) + "\n" for one in lines))
+    assert read_results(path) == ([episode(0, 0), episode(0, 1)], b"")
