@@ -13,7 +13,6 @@ and by how much an action, is measured and printed.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -39,7 +38,9 @@ from rsd.evaluation.parallel import evaluate_parallel
 from rsd.evaluation.plan import plan_episodes
 from rsd.evaluation.results import episode_id
 from rsd.files import write_atomically
+from rsd.options import Options, held, new_file, reported
 from rsd.runs import provenance
+from rsd.settings import Count, Processes
 from rsd.types import Chunk, EpisodeResult, Observation, Policy, Request, Step, Task
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -170,13 +171,16 @@ def show(arms: Sequence[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
+@reported
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of processes to try")
-    parser.add_argument("--max-batch", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser = Options(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--workers", type=held(Processes), nargs="+", default=[1, 2], help="numbers of processes to try"
+    )
+    parser.add_argument("--max-batch", type=held(Count), default=1)
+    parser.add_argument("--rounds", type=held(Count), default=2)
     parser.add_argument("--no-reference", action="store_true", help="only compare numbers of workers")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=new_file)
     arguments, overrides = parser.parse_known_args()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("eval", overrides=overrides)

@@ -7,7 +7,6 @@ traceback.
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
 import logging
@@ -37,7 +36,7 @@ from rsd.commands.settings import check_settings
 from rsd.commands.stored import check_stored
 from rsd.commands.usage import check_choices, usage_page
 from rsd.errors import RSDError, SettingError
-from rsd.files import write_atomically
+from rsd.files import in_words, write_atomically
 from rsd.processes import is_first_process
 from rsd.runs import (
     CONFIG_FILE,
@@ -95,9 +94,7 @@ def in_one_line(error: BaseException) -> str:
     if isinstance(error, RSDError):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:  # some of Hydra's are of this kind, and without it
-        file = error.filename if error.filename is not None else _output_dir()
-        remedy = "see who removes it" if error.errno == errno.ENOENT else "make room"
-        return f"{file}: {error.strerror}; {remedy}, or choose a folder that can be written"
+        return in_words(error, _output_dir())
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     return " ".join(" ".join(str(one).split()) for one in (error, cause) if one is not None)
 

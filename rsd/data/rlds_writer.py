@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rsd.data.tf_example import byte_spans, encode_example, parse_example
 from rsd.data.tfrecord import FOOTER_BYTES, HEADER_BYTES, Span, frame, read_record, scan
 from rsd.files import write_atomically
 
+VERSION = r"((0|[1-9]\d*)\.){2}(0|[1-9]\d*)"  # as tensorflow-datasets reads it
 FILE_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # of tensorflow-datasets
 
 
@@ -36,10 +38,16 @@ class RLDSWriter:
         version: Three numbers, e.g. 1.0.0.
 
     Raises:
-        DataError: the directory holds something else, is damaged, or another process writes to it. Nothing is changed.
+        DataError: name or version are none, the directory holds something else, is damaged, or another process writes
+            to it. Nothing is changed.
     """
 
     def __init__(self, directory: Path, name: str, version: str = "1.0.0") -> None:
+        if not name or re.fullmatch(VERSION, version) is None:
+            raise DataError(
+                f"{directory}: data set {name!r}, version {version!r}; expected <root>/<name>/<version>, a name and "
+                "three numbers as 1.0.0"
+            )
         self.directory, self.name, self.version = Path(directory), name, version
         self.path = self.directory / f"{name}-train.tfrecord-00000-of-00001"
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -178,3 +178,12 @@ def test_wrong_episode_writes_nothing(tmp_path: Path, name: str, values: Any, me
         with pytest.raises(DataError, match=message):
             writer.write_episode(episode)
         assert (tmp_path / SHARD).stat().st_size == len(writer) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "version"), [(NAME, "abc"), (NAME, "1.0"), (NAME, "01.0.0"), (NAME, ""), ("", "1.0.0")]
+)
+def test_what_readers_cannot_name_is_refused_before_anything_is_made(tmp_path, name, version):
+    with pytest.raises(DataError, match="three numbers as 1.0.0"):
+        RLDSWriter(tmp_path / "set", name, version)
+    assert not list(tmp_path.iterdir())
