@@ -40,6 +40,7 @@ from rsd.settings import (
 from rsd.silence import LONGEST_S
 
 PACKAGE = "rsd."
+LOADER = "rsd.commands.configured.loader"
 TASK_IDS = Annotated[list[Natural], Length()] | None
 KEYS_INSIDE = dict[str, Any]
 GROUPS = ("paths", "data", "env", "protocol", "model", "quantizer", "draft", "target", "decoding", "visual_tokens")
@@ -254,6 +255,8 @@ def _imported(node: DictConfig, target: str) -> Callable[..., Any]:
 def _read_by(node: DictConfig, made: Callable[..., Any]) -> dict[str, Any]:
     """Annotations of the arguments that a node gives."""
     annotations, names = arguments(made)
+    if node._target_ == LOADER and isinstance(loaded := node.get("config"), DictConfig) and "_target_" in loaded:
+        annotations = annotations | arguments(_imported(loaded, loaded._target_))[0]  # its other arguments are for that
     given = [str(name) for name in node if not str(name).startswith("_")]
     unknown = [name for name in given if names and name not in names]
     if unknown:

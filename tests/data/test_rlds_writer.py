@@ -184,6 +184,6 @@ def test_wrong_episode_writes_nothing(tmp_path: Path, name: str, values: Any, me
     ("name", "version"), [(NAME, "abc"), (NAME, "1.0"), (NAME, "01.0.0"), (NAME, ""), ("", "1.0.0")]
 )
 def test_what_readers_cannot_name_is_refused_before_anything_is_made(tmp_path, name, version):
-    with pytest.raises(DataError, match="three numbers as 1.0.0"):
+    with pytest.raises(DataError, match=r"three numbers as 1\.0\.0"):
         RLDSWriter(tmp_path / "set", name, version)
     assert not list(tmp_path.iterdir())
