@@ -69,11 +69,13 @@ def new_folder(text: str) -> Path:
 
 
 def new_file(text: str) -> Path:
-    """A file that can be written, in a folder that is there or can be made; a file that is there will be replaced."""
+    """A file that can be written, in a folder that is there; a file that is there will be replaced."""
     file = any_path(text)
+    _require_room(text, file.parent)
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"is {text!r}, where there is no folder; make {file.parent}")
     if file.exists() and not file.is_file():
         raise argparse.ArgumentTypeError(f"is {text!r}, which is no file; name a file to write")
-    _require_room(text, file.parent)
     return file
 
 

@@ -68,12 +68,13 @@ def test_places_are_looked_at_and_nothing_is_made(tmp_path, capsys):
         (new_file, tmp_path, "which is no file"),
         (new_file, "/dev/full", "which is no file"),
         (new_file, tmp_path / "file" / "a.json", "file is not a folder"),
+        (new_file, tmp_path / "gone" / "a.json", f"where there is no folder; make {tmp_path / 'gone'}"),
         (old_folder, tmp_path / "gone", "where there is no folder"),
     ):
         line = read(kind, place, capsys)
         assert line.startswith("error: --x is ") and told in line and line.count("\n") == 1
-    for name in ("a", "a=b, c ü/d"):
-        assert read(new_folder, tmp_path / name, capsys) == read(new_file, tmp_path / name, capsys) == tmp_path / name
+    for kind, name in ((new_folder, "a=b, c ü/d"), (new_file, "a=b, c ü"), (new_file, "file"), (any_path, "gone")):
+        assert read(kind, tmp_path / name, capsys) == tmp_path / name
     assert read(old_folder, tmp_path, capsys) == tmp_path
     assert sorted(tmp_path.iterdir()) == before
 

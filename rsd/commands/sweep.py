@@ -40,7 +40,7 @@ from rsd.commands.publishing import Offer, PublishError, publish, read_offer, ri
 from rsd.errors import SettingError
 from rsd.evaluation.page import render_page
 from rsd.files import write_atomically
-from rsd.options import Options, any_path, reported
+from rsd.options import Options, old_folder, reported
 from rsd.record import read
 from rsd.runs import (
     CONFIG_FILE,
@@ -299,10 +299,12 @@ def _show(table: Table, sweep_dir: Path) -> None:
 def main() -> None:
     """Command line: make the table of a sweep again."""
     parser = Options(description="Make sweep.csv and sweep.html of a multirun again.")
-    parser.add_argument("sweep_dir", type=any_path, help="the sweep's folder, with one folder a job")
+    parser.add_argument("sweep_dir", type=old_folder, help="the sweep's folder, with one folder a job")
     parser.add_argument("--publish", metavar="JOB", help="publish the checkpoint of this job, for example 0")
     options = parser.parse_args()
     sweep_dir = options.sweep_dir
+    if not read_sweep(sweep_dir):
+        raise SettingError(f"{sweep_dir} holds no job; give the folder that a multirun has named")
     if options.publish is not None:
         publish_job(sweep_dir, options.publish)
     _show(write_sweep(sweep_dir), sweep_dir)

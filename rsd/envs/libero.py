@@ -23,7 +23,7 @@ from rsd.envs.gl import check_simulator
 from rsd.envs.physics import SharedStages
 from rsd.envs.placements import check_placement, object_columns
 from rsd.envs.rotation import axis_angle
-from rsd.envs.suites import SuiteTask, load_task, quiet, silence_robosuite, suite_name
+from rsd.envs.suites import NoSuchTaskError, SuiteTask, load_task, quiet, silence_robosuite, suite_name
 from rsd.errors import SettingError
 from rsd.settings import Count, Finite, Length, Natural, Seed, Views, Width, checked
 from rsd.types import Observation, Step, Task
@@ -144,7 +144,7 @@ class LiberoEnv:
     def reset(self, init_state_id: int) -> Observation:
         """See `Env.reset`."""
         if not 0 <= init_state_id < self.task.num_init_states:
-            raise IndexError(
+            raise NoSuchTaskError(
                 f"init_state_id {init_state_id} is not an init state of {self.task.suite} task {self.task.task_id}; "
                 f"expected 0..{self.task.num_init_states - 1}"
             )
