@@ -23,7 +23,7 @@ from rsd.envs.libero import LiberoEnv
 from rsd.envs.reference import ReferenceEnv
 from rsd.files import write_atomically
 from rsd.options import Options, held, new_file, reported
-from rsd.settings import ChunkLength, Count, Natural, Width
+from rsd.settings import ChunkLength, Count, Natural, Side
 from rsd.types import Observation
 
 
@@ -55,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--chunks", type=held(Count), default=4, help="action chunks a round")
     parser.add_argument("--chunk", type=held(ChunkLength), default=8, help="steps executed open loop")
-    parser.add_argument("--image-size", type=held(Width), default=256)
+    parser.add_argument("--image-size", type=held(Side), default=256)
     parser.add_argument("--json", type=new_file, help="also write everything to this file")
     return parser.parse_args()
 

@@ -99,6 +99,7 @@ def slips() -> Iterator[tuple[tuple[str, ...], str, Any, str]]:
         (TRAIN, "model.architecture.llm.hidden_size", (0, 1.5, None), "a whole number from 1 to 65536"),
         (TRAIN, "model.architecture.dino", (4, [1]), "keys with values"),
         (TRAIN, "model.architecture", (4, [1]), "keys with values or null"),
+        (TRAIN, "model.image_size", (0, 2.5, 65536, None), "a whole number from 1 to 4096"),
         (TRAIN, "trainer.accelerator", ("abc", None), "one of cpu, gpu, cuda, auto"),
         (TRAIN, "trainer.devices", ([], 0, -2, 1.5), "a whole number from 1 to 1024 or one of -1, auto"),
         (TRAIN, "trainer.precision", ("abc", 32), "one of 32-true"),
