@@ -164,7 +164,7 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation in (int, bool, str):
         return type(value) is annotation
     if annotation is Path:
-        return isinstance(value, str | Path)
+        return isinstance(value, str | Path) and value != ""  # which pathlib takes for the present folder
     if origin in (Sequence, list, tuple):
         if isinstance(value, str | bytes) or not isinstance(value, Sequence):
             return False

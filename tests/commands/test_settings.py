@@ -109,6 +109,7 @@ def slips() -> Iterator[tuple[tuple[str, ...], str, Any, str]]:
         (RFSQ, "quantizer.num_stages", (0, -1, None), "a whole number from 1 to 1024"),
         (STAGES, "quantizer.tokenizer.margin", (0, -1, math.nan), "a number above 0"),
         (HEAD, "phase.datamodule.cache.shard_mb", (0, -1, 1.5), "a whole number of at least 1"),
+        (HEAD, "phase.datamodule.cache.directory", ("", 4, []), "a path or null"),
         (HEAD, "phase.datamodule.cache.max_clipped", (-1, 2, math.nan), "a number from 0 to 1"),
         (HEAD, "phase.module.layer", (0, -1, 1.5, None, ""), "a whole number of at least 1 or text"),
         (MICRO, "draft.architecture.llm.num_hidden_layers", (0, "abc"), "a whole number from 1 to 1024"),
