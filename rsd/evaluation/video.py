@@ -55,25 +55,15 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = (size - size % 2 for size in frames[0].shape[:2])  # yuv420p needs even sizes
     temporary = path.with_name(path.stem + ".tmp.mp4")
-    read = [
-        "-f",
-        "rawvideo",
-        "-s",
-        f"{width}x{height}",
-        "-pix_fmt",
-        "rgb24",
-        "-r",
-        str(Fraction(fps).limit_denominator()),
-        "-i",
-        "-",
-    ]
+    pace = str(Fraction(fps).limit_denominator())
+    read = ["-f", "rawvideo", "-s", f"{width}x{height}", "-pix_fmt", "rgb24", "-r", pace, "-i", "-"]
     made = ["-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", "26", "-preset", "veryfast", "-movflags", "+faststart"]
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *read, *made, str(temporary)]
     try:
         with tempfile.TemporaryFile() as said, subprocess.Popen(command, stdin=subprocess.PIPE, stderr=said) as ffmpeg:
             with contextlib.suppress(BrokenPipeError):  # it has ended before; its exit code tells
                 for frame in frames:
-                    cast("IO[bytes]", ffmpeg.stdin).write(np.ascontiguousarray(frame[:height, :width]))
+                    cast("IO[bytes]", ffmpeg.stdin).write(frame[:height, :width].tobytes())
             ffmpeg.communicate()
             if ffmpeg.returncode != 0:
                 said.seek(0)
