@@ -13,6 +13,7 @@ import pytest
 from rsd.data import DataError
 from rsd.data.rlds import RLDSDataset, RLDSWriter
 from rsd.data.tfrecord import scan
+from rsd.files import WriteError
 from rsd.jpeg import encode_jpeg
 from tests.data.demonstrations import NAME, demonstration, write_dataset
 
@@ -91,7 +92,7 @@ def test_full_disk_loses_nothing(directory: Path, monkeypatch: pytest.MonkeyPatc
 
     with RLDSWriter(directory, NAME) as writer:
         monkeypatch.setattr(os, "pwrite", fill_up)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(WriteError, match=rf"cannot write \S+{SHARD}: No space left .*; make room"):
             writer.write_episode(demonstration(2, 3))
         monkeypatch.undo()
         assert (directory / SHARD).read_bytes() == before
