@@ -231,7 +231,9 @@ def run(main: Callable[[], Any], config: Path) -> None:
             sys.argv[1:] = [quoted(one, is_sweep) for one in expanded]
             check_sweep(sys.argv[1:])
             check_choices(config, sys.argv[1:])
-        except (RSDError, HydraException) as error:
+        except Exception as error:
+            if not is_expected(error):
+                raise
             sys.exit(f"error: {in_one_line(error)}")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes on what is raised outside of the job, its folder for example
     try:

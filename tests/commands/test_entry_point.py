@@ -123,6 +123,13 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
         write_atomically(tmp_path / "absent" / "a.json", "{}")
 
 
+@pytest.mark.parametrize("typed", ["resume=", "hydra.run.dir="])
+def test_a_folder_whose_name_is_too_long_is_one_line(monkeypatch, typed):
+    monkeypatch.setattr(sys, "argv", ["train.py", "phase=rfsq", typed + "a" * 300])
+    with pytest.raises(SystemExit, match=r"^error: a{300}\S*: File name too long; make room, or choose a folder"):
+        run(lambda: pytest.fail("main was called"), Path(__file__).parents[2] / "conf" / "train.yaml")
+
+
 def test_help_needs_no_configuration_that_composes(tmp_path, monkeypatch, capsys):
     for name, text in (("root.yaml", CONFIG + "hydra:\n  run:\n    dir: out\n"), ("paths/default.yaml", "root: out\n")):
         Path(tmp_path / name).parent.mkdir(exist_ok=True)
