@@ -122,6 +122,7 @@ def report_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], A
 
     @functools.wraps(main)
     def wrapped(cfg: DictConfig) -> Any:
+        logging.raiseExceptions = False  # a log for which there is no room prints no traceback of its own
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on intervals, workers, other products
         for chatter in ("absl", "OpenGL", "pytorch_lightning.utilities.rank_zero"):
             logging.getLogger(chatter).setLevel(logging.WARNING)

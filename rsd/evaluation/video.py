@@ -68,7 +68,7 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
             if ffmpeg.returncode != 0:
                 said.seek(0)
                 lines = said.read().decode(errors="replace").splitlines() or [f"exit code {ffmpeg.returncode}"]
-                raise VideoError(f"ffmpeg could not write {path}: {lines[-1]}")
+                raise VideoError(f"ffmpeg could not write {path}: {lines[0]}")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

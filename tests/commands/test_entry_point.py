@@ -1,5 +1,6 @@
 """What an entry point prints for which error, on a small Hydra main of its own."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Made:
     """Raises in its constructor, inside what Hydra wraps around it."""
 
     def __init__(self, kind: str) -> None:
+        logging.getLogger(__name__).warning("about to raise")
         raise {"setting": SettingError, "value": ValueError, "os": OSError}[kind]("size is 3, expected 4")
 
 
@@ -65,6 +67,14 @@ def test_a_job_of_a_multirun_says_it_in_one_line_as_well(command, tmp_path):
     lines = [f"error: size is 3, expected 4\n(traceback in {tmp_path}/sweep/{job}/error.log)\n" for job in (0, 1)]
     assert code == 1 and err.startswith("".join(lines)) and "SettingError: size is 3, expected 4" in err
     assert "Traceback" not in err and "Traceback" in (tmp_path / "sweep" / "1" / "error.log").read_text()
+
+
+def test_a_log_for_which_there_is_no_room_prints_no_traceback_of_its_own(command, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # afterwards those of before
+    code, out, err, _ = command("hydra.job_logging.handlers.file.filename=/dev/full")
+    assert code == 1 and err.startswith("error: size is 3, expected 4\n") and "Traceback" not in err
+    assert "about to raise" in out
 
 
 @pytest.mark.parametrize("phase", ["rfsq,head", "choice(rfsq,head)", "glob(*)"])
