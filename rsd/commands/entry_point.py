@@ -22,7 +22,7 @@ from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import CompactHydraException, HydraException, InstantiationException
+from hydra.errors import CompactHydraException, HydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -95,6 +95,9 @@ def in_one_line(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:  # some of Hydra's are of this kind, and without it
         return in_words(error, _output_dir())
+    if isinstance(error, OverrideParseException):  # whose words are the parser's
+        remedy = "write key=value, and quotes of Hydra's own around a value that it cannot read: \"key='value'\""
+        return f"{error.override!r} cannot be read; {remedy}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     return " ".join(" ".join(str(one).split()) for one in (error, cause) if one is not None)
 
@@ -201,7 +204,7 @@ def check_sweep(arguments: Sequence[str]) -> None:
     """
     for argument in arguments:
         is_phase = argument.partition("=")[0].lstrip("+") == "phase"
-        if is_phase and OverridesParser.create().parse_override(argument).is_sweep_override():
+        if is_phase and OverridesParser.create().parse_overrides([argument])[0].is_sweep_override():
             raise SettingError(f"{argument}: a sweep varies settings of one phase; run the phases one after another")
 
 

@@ -140,6 +140,12 @@ def test_a_folder_whose_name_is_too_long_is_one_line(monkeypatch, typed):
         run(lambda: pytest.fail("main was called"), Path(__file__).parents[2] / "conf" / "train.yaml")
 
 
+@pytest.mark.parametrize("typed", ["phase", "seed='7", "tasks=[0", "seed=7,"])
+def test_an_argument_that_hydra_cannot_read_is_named(command, typed):
+    code, _, _, _ = command("chunk=4", typed)
+    assert str(code).startswith(f"error: {typed!r} cannot be read; write key=value, and quotes")
+
+
 def test_help_needs_no_configuration_that_composes(tmp_path, monkeypatch, capsys):
     for name, text in (("root.yaml", CONFIG + "hydra:\n  run:\n    dir: out\n"), ("paths/default.yaml", "root: out\n")):
         Path(tmp_path / name).parent.mkdir(exist_ok=True)
