@@ -256,7 +256,8 @@ def _imported(node: DictConfig, target: str) -> Callable[..., Any]:
 def _read_by(node: DictConfig, made: Callable[..., Any]) -> dict[str, Any]:
     """Annotations of the arguments that a node gives."""
     annotations, names = arguments(made)
-    if node._target_ == LOADER and isinstance(loaded := node.get("config"), DictConfig) and "_target_" in loaded:
+    loaded = OmegaConf.select(node, "config", throw_on_resolution_failure=False)  # a command may have no model
+    if node._target_ == LOADER and isinstance(loaded, DictConfig) and "_target_" in loaded:
         annotations = annotations | arguments(_imported(loaded, loaded._target_))[0]  # its other arguments are for that
     given = [str(name) for name in node if not str(name).startswith("_")]
     unknown = [name for name in given if names and name not in names]

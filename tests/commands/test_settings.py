@@ -157,3 +157,7 @@ def test_a_target_that_cannot_be_had_is_one_line():
         SettingError, match=r"^phase\.module\._target_ is 'rsd.training.oft.Absent', which cannot be had"
     ):
         check_settings(cfg)
+
+
+def test_what_a_command_has_no_model_for_is_left_to_its_reader():
+    check_settings(composed(("doctor",)))
