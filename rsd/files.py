@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -42,10 +43,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         content: Text is encoded as UTF-8.
 
     Raises:
-        WriteError: the disk is full, or the folder is not there or not writable; the old file is as it was.
+        WriteError: the disk is full, the folder is not there or not writable, or something that is no file (a device,
+            a folder) has the name; what was there is as it was.
     """
     data = content.encode() if isinstance(content, str) else content
     try:
+        if path.exists() and not path.is_file():  # a device would be replaced, too
+            raise OSError(errno.EINVAL, "it is no file")
         temporary, descriptor = _open_temporary(path)
         with open(descriptor, "wb") as file:
             file.write(data)
@@ -87,6 +91,39 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def obstacle(path: Path) -> str | None:
+    """What keeps files from being written in a folder, there or to be made; None where nothing does.
+
+    Nothing is made for that, so that a full disk is not seen.
+    """
+    for folder in (path.absolute(), *path.absolute().parents):
+        try:
+            folder.lstat()
+            folder.stat()  # of links in a circle, or to nowhere
+        except FileNotFoundError as error:
+            if folder.is_symlink():
+                return f"{folder}: {error.strerror}"
+        except OSError as error:
+            if error.errno != errno.ENOTDIR:
+                return f"{folder}: {error.strerror}"
+        else:
+            if not folder.is_dir():
+                return f"{folder} is not a folder"
+            return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder} is not writable"
+    return None
+
+
+def in_words(error: OSError, otherwise: object) -> str:
+    """What the operating system says, with the file that it is about and what to do.
+
+    Args:
+        otherwise: Named where the error names no file.
+    """
+    file = error.filename if error.filename is not None else otherwise
+    remedy = "see who removes it" if error.errno == errno.ENOENT else "make room"
+    return f"{file}: {error.strerror}; {remedy}, or choose a folder that can be written"
 
 
 def is_inside(name: str) -> bool:

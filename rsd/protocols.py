@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rsd.settings import Count, Finite, Natural, Seed, Text, Width, checked
+from rsd.settings import Count, Finite, Natural, Seed, Side, Text, checked
 
 OPENVLA_OFT: dict[str, Any] = {
     "num_wait_steps": 10,
@@ -61,7 +61,7 @@ def stamp(
     max_steps: Count,
     num_wait_steps: Natural,
     waiting_action: Sequence[Finite],
-    image_size: Width,
+    image_size: Side,
     rotate_images: bool,
     seed: Seed,
     clip_actions: bool,

@@ -83,7 +83,8 @@ Seed = Annotated[int, Range(0, 2**32 - 1)]
 Processes = Annotated[int, Range(1, 1024)]
 LoaderProcesses = Annotated[int, Range(0, 1024)]  # 0 does the work in this process
 ChunkLength = Annotated[int, Range(1, 1024)]  # control steps
-Width = Annotated[int, Range(1, 2**16)]  # of a layer, a picture, a code
+Width = Annotated[int, Range(1, 2**16)]  # of a layer, a code
+Side = Annotated[int, Range(1, 4096)]  # of a picture, pixels
 Depth = Annotated[int, Range(1, 1024)]  # layers, heads, stages
 Levels = Annotated[int, Range(2, 2**16)]
 Finite = Annotated[float, Range(-FLOAT32_MAX, FLOAT32_MAX)]
@@ -163,7 +164,7 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation in (int, bool, str):
         return type(value) is annotation
     if annotation is Path:
-        return isinstance(value, str | Path)
+        return isinstance(value, str | Path) and value != ""  # which pathlib takes for the present folder
     if origin in (Sequence, list, tuple):
         if isinstance(value, str | bytes) or not isinstance(value, Sequence):
             return False

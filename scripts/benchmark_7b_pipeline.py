@@ -29,8 +29,10 @@ sys.path.insert(0, str(ROOT))  # runs from a bare checkout, where the package is
 from rsd.commands.pipeline import PipelineError, Step, is_finished, run_steps, seconds  # noqa: E402
 from rsd.evaluation.report import REPORT_JSON  # noqa: E402
 from rsd.files import write_atomically  # noqa: E402
+from rsd.options import Options, held, new_folder, reported  # noqa: E402
 from rsd.record import read_json, write  # noqa: E402
 from rsd.runs import METRICS_FILE  # noqa: E402
+from rsd.settings import Count, Processes, require_device  # noqa: E402
 
 DATA = "libero_spatial_no_noops"
 RESULTS, TABLE = "pipeline.json", "pipeline.md"
@@ -172,18 +174,20 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@reported
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="results")
-    parser.add_argument("--scratch", type=Path, help="checkpoint, data, cache, runs; <out>/scratch if left out")
+    parser = Options(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=new_folder, required=True, help="results")
+    parser.add_argument("--scratch", type=new_folder, help="checkpoint, data, cache, runs; <out>/scratch if left out")
     parser.add_argument("--keep", action="store_true", help="leave the scratch folder")
     parser.add_argument("--size", choices=("7b", "tiny"), default="7b")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--episodes", type=int, default=6, help="of 50 made-up frames")
-    parser.add_argument("--max-steps", type=int, default=80, help="control steps of an evaluated episode")
-    parser.add_argument("--workers", type=int, default=12, help="processes that prepare pictures")
+    parser.add_argument("--episodes", type=held(Count), default=6, help="of 50 made-up frames")
+    parser.add_argument("--max-steps", type=held(Count), default=80, help="control steps of an evaluated episode")
+    parser.add_argument("--workers", type=held(Processes), default=12, help="processes that prepare pictures")
     parser.add_argument("--steps", nargs="+", help="only these; what they need has to be there")
     options = parser.parse_args()
+    require_device(options.device)
     out = options.out.resolve()
     scratch = options.scratch = (options.scratch or out / "scratch").resolve()
     for folder in (out, scratch):
@@ -194,6 +198,9 @@ def main() -> int:
     results: dict[str, Any] = {"size": options.size, "device": options.device, "command": sys.argv, "steps": {}}
     if (scratch / "checkpoint").is_dir():  # going on
         results["steps"] = (read_json(out / RESULTS) or results)["steps"]
+    names = [step.name for step in steps]
+    if unknown := sorted({*(options.steps or [])} - {*names}):
+        parser.error(f"--steps {' '.join(unknown)} names steps that do not exist here; they are {', '.join(names)}")
     for step in steps:
         if options.steps and step.name not in options.steps:
             continue

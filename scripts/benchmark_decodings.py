@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,10 +21,11 @@ from typing import Any
 import numpy as np
 
 import rsd
-from rsd.errors import RSDError
 from rsd.files import write_atomically
+from rsd.options import Options, any_path, held, new_file, reported
 from rsd.progress import track
 from rsd.queue import chunk_seed
+from rsd.settings import Count, Device, Processes, require_device
 from rsd.types import Chunk, Policy, Request
 from scripts.record_policy import SEED, recorded_observations
 
@@ -88,28 +88,27 @@ def benchmark(folder: Path, decodings: list[str], *, chunks: int, threads: int, 
 
 def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The command line, with what every benchmark of a policy folder takes."""
-    parser.add_argument("--policy", type=Path, default=ROOT / "released", metavar="DIR", help="policy (released)")
-    parser.add_argument("--chunks", type=int, default=100, help="timed chunks of each (100)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="computing threads (all cores)")
-    parser.add_argument("--device", default="cpu", help="where the policy runs (cpu)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON, too")
+    parser.add_argument("--policy", type=any_path, default=ROOT / "released", metavar="DIR", help="policy (released)")
+    parser.add_argument("--chunks", type=held(Count), default=100, help="timed chunks of each (100)")
+    parser.add_argument(
+        "--threads", type=held(Processes), default=os.cpu_count() or 1, help="computing threads (all cores)"
+    )
+    parser.add_argument("--device", type=held(Device), default="cpu", help="where the policy runs (cpu)")
+    parser.add_argument("--out", type=new_file, metavar="FILE", help="write the figures as JSON, too")
     options = parser.parse_args()
-    if options.chunks < 1 or options.threads < 1:
-        parser.error("--chunks and --threads are 1 or more")
+    require_device(options.device)
     return options
 
 
+@reported
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Options(description=__doc__.split("\n")[0])
     parser.add_argument("decodings", nargs="+", metavar="DECODING", help="in policy.json; ratios are to the first")
     options = options_of(parser)
-    try:
-        result = benchmark(
-            options.policy, options.decodings, chunks=options.chunks, threads=options.threads, device=options.device
-        )
-    except RSDError as error:
-        sys.exit(f"error: {error}")
+    result = benchmark(
+        options.policy, options.decodings, chunks=options.chunks, threads=options.threads, device=options.device
+    )
     print(f"{'':<20} median ms  ratio, {LEVEL} % interval    layers  end early   ({options.chunks} chunks each)")
     for name, one in result.items():
         low, high = one["interval"]

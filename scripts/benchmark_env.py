@@ -15,16 +15,19 @@ import os
 import platform
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rsd.envs.libero import LiberoEnv
 from rsd.envs.reference import ReferenceEnv
+from rsd.files import write_atomically
+from rsd.options import Options, held, new_file, reported
+from rsd.settings import ChunkLength, Count, Natural, Side
 from rsd.types import Observation
 
 
+@reported
 def main() -> int:
     arguments = parse_arguments()
     started = time.perf_counter()
@@ -39,19 +42,21 @@ def main() -> int:
     print_table(summary, arguments, device, build_s)
     if arguments.json:
         report = {"arguments": vars(arguments) | {"json": str(arguments.json)}, "device": device, "build_s": build_s}
-        arguments.json.write_text(json.dumps(report | {"median": summary, "rounds": rounds}, indent=2) + "\n")
+        write_atomically(arguments.json, json.dumps(report | {"median": summary, "rounds": rounds}, indent=2) + "\n")
     return 0
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Options(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", default="libero_spatial")
-    parser.add_argument("--task-id", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5, help="each round resets both and runs the same actions")
-    parser.add_argument("--chunks", type=int, default=4, help="action chunks a round")
-    parser.add_argument("--chunk", type=int, default=8, help="steps executed open loop")
-    parser.add_argument("--image-size", type=int, default=256)
-    parser.add_argument("--json", type=Path, help="also write everything to this file")
+    parser.add_argument("--task-id", type=held(Natural), default=4)
+    parser.add_argument(
+        "--rounds", type=held(Count), default=5, help="each round resets both and runs the same actions"
+    )
+    parser.add_argument("--chunks", type=held(Count), default=4, help="action chunks a round")
+    parser.add_argument("--chunk", type=held(ChunkLength), default=8, help="steps executed open loop")
+    parser.add_argument("--image-size", type=held(Side), default=256)
+    parser.add_argument("--json", type=new_file, help="also write everything to this file")
     return parser.parse_args()
 
 

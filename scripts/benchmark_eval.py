@@ -1,9 +1,9 @@
 """Episodes an hour: LIBERO's own loop beside this one, with the same policy, taking turns.
 
-    python scripts/benchmark_eval.py --workers 1 2 experiment=released env=libero_spatial tasks=[9]
-    python scripts/benchmark_eval.py --workers 1 4 16 --max-batch 16 --json scaling.json device=cuda …
+    python scripts/benchmark_eval.py experiment=released env=libero_spatial tasks=[9] --workers 1 2
+    python scripts/benchmark_eval.py device=cuda … --workers 1 4 16 --max-batch 16 --json scaling.json
 
-What follows the options are eval.py's arguments. The reference arm is OffScreenRenderEnv with two cameras, one
+What precedes the options are eval.py's arguments. The reference arm is OffScreenRenderEnv with two cameras, one
 environment, every step rendered and every reset compiled. Environments are built anew in every arm and round, and
 workers started: that is part of the time; loading the policy, which all arms share, is not.
 What surprises first: where an arm answers one observation at a time, its episodes must end as the reference's do, step
@@ -13,7 +13,6 @@ and by how much an action, is measured and printed.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -26,20 +25,27 @@ from typing import Any
 
 import numpy as np
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
 from rsd.commands.configured import configured_policy
+from rsd.commands.entry_point import cause_of, in_one_line
+from rsd.commands.settings import check_settings
 from rsd.envs.reference import ReferenceEnv
 from rsd.envs.suites import suite_name
+from rsd.errors import SettingError
 from rsd.evaluation.evaluate import Recording, evaluate, resume_results
 from rsd.evaluation.parallel import evaluate_parallel
 from rsd.evaluation.plan import plan_episodes
 from rsd.evaluation.results import episode_id
 from rsd.files import write_atomically
+from rsd.options import Options, held, new_file, reported
 from rsd.runs import provenance
+from rsd.settings import Count, Processes
 from rsd.types import Chunk, EpisodeResult, Observation, Policy, Request, Step, Task
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -170,18 +176,25 @@ def show(arms: Sequence[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
+@reported
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of processes to try")
-    parser.add_argument("--max-batch", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser = Options(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--workers", type=held(Processes), nargs="+", default=[1, 2], help="numbers of processes to try"
+    )
+    parser.add_argument("--max-batch", type=held(Count), default=1)
+    parser.add_argument("--rounds", type=held(Count), default=2)
     parser.add_argument("--no-reference", action="store_true", help="only compare numbers of workers")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=new_file)
     arguments, overrides = parser.parse_known_args()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("eval", overrides=overrides)
-    versions = instantiate(cfg.check)
-    policy = Keeping(configured_policy(cfg, overrides))
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("eval", overrides=overrides)
+        check_settings(cfg)
+        versions = instantiate(cfg.check)
+        policy = Keeping(configured_policy(cfg, overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingError(in_one_line(cause_of(error))) from error
     names = [] if arguments.no_reference else [REFERENCE]
     workers: dict[str, int | None] = dict.fromkeys(names) | {f"{n} workers": n for n in arguments.workers}
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}

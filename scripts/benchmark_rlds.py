@@ -20,15 +20,19 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from rsd.data.libero_features import IMAGE_SHAPE
 from rsd.data.rlds_reader import RLDSDataset
+from rsd.options import Options, any_path, held, reported
+from rsd.settings import Range
 
 MADE_UP = "libero_made_up_no_noops"
 VIEWS = ("image", "wrist_image")
+Number = Annotated[int, Range(1, 100_000)]
+Seconds = Annotated[float, Range(0, 3600, above=True)]
 GRAIN = 4.0  # standard deviation of the noise on each pixel, of 255 levels
 
 
@@ -109,12 +113,13 @@ def run(directory: Path, seconds: float) -> None:
         )
 
 
+@reported
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", type=Path, help="an RLDS directory <name>/<version>; default: make one up")
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long each row is measured")
-    parser.add_argument("--episodes", type=int, default=50, help="of the made-up data set")
-    parser.add_argument("--steps", type=int, default=120, help="of each made-up episode")
+    parser = Options(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", type=any_path, help="an RLDS directory <name>/<version>; default: make one up")
+    parser.add_argument("--seconds", type=held(Seconds), default=5.0, help="how long each row is measured")
+    parser.add_argument("--episodes", type=held(Number), default=50, help="of the made-up data set")
+    parser.add_argument("--steps", type=held(Number), default=120, help="of each made-up episode")
     args = parser.parse_args()
     if args.dataset is not None:
         run(args.dataset, args.seconds)

@@ -10,9 +10,7 @@ tokens, model space. What surprises first: it says nothing about success; a chun
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,9 +20,10 @@ import torch
 import rsd
 from rsd.checkpoint import load_checkpoint
 from rsd.decoding import L1
-from rsd.errors import RSDError
 from rsd.files import write_atomically
 from rsd.models.openvla.visual_tokens import KIND, PRODUCE, Grid, Learned, Random, VisualTokens
+from rsd.options import Options, any_path, held, reported
+from rsd.settings import Count
 from rsd.types import ALL_TOKENS
 from scripts.benchmark_decodings import LEVEL, in_turn, options_of, times
 from scripts.record_policy import recorded_observations
@@ -69,17 +68,17 @@ def benchmark(
     return result
 
 
+@reported
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[16], help="tokens a view, of grid and random (16)")
-    parser.add_argument("--scorer", type=Path, nargs="+", default=[], metavar="DIR", help="of phase=tokens")
+    parser = Options(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--tokens", type=held(Count), nargs="+", default=[16], help="tokens a view, of grid and random (16)"
+    )
+    parser.add_argument("--scorer", type=any_path, nargs="+", default=[], metavar="DIR", help="of phase=tokens")
     options = options_of(parser)
-    try:
-        arms = selections(options.tokens, options.scorer)
-        result = benchmark(options.policy, arms, chunks=options.chunks, threads=options.threads, device=options.device)
-    except RSDError as error:
-        sys.exit(f"error: {error}")
+    arms = selections(options.tokens, options.scorer)
+    result = benchmark(options.policy, arms, chunks=options.chunks, threads=options.threads, device=options.device)
     print(
         f"{'':<12} tokens  L1 to all  largest  median ms  base model  ratio, {LEVEL} % interval   "
         f"({options.chunks} chunks each)"

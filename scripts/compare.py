@@ -7,7 +7,6 @@ comparison. Runs that differ in their seed only count as one candidate.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -21,9 +20,10 @@ from rsd.comparison.candidates import group_by_seed, read_run
 from rsd.comparison.comparison import COMPARISON_JSON, build_comparison
 from rsd.comparison.comparison_page import COMPARISON_HTML, render_comparison
 from rsd.comparison.published import load_published
-from rsd.errors import RSDError
 from rsd.evaluation.page import format_percent
 from rsd.files import write_atomically
+from rsd.options import Options, any_path, held, new_folder, reported
+from rsd.settings import Share, Text
 
 OUT = Path("outputs") / "comparison"
 TONES = {"non-inferior": "green", "inferior": "red", "undecided": "yellow"}
@@ -117,33 +117,34 @@ def show(comparison: dict[str, Any], out: Path, console: Console) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
 
+@reported
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Compare evaluations of the same episodes.")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of an evaluation")
+    parser = Options(description="Compare evaluations of the same episodes.")
+    parser.add_argument("runs", type=any_path, nargs="+", metavar="RUN", help="folder of an evaluation")
     parser.add_argument(
-        "--margin", type=float, default=0.02, help="largest acceptable loss of success rate, a share (0.02)"
+        "--margin", type=held(Share), default=0.02, help="largest acceptable loss of success rate, a share (0.02)"
     )
-    parser.add_argument("--reference", type=Path, metavar="RUN", help="what the others are held against; the first run")
-    parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"where the two files go ({OUT})")
+    parser.add_argument(
+        "--reference", type=any_path, metavar="RUN", help="what the others are held against; the first run"
+    )
+    parser.add_argument("--out", type=new_folder, default=OUT, metavar="DIR", help=f"where the two files go ({OUT})")
     parser.add_argument(
         "--allow-version",
         action="append",
+        type=held(Text),
         default=[],
         metavar="PACKAGE",
         help="compare although this package's version differs, mujoco for example",
     )
     options = parser.parse_args()
-    try:
-        comparison = compare(
-            options.runs,
-            margin=options.margin,
-            reference=options.reference,
-            allow=options.allow_version,
-            out=options.out,
-        )
-    except (RSDError, OSError) as error:
-        sys.exit(f"error: {error}")
+    comparison = compare(
+        options.runs,
+        margin=options.margin,
+        reference=options.reference,
+        allow=options.allow_version,
+        out=options.out,
+    )
     show(comparison, options.out, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
 
 

@@ -7,17 +7,16 @@ episodes. Interrupted, it goes on where it was when started again. Ends in <root
 
 from __future__ import annotations
 
-import argparse
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsd.commands.pipeline import PipelineError, Step, run_steps, seconds
+from rsd.commands.pipeline import Step, run_steps, seconds
 from rsd.evaluation.page import data_url, render_page
 from rsd.evaluation.report import REPORT_HTML, REPORT_JSON
 from rsd.files import write_atomically
+from rsd.options import Options, new_folder, reported
 from rsd.record import read_json
 from rsd.runs import METRICS_FILE
 
@@ -123,18 +122,16 @@ def write_report(root: Path, size: str, steps: list[Step]) -> Path:
     return root / REPORT_HTML
 
 
+@reported
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Options(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=sorted(SIZES), default="demo")
-    parser.add_argument("--root", type=Path, help="where everything goes; outputs/<size> by default")
+    parser.add_argument("--root", type=new_folder, help="where everything goes; outputs/<size> by default")
     arguments = parser.parse_args()
     root = arguments.root or Path("outputs") / arguments.size
     root.mkdir(parents=True, exist_ok=True)
     steps = plan(SIZES[arguments.size], root)
-    try:
-        run_steps(steps, root)
-    except PipelineError as error:
-        sys.exit(f"\n{error}")
+    run_steps(steps, root)
     report = write_report(root, arguments.size, steps)
     print(f"\n{sum(seconds(step, root) or 0.0 for step in steps) / 60:.1f} minutes in all\nreport: {report}")
 

@@ -9,7 +9,6 @@ where it is the recorded one every number has to be equal bit for bit, and close
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from hydra.utils import instantiate
 from rsd.commands.configured import configured_policy
 from rsd.evaluation.rollout import Episode
 from rsd.jpeg import decode_jpeg, encode_jpeg
+from rsd.options import Options, new_file, reported
 from rsd.policy import VLAPolicy
 from rsd.queue import chunk_seed
 from rsd.types import Chunk, Observation, Policy, Request, Step
@@ -152,10 +152,11 @@ def answers(observations: list[Observation]) -> dict[str, np.ndarray]:
     return result
 
 
+@reported
 def main() -> None:
     """Record observations, answers and episodes."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="the .npz to write")
+    parser = Options(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=new_file, required=True, help="the .npz to write")
     out = parser.parse_args().out
     torch.set_num_threads(1)
     fixture: dict[str, Any] = {"arithmetic_id": arithmetic_id(), "suites": SUITES}

@@ -14,15 +14,16 @@ import argparse
 import json
 import shlex
 import shutil
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from rsd.commands.pipeline import RUNS, PipelineError, Step, keep_settings, run_steps, seconds
+from rsd.commands.pipeline import RUNS, Step, keep_settings, run_steps, seconds
 from rsd.evaluation.report import REPORT_JSON
 from rsd.files import write_atomically
+from rsd.options import Options, held, new_folder, old_folder, reported
 from rsd.record import read_json
 from rsd.runs import METRICS_FILE, PROVENANCE_FILE
+from rsd.settings import Count, NotNegative, Positive, Processes, Range
 
 SUITES = {"libero_spatial": 500, "libero_object": 300, "libero_goal": 450}  # demonstrations of the second data set
 CORRECTIONS = {"libero_spatial": 250, "libero_object": 150, "libero_goal": 200}  # added to that data set
@@ -43,6 +44,7 @@ NUM_TASKS = 10  # of a suite
 FEW_TRIALS = 10  # episodes a task of ablations and variants
 BATCH_SIZE = 512  # frames of a step of a base model's training
 MAX_BATCH = 16  # observations in one call of the policy
+Trials = Annotated[int, Range(1, 50)]
 RESULTS_JSON, RESULTS_TABLE = "small_policy.json", "small_policy.md"
 
 
@@ -224,25 +226,34 @@ def row(name: str, record: dict[str, Any]) -> str:
     )
 
 
+@reported
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, default=Path("outputs/small"), help="where everything goes")
-    parser.add_argument("--results", type=Path, default=None, help="where tables go; <root>/results by default")
-    parser.add_argument("--workers", type=int, default=16, help="processes; about 2 GB of memory each")
-    parser.add_argument("--gpus", type=int, default=1, help="that demonstrations are drawn and base models trained on")
+    parser = Options(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=new_folder, default=Path("outputs/small"), help="where everything goes")
+    parser.add_argument("--results", type=new_folder, default=None, help="where tables go; <root>/results by default")
+    parser.add_argument("--workers", type=held(Processes), default=16, help="processes; about 2 GB of memory each")
     parser.add_argument(
-        "--base", type=Path, help="base model for LIBERO-Spatial to go on from, instead of training one"
+        "--gpus", type=held(Count), default=1, help="that demonstrations are drawn and base models trained on"
     )
-    parser.add_argument("--num-episodes", type=int, default=700, help="demonstrations for the first base model")
-    parser.add_argument("--oft-steps", type=int, default=3500)
-    parser.add_argument("--suites-scale", type=float, default=1.0, help="share of the second data set's demonstrations")
-    parser.add_argument("--suites-steps", type=int, default=3500)
-    parser.add_argument("--suites-base", type=Path, help="base model of all suites to correct, instead of training one")
-    parser.add_argument("--corrections-scale", type=float, default=0.0, help="share of the corrections; 0 for none")
-    parser.add_argument("--corrected-steps", type=int, default=5000)
+    parser.add_argument(
+        "--base", type=old_folder, help="base model for LIBERO-Spatial to go on from, instead of training one"
+    )
+    parser.add_argument("--num-episodes", type=held(Count), default=700, help="demonstrations for the first base model")
+    parser.add_argument("--oft-steps", type=held(Count), default=3500)
+    parser.add_argument(
+        "--suites-scale", type=held(Positive), default=1.0, help="share of the second data set's demonstrations"
+    )
+    parser.add_argument("--suites-steps", type=held(Count), default=3500)
+    parser.add_argument(
+        "--suites-base", type=old_folder, help="base model of all suites to correct, instead of training one"
+    )
+    parser.add_argument(
+        "--corrections-scale", type=held(NotNegative), default=0.0, help="share of the corrections; 0 for none"
+    )
+    parser.add_argument("--corrected-steps", type=held(Count), default=5000)
     parser.add_argument("--loss-units", default="quantiles", help="of the trainings on all suites")
-    parser.add_argument("--head-steps", type=int, default=3000)
-    parser.add_argument("--num-trials", type=int, default=50, help="episodes a task, 1..50")
+    parser.add_argument("--head-steps", type=held(Count), default=3000)
+    parser.add_argument("--num-trials", type=held(Trials), default=50, help="episodes a task, 1..50")
     parser.add_argument("--quantizer", default="dct_d3")
     parser.add_argument("--only", help="names of the steps to run now, separated by commas; all by default")
     arguments = parser.parse_args()
@@ -259,11 +270,8 @@ def main() -> None:
     settings = {name: value for name, value in vars(arguments).items() if name not in free}
     for name in ("base", "suites_base"):
         settings[name] = settings[name] and str(settings[name])
-    try:
-        keep_settings(root, settings)
-        run_steps([step for step in steps if step.name in chosen], root)
-    except PipelineError as error:
-        sys.exit(f"\n{error}")
+    keep_settings(root, settings)
+    run_steps([step for step in steps if step.name in chosen], root)
     directory: Path = arguments.results or root / "results"
     directory.mkdir(parents=True, exist_ok=True)
     results = collect_results(root, steps)

@@ -8,9 +8,7 @@ image pipeline, statistics or tokenizer than the folder's. All parts are checked
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +26,10 @@ from rsd.decoding import (
     from_json,
 )
 from rsd.differences import ABSENT, differences
-from rsd.errors import RSDError
 from rsd.files import write_atomically
 from rsd.models.openvla import OpenVLABase, load_base
 from rsd.models.openvla.loading import own_inputs
+from rsd.options import Options, any_path, reported
 from rsd.policy.folder import PARTS, POLICY_FILE, SCORER, read_record, with_visual_tokens, write_folder
 from rsd.stages.files import as_stored, former_point
 
@@ -196,15 +194,14 @@ def restamp(folder: Path) -> None:
     print(f"{folder / POLICY_FILE}: {', '.join(parts)}; decodings {', '.join(decodings)}; space {base.space.digest}")
 
 
+@reported
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="folder with policy.json, or with base/, tokenizer/, head/, draft/")
-    folder = parser.parse_args().folder
-    try:
-        restamp(folder)
-    except (RSDError, OSError) as error:
-        sys.exit(f"error: {error}")
+    parser = Options(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "folder", type=any_path, help="folder with policy.json, or with base/, tokenizer/, head/, draft/"
+    )
+    restamp(parser.parse_args().folder)
 
 
 if __name__ == "__main__":

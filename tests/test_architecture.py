@@ -5,13 +5,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # A room may import the rooms listed for it, the leaves, and itself. "rsd" alone is the package's version.
-LEAVES = {"errors", "files", "differences", "record", "settings"}  # they know nothing of what the project is about
+LEAVES = {"errors", "files", "differences", "record", "settings", "options"}  # they do not know what this is about
 ALLOWED = {
     "errors": set(),
     "files": set(),
     "differences": set(),
     "record": set(),
     "settings": set(),
+    "options": set(),
     # the vocabulary: what numbers mean, the account, points, files; the records and protocols that travel
     "space": set(),
     "work": set(),

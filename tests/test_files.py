@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from rsd.files import write_atomically
+from rsd.files import WriteError, write_atomically
 from rsd.record import read_json
 
 
@@ -39,6 +39,17 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "folder", "link"):
+        with pytest.raises(WriteError, match=f"{name}: it is no file; make room, or choose"):
+            write_atomically(tmp_path / name, "new")
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "folder", "link"}
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
 
 
 def test_file_and_folder_are_synced(tmp_path, monkeypatch):

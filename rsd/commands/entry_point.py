@@ -7,7 +7,6 @@ traceback.
 
 from __future__ import annotations
 
-import errno
 import functools
 import logging
 import os
@@ -22,7 +21,7 @@ from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import CompactHydraException, HydraException, InstantiationException
+from hydra.errors import CompactHydraException, HydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -36,6 +35,7 @@ from rsd.commands.settings import check_settings
 from rsd.commands.stored import check_stored
 from rsd.commands.usage import check_choices, usage_page
 from rsd.errors import RSDError, SettingError
+from rsd.files import in_words
 from rsd.processes import is_first_process
 from rsd.record import write
 from rsd.runs import (
@@ -95,9 +95,10 @@ def in_one_line(error: BaseException) -> str:
     if isinstance(error, RSDError):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:  # some of Hydra's are of this kind, and without it
-        file = error.filename if error.filename is not None else _output_dir()
-        remedy = "see who removes it" if error.errno == errno.ENOENT else "make room"
-        return f"{file}: {error.strerror}; {remedy}, or choose a folder that can be written"
+        return in_words(error, _output_dir())
+    if isinstance(error, OverrideParseException):  # whose words are the parser's
+        remedy = "write key=value, and quotes of Hydra's own around a value that it cannot read: \"key='value'\""
+        return f"{error.override!r} cannot be read; {remedy}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     return " ".join(" ".join(str(one).split()) for one in (error, cause) if one is not None)
 
@@ -125,6 +126,7 @@ def report_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], A
 
     @functools.wraps(main)
     def wrapped(cfg: DictConfig) -> Any:
+        logging.raiseExceptions = False  # a log for which there is no room prints no traceback of its own
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on intervals, workers, other products
         for chatter in ("absl", "OpenGL", "pytorch_lightning.utilities.rank_zero"):
             logging.getLogger(chatter).setLevel(logging.WARNING)
@@ -203,7 +205,7 @@ def check_sweep(arguments: Sequence[str]) -> None:
     """
     for argument in arguments:
         is_phase = argument.partition("=")[0].lstrip("+") == "phase"
-        if is_phase and OverridesParser.create().parse_override(argument).is_sweep_override():
+        if is_phase and OverridesParser.create().parse_overrides([argument])[0].is_sweep_override():
             raise SettingError(f"{argument}: a sweep varies settings of one phase; run the phases one after another")
 
 
@@ -234,7 +236,9 @@ def run(main: Callable[[], Any], config: Path) -> None:
             sys.argv[1:] = [quoted(one, is_sweep) for one in expanded]
             check_sweep(sys.argv[1:])
             check_choices(config, sys.argv[1:])
-        except (RSDError, HydraException) as error:
+        except Exception as error:
+            if not is_expected(error):
+                raise
             sys.exit(f"error: {in_one_line(error)}")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes on what is raised outside of the job, its folder for example
     try:

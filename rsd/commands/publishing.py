@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from rsd.errors import RSDError
+from rsd.files import obstacle
 from rsd.record import read, shown, write
 
 OFFER_FILE = "offer.json"  # in the run folder of a multirun's job: {checkpoint, name}
@@ -52,18 +53,14 @@ def check_publishable(name: Path) -> None:
     """
     try:
         taken = name.exists() and not name.is_symlink()
-        nearest = next(folder for folder in name.absolute().parents if os.path.lexists(folder))
-        nearest.stat()  # of links in a circle, or to nowhere
-    except OSError as error:
+    except OSError as error:  # a name that is too long
         raise PublishError(f"{name} cannot be made: {error.strerror}; set paths.checkpoints") from error
-    if not nearest.is_dir():
-        raise PublishError(f"{name} cannot be made: {nearest} is not a folder; set paths.checkpoints")
     if taken:
         raise PublishError(
             f"{name} is a folder of its own, not a link to a run; move it away, or set paths.checkpoints"
         )
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PublishError(f"nothing can be written to {nearest}; set paths.checkpoints")
+    if (reason := obstacle(name.parent)) is not None:
+        raise PublishError(f"{name} cannot be made: {reason}; set paths.checkpoints")
 
 
 def publish(folder: Path, name: Path) -> None:

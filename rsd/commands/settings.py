@@ -31,6 +31,7 @@ from rsd.settings import (
     Processes,
     Range,
     Seed,
+    Side,
     Text,
     Views,
     Width,
@@ -40,6 +41,7 @@ from rsd.settings import (
 from rsd.silence import LONGEST_S
 
 PACKAGE = "rsd."
+LOADER = "rsd.commands.configured.loader"
 TASK_IDS = Annotated[list[Natural], Length()] | None
 KEYS_INSIDE = dict[str, Any]
 GROUPS = ("paths", "data", "env", "protocol", "model", "quantizer", "draft", "target", "decoding", "visual_tokens")
@@ -121,7 +123,7 @@ KEYS: dict[str, Any] = {
     "protocol.waiting_action": list[Finite],
     "protocol.max_steps": KEYS_INSIDE,
     **{f"protocol.max_steps.{suite}": Count for suite in SUITES},
-    "protocol.image_size": Width,
+    "protocol.image_size": Side,
     "protocol.rotate_images": bool,
     "protocol.seed": Seed,
     "protocol.num_open_loop_steps": Count,
@@ -134,7 +136,7 @@ KEYS: dict[str, Any] = {
     "env.num_tasks": Count,
     "env.num_init_states": Count,
     "env.max_steps": Count,
-    "env.image_size": Width,
+    "env.image_size": Side,
     **{f"{place}{name}": one for place in ("env.offers", "offers") for name, one in OFFERS.items()},
     "plan.allowed_versions.mujoco": Text | None,
     "decoding.decode": Made,
@@ -165,8 +167,8 @@ KEYS: dict[str, Any] = {
     "draft.num_layers": Depth | None,
     "draft.num_heads": Depth | None,
     "draft.control": Made | None,
-    "draft.image_size": Width,
-    "model.image_size": Width,
+    "draft.image_size": Side,
+    "model.image_size": Side,
     "model.draft_layer": Point,
     "model.head_layer": Point,
     "model.backbone": Made,
@@ -254,6 +256,9 @@ def _imported(node: DictConfig, target: str) -> Callable[..., Any]:
 def _read_by(node: DictConfig, made: Callable[..., Any]) -> dict[str, Any]:
     """Annotations of the arguments that a node gives."""
     annotations, names = arguments(made)
+    loaded = OmegaConf.select(node, "config", throw_on_resolution_failure=False)  # a command may have no model
+    if node._target_ == LOADER and isinstance(loaded, DictConfig) and "_target_" in loaded:
+        annotations = annotations | arguments(_imported(loaded, loaded._target_))[0]  # its other arguments are for that
     given = [str(name) for name in node if not str(name).startswith("_")]
     unknown = [name for name in given if names and name not in names]
     if unknown:

@@ -18,7 +18,6 @@ This module knows Hydra, because a multirun's end is told to nobody but Hydra's 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import re
@@ -37,9 +36,10 @@ from rich.table import Table
 
 from rsd.commands.entry_point import JobError
 from rsd.commands.publishing import Offer, PublishError, publish, read_offer, rivals
-from rsd.errors import RSDError, SettingError
+from rsd.errors import SettingError
 from rsd.evaluation.page import render_page
 from rsd.files import write_atomically
+from rsd.options import Options, old_folder, reported
 from rsd.record import read, write
 from rsd.runs import (
     CONFIG_FILE,
@@ -294,18 +294,18 @@ def _show(table: Table, sweep_dir: Path) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
 
+@reported
 def main() -> None:
     """Command line: make the table of a sweep again."""
-    parser = argparse.ArgumentParser(description="Make sweep.csv and sweep.html of a multirun again.")
-    parser.add_argument("sweep_dir", type=Path, help="the sweep's folder, with one folder a job")
+    parser = Options(description="Make sweep.csv and sweep.html of a multirun again.")
+    parser.add_argument("sweep_dir", type=old_folder, help="the sweep's folder, with one folder a job")
     parser.add_argument("--publish", metavar="JOB", help="publish the checkpoint of this job, for example 0")
     options = parser.parse_args()
     sweep_dir = options.sweep_dir
+    if not read_sweep(sweep_dir):
+        raise SettingError(f"{sweep_dir} holds no job; give the folder that a multirun has named")
     if options.publish is not None:
-        try:
-            publish_job(sweep_dir, options.publish)
-        except RSDError as error:
-            sys.exit(f"error: {error}")
+        publish_job(sweep_dir, options.publish)
     _show(write_sweep(sweep_dir), sweep_dir)
 
 

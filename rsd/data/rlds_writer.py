@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from rsd.data.rlds_metadata import FEATURES_FILE, INFO_FILE, STATISTICS_FILE
 from rsd.data.rlds_reader import RLDSDataset
 from rsd.data.tf_example import byte_spans, encode_example, parse_example
 from rsd.data.tfrecord import FOOTER_BYTES, HEADER_BYTES, Span, frame, read_record, scan
-from rsd.files import write_atomically
+from rsd.files import WriteError, write_atomically
 
+VERSION = r"((0|[1-9]\d*)\.){2}(0|[1-9]\d*)"  # as tensorflow-datasets reads it
 FILE_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # of tensorflow-datasets
 
 
@@ -36,10 +38,16 @@ class RLDSWriter:
         version: Three numbers, e.g. 1.0.0.
 
     Raises:
-        DataError: the directory holds something else, is damaged, or another process writes to it. Nothing is changed.
+        DataError: name or version are none, the directory holds something else, is damaged, or another process writes
+            to it. Nothing is changed.
     """
 
     def __init__(self, directory: Path, name: str, version: str = "1.0.0") -> None:
+        if not name or re.fullmatch(VERSION, version) is None:
+            raise DataError(
+                f"{directory}: data set {name!r}, version {version!r}; expected <root>/<name>/<version>, a name and "
+                "three numbers as 1.0.0"
+            )
         self.directory, self.name, self.version = Path(directory), name, version
         self.path = self.directory / f"{name}-train.tfrecord-00000-of-00001"
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -83,7 +91,7 @@ class RLDSWriter:
 
         Raises:
             DataError: a feature has another shape or is not finite, or the file_path is there. Nothing is written.
-            OSError: no space, for example. Every earlier episode is as it was.
+            WriteError: no space, for example. Every earlier episode is as it was.
         """
         file_path = episode["episode_metadata"]["file_path"]
         if file_path in self._file_paths:
@@ -153,10 +161,13 @@ class RLDSWriter:
 
     def _append(self, record: bytes) -> None:
         offset, rest = self._end(), memoryview(record)
-        while rest:
-            written = os.pwrite(self._file, rest, offset)
-            offset, rest = offset + written, rest[written:]
-        os.fsync(self._file)
+        try:
+            while rest:
+                written = os.pwrite(self._file, rest, offset)
+                offset, rest = offset + written, rest[written:]
+            os.fsync(self._file)
+        except OSError as error:
+            raise WriteError(self.path, error) from error
 
     def _write_features(self) -> None:
         text = MessageToJson(libero_features().to_proto(), sort_keys=True)

@@ -9,7 +9,6 @@ missing or broken may kill the process. So each candidate renders one tiny pictu
 
 from __future__ import annotations
 
-import argparse
 import glob
 import importlib.metadata
 import importlib.util
@@ -19,6 +18,7 @@ import sys
 from pathlib import Path
 
 from rsd.errors import RSDError
+from rsd.options import Options
 
 MUJOCO_VERSION = "3.2.3"  # what published LIBERO scores of record were made with
 BACKENDS = ("osmesa", "egl")
@@ -186,7 +186,7 @@ def check_simulator(allow_mujoco_version: str | None = None) -> dict[str, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Which OpenGL library renders LIBERO here?")
+    parser = Options(description="Which OpenGL library renders LIBERO here?")
     parser.add_argument("--packages", action="store_true", help="print only the Debian packages that are missing")
     arguments = parser.parse_args()
     try:

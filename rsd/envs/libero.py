@@ -23,9 +23,9 @@ from rsd.envs.gl import check_simulator
 from rsd.envs.physics import SharedStages
 from rsd.envs.placements import check_placement, object_columns
 from rsd.envs.rotation import axis_angle
-from rsd.envs.suites import SuiteTask, load_task, quiet, silence_robosuite, suite_name
+from rsd.envs.suites import NoSuchTaskError, SuiteTask, load_task, quiet, silence_robosuite, suite_name
 from rsd.errors import SettingError
-from rsd.settings import Count, Finite, Length, Natural, Seed, Views, Width, checked
+from rsd.settings import Count, Finite, Length, Natural, Seed, Side, Views, checked
 from rsd.types import Observation, Step, Task
 
 ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")  # end-effector position and rotation deltas, gripper
@@ -97,7 +97,7 @@ class LiberoEnv:
         task_id: Natural,
         max_steps: Count,
         variant: str | None = None,
-        image_size: Width = 256,
+        image_size: Side = 256,
         rotate_images: bool = True,
         num_wait_steps: Natural = 10,
         waiting_action: Annotated[Sequence[Finite], Length(ACTION_DIM)] = WAITING_ACTION,
@@ -144,7 +144,7 @@ class LiberoEnv:
     def reset(self, init_state_id: int) -> Observation:
         """See `Env.reset`."""
         if not 0 <= init_state_id < self.task.num_init_states:
-            raise IndexError(
+            raise NoSuchTaskError(
                 f"init_state_id {init_state_id} is not an init state of {self.task.suite} task {self.task.task_id}; "
                 f"expected 0..{self.task.num_init_states - 1}"
             )

@@ -24,12 +24,16 @@ from typing import Any
 import numpy as np
 
 from rsd.envs.gl import REINSTALL_COMMAND, SimulatorError
-from rsd.errors import SettingError
+from rsd.errors import RSDError, SettingError
 from rsd.files import stranger
 
 STANDARD_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 REWORDED = ("_lan", "_task")  # ends of the names of suites whose instructions are other ones
 LANGUAGE = re.compile(r"\(:language\s+([^)]*)\)")
+
+
+class NoSuchTaskError(RSDError, IndexError):
+    """A task or an init state whose number the suite does not have."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +92,12 @@ def load_task(suite: str, task_id: int) -> SuiteTask:
 
     Raises:
         SettingError: no such suite; the message lists the known ones.
-        IndexError: task_id is not in the suite.
+        NoSuchTaskError: task_id is not in the suite.
         SimulatorError: the task's files are missing.
     """
     tasks = _tasks(suite)
     if not 0 <= task_id < len(tasks):
-        raise IndexError(f"task_id {task_id} is not in suite {suite!r}; expected 0..{len(tasks) - 1}")
+        raise NoSuchTaskError(f"task_id {task_id} is not in suite {suite!r}; expected 0..{len(tasks) - 1}")
     task, (bddl_file, states_file) = tasks[task_id], _files(tasks[task_id])
     if not bddl_file.is_file():
         raise SimulatorError(_missing("scene description", suite, task_id, bddl_file))

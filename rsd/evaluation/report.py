@@ -29,7 +29,6 @@ metrics.json is flat, for sweep tables and loggers: see `flat_metrics`. Loggers 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
@@ -48,6 +47,7 @@ from rsd.evaluation.sequential import read_verdict
 from rsd.evaluation.statistics import summarize_decoding, summarize_success, summarize_tasks, summarize_work
 from rsd.evaluation.time_shares import summarize_time
 from rsd.files import write_atomically
+from rsd.options import Options, any_path, reported
 from rsd.record import write
 from rsd.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, read_provenance, read_yaml, used_choices
 from rsd.types import EpisodeResult
@@ -219,10 +219,11 @@ def _trial_grid(report: dict[str, Any], recorded: set[tuple[int, int]]) -> list[
     ]
 
 
+@reported
 def main() -> None:
     """Command line: make the reports of one or more run folders again."""
-    parser = argparse.ArgumentParser(description="Make report.json, report.html and metrics.json of evaluations again.")
-    parser.add_argument("run_dir", type=Path, nargs="+", help="folder that holds results.jsonl")
+    parser = Options(description="Make report.json, report.html and metrics.json of evaluations again.")
+    parser.add_argument("run_dir", type=any_path, nargs="+", help="folder that holds results.jsonl")
     for run_dir in parser.parse_args().run_dir:
         write_report(run_dir)
         print(run_dir / REPORT_HTML)

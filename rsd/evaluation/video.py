@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
+import tempfile
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
@@ -42,7 +47,7 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
         fps: Frames per second of the recording, so that it plays at the robot's pace.
 
     Raises:
-        VideoError: ffmpeg is missing or failed.
+        VideoError: ffmpeg is missing or failed, for want of room for example.
     """
     check_ffmpeg()
     import imageio_ffmpeg
@@ -50,24 +55,20 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = (size - size % 2 for size in frames[0].shape[:2])  # yuv420p needs even sizes
     temporary = path.with_name(path.stem + ".tmp.mp4")
-    writer = imageio_ffmpeg.write_frames(
-        str(temporary),
-        (width, height),
-        fps=fps,
-        codec="libx264",
-        quality=None,
-        macro_block_size=2,
-        ffmpeg_log_level="error",
-        output_params=["-crf", "26", "-preset", "veryfast", "-movflags", "+faststart"],
-    )
+    pace = str(Fraction(fps).limit_denominator())
+    read = ["-f", "rawvideo", "-s", f"{width}x{height}", "-pix_fmt", "rgb24", "-r", pace, "-i", "-"]
+    made = ["-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", "26", "-preset", "veryfast", "-movflags", "+faststart"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *read, *made, str(temporary)]
     try:
-        writer.send(None)
-        for frame in frames:
-            writer.send(np.ascontiguousarray(frame[:height, :width]))
-        writer.close()
-    except OSError as error:
+        with tempfile.TemporaryFile() as said, subprocess.Popen(command, stdin=subprocess.PIPE, stderr=said) as ffmpeg:
+            with contextlib.suppress(BrokenPipeError):  # it has ended before; its exit code tells
+                for frame in frames:
+                    cast("IO[bytes]", ffmpeg.stdin).write(frame[:height, :width].tobytes())
+            ffmpeg.communicate()
+            if ffmpeg.returncode != 0:
+                said.seek(0)
+                lines = said.read().decode(errors="replace").splitlines() or [f"exit code {ffmpeg.returncode}"]
+                raise VideoError(f"ffmpeg could not write {path}: {lines[0]}")
+        os.replace(temporary, path)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise VideoError(f"ffmpeg could not write {path}: {error}") from error
-    if not temporary.is_file():
-        raise VideoError(f"ffmpeg wrote nothing for {path}; is the disk full?")
-    os.replace(temporary, path)

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from rsd.errors import RSDError, SettingError
-from rsd.settings import Count, Width, checked
+from rsd.settings import Count, Side, checked
 from rsd.types import Observation
 
 PROTOCOL_VERSION = 1
@@ -70,7 +70,7 @@ class ObservationReader:
     """
 
     views: Sequence[str]
-    image_size: Width
+    image_size: Side
     proprio_dim: Count
 
     def __post_init__(self) -> None:

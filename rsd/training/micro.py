@@ -20,7 +20,7 @@ from rsd.images import augment, center_crop
 from rsd.models.openvla.loading import save_base
 from rsd.models.openvla.segments import l1_head
 from rsd.points import HEAD
-from rsd.settings import ChunkLength, NotNegative, Share, Views, Width, checked
+from rsd.settings import ChunkLength, NotNegative, Share, Side, Views, checked
 from rsd.stages import StageHead
 from rsd.stages.files import EYES
 from rsd.training.given import DistilledBatch, distilled_frames_of
@@ -52,7 +52,7 @@ class MicroModule(StageHeadModule):
         self,
         *,
         architecture: dict[str, Any],
-        image_size: Width,
+        image_size: Side,
         views: Views,
         use_proprio: bool,
         chunk_length: ChunkLength,

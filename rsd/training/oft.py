@@ -30,7 +30,7 @@ from rsd.models.openvla.processor import HALF, PrismaticImageProcessor
 from rsd.models.openvla.text import WordText
 from rsd.models.openvla.transfer import start_from
 from rsd.models.openvla.vit import ViTShape
-from rsd.settings import ChunkLength, Dtype, Natural, NotNegative, Positive, Seed, Share, Views, Width, checked
+from rsd.settings import ChunkLength, Dtype, Natural, NotNegative, Positive, Seed, Share, Side, Views, checked
 from rsd.space import Space
 from rsd.training.given import FrameBatch, frames_of, gripper_accuracy, median_action
 from rsd.training.randomness import step_generator
@@ -44,7 +44,7 @@ class FrameCollate:
     """Frames → one batch, pictures resized to the model's size; runs in the loader's processes."""
 
     @checked
-    def __init__(self, *, image_size: Width, views: Views) -> None:
+    def __init__(self, *, image_size: Side, views: Views) -> None:
         self.image_size, self.views = image_size, tuple(views)
 
     def __call__(self, items: list[Frame]) -> FrameBatch:
@@ -120,7 +120,7 @@ class OFTModule(LightningModule):
         self,
         *,
         architecture: dict[str, Any] | None,
-        image_size: Width,
+        image_size: Side,
         views: Views,
         use_proprio: bool,
         chunk_length: ChunkLength,

@@ -16,13 +16,20 @@ WARM = 0.1  # share of the steps in which the learning rate rises
 
 
 class RequireSteps(Callback):
-    """Raises SettingError where weights would be published that no step has trained."""
+    """Raises SettingError where weights would be published that no step has trained, or fewer steps than planned."""
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.max_steps == 0 and any(parameter.requires_grad for parameter in module.parameters()):
             raise SettingError(
                 "phase.max_steps is 0, and the weights would be published untrained; expected 1 or more steps "
                 "(of phase=rfsq quantizer.max_steps)"
+            )
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.global_step < trainer.max_steps:
+            raise SettingError(
+                f"training ended after {trainer.global_step} of {trainer.max_steps} steps, and nothing is published; "
+                "leave out what ends it early (trainer.max_epochs, max_time, limit_train_batches), or plan fewer steps"
             )
 
 

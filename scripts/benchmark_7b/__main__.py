@@ -28,26 +28,30 @@ from benchmark_7b.loading import measure_load  # noqa: E402
 from benchmark_7b.table import table  # noqa: E402
 from rsd.models.openvla.model import OpenVLAOFT  # noqa: E402
 from rsd.models.openvla.random_weights import openvla_architecture, random_model  # noqa: E402
+from rsd.options import Options, held, new_folder, reported  # noqa: E402
+from rsd.settings import Count, Device, LoaderProcesses, Natural, require_device  # noqa: E402
 
 RESULTS, TABLE = "benchmark_7b.json", "benchmark_7b.md"
 MEASURES = {"forward": measure_forward, "caching": measure_caching}
 SECTIONS = ("load", *MEASURES)
 
 
+@reported
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cuda")
+    parser = Options(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=new_folder, required=True)
+    parser.add_argument("--device", type=held(Device), default="cuda")
     parser.add_argument("--size", choices=("7b", "tiny"), default="7b")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--warmup", type=int, default=20)
-    parser.add_argument("--calls", type=int, default=200)
-    parser.add_argument("--frames", type=int, default=640, help="of the caching section")
-    parser.add_argument("--batch-size", type=int, default=16, help="of the caching section")
-    parser.add_argument("--workers", type=int, default=12, help="processes that prepare pictures")
-    parser.add_argument("--scratch", type=Path, default=None, help="folder for 15 GB that are deleted again")
+    parser.add_argument("--warmup", type=held(Natural), default=20)
+    parser.add_argument("--calls", type=held(Count), default=200)
+    parser.add_argument("--frames", type=held(Count), default=640, help="of the caching section")
+    parser.add_argument("--batch-size", type=held(Count), default=16, help="of the caching section")
+    parser.add_argument("--workers", type=held(LoaderProcesses), default=12, help="processes that prepare pictures")
+    parser.add_argument("--scratch", type=new_folder, default=None, help="folder for 15 GB that are deleted again")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled variant out")
     options = parser.parse_args()
+    require_device(options.device)
     options.out.mkdir(parents=True, exist_ok=True)
     device = torch.device(options.device)
     cuda = device.type == "cuda"

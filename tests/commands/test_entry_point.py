@@ -1,5 +1,6 @@
 """What an entry point prints for which error, on a small Hydra main of its own."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Made:
     """Raises in its constructor, inside what Hydra wraps around it."""
 
     def __init__(self, kind: str) -> None:
+        logging.getLogger(__name__).warning("about to raise")
         raise {"setting": SettingError, "value": ValueError, "os": OSError}[kind]("size is 3, expected 4")
 
 
@@ -65,6 +67,14 @@ def test_a_job_of_a_multirun_says_it_in_one_line_as_well(command, tmp_path):
     lines = [f"error: size is 3, expected 4\n(traceback in {tmp_path}/sweep/{job}/error.log)\n" for job in (0, 1)]
     assert code == 1 and err.startswith("".join(lines)) and "SettingError: size is 3, expected 4" in err
     assert "Traceback" not in err and "Traceback" in (tmp_path / "sweep" / "1" / "error.log").read_text()
+
+
+def test_a_log_for_which_there_is_no_room_prints_no_traceback_of_its_own(command, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # afterwards those of before
+    code, out, err, _ = command("hydra.job_logging.handlers.file.filename=/dev/full")
+    assert code == 1 and err.startswith("error: size is 3, expected 4\n") and "Traceback" not in err
+    assert "about to raise" in out
 
 
 @pytest.mark.parametrize("phase", ["rfsq,head", "choice(rfsq,head)", "glob(*)"])
@@ -121,6 +131,19 @@ def test_a_chunk_is_a_number_of_steps(command, chunk):
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(WriteError, match=r"cannot write .*absent/a\.json: No such file or directory; make room"):
         write_atomically(tmp_path / "absent" / "a.json", "{}")
+
+
+@pytest.mark.parametrize("typed", ["resume=", "hydra.run.dir="])
+def test_a_folder_whose_name_is_too_long_is_one_line(monkeypatch, typed):
+    monkeypatch.setattr(sys, "argv", ["train.py", "phase=rfsq", typed + "a" * 300])
+    with pytest.raises(SystemExit, match=r"^error: a{300}\S*: File name too long; make room, or choose a folder"):
+        run(lambda: pytest.fail("main was called"), Path(__file__).parents[2] / "conf" / "train.yaml")
+
+
+@pytest.mark.parametrize("typed", ["phase", "seed='7", "tasks=[0", "seed=7,"])
+def test_an_argument_that_hydra_cannot_read_is_named(command, typed):
+    code, _, _, _ = command("chunk=4", typed)
+    assert str(code).startswith(f"error: {typed!r} cannot be read; write key=value, and quotes")
 
 
 def test_help_needs_no_configuration_that_composes(tmp_path, monkeypatch, capsys):

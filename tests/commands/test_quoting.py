@@ -15,7 +15,17 @@ def test_a_path_arrives_as_it_was_typed(key, name):
     assert override.value() == f"/data/{name}/x" and not override.is_sweep_override()
 
 
-@pytest.mark.parametrize("argument", ["decoding=l1,depth_ar", "tasks=[0,1]", "paths.root=/a/b", "-m", "a='b,c/d'"])
+@pytest.mark.parametrize("name", ["a,b", "2024", "1e5", "true", "a=b", "a b,c"])
+@pytest.mark.parametrize("key", ["hydra.run.dir", "paths.root", "+data.root", "policy", "resume"])
+def test_a_folder_without_a_slash_is_a_path_too(key, name):
+    override = OverridesParser.create().parse_override(quoted(f"{key}={name}"))
+    assert override.value() == name and not override.is_sweep_override()
+
+
+UNTOUCHED = ["decoding=l1,depth_ar", "tasks=[0,1]", "paths.root=/a/b", "-m", "a='b,c/d'", "policy=null", "seed=7", "a="]
+
+
+@pytest.mark.parametrize("argument", UNTOUCHED)
 def test_anything_else_stays_as_it_is(argument):
     assert quoted(argument) == argument
 

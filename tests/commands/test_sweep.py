@@ -15,6 +15,7 @@ from rsd.commands.publishing import Offer, write_offer
 from rsd.commands.sweep import (
     SweepTable,
     describe_waiting,
+    main,
     publish_job,
     publish_unshared,
     read_sweep,
@@ -178,3 +179,12 @@ def test_a_resume_beside_another_process_tells_nothing_of_its_job(tmp_path):
         fail_resumed(tmp_path / "0", "is being written by another process")
         assert read_sweep(tmp_path)[0].error == "the first"
         other.kill()
+
+
+@pytest.mark.parametrize("publish", [[], ["--publish", "0"]])
+def test_a_folder_without_jobs_gets_no_table(tmp_path, monkeypatch, publish):
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.setattr(sys, "argv", ["sweep", str(tmp_path), *publish])
+    with pytest.raises(SystemExit, match=f"error: {tmp_path} holds no job; give the folder that a multirun has named"):
+        main()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -13,6 +13,7 @@ import pytest
 from rsd.data import DataError
 from rsd.data.rlds import RLDSDataset, RLDSWriter
 from rsd.data.tfrecord import scan
+from rsd.files import WriteError
 from rsd.jpeg import encode_jpeg
 from tests.data.demonstrations import NAME, demonstration, write_dataset
 
@@ -91,7 +92,7 @@ def test_full_disk_loses_nothing(directory: Path, monkeypatch: pytest.MonkeyPatc
 
     with RLDSWriter(directory, NAME) as writer:
         monkeypatch.setattr(os, "pwrite", fill_up)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(WriteError, match=rf"cannot write \S+{SHARD}: No space left .*; make room"):
             writer.write_episode(demonstration(2, 3))
         monkeypatch.undo()
         assert (directory / SHARD).read_bytes() == before
@@ -178,3 +179,12 @@ def test_wrong_episode_writes_nothing(tmp_path: Path, name: str, values: Any, me
         with pytest.raises(DataError, match=message):
             writer.write_episode(episode)
         assert (tmp_path / SHARD).stat().st_size == len(writer) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "version"), [(NAME, "abc"), (NAME, "1.0"), (NAME, "01.0.0"), (NAME, ""), ("", "1.0.0")]
+)
+def test_what_readers_cannot_name_is_refused_before_anything_is_made(tmp_path, name, version):
+    with pytest.raises(DataError, match=r"three numbers as 1\.0\.0"):
+        RLDSWriter(tmp_path / "set", name, version)
+    assert not list(tmp_path.iterdir())

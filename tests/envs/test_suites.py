@@ -12,6 +12,7 @@ import torch
 from rsd.envs import suites
 from rsd.envs.gl import SimulatorError
 from rsd.envs.suites import check_suite, complete_variants, load_init_states, load_task, silence_robosuite, suite_name
+from rsd.errors import RSDError
 
 STATES = np.arange(6.0).reshape(2, 3)
 
@@ -93,6 +94,12 @@ def test_names_of_suites():
 def test_the_instruction_is_the_file_names_unless_the_perturbation_is_in_the_words(package):
     assert load_task("libero_x", 0).instruction == load_task("libero_x_swap", 1).instruction == "pick up the bowl"
     assert load_task("libero_x_lan", 0).instruction == "lift the bowl"
+
+
+@pytest.mark.parametrize("task_id", [-1, 2])
+def test_a_task_that_the_suite_lacks_speaks_to_the_user(package, task_id):
+    with pytest.raises(RSDError, match=rf"task_id {task_id} is not in suite 'libero_x'; expected 0\.\.1"):
+        load_task("libero_x", task_id)
 
 
 def test_a_description_without_words_is_refused(package):

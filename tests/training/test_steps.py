@@ -2,8 +2,39 @@
 
 import pytest
 import torch
+from pytorch_lightning import LightningModule, Trainer
 
-from rsd.training.steps import one_cycle
+from rsd.errors import SettingError
+from rsd.training.steps import RequireSteps, one_cycle
+
+
+class OneWeight(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch):
+        return (self.weight * batch).sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(batches, **limits):
+    quiet = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
+    trainer = Trainer(accelerator="cpu", callbacks=[RequireSteps()], **quiet, **limits)
+    trainer.fit(OneWeight(), torch.utils.data.DataLoader(torch.ones(batches)))
+    return trainer.global_step
+
+
+@pytest.mark.parametrize(("batches", "limits", "done"), [(2, {"max_epochs": 1}, 2), (0, {"max_epochs": -1}, 0)])
+def test_fewer_steps_than_planned_are_no_training(batches, limits, done):
+    with pytest.raises(SettingError, match=f"ended after {done} of 3 steps, and nothing is published"):
+        fit(batches, max_steps=3, **limits)
+
+
+def test_all_planned_steps_are_one():
+    assert fit(2, max_steps=3, max_epochs=-1) == 3
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 9, 10, 11, 20, 100])
