@@ -302,12 +302,14 @@ def main() -> None:
     parser.add_argument("--publish", metavar="JOB", help="publish the checkpoint of this job, for example 0")
     options = parser.parse_args()
     sweep_dir = options.sweep_dir
-    if options.publish is not None:
-        try:
+    try:
+        if not read_sweep(sweep_dir):
+            raise SettingError(f"{sweep_dir} holds no job of a sweep; give the folder that -m has made")
+        if options.publish is not None:
             publish_job(sweep_dir, options.publish)
-        except RSDError as error:
-            sys.exit(f"error: {error}")
-    _show(write_sweep(sweep_dir), sweep_dir)
+        _show(write_sweep(sweep_dir), sweep_dir)
+    except RSDError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
