@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 ABSENT = "(absent)"
+MAX_SHOWN = 200  # letters of a key or a value in a message
+MAX_TOLD = 20  # differences in a message
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Difference:
 
     def __str__(self) -> str:
         """ "oft.lr: 0.1 → 0.2"."""
-        return f"{self.key}: {self.left} → {self.right}"
+        return f"{_short(self.key)}: {_short(self.left)} → {_short(self.right)}"
 
     def named(self, left: str, right: str) -> str:
         """ "oft.lr: cache 0.1, configuration 0.2", for sides of which neither came first."""
@@ -44,3 +46,14 @@ def differences(left: Any, right: Any, ignore: Sequence[str] = (), key: str = ""
             )
         ]
     return [] if left == right else [Difference(key, left, right)]
+
+
+def told(different: Sequence[Difference]) -> str:
+    """Differences in one line, of which a foreign file may have thousands."""
+    more = [f"and {len(different) - MAX_TOLD} more"] if len(different) > MAX_TOLD else []
+    return "; ".join([*map(str, different[:MAX_TOLD]), *more])
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

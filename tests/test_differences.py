@@ -1,6 +1,6 @@
 """Two nested configurations, key by key."""
 
-from rsd.differences import Difference, differences
+from rsd.differences import Difference, differences, told
 
 
 def test_values_and_missing_keys_are_named_with_their_place():
@@ -21,3 +21,8 @@ def test_sides_can_have_names():
     assert Difference("model.size", "7b", None).named("cache", "configuration") == (
         "model.size: cache '7b', configuration None"
     )
+
+
+def test_a_foreign_file_of_thousands_of_differences_makes_a_short_line():
+    line = told(differences({f"{index:04}" + "k" * 1000: "v" * 9000 for index in range(1000)}, {}))
+    assert line.startswith("0000kkk") and line.endswith("; and 980 more") and len(line) < 10_000

@@ -41,6 +41,7 @@ from rsd.record import write
 from rsd.runs import (
     CONFIG_FILE,
     METRICS_FILE,
+    RunError,
     TakenError,
     check_free,
     check_unused,
@@ -66,6 +67,7 @@ USED_AGAIN = ("data", "chunk", "paths", "model")  # what the command that uses a
 OF_THE_START = ("data", "model", "model.name", "model.backbone.checkpoint", "model.backbone.hub_id")  # but not these
 
 
+OF_COMMAND = {"phase": "train", "plan": "eval"}  # key of a run's configuration → the command that made it
 RUNS = ("train", "eval")  # commands whose folder is a run's
 
 
@@ -267,12 +269,16 @@ def check_command(arguments: Sequence[str], config: Path) -> None:
 
     Raises:
         SettingError: another command made that run, or this one cannot go on with any.
+        RunError: its configuration is damaged.
     """
     given = [one.removeprefix("resume=") for one in arguments if one.startswith("resume=")]
     stored = Path(given[-1]) / CONFIG_FILE if given else None
     if stored is None or not stored.is_file():
         return
-    made_by = "train" if "phase" in read_yaml(stored) else "eval"
+    record = read_yaml(stored)
+    made_by = next((command for key, command in OF_COMMAND.items() if key in record), None)
+    if made_by is None:
+        raise RunError(f"{stored} has none of {list(OF_COMMAND)}, so it is no run's; restore it as it was written")
     if config.stem != made_by:
         raise SettingError(
             f"{stored.parent} is a run of {made_by}.py; continue it with python {made_by}.py "

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 
-from rsd.differences import differences
+from rsd.differences import differences, told
 from rsd.errors import RSDError
 from rsd.record import EntryError, check_seal, conform, read, shown, unsealed, write
 from rsd.settings import Count, Length, Natural, Processes, Seed, checked
@@ -334,7 +334,7 @@ def keep_plan(run_dir: Path, plan: Plan) -> None:
     different = differences(before, now, MAY_DIFFER)
     if different:
         raise PlanError(
-            f"cannot resume {run_dir}: it was planned otherwise: {'; '.join(map(str, different))}. "
+            f"cannot resume {run_dir}: it was planned otherwise: {told(different)}. "
             "Put that back to continue the run, or start a new one without resume"
         )
 

@@ -31,7 +31,10 @@ PROTOCOL_VERSION = 1
 MESSAGE_TYPES = ("hello", "episode_start", "observation", "episode_end", "error")  # that a client may send
 CAMERAS = {"image": "agentview", "wrist_image": "wrist"}  # RLDS name → the harness's
 MAX_AXES = 8
-PNG_ERRORS = (KeyError, TypeError, OSError, ValueError, SyntaxError, struct.error, zlib.error)  # PIL has them all
+PNG_ERRORS = (  # PIL has them all
+    *(KeyError, TypeError, OSError, ValueError, SyntaxError, struct.error, zlib.error),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
 ACTION_SPEC = {
     "position": {"name": "position", "dims": 3, "format": "delta_xyz", "range": [-1, 1]},
     "rotation": {"name": "rotation", "dims": 3, "format": "axis_angle", "range": [-3.15, 3.15]},
@@ -264,6 +267,8 @@ def _from_png(entry: dict[str, Any], name: str, size: tuple[int, int, int]) -> n
         shape = (height, width, *PNG_CHANNELS[colour])
         _check_picture(shape, np.dtype(f"uint{max(8, depth)}"), name, size)  # before its pixels are made
         with Image.open(io.BytesIO(entry["data"]), formats=["PNG"]) as image:
+            if image.size != (width, height):
+                raise ValueError(f"its header comes twice, the second time with {image.width}×{image.height} pixels")
             return np.asarray(image)
     except MessageError:
         raise

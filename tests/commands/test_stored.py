@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rsd.commands.entry_point import check_command
 from rsd.commands.stored import check_stored
 from rsd.runs import RunError, read_overrides, read_provenance, read_yaml
 
@@ -82,6 +83,34 @@ def test_a_damaged_list_is_one_line(tmp_path, content):
     with pytest.raises(RunError) as error:
         read_overrides(tmp_path)
     assert str(tmp_path / "overrides.yaml") in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["x: " + "{" * 100_000, "x: [" + "y," * 70_000 + "]", "? " * 2000])
+def test_a_file_that_keeps_the_parser_busy_is_refused_before_it_is_parsed(tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(RunError, match=r"config.yaml (is nested|has 140005 bytes)"):
+        read_yaml(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("!!python/object/apply:os.system [ls]", "cannot be read"),
+        ("phase: ${oc.env:HOME", "cannot be read"),
+        ("phase: 1\nphase: 2", "duplicate key"),
+        ("!!set {a, b}", "cannot be read"),
+        ("[phase]", r"it is \['phase'\], expected an object"),
+        ("a: &a [x]\nb: *a", "refers to parts of itself"),
+        ("phase: " + "[" * 3000, "is nested more than 100 deep"),
+        (b"\xff\xfe", "cannot be read"),
+        ("", r"has none of \['phase', 'plan'\], so it is no run's"),
+    ],
+)
+def test_whose_run_it_is_is_read_from_data(tmp_path, content, problem):
+    (tmp_path / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RunError, match=problem) as error:
+        check_command([f"resume={tmp_path}"], CONFIG)
+    assert str(tmp_path / "config.yaml") in str(error.value) and "\n" not in str(error.value)
 
 
 def test_no_list_at_all(tmp_path):

@@ -65,6 +65,26 @@ def test_files(tmp_path):
     assert "OSError: &lt;disk&gt; full" in page and "http" not in page and "<b>phase</b> rfsq" in page
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("1/job.json", "[" * 5000, "job.json is not valid JSON"),
+        ("1/metrics.json", '{"mse": "low"}', "entry 'mse' is 'low', expected a finite number"),
+        ("1/overrides.yaml", "{" * 5000, "overrides.yaml is nested more than 100 deep"),
+        ("1/offer.json", '{"checkpoint": "../2", "name": "x"}', "lies outside of the run's folder"),
+        (None, "", "holds no job"),
+    ],
+)
+def test_a_damaged_job_is_one_line_of_the_command(tmp_path, monkeypatch, file, content, problem):
+    if file is not None:
+        make_sweep(tmp_path)
+        (tmp_path / file).write_text(content)
+    monkeypatch.setattr(sys, "argv", ["sweep", str(tmp_path)])
+    with pytest.raises(SystemExit, match=f"error: .*{problem}"):
+        main()
+    assert not (tmp_path / "sweep.csv").exists()
+
+
 def test_terminal_table_shows_what_fits(tmp_path, monkeypatch):
     make_job(tmp_path, 0, ["a=1"], metrics={f"a_long_metric_name_{index}": 0.5 for index in range(20)}, status="done")
     monkeypatch.setenv("COLUMNS", "80")

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -74,6 +75,15 @@ def png_header(width: int, height: int) -> dict:
     return {"__image__": True, "format": "png", "data": data, "shape": [height, width, 3]}
 
 
+def two_headers(width: int, height: int) -> dict:
+    """A picture that says another size after the one that is looked at first."""
+    entry = png(PICTURE)
+    second = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", len(second) - 4) + second + struct.pack(">I", zlib.crc32(second))
+    end = len(png_header(0, 0)["data"])  # of the signature and the first header
+    return {**entry, "data": entry["data"][:end] + chunk + entry["data"][end:]}
+
+
 def damaged() -> dict:
     entry = png(PICTURE)
     return {**entry, "data": entry["data"][:60]}
@@ -94,6 +104,8 @@ def damaged() -> dict:
         ({**RAW, "shape": [4]}, "agentview does not decode to an array: cannot reshape"),
         (png_header(13_000, 13_000), r"'agentview' is uint8 \[13000, 13000, 3\], expected uint8 \[16, 16, 3\]"),
         (png_header(2**31, 2**31), r"'agentview' is uint8 \[2147483648, 2147483648, 3\], expected uint8"),
+        (two_headers(9_000, 9_000), "'agentview' does not decode as PNG: its header comes twice, .* 9000×9000 pixels"),
+        (two_headers(60_000, 60_000), "'agentview' does not decode as PNG: Image size .* exceeds limit"),
         ({**png(PICTURE), "data": "text"}, "does not decode as PNG"),
         ({**png(PICTURE), "data": [1]}, "does not decode as PNG"),
     ],
