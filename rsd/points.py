@@ -32,7 +32,7 @@ def draft_folder(name: Path, point: int | str | None) -> Path:
     Who publishes and who looks for a draft ask the same, so what is found is what was published last.
     """
     own = name if point is None else name_at(name, point)
-    return own if own.is_dir() else name
+    return own if own.is_dir() or own.is_symlink() else name  # a link to nowhere is an error, not the other draft
 
 
 def name_at(name: Path, point: int | str) -> Path:
