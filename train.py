@@ -12,12 +12,12 @@ from rsd.commands.entry_point import (
     finish_run,
     make_trainer,
     publish_run,
+    published_names,
     report_errors,
     require_devices,
     run,
     use_command,
 )
-from rsd.commands.publishing import check_publishable
 from rsd.processes import is_first_process
 from rsd.runs import resume_command
 
@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> float | None:
 
     require_devices(cfg)
     instantiate(cfg.phase.get("check"))
-    check_publishable(Path(cfg.phase.checkpoint))
+    names = published_names(cfg)
     run_dir = begin_run(cfg, reads=cfg.phase.reads)
     state = state_to_resume(run_dir / "resume")
     seed_everything(cfg.seed, verbose=False)
@@ -65,15 +65,17 @@ def main(cfg: DictConfig) -> float | None:
     if not is_first_process():
         return None
 
-    checkpoint = run_dir / "checkpoint"
-    metrics = module.export(checkpoint, {"command": ["python", *sys.argv], "config": config})
-    found_at = publish_run(checkpoint, Path(cfg.phase.checkpoint))
+    metrics = module.export(run_dir / "checkpoint", {"command": ["python", *sys.argv], "config": config})
+    found_at = [publish_run(run_dir / part / "checkpoint", name) for part, name in names.items()]
     logger.log_files(sorted(run_dir.glob("*.png")))
-    logger.log_artifact(checkpoint, kind=cfg.phase.name)
+    for part in names:
+        logger.log_artifact(run_dir / part / "checkpoint", kind=f"{cfg.phase.name}-{part}".rstrip("-"))
     logger.finalize("success")
-    shown = finish_run(run_dir, f"phase={cfg.phase.name} → {found_at}", metrics, shown=cfg.phase.shown)
+    title = f"phase={cfg.phase.name} → {', '.join(map(str, found_at))}"
+    rows = [f"{part}/{name}".lstrip("/") for name in cfg.phase.shown for part in names]
+    shown = finish_run(run_dir, title, metrics, shown=rows)
     if "used_by" in cfg.phase:
-        print(f"use it with: {use_command(cfg, found_at)}")
+        print(f"use it with: {use_command(cfg, found_at[0])}")
     return shown
 
 

@@ -9,6 +9,7 @@ Which of them there are is the base model's to say.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 HEAD = "head"
 LAYER = "layer."
@@ -19,6 +20,21 @@ def point_name(point: int | str) -> str:
     return f"{LAYER}{point}" if isinstance(point, int) else point
 
 
-def point_names(points: Iterable[int | str]) -> list[str]:
-    """Names in the order given, each once."""
-    return list(dict.fromkeys(map(point_name, points)))
+def point_names(points: int | str | Iterable[int | str]) -> list[str]:
+    """Names in the order given, each once; of a single point, that one."""
+    listed = [points] if isinstance(points, int | str) else points
+    return list(dict.fromkeys(map(point_name, listed)))
+
+
+def draft_folder(name: Path, point: int | str | None) -> Path:
+    """Where the draft at a point lies: under its own name where several were trained at once, or else under the plain.
+
+    Who publishes and who looks for a draft ask the same, so what is found is what was published last.
+    """
+    own = name if point is None else name_at(name, point)
+    return own if own.is_dir() or own.is_symlink() else name  # a link to nowhere is an error, not the other draft
+
+
+def name_at(name: Path, point: int | str) -> Path:
+    """The name of the draft at one of several points: oft_small-…-t8-layer.3."""
+    return name.with_name(f"{name.name}-{point_name(point)}")

@@ -97,6 +97,7 @@ Fraction = Annotated[float, Range(0, 1, above=True)]
 Views = Annotated[Sequence[str], Length()]
 Text = Annotated[str, Pattern(r"(?s).+", "text that is not empty")]
 Point = Count | Text  # of a base model, see rsd/points.py
+Points = Point | Annotated[Sequence[Point], Length()]
 Made = Callable[..., Any]  # by a node with a `_target_`
 PLAIN = (type(None), bool, int, float, str, list, dict)  # what YAML can say
 

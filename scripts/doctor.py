@@ -33,6 +33,7 @@ from rsd.envs.scene_trials import run_scene_trials
 from rsd.envs.suites import check_suite, suite_name
 from rsd.errors import SettingError
 from rsd.finding import FAILED, OK, WARNING, Finding
+from rsd.points import draft_folder
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, so that --help comes at once
     from rsd.policy import VLAPolicy
@@ -236,7 +237,11 @@ def model_findings(cfg: DictConfig) -> Iterator[Finding]:
 
     base = instantiate(cfg.model.backbone, canaries=False, device="meta", execution="eager")
     yield from contract(base)
-    parts = {"tokenizer": cfg.paths.tokenizer, "head": cfg.target.checkpoint, "draft": cfg.paths.draft}
+    parts = {
+        "tokenizer": cfg.paths.tokenizer,
+        "head": cfg.target.checkpoint,
+        "draft": draft_folder(Path(cfg.paths.draft), cfg.draft.layer),
+    }
     parts |= {"visual_tokens": OmegaConf.select(cfg, "visual_tokens.checkpoint")}
     first = [*finite_parts({name: Path(path) for name, path in parts.items() if path is not None})]
     first += [*examine("memory", memory, base, cfg.device), *examine("checkpoints", composed, cfg, base)]

@@ -55,7 +55,9 @@ ALLOWED = {
     "comparison": {"types", "work", "runs", "evaluation"},
     "serving": {"types", "queue", "evaluation"},
     # what the entry points have in common
-    "commands": {"types", "runs", "inputs", "processes", "silence", "decoding", "models", "policy", "evaluation"},
+    "commands": {
+        "types", "points", "runs", "inputs", "processes", "silence", "decoding", "models", "policy", "evaluation",
+    },
 }  # fmt: skip
 RUNS_A_POLICY = ("tokenizer", "stages", "decoding", "models", "policy")
 NOT_TO_RUN_A_POLICY = {"hydra", "omegaconf", "pytorch_lightning", "lightning", "wandb", "matplotlib"}

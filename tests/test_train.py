@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rsd.commands import entry_point
+from rsd.points import draft_folder
 from rsd.record import line_of
 from tests.callbacks import KEEP_RETURNED, RETURNED_FILE
 from tests.data.demonstrations import NAME, write_dataset
@@ -110,6 +111,29 @@ def test_phases_leave_metrics_plots_and_checkpoints(pipeline):
 
 def test_the_cache_is_made_once_for_head_and_draft(pipeline):
     assert len(list((pipeline / "cache").iterdir())) == 1
+
+
+def test_drafts_at_several_layers_come_from_one_command_and_have_names_of_their_own(pipeline, run_train, capsys):
+    overrides = ("phase=draft", "quantizer=dct_d2", "phase.max_steps=2", "draft.num_stages=1")
+    folder = pipeline / "runs" / "several"
+    code, error = run_train(*overrides, "draft.layer=[2,3]", f"hydra.run.dir={folder}")
+    assert code == 0, error
+    table = capsys.readouterr().out
+    assert all(f"layer.{point}/greedy_to_base_l1" in table for point in (2, 3))
+    plain = pipeline / "checkpoints" / "draft" / f"oft_tiny-early-dct_d2-{NAME}-t8"
+    for point in (2, 3):
+        name = plain.with_name(f"{plain.name}-layer.{point}")
+        assert name.resolve() == folder / f"layer.{point}" / "checkpoint"
+        assert json.loads((name / "checkpoint.json").read_text())["config"]["point"] == f"layer.{point}"
+        assert draft_folder(plain, point) == name
+    assert draft_folder(plain, 4) == draft_folder(plain, None) == plain
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert {"layer.2/greedy_l1", "layer.3/greedy_l1", "layer.3/ece/1"} <= metrics.keys()
+    before = plain.resolve()
+    code, error = run_train(*overrides, "draft.layer=2")  # the newest draft of a point is the one that is found
+    assert code == 0, error
+    assert draft_folder(plain, 2).resolve() not in (before, folder / "layer.2" / "checkpoint")
+    assert plain.resolve() == before
 
 
 def test_heads_on_fewer_picture_tokens_have_a_cache_and_a_name_of_their_own(pipeline, run_train):

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rsd.decoding import DRAFT, KIND, L1, TARGET, to_json
 from rsd.errors import SettingError
 from rsd.models.openvla import require_checkpoint
+from rsd.points import draft_folder
 from rsd.policy import Checkpoints, VLAPolicy, assemble, describe_folder, load_folder
 from rsd.settings import Count, Device, Processes, checked
 from rsd.types import ALL_TOKENS, Policy, ReadsInstructions, Task
@@ -120,7 +121,11 @@ def policy_fields(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     asked["draft"] = DRAFT in decoding.needs and cfg.draft.control is None
     asked["visual_tokens"] = scorer is not None
     paths = {"base": cfg.model.backbone.checkpoint, "tokenizer": cfg.paths.tokenizer}
-    paths |= {"head": cfg.target.checkpoint, "draft": cfg.paths.draft, "visual_tokens": scorer}
+    paths |= {
+        "head": cfg.target.checkpoint,
+        "draft": str(draft_folder(Path(cfg.paths.draft), cfg.draft.layer)),
+        "visual_tokens": scorer,
+    }
     base = cast("dict[str, Any]", OmegaConf.to_container(cfg.model.backbone, resolve=True))
     if OmegaConf.select(cfg, "visual_tokens.name", default=ALL_TOKENS) == ALL_TOKENS:
         base.pop("visual_tokens", None)

@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from rsd.commands.publishing import Offer, publish, write_offer
+from rsd.commands.publishing import Offer, check_publishable, names_of, publish, write_offer
 from rsd.commands.quoting import quoted
 from rsd.commands.settings import check_settings
 from rsd.commands.stored import check_stored
@@ -338,6 +338,24 @@ def make_trainer(cfg: DictConfig, **parts: Any) -> Any:
             f"trainer cannot be made: {line}; set trainer.accelerator, devices, strategy and precision to what fits "
             "together, or leave them as trainer=cpu, gpu or gpus has them"
         ) from error
+
+
+def published_names(cfg: DictConfig) -> dict[str, Path]:
+    """Parts of what a run of train.py will export, and the names that they get; see `names_of`.
+
+    Raises:
+        PublishError: one cannot be published.
+        SettingError: a job of a multirun trains at several points; it can offer one checkpoint.
+    """
+    names = names_of(cfg.phase)
+    if len(names) > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise SettingError(
+            f"draft.layer is {list(names)} in a multirun, whose jobs make one draft each; leave out -m, or sweep the "
+            "layers one by one: draft.layer=2,3"
+        )
+    for name in names.values():
+        check_publishable(name)
+    return names
 
 
 def publish_run(checkpoint: Path, name: Path) -> Path:

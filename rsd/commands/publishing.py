@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from rsd.errors import RSDError
 from rsd.files import obstacle
+from rsd.points import draft_folder, name_at, point_names
 from rsd.record import read, shown, write
 
 OFFER_FILE = "offer.json"  # in the run folder of a multirun's job: {checkpoint, name}
@@ -43,6 +44,18 @@ class Offer:
     def is_published(self) -> bool:
         """Whether the name points to this checkpoint."""
         return self.name.is_symlink() and self.name.resolve() == self.checkpoint.resolve()
+
+
+def names_of(phase: Mapping[str, Any]) -> dict[str, Path]:
+    """Parts of what a phase will export, as folders inside of the run's, and the name under which each is published.
+
+    Args:
+        phase: The configuration: `checkpoint`, and `points` where what is made belongs to points of a base model.
+    """
+    name, points = Path(phase["checkpoint"]), phase.get("points")
+    if points is None or isinstance(points, int | str):
+        return {"": draft_folder(name, points)}
+    return {point: name_at(name, point) for point in point_names(points)}
 
 
 def check_publishable(name: Path) -> None:

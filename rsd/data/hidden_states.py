@@ -8,7 +8,7 @@ bfloat16; a cache that fits is copied into memory, a larger one stays memory-map
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -19,7 +19,7 @@ from rsd.data.cache import GIGABYTE, CacheError, CacheReader
 from rsd.data.datasets import split_episodes
 from rsd.data.shuffle import ShuffledLoader, batch_loader, ranks
 from rsd.points import point_names
-from rsd.settings import Count, Length, LoaderProcesses, NotNegative, Point, Seed, checked
+from rsd.settings import Count, LoaderProcesses, NotNegative, Points, Seed, checked
 from rsd.space import Space
 from rsd.types import HiddenStateBatch
 
@@ -80,7 +80,7 @@ class HiddenStateDataModule(LightningDataModule):
         self,
         *,
         cache: Callable[..., CacheReader],
-        points: Annotated[Sequence[Point], Length()],
+        points: Points,
         batch_size: Count,
         seed: Seed,
         num_workers: LoaderProcesses = 0,
@@ -90,7 +90,7 @@ class HiddenStateDataModule(LightningDataModule):
 
         Args:
             cache: cache(points=[names]) opens the cache, usually `ensure_cache` with everything but the points.
-            points: Points whose states the batches hold, as `point_name` takes them. No other is asked for.
+            points: Point or points whose states the batches hold, as `point_name` takes them. No other is asked for.
             batch_size: Frames a batch, on each device.
             seed: Of the shuffling; the order is a function of (seed, epoch).
             num_workers: Processes that fetch; 0 is fastest for a cache in memory.

@@ -13,7 +13,7 @@ from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256, load_checkpo
 from rsd.decoding import DRAFT, TARGET, Decoding, stages_of_draft
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.loading import load_own
-from rsd.points import point_name
+from rsd.points import draft_folder, point_name
 from rsd.policy.contract import PolicyError
 from rsd.policy.policy import Tokens, VLAPolicy
 from rsd.settings import Device, Point, Processes, checked, require_device
@@ -34,7 +34,7 @@ class Checkpoints:
     Attributes:
         tokenizer: Of the tokenizer.
         head: Of the target head; None makes the base model's own chunk the target.
-        draft: Of the draft.
+        draft: Of the draft; see `draft_folder`, where it is one of several.
         draft_point: Point that the draft has to read, as `point_name` takes it; None for whatever it was trained at.
         control: Makes a draft that nobody trained from the tokenizer (rsd/stages/controls.py), instead of `draft`.
     """
@@ -134,12 +134,13 @@ def _tokens(
         if checkpoints.draft is None:
             raise PolicyError(f"decoding {name} needs a draft, and the policy has none; train one with phase=draft")
         stages = stages_of_draft(decoding, tokenizer.code_shape.num_stages)
-        eyes = load_eyes(Path(checkpoints.draft), base.spec, device=str(where))
-        trained = head_at("draft", DRAFT, checkpoints.draft, stages, eyes)
+        folder = draft_folder(Path(checkpoints.draft), checkpoints.draft_point)
+        eyes = load_eyes(folder, base.spec, device=str(where))
+        trained = head_at("draft", DRAFT, folder, stages, eyes)
         wanted = trained.point if checkpoints.draft_point is None else point_name(checkpoints.draft_point)
         if trained.point != wanted:
             raise CheckpointError(
-                f"draft {checkpoints.draft} reads {trained.point}, and {wanted} is asked for; give its own "
+                f"draft {folder} reads {trained.point}, and {wanted} is asked for; give its own "
                 "draft.layer, or train one with python train.py phase=draft"
             )
         draft = trained if eyes is None else OwnLook(eyes, trained)

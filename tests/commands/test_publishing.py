@@ -5,9 +5,22 @@ import subprocess
 import sys
 
 import pytest
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
-from rsd.commands.publishing import Offer, PublishError, check_publishable, publish, read_offer, rivals, write_offer
-from rsd.errors import RSDError
+from rsd.commands import entry_point
+from rsd.commands.publishing import (
+    Offer,
+    PublishError,
+    check_publishable,
+    names_of,
+    publish,
+    read_offer,
+    rivals,
+    write_offer,
+)
+from rsd.errors import RSDError, SettingError
+from rsd.points import draft_folder
 
 
 def test_a_name_is_a_relative_link_that_moves_on(tmp_path, capsys):
@@ -84,3 +97,31 @@ def test_what_cannot_be_published_is_said_before_it_is_made(tmp_path, taken):
         name.parent.write_text("")
     with pytest.raises(PublishError, match=r"a (cannot be made: .*; set paths.checkpoints|is a folder of its own)"):
         check_publishable(name)
+
+
+def test_what_belongs_to_a_point_is_found_under_the_name_it_was_published_under(tmp_path):
+    plain = tmp_path / "draft"
+    assert names_of({"checkpoint": str(plain)}) == {"": plain}
+    assert names_of({"checkpoint": str(plain), "points": 3}) == {"": plain}
+    several = names_of({"checkpoint": str(plain), "points": [2, "layer.3", 2]})
+    assert several == {"layer.2": tmp_path / "draft-layer.2", "layer.3": tmp_path / "draft-layer.3"}
+    (tmp_path / "run").mkdir()
+    publish(tmp_path / "run", several["layer.3"])
+    assert names_of({"checkpoint": str(plain), "points": 3}) == {"": several["layer.3"]}  # the newer one, from now on
+    assert names_of({"checkpoint": str(plain), "points": 2}) == {"": plain}
+
+
+def test_a_job_of_a_multirun_offers_one_checkpoint(tmp_path, monkeypatch):
+    hydra = OmegaConf.create({"mode": RunMode.MULTIRUN})
+    monkeypatch.setattr(entry_point.HydraConfig, "get", lambda: hydra)
+    cfg = OmegaConf.create({"phase": {"checkpoint": str(tmp_path / "draft"), "points": [2, 3]}})
+    with pytest.raises(SettingError, match=r"draft.layer is \['layer.2', 'layer.3'\] in a multirun"):
+        entry_point.published_names(cfg)
+    cfg.phase.points = 2
+    assert entry_point.published_names(cfg) == {"": tmp_path / "draft"}
+
+
+def test_a_draft_whose_run_is_gone_is_not_replaced_by_another_one(tmp_path):
+    (tmp_path / "draft").mkdir()
+    (tmp_path / "draft-layer.3").symlink_to(tmp_path / "gone")
+    assert draft_folder(tmp_path / "draft", 3) == tmp_path / "draft-layer.3"

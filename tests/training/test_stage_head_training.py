@@ -1,15 +1,20 @@
 """phase=head and phase=draft: labels of corrupted prefixes, learning from hidden states, law 10, and the export."""
 
+import json
+
 import pytest
 import torch
 from pytorch_lightning import LightningDataModule
+from safetensors.torch import load_file
 
 from rsd.checkpoint import CheckpointError
 from rsd.data.shuffle import ShuffledLoader, batch_loader
+from rsd.errors import SettingError
 from rsd.space import Space, with_bounds
 from rsd.stages.files import load_stage_head
 from rsd.tokenizer import load_tokenizer, save_tokenizer
 from rsd.training.calibration import expected_calibration_error, stage_report
+from rsd.training.drafts import DraftModule, DraftsModule
 from rsd.training.stage_head import StageHeadModule, corrupted_labels
 from rsd.types import BaseSpec
 from tests.tokenizer.contract import random_chunks
@@ -175,6 +180,44 @@ def test_two_steps_a_stop_and_two_more_are_four_steps(make_tokenizer, tmp_path):
     trainer(tmp_path / "halves", 4).fit(module, ToyStates(), ckpt_path=tmp_path / "halves" / "last.ckpt")
     for name, value in module.state_dict().items():
         assert torch.equal(whole[name], value), name
+
+
+class TwoPoints(ToyStates):
+    """The same states at an earlier layer, weaker and with the steps mixed up."""
+
+    def batch(self, rows) -> dict:
+        batch = super().batch(rows)
+        return batch | {"hidden": {"layer.2": 0.1 * batch["hidden"]["layer.3"].flip(1), **batch["hidden"]}}
+
+
+def test_drafts_that_are_trained_together_are_what_each_would_be_alone(tmp_path):
+    save_tokenizer(transform(), tmp_path / "tokenizer", {"unnorm_key": KEY})
+    options = {"kind": "draft", "num_stages": 2, "learning_rate": 3e-3, "corruption_rate": 0.1, "hidden_rate": 0.25}
+    options |= {"width": 32, "num_layers": 1, "num_heads": 2, "labels": "base", "seed": 0}
+    reports = {}
+    for layer in (2, 3, [3, 2, "layer.3"]):
+        made = {"tokenizer": transform(), "tokenizer_checkpoint": str(tmp_path / "tokenizer")}
+        torch.manual_seed(0)
+        module, folder = DraftModule(layer=layer, **made, **options), tmp_path / str(layer)
+        run = trainer(folder, 3, gradient_clip_val=0.5)
+        run.fit(module, TwoPoints())
+        run.validate(module, TwoPoints(), verbose=False)
+        reports[str(layer)] = module.export(folder / "checkpoint", {})
+    assert isinstance(module, DraftsModule) and module.points == ["layer.3", "layer.2"]
+    assert reports[str(layer)] == {"layer.3": reports["3"], "layer.2": reports["2"]} and reports["2"] != reports["3"]
+    for point in (2, 3):
+        alone, together = tmp_path / str(point), tmp_path / str(layer) / f"layer.{point}"
+        for name, value in load_file(alone / "checkpoint" / "weights.safetensors").items():
+            assert torch.equal(value, load_file(together / "checkpoint" / "weights.safetensors")[name]), name
+        assert (
+            json.loads((together / "checkpoint" / "checkpoint.json").read_text())["config"]["point"] == f"layer.{point}"
+        )
+
+
+@pytest.mark.parametrize("layer", [[], [2, 0], [True], 2.5, ""])
+def test_layers_that_are_none_are_refused(make_tokenizer, tmp_path, layer):
+    with pytest.raises(SettingError, match=r"layer is .*expected"):
+        DraftModule(layer=layer, tokenizer=make_tokenizer())
 
 
 def test_a_tokenizer_of_another_data_set_is_refused(make_tokenizer, tmp_path):

@@ -1,0 +1,115 @@
+"""phase=draft at one point of the base model, or at several at once: draft.layer=3, draft.layer=[2,3,4].
+
+Several drafts read the same batches of one cache, and nothing else of one another: each has its own loss, its own
+clipped gradient and its own draws, so that it becomes what it would have become alone, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from rsd.points import point_names
+from rsd.settings import Length, Point, Points, checked
+from rsd.training.stage_head import StageHeadModule
+from rsd.training.steps import one_cycle
+from rsd.types import HiddenStateBatch
+
+
+class DraftModule(StageHeadModule):
+    """A draft as `StageHeadModule` trains it, where `layer` is one point; of several points, a `DraftsModule`.
+
+    Args:
+        layer: A point, or several.
+        draft: The rest of `StageHeadModule`'s.
+    """
+
+    def __new__(cls, *, layer: Points, **draft: Any) -> Any:
+        """One class for conf/phase/draft.yaml, whatever was typed; what it makes of several points is none of it."""
+        if isinstance(layer, Sequence) and not isinstance(layer, str):
+            return DraftsModule(layer=layer, **draft)
+        return super().__new__(cls)
+
+    @checked
+    def __init__(self, *, layer: Points, **draft: Any) -> None:
+        super().__init__(layer=cast("Point", layer), **draft)
+
+
+class DraftsModule(LightningModule):
+    """Drafts at several points, from one pass over the cache.
+
+    Args:
+        layer: The points, as `point_name` takes them; one that is named twice is trained once.
+        draft: The rest of `StageHeadModule`'s, the same for all.
+
+    Attributes:
+        points: Their names.
+        report: Point to the metrics of its last validation.
+    """
+
+    @checked
+    def __init__(self, *, layer: Annotated[Sequence[Point], Length()], **draft: Any) -> None:
+        super().__init__()
+        self.points = point_names(layer)
+        self.drafts = nn.ModuleList(_OneOfSeveral(self, layer=point, **draft) for point in self.points)
+
+    @property
+    def _each(self) -> list[StageHeadModule]:
+        return cast("list[StageHeadModule]", list(self.drafts))
+
+    def setup(self, stage: str) -> None:
+        drawn = torch.get_rng_state()
+        for draft in self._each:
+            torch.set_rng_state(drawn)  # its first weights are those that it would have alone
+            draft.trainer = self.trainer
+            draft.setup(stage)
+
+    def training_step(self, batch: HiddenStateBatch, batch_idx: int) -> Tensor:
+        losses = torch.stack([draft.training_step(batch, batch_idx) for draft in self._each])
+        self.log("train/loss", losses.mean(), prog_bar=True)
+        return losses.sum()  # the gradient of each draft is that of its own loss
+
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, *_: Any, **__: Any) -> None:
+        """To the trainer's norm, draft by draft."""
+        if gradient_clip_val:
+            for draft in self._each:
+                nn.utils.clip_grad_norm_(draft.parameters(), gradient_clip_val)
+
+    def validation_step(self, batch: HiddenStateBatch, batch_idx: int) -> None:
+        for draft in self._each:
+            draft.validation_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        for draft in self._each:
+            draft.on_validation_epoch_end()
+        self.report = {point: draft.report for point, draft in zip(self.points, self._each, strict=True)}
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        groups = [group for draft in self._each for group in draft.trained()]
+        rate = self._each[0].learning_rate
+        optimizer = torch.optim.AdamW(groups, lr=rate)
+        schedule = one_cycle(optimizer, rate, self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+        """Write each draft's checkpoint, in a folder of its point beside `directory`; return the metrics by point."""
+        for point, draft in zip(self.points, self._each, strict=True):
+            draft.export(directory.parent / point / directory.name, provenance)
+        return self.report
+
+
+class _OneOfSeveral(StageHeadModule):
+    """A draft that logs under the name of its point, with those that it is trained with."""
+
+    def __init__(self, all_of_them: DraftsModule, **draft: Any) -> None:
+        super().__init__(**draft)
+        self._tell = all_of_them.log
+
+    def log(self, name: str, value: Any, *_: Any, **__: Any) -> None:
+        self._tell(f"{self.point}/{name}", value)
