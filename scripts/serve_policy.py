@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rsd.commands.entry_point import report_errors, run
 from rsd.errors import SettingError
-from rsd.runs import provenance
+from rsd.provenance import provenance
 from rsd.serving.access import Access
 from rsd.serving.server import serve
 from rsd.serving.session import Session

@@ -47,7 +47,9 @@ ALLOWED = {
     "pool": {"workers"},
     "envs": {"types", "finding"},
     "demos": {"types", "envs", "queue", "silence", "workers", "pool"},
-    "runs": set(),
+    "locks": set(),
+    "provenance": set(),
+    "runs": {"locks", "provenance"},
     "inputs": {"checkpoint", "data", "processes"},
     "evaluation": {
         "types", "protocols", "work", "queue", "runs", "silence", "workers", "pool", "progress",
@@ -56,7 +58,8 @@ ALLOWED = {
     "serving": {"types", "queue", "evaluation"},
     # what the entry points have in common
     "commands": {
-        "types", "points", "runs", "inputs", "processes", "silence", "decoding", "models", "policy", "evaluation",
+        "types", "points", "locks", "runs", "inputs", "processes", "silence", "decoding", "models", "policy",
+        "evaluation",
     },
 }  # fmt: skip
 RUNS_A_POLICY = ("tokenizer", "stages", "decoding", "models", "policy")

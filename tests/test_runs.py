@@ -10,14 +10,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from rsd.locks import TakenError, check_free, let_go, opened_here
 from rsd.runs import (
     CONFIG_FILE,
     LAYOUT,
     RunError,
-    check_free,
-    let_go,
     open_run,
-    opened_here,
     read_yaml,
     resume_arguments,
     resume_command,
@@ -175,9 +173,9 @@ def test_of_two_that_go_on_with_a_run_at_once_the_second_is_refused_until_the_fi
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "open\n"
         for cfg in (again, OmegaConf.create({"resume": None})):
-            with pytest.raises(RunError, match=f"{tmp_path} is being written by another process; wait for its end"):
+            with pytest.raises(TakenError, match=f"{tmp_path} is being written by another process; wait for its end"):
                 open_run(cfg, hydra_config(tmp_path, []))
-        with pytest.raises(RunError, match=f"{tmp_path} is being written by another process"):
+        with pytest.raises(TakenError, match=f"{tmp_path} is being written by another process"):
             check_free(tmp_path)
         other.kill()
     check_free(tmp_path)

@@ -36,14 +36,13 @@ from rsd.commands.stored import check_stored
 from rsd.commands.usage import check_choices, usage_page
 from rsd.errors import RSDError, SettingError
 from rsd.files import in_words
+from rsd.locks import TakenError, check_free
 from rsd.processes import is_first_process
 from rsd.record import write
 from rsd.runs import (
     CONFIG_FILE,
     METRICS_FILE,
     RunError,
-    TakenError,
-    check_free,
     check_unused,
     config_options,
     is_job_of_sweep,

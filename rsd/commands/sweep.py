@@ -39,16 +39,14 @@ from rsd.commands.publishing import Offer, PublishError, publish, read_offer, ri
 from rsd.errors import SettingError
 from rsd.evaluation.page import render_page
 from rsd.files import write_atomically
+from rsd.locks import is_held_elsewhere, let_go, opened_here
 from rsd.options import Options, old_folder, reported
 from rsd.record import read, write
 from rsd.runs import (
     CONFIG_FILE,
     METRICS_FILE,
     OVERRIDES_FILE,
-    is_held_elsewhere,
     is_job_of_sweep,
-    let_go,
-    opened_here,
     read_yaml,
 )
 

@@ -190,9 +190,7 @@ def test_a_resume_beside_another_process_tells_nothing_of_its_job(tmp_path):
     make_job(tmp_path, 0, ["seed=1"], status="failed", error="the first")
     (tmp_path / "multirun.yaml").touch()
     (tmp_path / "0" / "config.yaml").write_text("seed: 1\n")
-    hold = (
-        "import sys; from pathlib import Path; from rsd.runs import _hold; _hold(Path(sys.argv[1])); print(); input()"
-    )
+    hold = "import sys; from pathlib import Path; from rsd.locks import hold; hold(Path(sys.argv[1])); print(); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "0")], **pipes) as other:
         other.stdout.readline()
