@@ -147,8 +147,9 @@ def training_data(cfg: DictConfig, phase: DictConfig, notes: list[str]) -> Itera
         instantiate(cfg.quantizer.tokenizer).fit(space.to_model(data.train.actions))
     elif cfg.model.architecture is not None:  # a model that is trained from scratch has the data set's own words
         WordText.from_instructions(told, told)
-    given = {"observation/state": len(space.proprio), "action": len(space.action)}
-    asked = {"observation/state": cfg.env.offers.proprio_dim, "action": cfg.env.offers.action_dim}
+    given, asked = {"action": len(space.action)}, {"action": cfg.env.offers.action_dim}
+    if space.proprio is not None:  # a tokenizer's training needs none
+        given["observation/state"], asked["observation/state"] = len(space.proprio), cfg.env.offers.proprio_dim
     if wrong := [f"{feature} of {dims} dims" for feature, dims in asked.items() if given[feature] != dims]:
         yield Finding(name, FAILED, f"{data.dataset_dir} lacks {wrong}", "fetch or collect a set that has them")
         return

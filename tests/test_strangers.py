@@ -92,7 +92,23 @@ def test_in_the_place_of_a_caches_files(tmp_path: Path, other: tuple[str, bytes]
         assert said is not None and other[0] in said and str(tmp_path / "shard") in said
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe"])
+@pytest.mark.parametrize("name", [name for name in READERS if name != "results.jsonl"])  # no episode is no damage
+def test_an_empty_file_is_called_empty(tmp_path: Path, name: str):
+    path = tmp_path / name
+    path.write_bytes(b"")
+    refused(path, "is damaged (it is empty, 0 bytes); ", lambda: READERS[name](path))
+
+
+def test_an_empty_file_of_a_policy_is_called_empty(tmp_path: Path):
+    folder = Path(shutil.copytree(ROOT / "released", tmp_path / "policy"))
+    for path in [one for one in folder.rglob("*") if one.suffix in (".json", ".safetensors")]:
+        content = path.read_bytes()
+        path.write_bytes(b"")
+        refused(path, "is damaged (it is empty, 0 bytes); ", lambda: rsd.load(folder, decoding="speculative"))
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("content", [b"{}", b"\xff\xfe"])
 def test_other_damage_of_a_tokenizer_and_of_json_is_one_line(tmp_path: Path, content: bytes):
     (tmp_path / "tokenizer.json").write_bytes(content)
     refused(tmp_path / "tokenizer.json", "copy it again", lambda: LlamaText(tmp_path))
