@@ -11,12 +11,14 @@ import pytest
 
 import rsd
 from rsd.checkpoint import content_sha256
-from rsd.data.cache import read_index, shard_problem
+from rsd.data.cache import read_index, read_record, shard_problem
 from rsd.envs.suites import load_init_states
 from rsd.errors import RSDError
+from rsd.evaluation.plan import read_plan_file
 from rsd.evaluation.results import read_results
 from rsd.files import read_json
-from rsd.models.openvla.published import read_side_file
+from rsd.models.openvla.processor import PrismaticImageProcessor
+from rsd.models.openvla.published import read_architecture, read_norm_stats, read_side_file, read_training
 from rsd.models.openvla.streaming import read_headers, weight_files
 from rsd.models.openvla.text import LlamaText
 from rsd.runs import read_provenance, read_yaml
@@ -67,6 +69,12 @@ READERS: dict[str, Callable[[Path], object]] = {
     "task.pruned_init": load_init_states,
     "last.ckpt": lambda path: States().load_checkpoint(path),
     "checkpoint.json": lambda path: content_sha256(path.parent),
+    "config.json": lambda path: read_architecture(path.parent, action_head="l1", action_dim=7, proprio_dim=8),
+    "dataset_statistics.json": lambda path: read_norm_stats(path.parent),
+    "preprocessor_config.json": PrismaticImageProcessor.from_file,
+    "training.json": lambda path: read_training(path.parent),
+    "cache.json": lambda path: read_record(path.parent),
+    "plan.json": lambda path: read_plan_file(path),
 }
 
 
