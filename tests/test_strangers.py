@@ -122,3 +122,8 @@ def test_other_damage_of_a_tokenizer_and_of_json_is_one_line(tmp_path: Path, con
     refused(tmp_path / "tokenizer.json", "copy it again", lambda: LlamaText(tmp_path))
     if content != b"{}":
         refused(tmp_path / "tokenizer.json", "is not valid JSON", lambda: read_json(tmp_path / "tokenizer.json"))
+
+
+def test_a_checkpoints_record_that_is_nested_too_deeply_is_one_line(tmp_path: Path):
+    (tmp_path / "checkpoint.json").write_text("[" * 100_000)
+    refused(tmp_path / "checkpoint.json", "copy the checkpoint again", lambda: content_sha256(tmp_path))
