@@ -90,7 +90,7 @@ def content_sha256(directory: Path) -> str:
         record = json.loads(path.read_text())
         read = {name: record.get(name) for name in ("kind", "config", "sha256")}
         read["made_for"] = {name: record["provenance"].get(name) for name in MADE_FOR}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         message = f"{path} is damaged ({error!r}); copy the checkpoint again, or make it anew"
         raise CheckpointError(stranger(path) or message) from error
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()

@@ -142,15 +142,20 @@ def file_inside(folder: Path, name: str) -> Path | None:
         return None
 
 
-def stranger(path: Path) -> str | None:
+def stranger(path: Path, remedy: str = "copy it again, or make it anew") -> str | None:
     """What a file that cannot be read is by its first bytes, and what to do, as a message; None where they say nothing.
 
-    Repositories cloned without Git LFS, downloads that ended at a log-in page, and packed files look like damage
-    otherwise.
+    Repositories cloned without Git LFS, downloads that ended at a log-in page or before their first byte, and packed
+    files look like damage otherwise. Where an empty file is right, its reader does not ask.
+
+    Args:
+        remedy: What to do about an empty one.
     """
     with open(path, "rb") as file:
         head = file.read(max(map(len, STRANGERS))).lower()
-    for first, (what, remedy) in STRANGERS.items():
+    if not head:
+        return f"{path} is damaged (it is empty, 0 bytes); {remedy}"
+    for first, (what, way_out) in STRANGERS.items():
         if head.startswith(first):
-            return f"{path} is {what} ({path.stat().st_size} bytes); {remedy}"
+            return f"{path} is {what} ({path.stat().st_size} bytes); {way_out}"
     return None

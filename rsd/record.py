@@ -67,7 +67,7 @@ def read(path: Path, kind: type[Kind], *, error: Callable[[str], RSDError], reme
             raise EntryError(f"{path} has {size} bytes, expected a record of at most {MAX_BYTES}")
         return parse(path.read_bytes(), kind, str(path), raw=raw)
     except EntryError as wrong:
-        raise error(stranger(path) or f"{wrong}; {remedy}") from wrong
+        raise error(stranger(path, remedy) or f"{wrong}; {remedy}") from wrong
     except OSError as wrong:
         raise error(f"{path} cannot be read: {wrong.strerror}; {remedy}") from wrong
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,10 @@ from rsd.finding import FAILED, OK, WARNING, Finding
 from rsd.points import draft_folder
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, so that --help comes at once
+    from rsd.models.openvla.text import TextEncoder
     from rsd.policy import VLAPolicy
+    from rsd.space import Space
+    from rsd.training.finetune import FinetuneModule
     from rsd.types import BaseModel, Policy
 
 CONFIG = Path(__file__).parents[1] / "conf" / "doctor.yaml"
@@ -148,8 +151,9 @@ def training_data(cfg: DictConfig, phase: DictConfig, notes: list[str]) -> Itera
         instantiate(cfg.quantizer.tokenizer).fit(space.to_model(data.train.actions))
     elif cfg.model.architecture is not None:  # a model that is trained from scratch has the data set's own words
         WordText.from_instructions(told, told)
-    given = {"observation/state": len(space.proprio), "action": len(space.action)}
-    asked = {"observation/state": cfg.env.offers.proprio_dim, "action": cfg.env.offers.action_dim}
+    given, asked = {"action": len(space.action)}, {"action": cfg.env.offers.action_dim}
+    if space.proprio is not None:  # a tokenizer's training needs none
+        given["observation/state"], asked["observation/state"] = len(space.proprio), cfg.env.offers.proprio_dim
     if wrong := [f"{feature} of {dims} dims" for feature, dims in asked.items() if given[feature] != dims]:
         yield Finding(name, FAILED, f"{data.dataset_dir} lacks {wrong}", "fetch or collect a set that has them")
         return
@@ -244,12 +248,54 @@ def model_findings(cfg: DictConfig) -> Iterator[Finding]:
     }
     parts |= {"visual_tokens": OmegaConf.select(cfg, "visual_tokens.checkpoint")}
     first = [*finite_parts({name: Path(path) for name, path in parts.items() if path is not None})]
-    first += [*examine("memory", memory, base, cfg.device), *examine("checkpoints", composed, cfg, base)]
+    first += [*examine("memory", memory, base.model, cfg.device), *examine("checkpoints", composed, cfg, base)]
     yield from first
     if not cfg.quick and all(finding.status != FAILED for finding in first):
         yield from examine("loading", loaded_model, cfg)
     else:
         yield from examine("hidden states", real_frames, cfg, base, None)
+
+
+def is_fine_tuning(cfg: DictConfig) -> bool:
+    """Whether the phase= that is to start trains a published model further."""
+    return cfg.get("phase") is not None and "hub_id" in cfg.phase.module
+
+
+def fine_tuning_check(cfg: DictConfig) -> Iterator[Finding]:
+    """What the training itself asks for before it begins."""
+    instantiate(cfg.phase.check)
+    yield Finding("fine-tuning", OK, "checkpoint, tokenizer and peft are there")
+
+
+def told_apart(text: TextEncoder, told: Mapping[str, str]) -> Iterator[Finding]:
+    """Whether a base model is told something else by each of a data set's instructions, given with their places."""
+    from rsd.models.openvla.text import check_instructions
+
+    check_instructions(text, list(told), told)
+    yield Finding("instructions", OK, f"the model's tokenizer tells the {len(told)} of the data set apart")
+
+
+def published_weights(module: FinetuneModule, space: Space, device: str) -> Iterator[Finding]:
+    """Whether the weights can be read, too."""
+    module.load(space, device)
+    yield Finding("loading", OK, "the weights can be read and are finite")
+
+
+def published_findings(cfg: DictConfig) -> Iterator[Finding]:
+    """The published model as a fine-tuning loads it: with its new heads, and the data set's words and statistics."""
+    from rsd.policy.examination import memory
+
+    module, data = instantiate(cfg.phase.module), instantiate(cfg.phase.datamodule, batch_size=1, num_workers=0)
+    data.read()
+    start, told = module.load(data.space, "meta"), data.train.instructions()
+    size = sum(parameter.numel() for parameter in start.model.parameters())
+    said = f"{start.directory}: {size / 1e9:.3f} billion weights, those of new heads among them"
+    yield Finding("base model", OK, f"{said}, to be trained as {module.action_head}")
+    yield from examine("instructions", told_apart, start.text, told)
+    room = [*examine("memory", memory, start.model, cfg.device)]
+    yield from room
+    if not cfg.quick and all(finding.status != FAILED for finding in room):
+        yield from examine("loading", published_weights, module, data.space, cfg.device)
 
 
 def folder_findings(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[Finding]:
@@ -294,9 +340,14 @@ def findings(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[Finding]:
             yield from examine("suite", suite, cfg.env)
             if not cfg.quick:
                 yield from examine("scene", scene, cfg.env)
-    yield from examine("data set", dataset, cfg)
+    read = [*examine("data set", dataset, cfg)]
+    yield from read
     if cfg.policy is not None:
         yield from examine("policy", folder_findings, cfg, overrides)
+    elif is_fine_tuning(cfg):
+        yield from examine("fine-tuning", fine_tuning_check, cfg)
+        if all(finding.status != FAILED for finding in (machine[0], *read)):
+            yield from examine("base model", published_findings, cfg)
     elif needs_base(cfg) and machine[0].status != FAILED:
         yield from examine("base model", model_findings, cfg)
 

@@ -11,11 +11,13 @@ import pytest
 
 import rsd
 from rsd.checkpoint import content_sha256
-from rsd.data.cache import read_index, shard_problem
+from rsd.data.cache import read_index, read_record, shard_problem
 from rsd.envs.suites import load_init_states
 from rsd.errors import RSDError
+from rsd.evaluation.plan import read_plan_file
 from rsd.evaluation.results import read_results
-from rsd.models.openvla.published import read_side_file
+from rsd.models.openvla.processor import PrismaticImageProcessor
+from rsd.models.openvla.published import read_architecture, read_norm_stats, read_side_file, read_training
 from rsd.models.openvla.streaming import read_headers, weight_files
 from rsd.models.openvla.text import LlamaText
 from rsd.record import read_json
@@ -67,6 +69,12 @@ READERS: dict[str, Callable[[Path], object]] = {
     "task.pruned_init": load_init_states,
     "last.ckpt": lambda path: States().load_checkpoint(path),
     "checkpoint.json": lambda path: content_sha256(path.parent),
+    "config.json": lambda path: read_architecture(path.parent, action_head="l1", action_dim=7, proprio_dim=8),
+    "dataset_statistics.json": lambda path: read_norm_stats(path.parent),
+    "preprocessor_config.json": PrismaticImageProcessor.from_file,
+    "training.json": lambda path: read_training(path.parent),
+    "cache.json": lambda path: read_record(path.parent),
+    "plan.json": lambda path: read_plan_file(path),
 }
 
 
@@ -92,9 +100,30 @@ def test_in_the_place_of_a_caches_files(tmp_path: Path, other: tuple[str, bytes]
         assert said is not None and other[0] in said and str(tmp_path / "shard") in said
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe"])
+@pytest.mark.parametrize("name", [name for name in READERS if name != "results.jsonl"])  # no episode is no damage
+def test_an_empty_file_is_called_empty(tmp_path: Path, name: str):
+    path = tmp_path / name
+    path.write_bytes(b"")
+    refused(path, "is damaged (it is empty, 0 bytes); ", lambda: READERS[name](path))
+
+
+def test_an_empty_file_of_a_policy_is_called_empty(tmp_path: Path):
+    folder = Path(shutil.copytree(ROOT / "released", tmp_path / "policy"))
+    for path in [one for one in folder.rglob("*") if one.suffix in (".json", ".safetensors")]:
+        content, decoding = path.read_bytes(), "temporal" if "micro" in path.parts else "speculative"
+        path.write_bytes(b"")
+        refused(path, "is damaged (it is empty, 0 bytes); ", lambda one=decoding: rsd.load(folder, decoding=one))
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("content", [b"{}", b"\xff\xfe"])
 def test_other_damage_of_a_tokenizer_and_of_json_is_one_line(tmp_path: Path, content: bytes):
     (tmp_path / "tokenizer.json").write_bytes(content)
     refused(tmp_path / "tokenizer.json", "copy it again", lambda: LlamaText(tmp_path))
     if content != b"{}":
         refused(tmp_path / "tokenizer.json", "is not valid JSON", lambda: read_json(tmp_path / "tokenizer.json"))
+
+
+def test_a_checkpoints_record_that_is_nested_too_deeply_is_one_line(tmp_path: Path):
+    (tmp_path / "checkpoint.json").write_text("[" * 100_000)
+    refused(tmp_path / "checkpoint.json", "copy the checkpoint again", lambda: content_sha256(tmp_path))

@@ -121,7 +121,7 @@ class ChunkDataModule(_RLDSDataModule[ChunkDataset]):
         self.chunk_length = chunk_length
 
     def read(self) -> None:
-        demonstrations = Demonstrations(self.dataset_dir, gripper=self.gripper, language=None)
+        demonstrations = Demonstrations(self.dataset_dir, gripper=self.gripper, language=None, proprio=False)
         self.train = ChunkDataset(demonstrations, self.chunk_length, "train")
         self.val = ChunkDataset(demonstrations, self.chunk_length, "val")
 

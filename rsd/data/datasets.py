@@ -43,6 +43,7 @@ from rsd.types import ChunkBatch, Frame, Observation
 
 SPLITS = ("train", "val", "all")
 LANGUAGE = "language_instruction"  # LIBERO's feature of the steps that holds the task in words
+STATE = "observation/state"
 HOLD_OUT_EVERY = 10  # episodes
 LOST = 0.1  # share of a dim's movement in the whole data set, from which on it is said
 SHOWN = 8  # numbers of episodes in a message
@@ -50,6 +51,10 @@ REMEDIES = {
     "text": "set data.language to one of them (phase=rfsq needs none)",
     "image": "set model.backbone.views to pictures that are there (names without observation/), of this shape",
     "tensor": "this is not a data set of the LIBERO kind",
+}
+WITHOUT_ANY = {  # the remedy where the steps have no feature of the kind
+    "text": "build the data set with the task in words, one text a step (phase=rfsq needs none)",
+    "image": "build the data set with JPEG or PNG pictures as image features (phase=rfsq needs none)",
 }
 MUCH_CLIPPED = 0.4  # share of a task's movement in one dim; a drawer with 0.73 was never opened (docs/log.md)
 
@@ -60,7 +65,7 @@ class Trajectory:
 
     Attributes:
         actions: [n, A], float32, standardised (gripper 1 open, 0 close), not normalised.
-        proprio: [n, P], float32, not normalised.
+        proprio: [n, P], float32, not normalised; P is 0 where none was asked for and LIBERO's is not there.
         instructions: The task in words, of each step: n.
     """
 
@@ -90,15 +95,21 @@ def split_episodes(num_episodes: int, split: str) -> list[int]:
     return [index for index in range(num_episodes) if (index in held_out) == (split == "val")]
 
 
+def has_feature(rlds: RLDSDataset, name: str, kind: str, shape: tuple[int, ...]) -> bool:
+    """Whether the data set declares the feature `steps/<name>` with this kind and shape."""
+    got = rlds.features.get(f"{STEPS}/{name}")
+    return got is not None and got.kind == kind and _fits(got.shape, shape)
+
+
 def require_feature(rlds: RLDSDataset, name: str, kind: str, shape: tuple[int, ...]) -> None:
     """Raise DataError unless the data set declares the feature `steps/<name>` with this kind and shape.
 
     The message lists the steps' features of this kind, and names the key that chooses among them.
     """
+    if has_feature(rlds, name, kind, shape):
+        return
     own = {f.removeprefix(f"{STEPS}/"): spec for f, spec in rlds.features.items() if f.startswith(f"{STEPS}/")}
     got = own.get(name)
-    if got is not None and got.kind == kind and _fits(got.shape, shape):
-        return
     expected = f"{kind} {list(shape)}" if shape else kind
     found = (
         "there is none of this name" if got is None else f"it is {got.kind}{f' {list(got.shape)}' * bool(got.shape)}"
@@ -106,9 +117,10 @@ def require_feature(rlds: RLDSDataset, name: str, kind: str, shape: tuple[int, .
     others = ", ".join(
         f"{one} {list(spec.shape)}".removesuffix(" []") for one, spec in own.items() if spec.kind == kind
     )
+    remedy = REMEDIES[kind] if others else WITHOUT_ANY.get(kind, REMEDIES[kind])
     raise DataError(
         f"{rlds.directory}: feature {name}: expected {expected}, {found}; {kind} features of its steps: "
-        f"{others or 'none'}; {REMEDIES[kind]}"
+        f"{others or 'none'}; {remedy}"
     )
 
 
@@ -125,7 +137,7 @@ class Demonstrations:
         name: Of the data set; its unnorm_key.
         views: Pictures that `picture` can read.
         trajectories: All episodes.
-        norm_stats: {"action", "proprio", "num_transitions", "num_trajectories"}, over all episodes.
+        norm_stats: {"action", "proprio" where it is there, "num_transitions", "num_trajectories"}, over all episodes.
 
     Raises:
         DataError: a damaged record, a feature of another shape, a number that is not finite, or a gripper that is
@@ -138,6 +150,7 @@ class Demonstrations:
         views: Sequence[str] = (),
         gripper: GripperRule | None = None,
         language: str | None = LANGUAGE,
+        proprio: bool = True,
     ) -> None:
         """Read a data set.
 
@@ -147,6 +160,7 @@ class Demonstrations:
             gripper: How the gripper is recorded; LIBERO's way unless said.
             language: The steps' feature that holds the task in words, e.g. observation/natural_language_instruction;
                 None needs no words, and takes LIBERO's where they are.
+            proprio: False needs no states, and takes LIBERO's where they are.
         """
         if language is not None and (not isinstance(language, str) or not language):
             raise SettingError(f"data.language is {language!r}, expected the name of a text feature: {LANGUAGE}")
@@ -156,7 +170,9 @@ class Demonstrations:
         self.rlds = RLDSDataset(Path(dataset_dir))
         self.name, self.views = self.rlds.name, tuple(views)
         require_feature(self.rlds, "action", "tensor", (ACTION_DIM,))
-        require_feature(self.rlds, "observation/state", "tensor", (STATE_DIM,))
+        self._has_state = has_feature(self.rlds, STATE, "tensor", (STATE_DIM,))
+        if proprio:
+            require_feature(self.rlds, STATE, "tensor", (STATE_DIM,))
         self.texts = [one for one, spec in self.rlds.features.items() if spec.kind == "text" and one.startswith(STEPS)]
         self.texts = [one.removeprefix(f"{STEPS}/") for one in self.texts]
         if language is None:
@@ -184,10 +200,11 @@ class Demonstrations:
 
     def _trajectory(self, episode: dict[str, Any], index: int) -> Trajectory:
         check_finite(episode["action"], "action", self.rlds.describe(index))
-        check_finite(episode["observation/state"], "observation/state", self.rlds.describe(index))
+        state = episode[STATE] if self._has_state else np.empty((len(episode["action"]), 0))
+        check_finite(state, STATE, self.rlds.describe(index))
         return Trajectory(
             actions=standardize_actions(episode["action"], self.gripper.standardize),
-            proprio=standardize_proprio(episode["observation/state"]),
+            proprio=standardize_proprio(state),
             instructions=() if self.language is None else tuple(episode[self.language]),
         )
 

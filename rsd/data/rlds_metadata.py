@@ -20,6 +20,7 @@ FILE_FORMAT = "tfrecord"  # the one of those of tensorflow-datasets that is read
 INFO_FILE = "dataset_info.json"
 FEATURES_FILE = "features.json"
 STATISTICS_FILE = "dataset_statistics.json"
+MAX_LINE = 200  # letters of what tensorflow-datasets says of them
 HOW_TO_GET = (
     "collect demonstrations with scripts/collect_demos.py, or put a published set of openvla/modified_libero_rlds there"
 )
@@ -53,7 +54,7 @@ def check_dataset(directory: Path) -> None:
     for name in (INFO_FILE, FEATURES_FILE):
         try:
             json.loads((directory / name).read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
             message = f"{directory / name} is not JSON: {error}; fetch or collect the data set again"
             raise DataError(stranger(directory / name) or message) from error
 
@@ -86,7 +87,11 @@ def read_metadata(directory: Path) -> Metadata:
         split = builder.info.splits[SPLIT]
         shards, lengths = [Path(path) for path in split.filepaths], [int(length) for length in split.shard_lengths]
     except (ParseError, ValueError, KeyError, TypeError, AttributeError, OSError, ImportError) as error:
-        raise DataError(f"{directory} is not an RLDS data set that tensorflow-datasets reads: {error}") from error
+        line = " ".join(str(error).split())[:MAX_LINE]
+        raise DataError(
+            f"{directory} is not an RLDS data set that tensorflow-datasets reads: {line}; see that {INFO_FILE} and "
+            f"{FEATURES_FILE} are as they were written, or fetch the set again"
+        ) from error
     missing = [path.name for path in shards if not path.is_file()]
     if missing:
         raise DataError(f"{directory}: {_missing(missing, len(shards), directory)}")

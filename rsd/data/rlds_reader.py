@@ -18,6 +18,7 @@ import numpy as np
 from rsd.data import DataError
 from rsd.data.libero_features import STEPS as STEPS_FEATURE
 from rsd.data.libero_features import FeatureSpec
+from rsd.data.libero_records import FILE_PATH
 from rsd.data.pictures import check_header
 from rsd.data.rlds_metadata import INFO_FILE, read_metadata
 from rsd.data.tf_example import (
@@ -31,8 +32,9 @@ from rsd.data.tf_example import (
     parse_example,
     text_values,
 )
-from rsd.data.tfrecord import Span, read_record, scan
+from rsd.data.tfrecord import HEADER_BYTES, Span, read_record, scan
 from rsd.data.trajectories import check_finite, compute_statistics, standardize_actions, standardize_proprio
+from rsd.files import stranger
 
 STEPS = f"{STEPS_FEATURE}/"
 BUILD_AGAIN = "remove the episode, or build the data set again"
@@ -63,8 +65,10 @@ class RLDSDataset:
         for path, length in zip(metadata.shards, metadata.shard_lengths, strict=True):
             spans, end = scan(path, count=length)
             if len(spans) < length:
+                other = stranger(path) if path.stat().st_size < HEADER_BYTES else None  # shorter than any record
                 raise DataError(
-                    f"{path}: truncated: {INFO_FILE} promises {length} records, only {len(spans)} are whole; the "
+                    other
+                    or f"{path}: truncated: {INFO_FILE} promises {length} records, only {len(spans)} are whole; the "
                     f"file ends at byte {path.stat().st_size}, inside the record that begins at byte {end}; fetch or "
                     "collect this file again"
                 )
@@ -139,11 +143,22 @@ class RLDSDataset:
         return os.pread(self._file(self._records[index][0]), length, offset)
 
     def file_paths(self) -> list[str]:
-        """episode_metadata/file_path of every episode."""
-        return [episode["episode_metadata/file_path"] for episode in self.episodes()]
+        """episode_metadata/file_path of every episode.
+
+        Raises:
+            DataError: the data set has none; Open X-Embodiment's need none.
+        """
+        self._require(FILE_PATH)
+        return [episode[FILE_PATH] for episode in self.episodes()]
 
     def statistics(self) -> dict[str, Any]:
-        """norm_stats of the standardised data, as training code computes them (SPEC: split "all")."""
+        """norm_stats of the standardised data, as training code computes them (SPEC: split "all").
+
+        Raises:
+            DataError: actions or states are not there, or not finite.
+        """
+        self._require(f"{STEPS}action")
+        self._require(f"{STEPS}observation/state")
         actions, proprios = [], []
         for index, episode in enumerate(self.episodes()):
             check_finite(episode["action"], "action", self.describe(index))
@@ -173,6 +188,10 @@ class RLDSDataset:
     def describe(self, index: int) -> str:
         """Episode and file, for messages."""
         return f"{self.name}: episode {index} ({self._records[index][0].name})"
+
+    def _require(self, name: str) -> None:
+        if name not in self.features:
+            raise DataError(f"{self.directory} has no feature {name}; its features: {', '.join(sorted(self.features))}")
 
     def _file(self, path: Path) -> int:
         if path not in self._files:

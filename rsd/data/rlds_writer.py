@@ -12,7 +12,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from google.protobuf.json_format import MessageToJson
 
@@ -24,9 +24,22 @@ from rsd.data.rlds_reader import RLDSDataset
 from rsd.data.tf_example import byte_spans, encode_example, parse_example
 from rsd.data.tfrecord import FOOTER_BYTES, HEADER_BYTES, Span, frame, read_record, scan
 from rsd.files import WriteError, write_atomically
+from rsd.record import read
 
 VERSION = r"((0|[1-9]\d*)\.){2}(0|[1-9]\d*)"  # as tensorflow-datasets reads it
 FILE_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # of tensorflow-datasets
+
+
+class _Split(TypedDict):
+    shardLengths: list[str]
+
+
+class _Info(TypedDict):
+    """What is read of dataset_info.json."""
+
+    name: str
+    version: str
+    splits: list[_Split]
 
 
 class RLDSWriter:
@@ -60,8 +73,10 @@ class RLDSWriter:
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             self._lock()
-            self._spans = self._recover()
+            self._check_features()
+            self._spans, end = self._whole()
             self._file_paths = [self._read_file_path(span) for span in self._spans]
+            os.ftruncate(self._file, end)  # what a killed writer left
             self._write_features()
         except BaseException:  # whatever it is, Ctrl-C too: let go of the file, then pass it on
             self.close()
@@ -127,8 +142,8 @@ class RLDSWriter:
         except BlockingIOError as error:
             raise DataError(f"{self.path} is being written by another process; wait for it or stop it") from error
 
-    def _recover(self) -> list[Span]:
-        """Find the whole records and cut off what a killed writer left behind them."""
+    def _whole(self) -> tuple[list[Span], int]:
+        """The whole records, and where they end; what a killed writer left lies behind."""
         spans, end = scan(self.path)
         counted = self._counted()
         if len(spans) < counted:
@@ -136,14 +151,13 @@ class RLDSWriter:
                 f"{self.path}: {INFO_FILE} counts {counted} episodes, only {len(spans)} are whole (the file is damaged "
                 f"from byte {end} on); nothing was changed; restore the file, or move {self.directory} away"
             )
-        os.ftruncate(self._file, end)
-        return spans
+        return spans, end
 
     def _counted(self) -> int:
         path = self.directory / INFO_FILE
         if not path.exists():
             return 0
-        info = json.loads(path.read_bytes())
+        info = read(path, _Info, error=DataError, remedy=f"restore it, or move {self.directory} away")
         if (info["name"], info["version"]) != (self.name, self.version):
             raise DataError(
                 f"{self.directory} holds data set {info['name']} {info['version']}, expected {self.name} "
@@ -153,8 +167,14 @@ class RLDSWriter:
 
     def _read_file_path(self, span: Span) -> str:
         record = read_record(self._file, span, self.path)
-        start, end = byte_spans(record, parse_example(record)[FILE_PATH])[0]
-        return bytes(record[start:end]).decode()
+        try:
+            start, end = byte_spans(record, parse_example(record)[FILE_PATH])[0]
+            return bytes(record[start:end]).decode()
+        except (KeyError, ValueError, IndexError) as error:
+            raise DataError(
+                f"{self.path}: the record at byte {span.offset} has no {FILE_PATH}, by which episodes are told; "
+                f"nothing was changed; move {self.directory} away"
+            ) from error
 
     def _end(self) -> int:
         return sum(self._spans[-1]) + FOOTER_BYTES if self._spans else 0
@@ -169,13 +189,17 @@ class RLDSWriter:
         except OSError as error:
             raise WriteError(self.path, error) from error
 
-    def _write_features(self) -> None:
-        text = MessageToJson(libero_features().to_proto(), sort_keys=True)
+    def _check_features(self) -> None:
         path = self.directory / FEATURES_FILE
-        if path.exists() and json.loads(path.read_bytes()) != json.loads(text):
-            raise DataError(f"{path} describes other features than the LIBERO sets have; choose another directory")
+        if path.exists():
+            own = json.loads(_features_text())
+            if read(path, dict[str, Any], error=DataError, remedy=f"restore it, or move {self.directory} away") != own:
+                raise DataError(f"{path} describes other features than the LIBERO sets have; choose another directory")
+
+    def _write_features(self) -> None:
+        path = self.directory / FEATURES_FILE
         if not path.exists():
-            write_atomically(path, text + "\n")
+            write_atomically(path, _features_text() + "\n")
 
     def _write_info(self) -> None:
         split = {
@@ -186,3 +210,7 @@ class RLDSWriter:
         }
         info = {"name": self.name, "version": self.version, "fileFormat": "tfrecord", "splits": [split]}
         write_atomically(self.directory / INFO_FILE, json.dumps(info, indent=2) + "\n")
+
+
+def _features_text() -> str:
+    return MessageToJson(libero_features().to_proto(), sort_keys=True)

@@ -74,12 +74,12 @@ def compute_statistics(actions: Sequence[np.ndarray], proprios: Sequence[np.ndar
 
     Args:
         actions: Per trajectory [n, A], float32, standardised, not normalised; the last dim is the gripper.
-        proprios: Per trajectory [n, P], float32.
+        proprios: Per trajectory [n, P], float32; with P = 0 the statistics have no "proprio".
     """
-    flat = np.concatenate(actions)
+    flat, proprio = np.concatenate(actions), np.concatenate(proprios)
     return {
         "action": _column_statistics(flat) | {"mask": [True] * (flat.shape[1] - 1) + [False]},
-        "proprio": _column_statistics(np.concatenate(proprios)),
+        **({"proprio": _column_statistics(proprio)} if proprio.shape[1] else {}),
         "num_transitions": len(flat),
         "num_trajectories": len(actions),
     }

@@ -58,9 +58,9 @@ def contract(base: OpenVLABase) -> Iterator[Finding]:
     yield from (Finding(name, OK, found) for name, found in rows.items())
 
 
-def memory(base: OpenVLABase, device: str) -> Iterator[Finding]:
+def memory(model: torch.nn.Module, device: str) -> Iterator[Finding]:
     """Weights and as much as the forward pass of one observation takes, against what is free."""
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in base.model.parameters())
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     if device.startswith("cuda"):
         free = torch.cuda.mem_get_info(device)[0]
     else:

@@ -24,10 +24,11 @@ from rsd.images import augment, center_crop
 from rsd.models.openvla.action_tokens import decode_action_ids
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.lora import adapter_files, add_lora, merge_lora
-from rsd.models.openvla.pretrained import load_pretrained, save_pretrained
+from rsd.models.openvla.pretrained import Pretrained, load_pretrained, save_pretrained
 from rsd.models.openvla.token_loss import token_logits, token_rows
 from rsd.points import point_name
 from rsd.settings import ChunkLength, Count, Dtype, Natural, Positive, Seed, Views, Width, checked
+from rsd.space import Space
 from rsd.training.given import FrameBatch, frames_of, gripper_accuracy, median_action
 from rsd.training.randomness import step_generator
 
@@ -97,15 +98,8 @@ class FinetuneModule(LightningModule):
         space = frames_of(self.trainer).space
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            self.pretrained = load_pretrained(
-                checkpoint=self.checkpoint,
-                hub_id=self.hub_id,
-                action_head=self.action_head,
-                action_dim=len(space.action),
-                proprio_dim=len(space.proprio) if self.use_proprio and space.proprio is not None else None,
-                device="cpu" if self.trainer.strategy.root_device is None else self.trainer.strategy.root_device,
-                dtype=self.weights_dtype,
-            )
+            device = self.trainer.strategy.root_device
+            self.pretrained = self.load(space, "cpu" if device is None else device)
             self.model = self.pretrained.model
             add_lora(self.model, rank=self.rank)
         if self.gradient_checkpointing:
@@ -123,6 +117,22 @@ class FinetuneModule(LightningModule):
         instructions = frames_of(self.trainer).train.instructions()
         self.base.check_instructions(list(instructions), instructions)
         self.median_action = space.to_model(median_action(frames_of(self.trainer).train))  # [A]
+
+    def load(self, space: Space, device: str | torch.device) -> Pretrained:
+        """The published model to start from, with the heads that these actions and proprio need.
+
+        Raises:
+            CheckpointError: it is not there, damaged, or has heads of other widths.
+        """
+        return load_pretrained(
+            checkpoint=self.checkpoint,
+            hub_id=self.hub_id,
+            action_head=self.action_head,
+            action_dim=len(space.action),
+            proprio_dim=len(space.proprio) if self.use_proprio and space.proprio is not None else None,
+            device=device,
+            dtype=self.weights_dtype,
+        )
 
     def _gripper(self, predicted: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Accuracy of the gripper, and that of always saying what it mostly does in training."""

@@ -93,5 +93,5 @@ def _problem(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError, ValueError) as error:
-        return stranger(path) or f"{path} is damaged ({error})"
+        return stranger(path, "nothing was saved") or f"{path} is damaged ({error})"
     return None if broken is None else f"{path} is damaged (the checksum of {broken} is wrong)"

@@ -18,6 +18,7 @@ from google.protobuf.json_format import MessageToJson
 from PIL import Image
 
 from rsd.data import DataError
+from rsd.data.datamodules import ChunkDataModule
 from rsd.data.datasets import ChunkDataset, Demonstrations, all_frames
 from rsd.data.pictures import check_header, decode_picture
 from rsd.data.rlds import RLDSDataset
@@ -52,7 +53,8 @@ def structure(
     seen = {"image": F.Image(shape=(256, 256, 3), dtype=np.uint8), "state": F.Tensor(shape=(8,), dtype=np.float32)}
     steps = {"action": F.Tensor(shape=(7,), dtype=np.float32), "language_instruction": F.Text()} | (step or {})
     steps = {name: one for name, one in steps.items() if one is not None}
-    top = {"steps": F.Dataset({"observation": F.FeaturesDict(seen | (observation or {})), **steps})}
+    seen = {name: one for name, one in (seen | (observation or {})).items() if one is not None}
+    top = {"steps": F.Dataset({"observation": F.FeaturesDict(seen), **steps})}
     return F.FeaturesDict(top if metadata is None else top | {"episode_metadata": F.FeaturesDict(metadata)})
 
 
@@ -187,6 +189,12 @@ def refused_view(directory: Path, view: str) -> str:
     return str(caught.value)
 
 
+def test_a_set_without_pictures_says_so(tmp_path: Path):
+    features = structure(observation={"image": None})
+    said = refused(write(tmp_path, [episode(0, **{"steps/observation/image": None})], features))
+    assert "image features of its steps: none; build the data set with JPEG or PNG pictures" in said
+
+
 def test_raw_pixels_and_other_cameras_are_named_with_the_key(tmp_path: Path):
     raw = F.Tensor(shape=(256, 256, 3), dtype=np.uint8)
     stored = {"steps/observation/raw": np.zeros((STEPS, 256, 256, 3), np.uint8)}
@@ -217,6 +225,16 @@ def test_what_is_said_of_an_episode_is_never_a_step(tmp_path: Path, feature: Any
     assert len(demonstrations(directory).trajectories[0].actions) == STEPS
 
 
+def test_what_a_set_does_not_have_is_named(tmp_path: Path):
+    directory = write(
+        tmp_path, [episode(0, **{"steps/observation/state": None})], structure(observation={"state": None})
+    )
+    read = RLDSDataset(directory)
+    for ask, name in (read.file_paths, "episode_metadata/file_path"), (read.statistics, "steps/observation/state"):
+        with pytest.raises(DataError, match=f"1.0.0 has no feature {name}; its features: steps/action, "):
+            ask()
+
+
 def test_metadata_of_two_values_is_damage(tmp_path: Path):
     stored = {"episode_metadata/own": np.arange(2)}
     features = structure(metadata={"own": F.Scalar(dtype=np.int32)})
@@ -237,6 +255,8 @@ def test_a_picture_or_list_in_the_metadata_is_left_alone(tmp_path: Path):
 
 
 # --- words
+
+NO_TEXT = "text features of its steps: none; build the data set with the task in words, one text a step"
 
 
 def test_the_key_chooses_the_words_and_the_others_are_said(tmp_path: Path):
@@ -260,16 +280,16 @@ def _space(frames: Any) -> Any:
 @pytest.mark.parametrize(
     ("step", "language", "parts"),
     [
-        ({"language_instruction": None}, "language_instruction", ("there is none of this name", "steps: none")),
+        ({"language_instruction": None}, "language_instruction", ("there is none of this name", NO_TEXT)),
         ({"task": F.Text()}, "tusk", ("feature tusk", "text features of its steps: ", "language_instruction", "task")),
         ({}, "action", ("feature action: expected text, it is tensor [7]",)),
         ({}, "steps/language_instruction", ("text features of its steps: language_instruction",)),
         (
             {"language_instruction": F.Tensor(shape=(2,), dtype=np.str_)},
             "language_instruction",
-            ("it is Tensor of strings [2]",),
+            ("it is Tensor of strings [2]", NO_TEXT),
         ),
-        ({"language_instruction": F.Sequence(F.Text())}, "language_instruction", ("it is Sequence",)),
+        ({"language_instruction": F.Sequence(F.Text())}, "language_instruction", ("it is Sequence", NO_TEXT)),
     ],
 )
 def test_missing_words_are_one_line_with_the_key_and_phase_rfsq_needs_none(
@@ -281,8 +301,9 @@ def test_missing_words_are_one_line_with_the_key_and_phase_rfsq_needs_none(
         own = {"steps/language_instruction": [b"x"] * 2 * STEPS}
     directory = write(tmp_path, [episode(number, **own) for number in range(2)], structure(step))
     said = refused(directory, language=language)
-    for part in (str(directory), *parts, "set data.language", "phase=rfsq needs none"):
+    for part in (str(directory), *parts, "phase=rfsq needs none"):
         assert part in said
+    assert ("set data.language to one of them" in said) == (NO_TEXT not in parts)
     assert len(ChunkDataset(Demonstrations(directory, language=None), 4, "train")) == STEPS - 3
 
 
@@ -302,6 +323,34 @@ def test_words_that_are_no_utf8_are_named(tmp_path: Path):
     said = refused(write(tmp_path, [episode(0), bad]))
     assert f"{NAME}: episode 1 ({NAME}-train.tfrecord-00000-of-00001): feature steps/language_instruction" in said
     assert "is no UTF-8" in said and "at byte 5" in said and "write texts as UTF-8" in said
+
+
+# --- states
+
+
+@pytest.mark.parametrize(
+    ("state", "stored"),
+    [
+        (None, None),
+        (F.Text(), [b"none"] * STEPS),
+        (F.Tensor(shape=(7,), dtype=np.float32), np.full((STEPS, 7), np.nan, np.float32)),
+    ],
+)
+def test_phase_rfsq_needs_no_states(tmp_path: Path, state: Any, stored: Any):
+    features = structure(observation={"state": state})
+    directory = write(tmp_path, [episode(n, **{"steps/observation/state": stored}) for n in range(2)], features)
+    assert "feature observation/state: expected tensor [8]" in refused(directory)
+    data = ChunkDataModule(root=str(tmp_path), name=NAME, version="1.0.0", chunk_length=4, batch_size=2, seed=0)
+    data.setup()
+    assert data.space.proprio is None and "proprio" not in data.train.norm_stats
+    recorded = episode(0)["steps/action"]
+    np.testing.assert_array_equal(data.train.actions[1, :, :6], recorded[1:5, :6])
+
+
+def test_phase_rfsq_takes_liberos_states_where_they_are(tmp_path: Path):
+    data = Demonstrations(write(tmp_path, [episode(n) for n in range(2)]), language=None, proprio=False)
+    states = np.concatenate([episode(n)["steps/observation/state"] for n in range(2)])
+    assert data.norm_stats["proprio"]["max"] == states.max(axis=0).tolist()
 
 
 # --- episodes

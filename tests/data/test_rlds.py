@@ -127,17 +127,33 @@ def test_not_rlds(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
-def test_damaged_json(directory: Path, name: str):
-    (directory / name).write_text("{")
+@pytest.mark.parametrize("content", ["{", "[" * 100_000])
+def test_damaged_json(directory: Path, name: str, content: str):
+    (directory / name).write_text(content)
     with pytest.raises(DataError, match=rf"{name} is not JSON"):
         RLDSDataset(directory)
 
 
-@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
-def test_json_of_something_else(directory: Path, name: str):
-    (directory / name).write_text('{"holiday": 1}')
-    with pytest.raises(DataError, match=r"is not an RLDS data set that tensorflow-datasets reads"):
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", f"{NAME}-train.tfrecord-00000-of-00001"])
+def test_an_empty_file_is_called_empty(directory: Path, name: str):
+    (directory / name).write_bytes(b"")
+    with pytest.raises(DataError, match=rf"{name} is damaged \(it is empty, 0 bytes\); copy it again"):
         RLDSDataset(directory)
+
+
+def test_a_web_page_shorter_than_any_record(directory: Path):
+    _shard(directory).write_bytes(b"<html/>")
+    with pytest.raises(DataError, match=r"is a web page, not the file itself \(7 bytes\)"):
+        RLDSDataset(directory)
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("content", ['{"holiday": 1}', '"holiday"'])
+def test_json_of_something_else(directory: Path, name: str, content: str):
+    (directory / name).write_text(content)
+    with pytest.raises(DataError, match=r"is not an RLDS data set that tensorflow-datasets reads.*; see that") as error:
+        RLDSDataset(directory)
+    assert "\n" not in str(error.value)
 
 
 def test_missing_file(directory: Path):

@@ -12,7 +12,8 @@ import pytest
 
 from rsd.data import DataError
 from rsd.data.rlds import RLDSDataset, RLDSWriter
-from rsd.data.tfrecord import scan
+from rsd.data.tf_example import encode_example
+from rsd.data.tfrecord import frame, scan
 from rsd.files import WriteError
 from rsd.jpeg import encode_jpeg
 from tests.data.demonstrations import NAME, demonstration, write_dataset
@@ -135,6 +136,40 @@ def test_other_features_in_the_directory(directory: Path):
     (directory / "features.json").write_text("{}")
     with pytest.raises(DataError, match="describes other features"):
         RLDSWriter(directory, NAME)
+
+
+def test_another_writers_set_of_the_same_name_is_left_as_it_is(directory: Path):
+    """Its one file may go on behind the records that it counts; nothing of it is cut off."""
+    record = encode_example({"steps/action": np.zeros(7, np.float32)})
+    content = frame(record) + b"more"
+    (directory / SHARD).write_bytes(content)
+    (directory / "dataset_info.json").unlink()
+    with pytest.raises(DataError, match=r"the record at byte 12 has no episode_metadata/file_path, by which"):
+        RLDSWriter(directory, NAME)
+    (directory / "features.json").write_text("{}")
+    with pytest.raises(DataError, match="describes other features"):
+        RLDSWriter(directory, NAME)
+    assert (directory / SHARD).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("dataset_info.json", b"", r"is damaged \(it is empty, 0 bytes\); restore it"),
+        ("dataset_info.json", b"{", "is not valid JSON"),
+        ("dataset_info.json", b"[]", r"it is \[\], expected an object"),
+        ("dataset_info.json", b'{"name": "a", "version": "1"}', "lacks entry 'splits'"),
+        ("dataset_info.json", b'{"name": "a", "version": "1", "splits": [{}]}', "lacks entry 'splits.0.shardLengths'"),
+        ("features.json", b"version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer"),
+        ("features.json", b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_damaged_metadata_is_one_line_and_nothing_is_changed(directory: Path, name: str, content: bytes, message: str):
+    shard = (directory / SHARD).read_bytes()
+    (directory / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        RLDSWriter(directory, NAME)
+    assert (directory / SHARD).read_bytes() == shard
 
 
 def test_same_episode_twice(directory: Path):

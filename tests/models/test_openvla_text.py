@@ -1,11 +1,19 @@
 """Instructions of any script; one that says nothing, or the same as another one, is an error."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tokenizers import Tokenizer, models, normalizers, processors
 
 from rsd.commands.configured import check_tasks
-from rsd.models.openvla.text import UnknownWordError, WordText, check_instructions, split_words
+from rsd.models.openvla.text import (
+    LlamaText,
+    UnknownWordError,
+    WordText,
+    check_instructions,
+    split_words,
+)
 from rsd.types import InstructionError
 
 
@@ -78,3 +86,54 @@ class Reading:
 
     def check_instructions(self, instructions, where=None):
         check_instructions(self.text, instructions, where)
+
+
+# --- a published model's tokenizer, from its file
+
+
+@pytest.fixture
+def letters(tmp_path) -> tuple[Tokenizer, Path]:
+    """A BPE of Llama's special tokens that knows ASCII alone and drops accents, and the folder for its file."""
+    vocabulary = {one: number for number, one in enumerate(["<unk>", "<s>", "</s>", *map(chr, range(32, 127)), "\n"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents()])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer, tmp_path
+
+
+def saved(letters: tuple[Tokenizer, Path]) -> LlamaText:
+    tokenizer, folder = letters
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return LlamaText(folder)
+
+
+def test_two_that_a_published_tokenizer_encodes_alike(letters):
+    text = saved(letters)
+    check_instructions(text, ["grasp the cafe", "grasp the bar", "Grasp the bar. "])
+    with pytest.raises(InstructionError, match=r"'grasp the cafe' and 'grasp the café' encode alike \(episode 3\)"):
+        check_instructions(text, ["grasp the cafe", "grasp the café"], {"grasp the café": "episode 3"})
+
+
+@pytest.mark.parametrize(
+    ("instruction", "message"),
+    [
+        (" \t", "is empty; say the task in words"),
+        ("\u0301", "encodes to nothing; say the task in words"),
+        ("抓取", r"encodes to \['<unk>'\], which is no word to the tokenizer"),
+        ("grasp 抓取", r"encodes to \['<unk>'\], which is no word to the tokenizer"),
+        ("grasp </s> it", r"encodes to \['</s>'\], which is no word to the tokenizer"),
+        ("<S>", r"encodes to \['<s>'\], which is no word to the tokenizer"),
+    ],
+)
+def test_what_tells_a_published_model_nothing(letters, instruction, message):
+    with pytest.raises(InstructionError, match=message):
+        saved(letters).encode(instruction)
+
+
+def test_what_a_tokenizers_file_cuts_and_fills_to_is_not_done(letters):
+    long = "grasp the insulator on the left"
+    right = saved(letters).encode(long)
+    letters[0].enable_truncation(12)
+    letters[0].enable_padding(pad_id=2, length=400)
+    assert saved(letters).encode(long) == right

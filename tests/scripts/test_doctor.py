@@ -1,5 +1,6 @@
 """scripts/doctor.py as a user runs it, without simulating: machine, data set, and a random checkpoint's contracts."""
 
+import importlib.util
 import json
 import runpy
 import shutil
@@ -271,6 +272,55 @@ def test_a_training_that_needs_a_model_and_one_that_needs_none(doctor, toys):
     assert code == 0 and "phase=oft" not in out
     code, out, _ = doctor("phase=rfsq", model=False)
     assert code == 1 and row(out, "data set")[0] == "FAILED" and "does not exist" in row(out, "data set")[1]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """An original OpenVLA, without head and proprio, that knows none of the data sets' statistics."""
+    folder = tmp_path_factory.mktemp("published") / "openvla-7b"
+    architecture = openvla_architecture(action_head="autoregressive", proprio_dim=None, size="tiny")
+    write_random_checkpoint(folder, architecture=architecture)
+    return folder
+
+
+@pytest.mark.parametrize(("phase", "head"), [("oft_lora", "l1"), ("openvla_lora", "autoregressive")])
+def test_a_fine_tuning_is_asked_what_it_needs(doctor, toys, published, phase, head):
+    """The published model as the training loads it: it is to get a head, proprio and other statistics."""
+    chosen = [f"phase={phase}", *toy(toys)[:3], "model=openvla_7b", f"model.backbone.checkpoint={published}"]
+    chosen += ["chunk=1"] if phase == "openvla_lora" else []
+    code, out, _ = doctor(*chosen, model=False)
+    has_peft = importlib.util.find_spec("peft") is not None
+    assert code == (not has_peft) and row(out, "fine-tuning")[0] == ("ok" if has_peft else "FAILED")
+    assert has_peft or "pip install -e '.[peft]'" in row(out, "fine-tuning")[1]
+    status, found = row(out, "base model")
+    assert status == "ok" and found.startswith(f"{published}: ") and found.endswith(f"to be trained as {head}")
+    assert row(out, "instructions") == ("ok", "the model's tokenizer tells the 12 of the data set apart")
+    assert row(out, "memory")[0] == "ok" and row(out, "loading")[0] == "ok"
+    _, out, _ = doctor(*chosen, "quick=true", model=False)
+    assert "loading" not in out and row(out, "base model")[0] == "ok"
+
+
+def test_a_fine_tuning_that_cannot_begin(doctor, toys, published, tmp_path):
+    chosen = ["phase=oft_lora", "model=openvla_7b", *toy(toys)[:3], "quick=true"]
+    _, out, _ = doctor(*chosen, f"model.backbone.checkpoint={published}", "model.backbone.views=[eye]", model=False)
+    assert row(out, "data set, phase=oft_lora")[0] == "FAILED" and "base model" not in out
+    torn = shutil.copytree(published, tmp_path / "torn")
+    (torn / "tokenizer.json").write_bytes(b"")
+    code, out, _ = doctor(*chosen, f"model.backbone.checkpoint={torn}", model=False)
+    for name in ("fine-tuning", "base model"):
+        status, found = row(out, name)
+        assert code == 1 and status == "FAILED" and "tokenizer.json is damaged (it is empty, 0 bytes)" in found
+
+    def saying_nothing(number, num_steps):
+        episode = demonstration(number, num_steps)
+        episode["steps"]["language_instruction"] = " " if number == 1 else "put it away"
+        return episode
+
+    write(tmp_path / "dumb" / NAME / "1.0.0", [10, 11, 12], saying_nothing)
+    told = [f"data.root={tmp_path / 'dumb'}", f"model.backbone.checkpoint={published}"]
+    code, out, _ = doctor(*chosen, *told, model=False)
+    status, found = row(out, "instructions")
+    assert code == 1 and status == "FAILED" and "instruction ' ' is empty" in found and "(1 of 3 episodes: 1)" in found
 
 
 def test_the_notes_of_the_training_are_rows(doctor, tmp_path):

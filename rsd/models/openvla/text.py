@@ -24,6 +24,7 @@ BOS = 1  # also the placeholder at the action positions, whose embedding is zero
 STOP = 2
 LLAMA_PAD = 32000  # "<PAD>", added by OpenVLA
 LLAMA_PROMPT_END = 29871  # the lone "▁"
+UNKNOWN = "<unk>"
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
 VICUNA_PROMPT = (  # OpenVLA v0.1
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
@@ -67,15 +68,36 @@ class LlamaText:
         except ValueError as error:  # all that the library says of what is none
             message = f"{path} is no tokenizer ({error}); copy it again"
             raise CheckpointError(stranger(path) or message) from error
+        self.tokenizer.no_truncation()  # a file may keep what a training once cut its texts to
+        self.tokenizer.no_padding()
+        added = self.tokenizer.get_added_tokens_decoder().items()
+        self._special = {self.tokenizer.token_to_id(UNKNOWN)} | {number for number, token in added if token.special}
+        self._nothing = self._ids("")
         self.sha256 = hashlib.sha256(content).hexdigest()
 
     def encode(self, instruction: str) -> list[int]:
+        """Ids of the prompt with this instruction.
+
+        Raises:
+            InstructionError: it is empty to the tokenizer, or has what is no word to it.
+            CheckpointError: the tokenizer is not Llama's.
+        """
         if not instruction.strip():
             raise InstructionError(f"instruction {instruction!r} is empty; say the task in words")
-        ids = self.tokenizer.encode(self.prompt.format(instruction=instruction.lower())).ids
+        ids = self._ids(instruction)
         if ids[:1] != [BOS]:
             raise CheckpointError(f"the tokenizer starts a prompt with id {ids[:1]}, expected BOS ({BOS})")
+        if ids == self._nothing:
+            raise InstructionError(f"instruction {instruction!r} encodes to nothing; say the task in words")
+        if strange := [str(self.tokenizer.id_to_token(one)) for one in ids[1:] if one in self._special]:
+            raise InstructionError(
+                f"instruction {instruction!r} encodes to {sorted(set(strange))}, which is no word to the tokenizer of "
+                "the base model; say the task in letters that it knows"
+            )
         return ids if ids[-1] == LLAMA_PROMPT_END else [*ids, LLAMA_PROMPT_END]
+
+    def _ids(self, instruction: str) -> list[int]:
+        return self.tokenizer.encode(self.prompt.format(instruction=instruction.lower())).ids
 
     def to_json(self) -> dict[str, Any]:
         return {"prompt": self.prompt, "tokenizer_sha256": self.sha256}
