@@ -11,6 +11,7 @@ import torch
 
 from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256, load_checkpoint
 from rsd.decoding import DRAFT, TARGET, Decoding, stages_of_draft
+from rsd.files import stranger
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.loading import load_own
 from rsd.points import draft_folder, point_name
@@ -158,8 +159,12 @@ def load_eyes(draft: Path, base: BaseSpec, *, device: str) -> OpenVLABase | None
     if not folder.is_dir():
         return None
     provenance = load_checkpoint(draft, kind="draft", produce=MICRO).provenance
-    if provenance.get(EYES) != file_sha256(folder / JSON_FILE):
-        raise CheckpointError(f"{folder} is not what draft {draft} was trained with; fetch it again, or run {MICRO}")
+    record, remedy = folder / JSON_FILE, f"fetch it again, or run {MICRO}"
+    if not record.is_file():
+        raise CheckpointError(f"{record} does not exist; {remedy}")
+    if provenance.get(EYES) != file_sha256(record):
+        another = f"{folder} is not what draft {draft} was trained with; {remedy}"
+        raise CheckpointError(stranger(record, remedy) or another)
     eyes = load_own(folder, device=device)
     more = sorted(set(eyes.spec.views) - set(base.views))
     if more or eyes.spec.proprio_dim not in (None, base.proprio_dim):
