@@ -127,14 +127,18 @@ def parse(text: bytes | str, kind: type[Kind], where: str, *, raw: bool = False)
 
 
 def check_texts(value: Any, where: str, entry: str = "") -> None:
-    """See that no text of a record is too long to stand in a message.
+    """See that no text of a record is too long to stand in a message, and that each could be a file's name.
 
     Raises:
-        EntryError: one is.
+        EntryError: one is too long, or holds letters that no system takes.
     """
     if isinstance(value, str) and len(value) > MAX_TEXT:
         raise EntryError(
             f"{where}: entry {shown(entry)} is a text of {len(value)} letters, expected at most {MAX_TEXT}"
+        )
+    if isinstance(value, str) and not _is_text(value):
+        raise EntryError(
+            f"{where}: entry {shown(entry)} is {shown(value)}, expected a text without NUL and half letters"
         )
     named = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, one in named:
@@ -242,6 +246,15 @@ def shown(value: Any, limit: int = MAX_SHOWN) -> str:
     except (RecursionError, ValueError):  # nested too deeply; a whole number of more digits than Python writes
         return f"a {type(value).__name__} that is too large to be shown"
     return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def _is_text(value: str) -> bool:
+    """Whether the operating system takes it; bytes of names that are no UTF-8 stand for themselves."""
+    try:
+        value.encode("utf-8", "surrogateescape")
+        return "\0" not in value
+    except UnicodeEncodeError:
+        return False
 
 
 def _checksum(record: Mapping[str, Any]) -> str:

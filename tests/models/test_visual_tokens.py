@@ -355,7 +355,15 @@ def test_a_scorer_goes_through_loading(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "record", [{}, {"kind": "all"}, {"kind": "grid"}, {"kind": "grid", "num_tokens": 2, "seed": 0}, {"num_tokens": 2}]
+    "record",
+    [
+        {},
+        {"kind": "all"},
+        {"kind": "grid"},
+        {"kind": "grid", "num_tokens": 2, "seed": 0},
+        {"num_tokens": 2},
+        {"kind": []},
+    ],
 )
 def test_a_record_that_names_no_selection_is_refused(record):
     with pytest.raises(CheckpointError, match=r"visual_tokens of policy\.json is .*, expected a kind with"):

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from rsd.checkpoint import JSON_FILE, CheckpointError, load_checkpoint, load_weights, save_checkpoint
 from rsd.errors import SettingError
-from rsd.record import EntryError, arguments, conform
+from rsd.record import EntryError, arguments, conform, shown
 from rsd.settings import Count, Seed, Width, checked
 from rsd.types import ALL_TOKENS
 
@@ -303,9 +303,9 @@ def from_json(record: Mapping[str, Any], checkpoint: Path | None) -> VisualToken
         "random": (Random, {"num_tokens", "seed"}),
         "learned": (Learned, {"num_tokens"}),
     }
-    if kind not in kinds or options.keys() != kinds[kind][1]:
+    if not isinstance(kind, str) or kind not in kinds or options.keys() != kinds[kind][1]:
         expected = {name: sorted(entries) for name, (_, entries) in kinds.items()}
-        raise CheckpointError(f"visual_tokens of policy.json is {dict(record)}, expected a kind with {expected}")
+        raise CheckpointError(f"visual_tokens of policy.json is {shown(dict(record))}, expected a kind with {expected}")
     if kind != "learned":
         return kinds[kind][0](**options)
     if checkpoint is None:
