@@ -66,10 +66,7 @@ class ActionTokenizer(nn.Module):
             ValueError: wrong shape, or values that are not finite.
         """
         self.check_actions(actions)
-        latents = self.to_latents(actions)
-        if not torch.isfinite(latents).all():  # rounded to levels, they would be numbers
-            raise ValueError("the tokenizer makes NaN or infinite latents of finite actions; check its weights")
-        return self.quantizer.encode(latents, prefix)
+        return self.quantizer.encode(self.to_latents(actions), prefix)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Chunk of the first q ≤ Q stages: [B, T, D, q], int64 → [B, T, A], float32.
