@@ -121,24 +121,21 @@ def parse(text: bytes | str, kind: type[Kind], where: str, *, raw: bool = False)
     check_texts(record, where)
     own = record if raw else unsealed(record)
     held = conform(own, kind, where)  # first: it names the entry
+    _check_names(own, where)
     if not raw:
         check_seal(record, where)
     return held
 
 
 def check_texts(value: Any, where: str, entry: str = "") -> None:
-    """See that no text of a record is too long to stand in a message, and that each could be a file's name.
+    """See that no text of a record is too long to stand in a message.
 
     Raises:
-        EntryError: one is too long, or holds letters that no system takes.
+        EntryError: one is.
     """
     if isinstance(value, str) and len(value) > MAX_TEXT:
         raise EntryError(
             f"{where}: entry {shown(entry)} is a text of {len(value)} letters, expected at most {MAX_TEXT}"
-        )
-    if isinstance(value, str) and not _is_text(value):
-        raise EntryError(
-            f"{where}: entry {shown(entry)} is {shown(value)}, expected a text without NUL and half letters"
         )
     named = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, one in named:
@@ -246,6 +243,17 @@ def shown(value: Any, limit: int = MAX_SHOWN) -> str:
     except (RecursionError, ValueError):  # nested too deeply; a whole number of more digits than Python writes
         return f"a {type(value).__name__} that is too large to be shown"
     return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def _check_names(value: Any, where: str, entry: str = "") -> None:
+    """See that each text of a record could be a file's name."""
+    if isinstance(value, str) and not _is_text(value):
+        raise EntryError(
+            f"{where}: entry {shown(entry)} is {shown(value)}, expected a text without NUL and half letters"
+        )
+    named = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, one in named:
+        _check_names(one, where, _inside(entry, name))
 
 
 def _is_text(value: str) -> bool:
