@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -63,6 +63,12 @@ class _Record:
     sha256: str
 
 
+class _Content(TypedDict):
+    """What every checkpoint.json holds, of whatever version."""
+
+    provenance: dict[str, Any]
+
+
 def file_sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
@@ -85,15 +91,11 @@ def content_sha256(directory: Path) -> str:
     Raises:
         CheckpointError: checkpoint.json cannot be read.
     """
-    path = Path(directory) / JSON_FILE
-    try:
-        record = json.loads(path.read_text())
-        read = {name: record.get(name) for name in ("kind", "config", "sha256")}
-        read["made_for"] = {name: record["provenance"].get(name) for name in MADE_FOR}
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        message = f"{path} is damaged ({error!r}); copy the checkpoint again, or make it anew"
-        raise CheckpointError(stranger(path) or message) from error
-    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+    path, remedy = Path(directory) / JSON_FILE, "copy the checkpoint again, or make it anew"
+    record = read(path, _Content, error=CheckpointError, remedy=remedy)
+    content: dict[str, Any] = {name: record.get(name) for name in ("kind", "config", "sha256")}
+    content["made_for"] = {name: record["provenance"].get(name) for name in MADE_FOR}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def save_checkpoint(

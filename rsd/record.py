@@ -121,6 +121,7 @@ def parse(text: bytes | str, kind: type[Kind], where: str, *, raw: bool = False)
     check_texts(record, where)
     own = record if raw else unsealed(record)
     held = conform(own, kind, where)  # first: it names the entry
+    _check_names(own, where)
     if not raw:
         check_seal(record, where)
     return held
@@ -242,6 +243,26 @@ def shown(value: Any, limit: int = MAX_SHOWN) -> str:
     except (RecursionError, ValueError):  # nested too deeply; a whole number of more digits than Python writes
         return f"a {type(value).__name__} that is too large to be shown"
     return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def _check_names(value: Any, where: str, entry: str = "") -> None:
+    """See that each text of a record could be a file's name."""
+    if isinstance(value, str) and not _is_text(value):
+        raise EntryError(
+            f"{where}: entry {shown(entry)} is {shown(value)}, expected a text without NUL and half letters"
+        )
+    named = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, one in named:
+        _check_names(one, where, _inside(entry, name))
+
+
+def _is_text(value: str) -> bool:
+    """Whether the operating system takes it; bytes of names that are no UTF-8 stand for themselves."""
+    try:
+        value.encode("utf-8", "surrogateescape")
+        return "\0" not in value
+    except UnicodeEncodeError:
+        return False
 
 
 def _checksum(record: Mapping[str, Any]) -> str:

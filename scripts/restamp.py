@@ -8,7 +8,6 @@ image pipeline, statistics or tokenizer than the folder's. All parts are checked
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,10 @@ from rsd.models.openvla import OpenVLABase, load_base
 from rsd.models.openvla.loading import own_inputs
 from rsd.options import Options, any_path, reported
 from rsd.policy.folder import PARTS, POLICY_FILE, SCORER, read_record, with_visual_tokens, write_folder
-from rsd.stages.files import as_stored, former_point
+from rsd.record import shown
+from rsd.stages.files import as_stored, head_config
+from rsd.tokenizer import load_tokenizer
+from rsd.types import CodeShape
 
 RENAMED = (  # entries of a head's provenance that one version has and another lacks; all others must be there
     "base.images.jpeg",
@@ -40,7 +42,7 @@ RENAMED = (  # entries of a head's provenance that one version has and another l
     "base.space",
     "base.unnorm_key",
 )
-PHASES = {"tokenizer": "rfsq", "head": "head", "draft": "draft", "micro": "draft draft=micro"}  # of train.py
+PHASES = {"head": "head", "draft": "draft", "micro": "draft draft=micro"}  # of train.py
 KINDS = {"micro": "draft"}  # of a part's checkpoint, where it is another
 THRESHOLD = -0.06  # nats a token, of early_exit: lets half of the chunks of libero_spatial end early; not calibrated
 SKIPPED, MAX_UNVERIFIED = -0.2833, 2  # of temporal: see conf/decoding/temporal.yaml
@@ -85,31 +87,41 @@ def made_for(base: OpenVLABase, tokenizer_sha256: str | None) -> dict[str, Any]:
     return as_stored(present | ({} if tokenizer_sha256 is None else {"tokenizer": tokenizer_sha256}))
 
 
-def restamped(directory: Path, kind: str, base: OpenVLABase, expected: dict[str, Any]) -> str:
+def restamped(
+    directory: Path, kind: str, base: OpenVLABase, expected: dict[str, Any], code_shape: CodeShape | None
+) -> str:
     """A head's checkpoint.json with the base model's present description.
 
     Args:
         expected: See `made_for`.
+        code_shape: Of the tokenizer, where there is one.
 
     Raises:
         CheckpointError: the head is missing or damaged, or was made for something else.
     """
-    provenance = load(directory, kind).provenance
+    loaded = load(directory, kind)
+    provenance = loaded.provenance
     stored = {name: provenance[name] for name in expected if name in provenance}
     different = [
-        f"{one.key} is {one.right!r}, expected {one.left!r}"
+        f"{one.key} is {shown(one.right)}, expected {shown(one.left)}"
         for one in differences(expected, stored)
         if one.key not in RENAMED or ABSENT not in (one.left, one.right)
     ]
     if different:
         raise CheckpointError(f"{directory} was made for something else: {'; '.join(different)}; train it again")
-    record = json.loads((directory / JSON_FILE).read_text())
-    record["provenance"]["base"] = as_stored({"base": base.spec.fingerprint})["base"]
-    config = record["config"]
-    if "point" not in config:
-        states = config.setdefault("states_per_step", config["code_shape"]["action_dim"])
-        config["point"] = former_point(config.pop("layer"), states)
-    return checkpoint_json(record)
+    remedy = f"copy it again, or make it again with: python train.py phase={PHASES[kind]}"
+    config, point = head_config(loaded, directory, remedy)
+    if code_shape not in (None, config.code_shape):
+        raise CheckpointError(f"{directory} speaks another code than the folder's tokenizer; {remedy}")
+    own = {name: value for name, value in loaded.config.items() if name != "layer"}
+    return checkpoint_json(
+        {
+            "kind": loaded.kind,
+            "config": own | {"states_per_step": config.states, "point": point},
+            "provenance": provenance | {"base": as_stored({"base": base.spec.fingerprint})["base"]},
+            "sha256": loaded.sha256,
+        }
+    )
 
 
 Decodings = dict[str, tuple[Decoding, str | None]]  # name → decoding and target
@@ -141,7 +153,7 @@ def possible_decodings(parts: dict[str, Path]) -> tuple[Decodings, dict[str, str
         target = "head" if "head" in parts else "base"
         decodings |= {"parallel": (Parallel(), target), "depth_ar": (DepthAR(), target)}
         if "draft" in parts:
-            stages = json.loads((parts["draft"] / JSON_FILE).read_text())["config"]["num_stages"]
+            stages = load(parts["draft"], "draft").config["num_stages"]
             gate = MeanLogProb(threshold=THRESHOLD)
             decodings |= {
                 "speculative": (Speculative(num_draft_stages=stages), target),
@@ -169,12 +181,13 @@ def restamp(folder: Path) -> None:
     before = read_record(folder) if (folder / POLICY_FILE).is_file() else {}
     inputs = before.get("base") or own_inputs(parts["base"])
     base = load_base(checkpoint=parts["base"], **with_visual_tokens(inputs, parts.get(SCORER)), device="meta")
-    tokenizer_sha256 = None
+    tokenizer = None
     if "tokenizer" in parts:
-        tokenizer_sha256 = load(parts["tokenizer"], "tokenizer").sha256
-    expected = made_for(base, tokenizer_sha256)
+        tokenizer = load_tokenizer(parts["tokenizer"], space=base.space)
+    expected = made_for(base, None if tokenizer is None else tokenizer.sha256)
+    code_shape = None if tokenizer is None else tokenizer.tokenizer.code_shape
     heads = {
-        parts[kind] / JSON_FILE: restamped(parts[kind], kind, base, expected)
+        parts[kind] / JSON_FILE: restamped(parts[kind], kind, base, expected, code_shape)
         for kind in ("head", "draft", "micro")
         if kind in parts
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rsd.checkpoint import JSON_FILE, content_sha256, save_checkpoint
+from rsd.checkpoint import JSON_FILE, CheckpointError, content_sha256, save_checkpoint
 from rsd.inputs import INPUTS_FILE, InputsError, content_of, contents, keep_inputs
 from rsd.record import sealed
 from tests.data.demonstrations import NAME, write_dataset
@@ -93,9 +93,10 @@ def test_a_run_of_an_earlier_revision_is_continued_and_says_what_nobody_knows(tm
     assert (tmp_path / INPUTS_FILE).is_file()
 
 
-def test_a_damaged_checkpoint_json_is_one_line(tmp_path):
-    (tmp_path / JSON_FILE).write_text("[]")
-    with pytest.raises(RuntimeError, match=r"checkpoint\.json is damaged .*; copy the checkpoint again"):
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"provenance": {"base": NaN}}', '{"provenance": 1}', "[]"])
+def test_a_damaged_checkpoint_json_is_one_line(tmp_path, text):
+    (tmp_path / JSON_FILE).write_text(text)
+    with pytest.raises(RuntimeError, match=r"checkpoint\.json.*; copy the checkpoint again, or make it anew"):
         content_of(tmp_path)
 
 
@@ -112,3 +113,10 @@ def test_a_part_that_is_gone_is_left_to_its_reader(tmp_path):
     shutil.rmtree(tmp_path / "base")
     keep_inputs(tmp_path, contents({"base": tmp_path / "base"}), resumed=True)
     assert (tmp_path / INPUTS_FILE).read_text() == stored
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"provenance": {"base": NaN}}', '{"provenance": 1}', "[]"])
+def test_a_record_that_is_none_has_no_content(tmp_path, text):
+    (tmp_path / JSON_FILE).write_text(text)
+    with pytest.raises(CheckpointError, match=r"checkpoint.json.*; copy the checkpoint again, or make it anew"):
+        content_sha256(tmp_path)

@@ -167,3 +167,14 @@ def test_every_record_of_ours_is_written_with_its_checksum():
         "rsd/models/openvla/published_writer.py",
         "rsd/record.py",
     ]
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", {"path": "\udfff"}, ["x", "\0"]])
+def test_texts_that_no_system_takes_for_names_are_refused(text):
+    """Paths in records end in ValueError and UnicodeEncodeError otherwise, wherever they are used."""
+    with pytest.raises(EntryError, match=r"a\.json: entry 'part.*expected a text without NUL and half letters"):
+        parse(json.dumps({"part": text}), Any, "a.json")
+
+
+def test_names_that_are_no_utf8_are_texts():
+    assert parse(json.dumps({"command": "run \udcff"}), dict, "a.json") == {"command": "run \udcff"}

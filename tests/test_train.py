@@ -363,6 +363,7 @@ def test_jobs_of_a_multirun_do_not_publish_over_each_other(own_root):
     assert published == ["published", "no", "no"]
 
     command = [sys.executable, "-m", "rsd.commands.sweep", str(folder), "--publish", "1"]
+    command += ["--checkpoints", str(own_root / "checkpoints")]  # as the line says
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run(command, cwd=ROOT, env=environment, capture_output=True).returncode == 0
     assert name.resolve() == (folder / "1" / "checkpoint").resolve()

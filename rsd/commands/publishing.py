@@ -2,7 +2,8 @@
 
 A run of its own publishes at its end. Jobs of a multirun may share a name, and none of them knows of the others: each
 leaves an offer in its run folder, and what only one job offers is published when all have ended
-(rsd/commands/sweep.py). So no job ever replaces what another one has published.
+(rsd/commands/sweep.py). So no job ever replaces what another one has published. A run folder may be a stranger's: what
+it offers is published inside of a folder that the command or its user names, and nowhere else.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rsd.points import draft_folder, name_at, point_names
 from rsd.record import read, shown, write
 
 OFFER_FILE = "offer.json"  # in the run folder of a multirun's job: {checkpoint, name}
+CHECKPOINTS = Path("outputs", "checkpoints")  # where offers are published if nobody says more, as in conf/paths
 
 
 class PublishError(RSDError, OSError):
@@ -44,6 +46,10 @@ class Offer:
     def is_published(self) -> bool:
         """Whether the name points to this checkpoint."""
         return self.name.is_symlink() and self.name.resolve() == self.checkpoint.resolve()
+
+    def lies_in(self, checkpoints: Path) -> bool:
+        """Whether the link would be made in that folder, or in one inside of it."""
+        return self.name.parent.resolve().is_relative_to(checkpoints.resolve())
 
 
 def names_of(phase: Mapping[str, Any]) -> dict[str, Path]:
@@ -101,6 +107,20 @@ def publish(folder: Path, name: Path) -> None:
         raise PublishError(
             f"{name} cannot be made a link to {folder}: {error.strerror}; set paths.checkpoints"
         ) from error
+
+
+def publish_offer(offer: Offer, checkpoints: Path) -> None:
+    """Publish what a job offers, inside of a folder.
+
+    Raises:
+        PublishError: its name lies elsewhere; or see `publish`.
+    """
+    if not offer.lies_in(checkpoints):
+        raise PublishError(
+            f"{offer.checkpoint.parent / OFFER_FILE}: entry 'name' is {shown(str(offer.name))}, which lies outside of "
+            f"{checkpoints}, where checkpoints are published; if it is meant, name its folder: --checkpoints DIR"
+        )
+    publish(offer.checkpoint, offer.name)
 
 
 def write_offer(run_dir: Path, offer: Offer) -> None:

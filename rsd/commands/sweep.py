@@ -4,14 +4,17 @@ Each job's folder holds overrides.yaml, metrics.json (flat: name to number) if t
 (status, error, result) once it has ended. The table is made from these files alone, after every job, and after a job
 that was resumed by itself:
 
-    python -m rsd.commands.sweep SWEEP_DIR [--publish JOB]
+    python -m rsd.commands.sweep SWEEP_DIR [--publish JOB] [--checkpoints DIR]
 
 A sweep that is started in the folder of another one finds runs where its jobs would go. These are refused, and the
 table goes on to tell of the runs that are there.
 
 Jobs publish no checkpoint themselves (rsd/commands/publishing.py). When the last one has ended, and none failed, every
 checkpoint that shares its published name with no other job is published; among those that share one, --publish chooses.
-The column "published" tells what the names point to at that moment.
+The column "published" tells what the names point to at that moment. Names are those that the jobs' folders hold, which
+may be a stranger's: they are held to paths.checkpoints of the command that publishes, or to --checkpoints.
+
+A neighbour's folder that cannot be read never costs a job its own record: what is missing then is the table.
 
 This module knows Hydra, because a multirun's end is told to nobody but Hydra's callbacks.
 """
@@ -21,7 +24,9 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,23 +35,25 @@ from typing import Any, NotRequired, TypedDict
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from rsd.commands.entry_point import JobError
-from rsd.commands.publishing import Offer, PublishError, publish, read_offer, rivals
-from rsd.errors import SettingError
+from rsd.commands.publishing import CHECKPOINTS, Offer, PublishError, publish_offer, read_offer, rivals
+from rsd.commands.quoting import quoted
+from rsd.errors import RSDError, SettingError
 from rsd.evaluation.page import render_page
 from rsd.files import write_atomically
 from rsd.locks import is_held_elsewhere, let_go, opened_here
-from rsd.options import Options, old_folder, reported
+from rsd.options import Options, any_path, old_folder, reported
 from rsd.record import read, write
 from rsd.runs import (
     CONFIG_FILE,
     METRICS_FILE,
     OVERRIDES_FILE,
     is_job_of_sweep,
+    read_overrides,
     read_yaml,
 )
 
@@ -119,8 +126,11 @@ def sweep_columns(runs: Sequence[SweepRun]) -> tuple[list[str], list[str]]:
     return differing, list(dict.fromkeys(name for run in runs for name in run.metrics))
 
 
-def write_sweep(sweep_dir: Path) -> Table:
+def write_sweep(sweep_dir: Path, checkpoints: Path) -> Table:
     """Write sweep.csv and sweep.html.
+
+    Args:
+        checkpoints: The folder in which checkpoints are published.
 
     Returns:
         The same rows as a table for the terminal.
@@ -153,7 +163,7 @@ def write_sweep(sweep_dir: Path) -> Table:
         num_text=num_text,
         rows=shown,
         common=common,
-        waiting=describe_waiting(sweep_dir, runs),
+        waiting=describe_waiting(sweep_dir, runs, checkpoints),
     )
     write_atomically(sweep_dir / HTML_FILE, page)
     name = result_name(runs)
@@ -176,38 +186,42 @@ def result_name(runs: Sequence[SweepRun]) -> str | None:
     return next(iter(found), None)
 
 
-def publish_unshared(sweep_dir: Path) -> None:
-    """Publish the checkpoints whose name no other job of the sweep offers."""
+def publish_unshared(sweep_dir: Path, checkpoints: Path) -> None:
+    """Publish the checkpoints whose name no other job of the sweep offers, inside of that folder."""
     for group in rivals([run.offer for run in read_sweep(sweep_dir) if run.offer is not None]):
         if len(group) == 1:
             try:
-                publish(group[0].checkpoint, group[0].name)
+                publish_offer(group[0], checkpoints)
             except PublishError as error:  # the others are published all the same
                 print(f"error: {error}", file=sys.stderr)
 
 
-def publish_job(sweep_dir: Path, job: str) -> None:
+def publish_job(sweep_dir: Path, job: str, checkpoints: Path) -> None:
     """Publish one job's checkpoint, whatever its name points to now.
 
     Raises:
         SettingError: there is no such job, or it made no checkpoint.
-        PublishError: see `publish`.
+        PublishError: see `publish_offer`.
     """
     offers = {run.name: run.offer for run in read_sweep(sweep_dir) if run.offer is not None}
     if job not in offers:
         raise SettingError(f"job {job!r} of {sweep_dir} has no checkpoint to publish; those with one: {list(offers)}")
-    publish(offers[job].checkpoint, offers[job].name)
+    publish_offer(offers[job], checkpoints)
 
 
-def describe_waiting(sweep_dir: Path, runs: Sequence[SweepRun]) -> list[str]:
+def describe_waiting(sweep_dir: Path, runs: Sequence[SweepRun], checkpoints: Path) -> list[str]:
     """A line for each published name that none of its jobs has: which they are, and the command that chooses one."""
+    folder = [] if checkpoints == CHECKPOINTS else ["--checkpoints", str(checkpoints)]
     lines = []
     for group in rivals([run.offer for run in runs if run.offer is not None]):
         if not any(offer.is_published for offer in group):
             jobs = [run.name for run in runs if run.offer in group]
             made = f"made by job{'s' if len(jobs) > 1 else ''} {', '.join(jobs)}; publish one"
-            command = f"python -m rsd.commands.sweep {sweep_dir} --publish {jobs[0]}"
-            lines.append(f"not published: {group[0].name}, {made} with: {command}")
+            there = group[0].lies_in(checkpoints)
+            own = folder if there else ["--checkpoints", str(group[0].name.parent)]
+            command = shlex.join(["python", "-m", "rsd.commands.sweep", str(sweep_dir), "--publish", jobs[0], *own])
+            warning = "" if there else f"outside of {checkpoints}, "
+            lines.append(f"not published: {group[0].name}, {warning}{made} with: {command}")
     return lines
 
 
@@ -259,18 +273,54 @@ class SweepTable(Callback):
             write(job_dir / JOB_FILE, job)
         let_go(job_dir)
         sweep_dir = job_dir.parent  # hydra.sweep.dir cannot be resolved here: it points into the user's config
-        statuses = {run.status for run in read_sweep(sweep_dir)}
-        if is_alone and statuses == {"done"}:
-            publish_unshared(sweep_dir)
-        table = write_sweep(sweep_dir)
+        checkpoints = _checkpoints(config, hydra_cfg.overrides.task, job_dir if is_alone else None)
+        try:
+            statuses = {run.status for run in read_sweep(sweep_dir)}
+            if is_alone and statuses == {"done"}:
+                publish_unshared(sweep_dir, checkpoints)
+            table = write_sweep(sweep_dir, checkpoints)
+        except RSDError as error:
+            told = f"error: {_without_table(error, sweep_dir)}"
+            if is_alone:
+                sys.exit(told)  # Hydra takes every other exception of a callback for a warning
+            print(told, file=sys.stderr)  # the jobs after it go on, and the sweep's end fails
+            return
         if is_alone or "failed" in statuses:
-            _show(table, sweep_dir)
+            _show(table, sweep_dir, checkpoints)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Publish what can only be meant, and print the table."""
-        sweep_dir = Path(config.hydra.sweep.dir)
-        publish_unshared(sweep_dir)
-        _show(write_sweep(sweep_dir), sweep_dir)
+        sweep_dir, checkpoints = Path(config.hydra.sweep.dir), _checkpoints(config)
+        try:
+            publish_unshared(sweep_dir, checkpoints)
+            table = write_sweep(sweep_dir, checkpoints)
+        except RSDError as error:
+            sys.exit(f"error: {_without_table(error, sweep_dir)}")
+        _show(table, sweep_dir, checkpoints)
+
+
+def _checkpoints(config: DictConfig, overrides: Sequence[str] = (), resumed: Path | None = None) -> Path:
+    """The folder in which a command publishes: paths.checkpoints as this command's own user has it.
+
+    Args:
+        overrides: Of the command, those of a resumed run among them.
+        resumed: Folder of a run that is resumed. Paths that only its own overrides name are a stranger's, perhaps.
+    """
+    is_run = resumed is not None and (resumed / OVERRIDES_FILE).is_file()
+    stored = Counter(quoted(one, False) for one in (read_overrides(resumed) if resumed and is_run else []))
+    typed = Counter(overrides) - stored
+    own, others = ({one.lstrip("+~").partition("=")[0] for one in some} for some in (typed, stored))
+    if any(key.partition(".")[0] == "paths" for key in others - own):
+        return CHECKPOINTS
+    named = OmegaConf.select(config, "paths.checkpoints")
+    return CHECKPOINTS if named is None else Path(named)
+
+
+def _without_table(error: RSDError, sweep_dir: Path) -> str:
+    return (
+        f"{error}. Each job keeps its own record; nothing was published, and the table is as it was; then make it "
+        f"with: {shlex.join(['python', '-m', 'rsd.commands.sweep', str(sweep_dir)])}"
+    )
 
 
 def _may_tell(job_dir: Path) -> bool:
@@ -282,13 +332,13 @@ def _may_tell(job_dir: Path) -> bool:
     return (job is None or job["status"] != "done") and not is_held_elsewhere(job_dir)
 
 
-def _show(table: Table, sweep_dir: Path) -> None:
+def _show(table: Table, sweep_dir: Path, checkpoints: Path) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
     console.print(
         f"Table of the runs: {sweep_dir / HTML_FILE} and {sweep_dir / CSV_FILE}", soft_wrap=True, markup=False
     )
-    for line in describe_waiting(sweep_dir, read_sweep(sweep_dir)):
+    for line in describe_waiting(sweep_dir, read_sweep(sweep_dir), checkpoints):
         console.print(line, soft_wrap=True, markup=False)
 
 
@@ -298,13 +348,16 @@ def main() -> None:
     parser = Options(description="Make sweep.csv and sweep.html of a multirun again.")
     parser.add_argument("sweep_dir", type=old_folder, help="the sweep's folder, with one folder a job")
     parser.add_argument("--publish", metavar="JOB", help="publish the checkpoint of this job, for example 0")
+    parser.add_argument(
+        "--checkpoints", type=any_path, default=CHECKPOINTS, metavar="DIR", help="folder in which that may be published"
+    )
     options = parser.parse_args()
     sweep_dir = options.sweep_dir
     if not read_sweep(sweep_dir):
         raise SettingError(f"{sweep_dir} holds no job; give the folder that a multirun has named")
     if options.publish is not None:
-        publish_job(sweep_dir, options.publish)
-    _show(write_sweep(sweep_dir), sweep_dir)
+        publish_job(sweep_dir, options.publish, options.checkpoints)
+    _show(write_sweep(sweep_dir, options.checkpoints), sweep_dir, options.checkpoints)
 
 
 if __name__ == "__main__":

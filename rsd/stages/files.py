@@ -11,6 +11,7 @@ import torch
 
 from rsd.checkpoint import (
     JSON_FILE,
+    Checkpoint,
     CheckpointError,
     check_names,
     load_checkpoint,
@@ -33,7 +34,7 @@ LISTED_LETTERS = 400  # of what two base models differ in, in a message
 
 
 @dataclass(frozen=True)
-class _Config:
+class HeadConfig:
     """Entry "config" of a head's or draft's checkpoint.json."""
 
     hidden_dim: Count
@@ -45,6 +46,16 @@ class _Config:
     states_per_step: Count | None = None  # the first checkpoints all read layers,
     point: str | None = None  # and so had
     layer: Total | None = None  # this
+
+    @property
+    def states(self) -> int:
+        """States a step that it reads."""
+        return self.states_per_step or self.code_shape.action_dim
+
+    @property
+    def place(self) -> str | None:
+        """Point that it reads, in the words of today; None where the file does not say."""
+        return self.point or (None if self.layer is None else former_point(self.layer, self.states))
 
     @property
     def size(self) -> dict[str, int]:
@@ -93,15 +104,12 @@ def load_stage_head(
     loaded = load_checkpoint(directory, kind=kind, produce=command)
     remedy, where = f"train it again for this combination with {command}", str(Path(directory) / JSON_FILE)
     made_for = {"tokenizer": tokenizer_sha256, "unnorm_key": base.space.name, "base": dict(base.fingerprint)}
+    config, point = head_config(loaded, directory, remedy)
+    states = config.states
     try:
-        config = conform(loaded.config, _Config, where, "config")
         conform(loaded.provenance, dict.fromkeys(made_for, Any), where, "provenance")
     except EntryError as error:
         raise CheckpointError(f"{error}; {remedy}") from error
-    states = config.states_per_step or code_shape.action_dim
-    point = config.point or (None if config.layer is None else former_point(config.layer, states))
-    if point is None:
-        raise CheckpointError(f"{where} lacks entry 'config.point'; {remedy}")
     if config.code_shape != code_shape:
         raise CheckpointError(
             f"{kind} {directory} speaks another code than the tokenizer: {_describe(config.code_shape)} in the "
@@ -134,6 +142,22 @@ def load_stage_head(
     head = StageHead(code_shape=code_shape, states_per_step=states, **config.size)
     load_weights(head, loaded, directory)
     return head.eval().requires_grad_(False), point
+
+
+def head_config(loaded: Checkpoint, directory: Path, remedy: str) -> tuple[HeadConfig, str]:
+    """A head's or draft's arguments, and the point that it reads, as a version of any age has written them.
+
+    Raises:
+        CheckpointError: an entry is missing, or of another type or range.
+    """
+    where = str(Path(directory) / JSON_FILE)
+    try:
+        config = conform(loaded.config, HeadConfig, where, "config")
+    except EntryError as error:
+        raise CheckpointError(f"{error}; {remedy}") from error
+    if config.place is None:
+        raise CheckpointError(f"{where} lacks entry 'config.point'; {remedy}")
+    return config, config.place
 
 
 def _check_visual_tokens(who: str, stored: Any, here: dict[str, Any], command: str) -> None:

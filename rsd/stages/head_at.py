@@ -20,11 +20,13 @@ class HeadAt:
         head: On the base model's device.
         point: Name of the point whose states it reads, e.g. "layer.3".
         role: "target" or "draft": for messages, and the name that its time is booked under.
+        source: Whose states these are, for messages.
     """
 
     head: StageHead
     point: str
     role: str
+    source: str = "the base model"
 
     def bind(self, looked: Pass, requests: Sequence[Request]) -> BoundHead:
         return BoundHead(self, looked)
@@ -54,7 +56,7 @@ class BoundHead:
         place = self._place
         with self._looked.clock.part(place.role):
             if self._logits is None:
-                states = require_finite(self._looked.at(place.point), f"the base model's state {place.point!r}")
+                states = require_finite(self._looked.at(place.point), f"{place.source}'s state {place.point!r}")
                 self._logits = HeadLogits(place.head, place.head.features(states))
             logits = self._logits(known, start, stop)
             missing = place.head.missing[..., start:stop, :]  # [T, D, q, L]

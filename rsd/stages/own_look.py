@@ -31,7 +31,8 @@ class OwnLook:
 
     def bind(self, looked: Pass, requests: Sequence[Request]) -> BoundLook:
         seen = [dataclasses.replace(request.observation, stored=True) for request in requests]
-        return BoundLook(self.reader.bind(self.eyes.look(seen), requests), looked.clock, self.reader.role)
+        reader = dataclasses.replace(self.reader, source=f"the {self.reader.role}'s own base model")
+        return BoundLook(reader.bind(self.eyes.look(seen), requests), looked.clock, self.reader.role)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ class RFSQTokenizer(ActionTokenizer):
         self.quantizer = ResidualQuantizer(torch.tensor(self.code_shape.levels), steps, learned=scale == "learned")
 
     def to_latents(self, actions: Tensor) -> Tensor:
-        return torch.tanh(self.encoder(actions))
+        encoded = self.encoder(actions)
+        return torch.tanh(encoded) + 0 * encoded  # which keeps what is infinite from becoming a number
 
     def to_actions(self, latents: Tensor) -> Tensor:
         return self.decoder(latents)

@@ -32,6 +32,7 @@ from rsd.models.openvla.visual_tokens import (
 from tests.models.contract import BaseModelContract
 from tests.models.openvla_tiny import LONG, SHORT, build_base, observation
 from tests.models.test_execution import rerun
+from tests.records import edit
 
 PATCHES = 4  # of build_base's 28 pixels, a view
 HEADS = ("l1", "discrete", "diffusion", "autoregressive")
@@ -324,6 +325,25 @@ def test_a_scorer_is_held_to_its_base_model_and_to_its_number(tmp_path):
         Learned(num_tokens=3, checkpoint=tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [("num_tokens", None, "None, expected a whole number"), ("hidden", -1, "-1, expected"), ("kind", 1, "unknown")],
+)
+def test_a_scorer_whose_record_is_damaged_is_refused(tmp_path, entry, value, message):
+    scorer_for(build_base(), tmp_path / "scorer", 2)
+    edit(tmp_path / "scorer" / "checkpoint.json", lambda record: record["config"].update({entry: value}))
+    with pytest.raises(CheckpointError, match=rf"checkpoint.json: entry 'config.{entry}' (is )?{message}.*; copy it"):
+        Learned(num_tokens=2, checkpoint=tmp_path / "scorer")
+
+
+def test_scores_of_no_numbers_choose_nothing(tmp_path):
+    selection = scorer_for(build_base(), tmp_path / "scorer", 2)
+    with torch.no_grad():
+        selection.scorer.score.bias.fill_(torch.nan)
+    with pytest.raises(CheckpointError, match="scorer says NaN or infinity of the pictures"):
+        selection.choose(pictures(PATCHES), torch.zeros(1, 2 * PATCHES, 32), lambda: torch.zeros(1, 32))
+
+
 def test_a_scorer_goes_through_loading(tmp_path):
     save_base(tmp_path / "base", build_base(), {})
     inputs = own_inputs(tmp_path / "base")
@@ -335,7 +355,15 @@ def test_a_scorer_goes_through_loading(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "record", [{}, {"kind": "all"}, {"kind": "grid"}, {"kind": "grid", "num_tokens": 2, "seed": 0}, {"num_tokens": 2}]
+    "record",
+    [
+        {},
+        {"kind": "all"},
+        {"kind": "grid"},
+        {"kind": "grid", "num_tokens": 2, "seed": 0},
+        {"num_tokens": 2},
+        {"kind": []},
+    ],
 )
 def test_a_record_that_names_no_selection_is_refused(record):
     with pytest.raises(CheckpointError, match=r"visual_tokens of policy\.json is .*, expected a kind with"):

@@ -379,6 +379,22 @@ def test_damaged_parts_are_not_described_anew(folder, monkeypatch, part):
     assert re.match(rf"error: .*{part}.weights\.safetensors is damaged: ", message_of(folder, monkeypatch))
 
 
+@pytest.mark.parametrize(
+    ("part", "entry", "value", "message"),
+    [
+        ("head", "code_shape", None, "config.code_shape' is None, expected an object"),
+        ("head", "layer", None, "lacks entry 'config.point'"),
+        ("draft", "num_stages", "2", "config.num_stages' is '2', expected a whole number"),
+        ("draft", "width", [], "config.width' is [], expected a whole number"),
+        ("tokenizer", "family", "os", "is of family 'os', expected one of"),
+    ],
+)
+def test_entries_that_no_loader_would_take_are_not_sealed(folder, monkeypatch, part, entry, value, message):
+    as_an_earlier_version(folder)
+    edit(folder / part / "checkpoint.json", lambda record: record["config"].update({entry: value}))
+    assert message in message_of(folder, monkeypatch)
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_that_is_named_must_be_there(folder, monkeypatch, part):
     as_an_earlier_version(folder)

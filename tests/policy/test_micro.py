@@ -1,6 +1,7 @@
 """A draft with eyes of its own: what it decides costs the base model nothing; what it was not made for is refused."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from rsd.checkpoint import CheckpointError, file_sha256
 from rsd.decoding import L1, DepthAR, EarlyExit, Exit, FixedHorizon, Hold, MeanLogProb, Speculative, Temporal
+from rsd.errors import RSDError
 from rsd.models.openvla.loading import load_own, save_base
 from rsd.policy import Checkpoints, load_folder, write_folder
 from rsd.policy.folder import DRAFTS
@@ -121,6 +123,17 @@ def test_in_a_batch_each_episode_has_its_own_turn(counted, root):
     for request, chunk in zip(seen, together, strict=True):
         (alone,) = policy.predict([request])
         assert abs(chunk.actions - alone.actions).max() < 1e-5 and chunk.work == alone.work
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_eyes_that_see_no_number_are_named_and_no_gate_hides_them(counted, root, value):
+    """One row asks the draft, the other one the base model, whose part is in order."""
+    policy = make(counted, root, temporal(MeanLogProb(threshold=-1.9), 3))
+    memory = policy.predict([Request(observation(0), 0)])[0].memory
+    with torch.no_grad():
+        policy.tokens.draft.eyes.model.projector.fc3.bias[0] = value
+    with pytest.raises(RSDError, match="the draft's own base model's state 'head' is NaN or infinite"):
+        policy.predict([Request(observation(1), 1, memory), Request(observation(2), 2)])
 
 
 def test_the_draft_alone_needs_no_base_model(counted, root):

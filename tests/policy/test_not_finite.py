@@ -144,6 +144,25 @@ def test_infinite_steps_of_the_quantiser_are_named(root):
             policy.predict([Request(observation(), 0)])
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_attention_of_no_numbers_is_no_attention_to_nothing(root, value):
+    """On a CPU, torch's kernel makes zeros of scores that are NaN."""
+    policy = make_policy(build_base(), root, L1())
+    with torch.no_grad():
+        policy.base.model.vision_backbone.featurizer.blocks[1].attn.qkv.bias[0] = value
+    with pytest.raises(RSDError, match="the base model produced NaN or infinite actions"):
+        policy.predict([Request(observation(), 0)])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_encoder_hides_nothing_behind_its_bounds(root, value):
+    policy = make_policy(build_base(), root, DepthAR(), target="base")
+    with torch.no_grad():
+        policy.tokens.tokenizer.encoder[2].bias[0] = value
+    with pytest.raises(RSDError, match=r"what the tokenizer makes of stages 0\.\.0 is NaN"):
+        policy.predict([Request(observation(), 0)])
+
+
 def test_what_is_in_order_is_left_alone(root):
     for name, (decoding, target, _) in DECODINGS.items():
         (chunk,) = make_policy(build_base(), root, decoding, target=target).predict([Request(observation(), 0)])

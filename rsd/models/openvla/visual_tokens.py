@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsd.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
+from rsd.checkpoint import JSON_FILE, CheckpointError, load_checkpoint, load_weights, save_checkpoint
 from rsd.errors import SettingError
-from rsd.settings import Count, Seed, checked
+from rsd.record import EntryError, arguments, conform, shown
+from rsd.settings import Count, Seed, Width, checked
 from rsd.types import ALL_TOKENS
 
 KIND = "visual_tokens"  # of a checkpoint
@@ -194,7 +195,7 @@ class Scorer(nn.Module):
         SettingError: it would have more than MAX_PARAMETERS.
     """
 
-    def __init__(self, *, width: int, num_views: int, num_patches: int, hidden: int) -> None:
+    def __init__(self, *, width: Width, num_views: Count, num_patches: Count, hidden: Width) -> None:
         super().__init__()
         self.config = {"width": width, "num_views": num_views, "num_patches": num_patches, "hidden": hidden}
         self.content = nn.Linear(width, hidden)
@@ -239,14 +240,21 @@ class Learned:
     def __init__(self, *, num_tokens: Count, checkpoint: str | Path) -> None:
         self.num_tokens, self.directory = num_tokens, Path(checkpoint)
         loaded = load_checkpoint(self.directory, kind=KIND, produce=PRODUCE)
-        self.sha256, self.made_for = loaded.sha256, loaded.provenance["base"]
-        config = dict(loaded.config)
-        if (trained := config.pop("num_tokens")) != num_tokens:
+        where = str(self.directory / JSON_FILE)
+        try:
+            self.made_for = conform(loaded.provenance, {"base": dict[str, Any]}, where, "provenance")["base"]
+            config = conform(loaded.config, {"num_tokens": Count}, where, "config")
+            trained = config.pop("num_tokens")
+            size = arguments(Scorer, config, where, "config")
+        except EntryError as error:
+            raise CheckpointError(f"{error}; copy it again, or train one with {PRODUCE}") from error
+        self.sha256 = loaded.sha256
+        if trained != num_tokens:
             raise CheckpointError(
                 f"{self.directory} was trained to keep {trained} tokens a view, asked for {num_tokens}; set "
                 f"visual_tokens.num_tokens={trained}, or train one with {PRODUCE} visual_tokens.num_tokens={num_tokens}"
             )
-        self.scorer = Scorer(**config)
+        self.scorer = Scorer(**size)
         load_weights(self.scorer, loaded, self.directory)
         self.scorer.eval().requires_grad_(False)
 
@@ -263,7 +271,10 @@ class Learned:
     def choose(self, tokens: PictureTokens, patches: Tensor, words: Callable[[], Tensor]) -> Tensor:
         if self.scorer.place.device != patches.device:
             self.scorer.to(patches.device)
-        return highest(self.scorer(patches, words()), self.num_tokens)
+        scores = self.scorer(patches, words())
+        if scores.is_cpu and not scores.isfinite().all():  # a GPU does not wait for that; its weights were looked at
+            raise CheckpointError(f"{self.directory} says NaN or infinity of the pictures; train one with {PRODUCE}")
+        return highest(scores, self.num_tokens)
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "learned", "num_tokens": self.num_tokens, "sha256": self.sha256}
@@ -292,9 +303,9 @@ def from_json(record: Mapping[str, Any], checkpoint: Path | None) -> VisualToken
         "random": (Random, {"num_tokens", "seed"}),
         "learned": (Learned, {"num_tokens"}),
     }
-    if kind not in kinds or options.keys() != kinds[kind][1]:
+    if not isinstance(kind, str) or kind not in kinds or options.keys() != kinds[kind][1]:
         expected = {name: sorted(entries) for name, (_, entries) in kinds.items()}
-        raise CheckpointError(f"visual_tokens of policy.json is {dict(record)}, expected a kind with {expected}")
+        raise CheckpointError(f"visual_tokens of policy.json is {shown(dict(record))}, expected a kind with {expected}")
     if kind != "learned":
         return kinds[kind][0](**options)
     if checkpoint is None:
