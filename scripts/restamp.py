@@ -29,7 +29,7 @@ from rsd.files import write_atomically
 from rsd.models.openvla import OpenVLABase, load_base
 from rsd.models.openvla.loading import own_inputs
 from rsd.options import Options, any_path, reported
-from rsd.policy.folder import PARTS, POLICY_FILE, SCORER, read_record, with_visual_tokens, write_folder
+from rsd.policy.folder import CALIBRATIONS, PARTS, POLICY_FILE, SCORER, read_record, with_visual_tokens, write_folder
 from rsd.record import shown
 from rsd.stages.files import as_stored, head_config
 from rsd.tokenizer import load_tokenizer
@@ -203,6 +203,7 @@ def restamp(folder: Path) -> None:
         decoding=decoding,
         decodings=decodings,
         drafts=drafts,
+        calibrations=before.get(CALIBRATIONS),
     )
     print(f"{folder / POLICY_FILE}: {', '.join(parts)}; decodings {', '.join(decodings)}; space {base.space.digest}")
 

@@ -25,7 +25,9 @@ class Gate(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MeanLogProb:
-    """Decided where the draft's tokens are likely enough on average. Not calibrated: a threshold promises nothing.
+    """Decided where the draft's tokens are likely enough on average.
+
+    A threshold promises nothing by itself; scripts/calibrate.py finds one that does.
 
     Attributes:
         threshold: Smallest mean log-probability, in nats a token, at which a row is decided: inf decides nothing, -inf
@@ -41,6 +43,9 @@ class MeanLogProb:
             raise SettingError(f"threshold {self.threshold!r}, expected a number of nats, inf or -inf")
 
     def __call__(self, log_probs: Tensor, levels: Tensor) -> Tensor:
+        return self.score(log_probs, levels) >= self.threshold
+
+    def score(self, log_probs: Tensor, levels: Tensor) -> Tensor:
+        """What the threshold is held against, [B], nats a token; see `Gate`."""
         exists = levels[..., : log_probs.shape[-1]] > 1  # [T, D, m]
-        mean = log_probs.flatten(1).sum(dim=1) / exists.sum().clamp_min(1)  # [B]
-        return mean >= self.threshold
+        return log_probs.flatten(1).sum(dim=1) / exists.sum().clamp_min(1)

@@ -11,6 +11,7 @@
         decoding             name of the one that is used unless another is asked for
         decodings            name → {kind, options, "target": "head" or "base", "draft": the part that drafts; "draft"
                              without a word}
+        calibrations         name → what its threshold was found by, for which parts; absent where nothing was
 
 A folder is data: nothing in it is code, and paths do not leave it.
 """
@@ -24,6 +25,7 @@ from typing import Any
 
 from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256
 from rsd.decoding import DRAFT, KIND, TARGET, Decoding, from_json, to_json
+from rsd.differences import differences, told
 from rsd.errors import SettingError
 from rsd.files import stranger
 from rsd.models.openvla.loading import load_base
@@ -38,6 +40,7 @@ from rsd.tokenizer import ActionTokenizer
 
 POLICY_FILE = "policy.json"
 SCHEMA = 1
+CALIBRATIONS = "calibrations"
 LONGEST = 250  # letters of a part's path; no file's name may be longer
 SCORER = "visual_tokens"
 DRAFTS = ("draft", "micro")  # parts that can draft
@@ -91,6 +94,8 @@ def load_folder(
     folder = Path(folder)
     record = read_record(folder)
     name, chosen, target = _choose(folder, record, decoding, target)
+    if name == decoding or decoding is None:
+        check_calibration(folder, record, name)
     paths = {name: _part(folder, record["parts"], name) for name in PARTS}
     options = with_visual_tokens(_base_options(folder, record, base_options), paths[SCORER])
     if paths["base"] is None:
@@ -237,9 +242,47 @@ def read_record(folder: Path) -> dict[str, Any]:
         needed = {name: kind for name, kind in BASE.items() if name in arguments or name in NEEDED}
         conform(arguments, needed, str(path), "base")
         conform(record["decodings"], dict[str, dict[str, Any]], str(path), "decodings")
+        conform(record.get(CALIBRATIONS, {}), dict[str, dict[str, Any]], str(path), CALIBRATIONS)
     except EntryError as error:
         raise CheckpointError(f"{error}; copy it again, or write it anew with scripts/restamp.py") from error
     return record
+
+
+def calibrated(folder: Path, name: str, threshold: float, found: Mapping[str, Any]) -> None:
+    """Write a threshold into policy.json, with the evidence for it and what it holds for.
+
+    Args:
+        name: Of the decoding, which has a gate with a threshold.
+        found: JSON types; see `rsd.policy.calibration.evidence`.
+    """
+    record = read_record(folder)
+    entry = record["decodings"][name]
+    entry["gate"]["threshold"] = threshold
+    holds_for = {"decoding": entry, "parts": _hashes(record, name)}
+    write(folder / POLICY_FILE, {**record, CALIBRATIONS: record.get(CALIBRATIONS, {}) | {name: holds_for | {**found}}})
+
+
+def check_calibration(folder: Path, record: Mapping[str, Any], name: str) -> None:
+    """See that a decoding's threshold, where it was calibrated, was so for this policy and this decoding.
+
+    Raises:
+        CheckpointError: it was for others.
+    """
+    found = record.get(CALIBRATIONS, {}).get(name)
+    if found is None:
+        return
+    now = {"decoding": record["decodings"][name], "parts": _hashes(record, name)}
+    if different := differences({key: found.get(key) for key in now}, now):
+        raise CheckpointError(
+            f"{folder / POLICY_FILE}: the threshold of decoding {name!r} was calibrated for another policy: "
+            f"{told(different)}; run scripts/calibrate.py again, or take out entry {CALIBRATIONS}.{name}"
+        )
+
+
+def _hashes(record: Mapping[str, Any], name: str) -> dict[str, str]:
+    """Hashes of the parts that decide what a decoding's gate goes by."""
+    parts = ("base", "tokenizer", record["decodings"][name].get("draft", "draft"))
+    return {part: record["parts"][part]["sha256"] for part in parts if part in record["parts"]}
 
 
 def write_folder(
@@ -252,6 +295,7 @@ def write_folder(
     decoding: str,
     decodings: Mapping[str, tuple[Decoding, str | None]],
     drafts: Mapping[str, str] | None = None,
+    calibrations: Mapping[str, Any] | None = None,
 ) -> None:
     """Write policy.json over parts that lie in the folder already.
 
@@ -262,6 +306,7 @@ def write_folder(
         num_open_loop_steps, decoding: See the head of this file.
         decodings: Name to a decoding and its target ("head", "base"; None where it has none).
         drafts: Name of a decoding to the part that drafts for it, where that is not "draft".
+        calibrations: Those of an earlier policy.json; what they were made for is looked at when they are used.
 
     Raises:
         CheckpointError: a part lies outside of the folder.
@@ -277,7 +322,7 @@ def write_folder(
             name: to_json(one) | ({} if target is None else {"target": target}) | _draft_entry(drafts or {}, name)
             for name, (one, target) in decodings.items()
         },
-    }
+    } | ({CALIBRATIONS: dict(calibrations)} if calibrations else {})
     write(folder / POLICY_FILE, record)
 
 

@@ -1,0 +1,215 @@
+"""A gate's threshold with a promise: of episodes like those that were held out, the risk is at most so much.
+
+The risk of an episode is the share of its chunks that the gate lets through although they are wrong: in some executed
+step some motion dim lies further than `tau` from the base model's own chunk, or the gripper is another. Thresholds are
+tested from the strictest on, each by the Hoeffding-Bentkus bound, until one does not pass (Learn then Test,
+Angelopoulos et al. 2021, arXiv 2110.01052, with fixed-sequence testing). With probability 1 - delta the threshold that
+comes out keeps the risk. What surprises first: episodes are what is drawn at random, not frames, so hundreds of frames
+of 20 episodes promise nothing. Nor does the promise hold in states that only the skipping policy gets into.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from scipy.stats import binom
+from torch import Tensor
+
+from rsd.decoding import MeanLogProb
+from rsd.errors import SettingError
+from rsd.policy.contract import PolicyError
+from rsd.policy.policy import VLAPolicy
+from rsd.settings import Positive, Range, checked
+from rsd.types import Observation, Request
+
+GRID = tuple(-0.005 * 1.1**k for k in range(72))  # nats a token, -0.005 … -4.3; chosen before any data are seen
+BATCH = 32  # frames at a time
+GRIPPER = 6  # the action dim that is not compared by distance
+BLACK, FROZEN = "black pictures", "a frozen camera"
+
+Small = Annotated[float, Range(0, 0.5, above=True)]
+
+
+@dataclass(kw_only=True)
+class Listening:
+    """A gate that lets everything through, and keeps what another one goes by."""
+
+    gate: MeanLogProb
+    heard: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, log_probs: Tensor, levels: Tensor) -> Tensor:
+        score = self.gate.score(log_probs, levels)  # [B]
+        self.heard.append(score)
+        return torch.ones_like(score, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Frames at which a chunk is asked for.
+
+    Attributes:
+        score: What the gate goes by, [N], float64.
+        wrong: Distance of the draft's chunk from the base model's, [N], float64, in model space; inf where the gripper
+            differs.
+        episode: Number of each frame's episode, [N], int64.
+        blind: BLACK and FROZEN → score of the same frames with such pictures, [N].
+    """
+
+    score: np.ndarray
+    wrong: np.ndarray
+    episode: np.ndarray
+    blind: Mapping[str, np.ndarray]
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """What a threshold is to keep.
+
+    Attributes:
+        tau: Largest distance from the base model's chunk that is not wrong, in model space, where 2 is a dim's range.
+        risk: Largest expected share of an episode's chunks that pass and are wrong.
+        delta: Largest probability that the threshold does not keep it.
+    """
+
+    tau: Positive
+    risk: Small
+    delta: Small
+
+    @property
+    def min_episodes(self) -> int:
+        """With fewer no threshold passes, even when nothing is ever wrong."""
+        return math.ceil(math.log(self.delta) / math.log1p(-self.risk))
+
+    def check_episodes(self, count: int) -> None:
+        """Raise SettingError when so few episodes promise nothing of the kind."""
+        if count < self.min_episodes:
+            raise SettingError(
+                f"{count} episodes are too few: a risk of {self.risk:g} with delta {self.delta:g} takes "
+                f"{self.min_episodes} at least, when nothing is wrong in any; collect more, or promise less"
+            )
+
+
+@dataclass(frozen=True)
+class Point:
+    """One threshold: share of frames that pass, mean risk of the episodes, and the p-value of "its risk is larger"."""
+
+    threshold: float
+    coverage: float
+    risk: float
+    p: float
+
+
+def measure(
+    draft: VLAPolicy, base: VLAPolicy, listening: Listening, episodes: Sequence[Sequence[Observation]]
+) -> Measured:
+    """Show frames to the draft and to the base model, and to the draft with pictures that it should not trust.
+
+    Args:
+        draft: Executes what the draft says; its gate is `listening`.
+        base: Executes the base model's own chunk.
+        episodes: The frames of each episode, in their order.
+    """
+    frames = [frame for episode in episodes for frame in episode]
+    first = [episode[0] for episode in episodes for _ in episode]
+    proposed, score = _listen(draft, listening, frames)
+    chunks = _chunks(base, frames)
+    steps = draft.num_open_loop_steps
+    apart = np.abs(proposed - chunks)[:, :steps]  # [N, steps, A]
+    wrong = np.delete(apart, GRIPPER, axis=2).max(axis=(1, 2))
+    threshold = 0.5  # between the gripper's two values in model space
+    grips = (proposed[:, :steps, GRIPPER] > threshold) != (chunks[:, :steps, GRIPPER] > threshold)
+    black = [replace(f, images={v: np.zeros_like(i) for v, i in f.images.items()}) for f in frames]
+    frozen = [replace(f, images=one.images) for f, one in zip(frames, first, strict=True)]
+    blind = {name: _listen(draft, listening, shown)[1] for name, shown in ((BLACK, black), (FROZEN, frozen))}
+    episode = np.repeat(np.arange(len(episodes)), [len(one) for one in episodes])
+    return Measured(score, np.where(grips.any(axis=1), np.inf, wrong), episode, blind)
+
+
+def curve(measured: Measured, promise: Promise) -> list[Point]:
+    """Risk and coverage of every threshold of the grid, the strictest first."""
+    num_episodes = len(np.unique(measured.episode))
+    frames = np.bincount(measured.episode)  # of each episode
+    points = []
+    for threshold in GRID:
+        passed = measured.score >= threshold
+        bad = np.bincount(measured.episode, passed & (measured.wrong > promise.tau)) / frames
+        risk = float(bad.mean())
+        points.append(Point(threshold, float(passed.mean()), risk, p_value(risk, num_episodes, promise.risk)))
+    return points
+
+
+def p_value(mean: float, count: int, bound: float) -> float:
+    """Hoeffding-Bentkus: at most the probability of a mean so small, were the expected risk above `bound`.
+
+    Args:
+        mean: Of `count` independent risks in [0, 1].
+    """
+    low = min(mean, bound)
+    divergence = (0.0 if low == 0 else low * math.log(low / bound)) + (1 - low) * math.log((1 - low) / (1 - bound))
+    hoeffding = math.exp(-count * divergence)
+    bentkus = math.e * float(binom.cdf(math.ceil(count * mean), count, bound))
+    return min(1.0, hoeffding, bentkus)
+
+
+def calibrate(measured: Measured, promise: Promise) -> tuple[Point, list[Point]]:
+    """The loosest threshold that keeps the promise, and the whole curve.
+
+    Raises:
+        SettingError: there are too few episodes for any promise of the kind.
+        PolicyError: no threshold keeps it, or the gate lets more through with black or frozen pictures.
+    """
+    promise.check_episodes(len(np.unique(measured.episode)))
+    points = curve(measured, promise)
+    kept = None
+    for point in points:
+        if point.p > promise.delta:
+            break
+        kept = point
+    if kept is None or kept.coverage == 0:
+        raise PolicyError(
+            f"no threshold keeps a risk of {promise.risk:g} at tau {promise.tau:g}: this draft is wrong too often "
+            "where it is sure; train it longer, or promise less"
+        )
+    for name, score in measured.blind.items():
+        share = float((score >= kept.threshold).mean())
+        if share > kept.coverage:
+            raise PolicyError(
+                f"with {name} the gate lets {share:.1%} of the chunks through, with the real ones {kept.coverage:.1%}: "
+                "it is surer of what it cannot see; train the draft with such pictures, or use another gate"
+            )
+    return kept, points
+
+
+def evidence(measured: Measured, promise: Promise, kept: Point, points: Sequence[Point]) -> dict[str, Any]:
+    """What is written beside a threshold, in JSON types."""
+    return {
+        "rule": "Learn then Test, Hoeffding-Bentkus, fixed sequence",
+        **asdict(promise),
+        "num_episodes": len(np.unique(measured.episode)),
+        "num_frames": len(measured.score),
+        **{name: getattr(kept, name) for name in ("threshold", "coverage", "p")},
+        "mean_risk": kept.risk,
+        "coverage_blind": {name: float((one >= kept.threshold).mean()) for name, one in measured.blind.items()},
+        "curve": [[one.threshold, one.coverage, one.risk, one.p] for one in points],
+    }
+
+
+def _listen(policy: VLAPolicy, listening: Listening, frames: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray]:
+    listening.heard.clear()
+    chunks = _chunks(policy, frames)
+    return chunks, torch.cat(listening.heard).double().cpu().numpy()
+
+
+def _chunks(policy: VLAPolicy, frames: Sequence[Observation]) -> np.ndarray:
+    """Chunks in model space, [N, T, A]; each with the seed of its place."""
+    found = []
+    for start in range(0, len(frames), BATCH):
+        answers = policy.predict([Request(f, seed) for seed, f in enumerate(frames[start : start + BATCH], start)])
+        found += [answer.memory.chunk for answer in answers if answer.memory is not None]
+    return np.stack(found)
