@@ -14,6 +14,7 @@ from typing import Any
 
 from rsd.checkpoint import JSON_FILE, Checkpoint, CheckpointError, checkpoint_json, load_checkpoint
 from rsd.decoding import (
+    EARLIER,
     L1,
     Decoding,
     DepthAR,
@@ -40,8 +41,14 @@ RENAMED = (  # entries of a head's provenance that one version has and another l
     "base.space",
     "base.unnorm_key",
 )
-PHASES = {"tokenizer": "rfsq", "head": "head", "draft": "draft", "micro": "draft draft=micro"}  # of train.py
-KINDS = {"micro": "draft"}  # of a part's checkpoint, where it is another
+PHASES = {  # of train.py
+    "tokenizer": "rfsq",
+    "head": "head",
+    "draft": "draft",
+    "micro": "draft draft=micro",
+    EARLIER: "draft",
+}
+KINDS = {"micro": "draft", EARLIER: "draft"}  # of a part's checkpoint, where it is another
 THRESHOLD = -0.06  # nats a token, of early_exit: lets half of the chunks of libero_spatial end early; not calibrated
 SKIPPED, MAX_UNVERIFIED = -0.2833, 2  # of temporal: see conf/decoding/temporal.yaml
 
@@ -175,7 +182,7 @@ def restamp(folder: Path) -> None:
     expected = made_for(base, tokenizer_sha256)
     heads = {
         parts[kind] / JSON_FILE: restamped(parts[kind], kind, base, expected)
-        for kind in ("head", "draft", "micro")
+        for kind in ("head", "draft", "micro", EARLIER)
         if kind in parts
     }
     decoding, decodings, drafts = decodings_of(folder, parts)
