@@ -13,7 +13,7 @@ from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256, load_checkpo
 from rsd.decoding import DRAFT, EARLIER, TARGET, Decoding, stages_of_draft
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.loading import load_own
-from rsd.points import draft_folder, point_name
+from rsd.points import draft_folder, point_name, points_of_drafts
 from rsd.policy.contract import PolicyError
 from rsd.policy.policy import Tokens, VLAPolicy
 from rsd.settings import Device, Point, Processes, checked, require_device
@@ -125,6 +125,13 @@ def _tokens(
 
     def draft_at(role: str, path: Path | str, point: Point | None, remedy: str) -> HeadAt | OwnLook:
         folder = draft_folder(Path(path), point)
+        gone = not (folder.exists() or folder.is_symlink())
+        if gone and point is not None and (others := points_of_drafts(Path(path))):
+            raise CheckpointError(
+                f"no {role} at {point_name(point)}: {folder} does not exist, and beside it are those at "
+                f"{', '.join(others)}; choose one of them, or train all at once with python train.py phase=draft "
+                f"draft.layer=[{','.join([*others, point_name(point)])}]"
+            )
         stages = stages_of_draft(decoding, tokenizer.code_shape.num_stages, DRAFT if role == DRAFT else EARLIER)
         eyes = load_eyes(folder, base.spec, device=str(where))
         trained = head_at("draft", role, folder, stages, eyes)

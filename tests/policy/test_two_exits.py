@@ -171,6 +171,22 @@ def test_an_earlier_draft_that_cannot_be_is_refused(counted, root, tmp_path):
         two(counted, root, agreeing(FAR), control=lambda tokenizer: None)
 
 
+@pytest.mark.parametrize(
+    ("decoding", "points", "who"),
+    [
+        (Exit(num_draft_stages=1), {"draft_point": 4}, "draft"),
+        (agreeing(FAR), {"earlier_point": 4}, "earlier draft"),
+    ],
+)
+def test_a_point_that_no_draft_was_trained_at_is_named_with_those_that_were(counted, root, decoding, points, who):
+    several = root / "several"
+    for layer in (EARLY, LATE):
+        save_head(root, counted.base, f"several-layer.{layer}", point=f"layer.{layer}", seed=layer)
+    said = rf"no {who} at layer\.4: .*several does not exist, and beside it are those at layer\.1, layer\.2; choose one"
+    with pytest.raises(CheckpointError, match=said + r".* draft\.layer=\[layer\.1,layer\.2,layer\.4\]"):
+        two(counted, root, decoding, draft=several, **points)
+
+
 def test_a_folder_holds_it_as_a_part(tmp_path):
     save_base(tmp_path / "base", build_base(), {"steps": 0})
     inputs = own_inputs(tmp_path / "base")
