@@ -35,6 +35,12 @@ def draft_folder(name: Path, point: int | str | None) -> Path:
     return own if own.is_dir() or own.is_symlink() else name  # a link to nowhere is an error, not the other draft
 
 
+def points_of_drafts(name: Path) -> list[str]:
+    """Names of the points at which there are drafts beside the plain one."""
+    beside = sorted(path.name for path in name.parent.iterdir()) if name.parent.is_dir() else []
+    return [one.removeprefix(f"{name.name}-") for one in beside if one.startswith(f"{name.name}-")]
+
+
 def name_at(name: Path, point: int | str) -> Path:
     """The name of the draft at one of several points: oft_small-…-t8-layer.3."""
     return name.with_name(f"{name.name}-{point_name(point)}")

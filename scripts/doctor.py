@@ -246,6 +246,8 @@ def model_findings(cfg: DictConfig) -> Iterator[Finding]:
         "head": cfg.target.checkpoint,
         "draft": draft_folder(Path(cfg.paths.draft), cfg.draft.layer),
     }
+    if cfg.draft.earlier is not None:
+        parts["earlier"] = draft_folder(Path(cfg.paths.draft), cfg.draft.earlier)
     parts |= {"visual_tokens": OmegaConf.select(cfg, "visual_tokens.checkpoint")}
     first = [*finite_parts({name: Path(path) for name, path in parts.items() if path is not None})]
     first += [*examine("memory", memory, base.model, cfg.device), *examine("checkpoints", composed, cfg, base)]

@@ -13,6 +13,7 @@ from typing import Any
 
 from rsd.checkpoint import JSON_FILE, Checkpoint, CheckpointError, checkpoint_json, load_checkpoint
 from rsd.decoding import (
+    EARLIER,
     L1,
     Decoding,
     DepthAR,
@@ -42,8 +43,8 @@ RENAMED = (  # entries of a head's provenance that one version has and another l
     "base.space",
     "base.unnorm_key",
 )
-PHASES = {"head": "head", "draft": "draft", "micro": "draft draft=micro"}  # of train.py
-KINDS = {"micro": "draft"}  # of a part's checkpoint, where it is another
+PHASES = {"head": "head", "draft": "draft", "micro": "draft draft=micro", EARLIER: "draft"}  # of train.py
+KINDS = {"micro": "draft", EARLIER: "draft"}  # of a part's checkpoint, where it is another
 THRESHOLD = -0.06  # nats a token, of early_exit: lets half of the chunks of libero_spatial end early; not calibrated
 SKIPPED, MAX_UNVERIFIED = -0.2833, 2  # of temporal: see conf/decoding/temporal.yaml
 
@@ -188,7 +189,7 @@ def restamp(folder: Path) -> None:
     code_shape = None if tokenizer is None else tokenizer.tokenizer.code_shape
     heads = {
         parts[kind] / JSON_FILE: restamped(parts[kind], kind, base, expected, code_shape)
-        for kind in ("head", "draft", "micro")
+        for kind in ("head", "draft", "micro", EARLIER)
         if kind in parts
     }
     decoding, decodings, drafts = decodings_of(folder, parts)

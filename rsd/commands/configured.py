@@ -10,7 +10,7 @@ from typing import Any, cast
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from rsd.decoding import DRAFT, KIND, L1, TARGET, to_json
+from rsd.decoding import DRAFT, EARLIER, KIND, L1, TARGET, to_json
 from rsd.errors import SettingError
 from rsd.models.openvla import require_checkpoint
 from rsd.points import draft_folder
@@ -119,11 +119,13 @@ def policy_fields(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     scorer = OmegaConf.select(cfg, "visual_tokens.checkpoint")
     asked = {"base": True, "tokenizer": bool(decoding.needs), "head": TARGET in decoding.needs}
     asked["draft"] = DRAFT in decoding.needs and cfg.draft.control is None
+    asked[EARLIER] = EARLIER in decoding.needs and cfg.draft.earlier is not None
     asked["visual_tokens"] = scorer is not None
     paths = {"base": cfg.model.backbone.checkpoint, "tokenizer": cfg.paths.tokenizer}
     paths |= {
         "head": cfg.target.checkpoint,
         "draft": str(draft_folder(Path(cfg.paths.draft), cfg.draft.layer)),
+        EARLIER: str(draft_folder(Path(cfg.paths.draft), cfg.draft.earlier)),
         "visual_tokens": scorer,
     }
     base = cast("dict[str, Any]", OmegaConf.to_container(cfg.model.backbone, resolve=True))

@@ -17,6 +17,7 @@ from rsd.stages import StageLogits
 from rsd.types import Code
 
 TARGET, DRAFT = "target", "draft"
+EARLIER = "earlier"  # a draft at an earlier point, which the draft has at hand (`Twofold`)
 ROOM = "rsd.decoding"
 KIND = "kind"
 
@@ -26,7 +27,7 @@ class Decoding(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Roles that it asks: of TARGET and DRAFT."""
+        """Roles that it asks: of TARGET, DRAFT and EARLIER."""
 
     @property
     def num_draft_stages(self) -> int | None:
@@ -46,11 +47,13 @@ class Decoding(Protocol):
         """
 
 
-def stages_of_draft(decoding: Decoding, num_stages: int) -> int:
-    """Stages, of so many of the code, that it asks the draft for, as do the decodings inside of it."""
+def stages_of_draft(decoding: Decoding, num_stages: int, role: str = DRAFT) -> int:
+    """Stages, of so many of the code, that it asks the draft (or EARLIER) for, as do the decodings inside of it."""
+    if role not in decoding.needs:
+        return 0
     inside = [getattr(decoding, one.name) for one in dataclasses.fields(decoding)]  # type: ignore[arg-type]
     own = num_stages if decoding.num_draft_stages is None else decoding.num_draft_stages
-    return max([own, *(stages_of_draft(one, num_stages) for one in inside if hasattr(one, "run"))])
+    return max([own, *(stages_of_draft(one, num_stages, role) for one in inside if hasattr(one, "run"))])
 
 
 def to_json(decoding: Decoding) -> dict[str, Any]:

@@ -1,23 +1,25 @@
 """Let the draft decide where it is sure, and the full decoding elsewhere, row by row.
 
-With the gate open this is `Exit`; with the gate shut it is the full decoding, bit for bit, and a draft pass more. What
-surprises first: "full" may be `L1`, and then rows that go on execute the base model's own chunk, not tokens.
+With the gate open this is `Exit`; with the gate shut it is the full decoding, bit for bit, and a draft pass more. A
+second gate asks whether a draft at an earlier point says the same: with a tolerance, and beside the first or instead of
+it. What surprises first: "full" may be `L1`, and then rows that go on execute the base model's own chunk, not tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from rsd.decoding.decoding import DRAFT, Decoding
+from rsd.decoding.decoding import DRAFT, EARLIER, Decoding
 from rsd.decoding.exit import Exit
 from rsd.decoding.gates import Gate
 from rsd.decoding.past import Past
 from rsd.decoding.sampling import Noise
 from rsd.errors import SettingError
-from rsd.settings import checked
-from rsd.stages import StageLogits
+from rsd.settings import NotNegative, checked
+from rsd.stages import StageLogits, Twofold
 from rsd.types import Code
 
 
@@ -27,31 +29,48 @@ class EarlyExit:
     """A gate between the draft and the rest.
 
     Attributes:
-        gate: Which rows the draft decides.
+        gate: Which rows the draft decides; None leaves it to the tolerance.
         full: What decodes the others.
         num_draft_stages: Stages that the draft is asked for, 1..Q, None for Q; `full` may ask it for more.
+        tolerance: Rows that the draft decides are those, of what the gate lets through, whose chunk is at most so far
+            from that of the draft at an earlier point (`Twofold.distance`); None asks that draft nothing.
     """
 
-    gate: Gate
+    gate: Gate | None
     full: Decoding
     num_draft_stages: int | None
+    tolerance: NotNegative | None = None
 
     def __post_init__(self) -> None:
-        if not callable(self.gate):
+        if self.gate is None and self.tolerance is None:
+            raise SettingError("gate and tolerance are null, and nothing decides; expected one of them, or both")
+        if self.gate is not None and not callable(self.gate):
             raise SettingError(f"gate {self.gate!r}, expected a rule such as MeanLogProb")
         if not hasattr(self.full, "run"):
             raise SettingError(f"full {self.full!r}, expected a decoding")
 
     @property
     def needs(self) -> frozenset[str]:
-        return self.full.needs | {DRAFT}
+        return self.full.needs | ({DRAFT} if self.tolerance is None else {DRAFT, EARLIER})
 
     def run(
         self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise, past: Past | None = None
     ) -> Code:
         """See `Decoding.run`; raises ValueError when num_draft_stages is not in 1..Q."""
-        code, log_probs = Exit(num_draft_stages=self.num_draft_stages).propose(draft, levels, noise)
-        decided = self.gate(log_probs, levels)  # [B]
+        exits = Exit(num_draft_stages=self.num_draft_stages)
+        if self.tolerance is None:
+            code, log_probs = exits.propose(draft, levels, noise)
+            decided = torch.ones_like(code.depth, dtype=torch.bool)  # [B]
+        elif isinstance(draft, Twofold):
+            before = exits.run(target, draft.earlier, levels, noise)  # first: the base model comes by there first
+            code, log_probs = exits.propose(draft, levels, noise)
+            code.work.draft_passes += before.work.draft_passes
+            said = [one.indices[..., : int(one.depth[0])] for one in (before, code)]  # [B, T, D, m] each
+            decided = draft.distance(*said) <= self.tolerance  # [B]
+        else:
+            raise LookupError(f"the decoding asks for a draft that has an {EARLIER} one, and the policy has none")
+        if self.gate is not None:
+            decided = decided & self.gate(log_probs, levels)
         code.work.early_exits = decided.long()
         going_on = (~decided).nonzero()[:, 0]  # [n]
         if len(going_on) == 0:

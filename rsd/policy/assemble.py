@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256, load_checkpoint
-from rsd.decoding import DRAFT, TARGET, Decoding, stages_of_draft
+from rsd.decoding import DRAFT, EARLIER, TARGET, Decoding, stages_of_draft
 from rsd.files import stranger
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.loading import load_own
-from rsd.points import draft_folder, point_name
+from rsd.points import draft_folder, point_name, points_of_drafts
 from rsd.policy.contract import PolicyError
 from rsd.policy.policy import Tokens, VLAPolicy
 from rsd.settings import Device, Point, Processes, checked, require_device
-from rsd.stages import Absent, BaseChunk, Binder, HeadAt, OwnLook
+from rsd.stages import Absent, BaseChunk, Binder, HeadAt, OwnLook, TwoExits
 from rsd.stages.files import EYES, load_stage_head
 from rsd.tokenizer import ActionTokenizer, load_tokenizer
 from rsd.types import BaseModel, BaseSpec
@@ -37,6 +37,9 @@ class Checkpoints:
         head: Of the target head; None makes the base model's own chunk the target.
         draft: Of the draft; see `draft_folder`, where it is one of several.
         draft_point: Point that the draft has to read, as `point_name` takes it; None for whatever it was trained at.
+        earlier: Of a draft at an earlier point, which some decodings hold the draft against; None takes the one at
+            `earlier_point` that was trained with `draft`.
+        earlier_point: Point that it has to read; None for whatever it was trained at.
         control: Makes a draft that nobody trained from the tokenizer (rsd/stages/controls.py), instead of `draft`.
     """
 
@@ -44,6 +47,8 @@ class Checkpoints:
     head: Path | str | None = None
     draft: Path | str | None = None
     draft_point: Point | None = None
+    earlier: Path | str | None = None
+    earlier_point: Point | None = None
     control: Callable[[ActionTokenizer], Binder] | None = None
 
 
@@ -119,6 +124,23 @@ def _tokens(
             )
         return HeadAt(head.to(where), point, role)
 
+    def draft_at(role: str, path: Path | str, point: Point | None, remedy: str) -> HeadAt | OwnLook:
+        folder = draft_folder(Path(path), point)
+        gone = not (folder.exists() or folder.is_symlink())
+        if gone and point is not None and (others := points_of_drafts(Path(path))):
+            raise CheckpointError(
+                f"no {role} at {point_name(point)}: {folder} does not exist, and beside it are those at "
+                f"{', '.join(others)}; choose one of them, or train all at once with python train.py phase=draft "
+                f"draft.layer=[{','.join([*others, point_name(point)])}]"
+            )
+        stages = stages_of_draft(decoding, tokenizer.code_shape.num_stages, DRAFT if role == DRAFT else EARLIER)
+        eyes = load_eyes(folder, base.spec, device=str(where))
+        trained = head_at("draft", role, folder, stages, eyes)
+        wanted = trained.point if point is None else point_name(point)
+        if trained.point != wanted:
+            raise CheckpointError(f"{role} {folder} reads {trained.point}, and {wanted} is asked for; {remedy}")
+        return trained if eyes is None else OwnLook(eyes, trained)
+
     if TARGET in decoding.needs:
         if checkpoints.head is not None:
             target = head_at("head", TARGET, checkpoints.head, tokenizer.code_shape.num_stages)
@@ -134,18 +156,42 @@ def _tokens(
     elif DRAFT in decoding.needs:
         if checkpoints.draft is None:
             raise PolicyError(f"decoding {name} needs a draft, and the policy has none; train one with phase=draft")
-        stages = stages_of_draft(decoding, tokenizer.code_shape.num_stages)
-        folder = draft_folder(Path(checkpoints.draft), checkpoints.draft_point)
-        eyes = load_eyes(folder, base.spec, device=str(where))
-        trained = head_at("draft", DRAFT, folder, stages, eyes)
-        wanted = trained.point if checkpoints.draft_point is None else point_name(checkpoints.draft_point)
-        if trained.point != wanted:
-            raise CheckpointError(
-                f"draft {folder} reads {trained.point}, and {wanted} is asked for; give its own "
-                "draft.layer, or train one with python train.py phase=draft"
+        remedy = "give its own draft.layer, or train one with python train.py phase=draft"
+        draft = draft_at(DRAFT, checkpoints.draft, checkpoints.draft_point, remedy)
+    if EARLIER in decoding.needs:
+        if not isinstance(draft, HeadAt):
+            raise PolicyError(
+                f"decoding {name} has a tolerance, which compares two drafts that read the base model, and this draft "
+                "does not read it; use draft=early, or set decoding.decode.tolerance=null"
             )
-        draft = trained if eyes is None else OwnLook(eyes, trained)
+        point = checkpoints.earlier_point
+        path = checkpoints.draft if checkpoints.earlier is None and point is not None else checkpoints.earlier
+        if path is None:
+            raise PolicyError(
+                f"decoding {name} has a tolerance, which compares two drafts, and no earlier one is named; set "
+                "draft.earlier to its layer (a policy's folder: add the part 'earlier'), or "
+                "decoding.decode.tolerance=null"
+            )
+        remedy = f"train both at once with python train.py phase=draft draft.layer=[{point},{draft.point}]"
+        earlier = draft_at("earlier draft", path, point, remedy)
+        draft = two_exits(earlier, draft, base.spec, tokenizer)
     return Tokens(tokenizer, target, draft)
+
+
+def two_exits(earlier: HeadAt | OwnLook, later: HeadAt, base: BaseSpec, tokenizer: ActionTokenizer) -> TwoExits:
+    """Both drafts as one.
+
+    Raises:
+        PolicyError: the earlier one does not read the policy's base model at an earlier point.
+    """
+    points = list(base.points)
+    if not isinstance(earlier, HeadAt) or points.index(earlier.point) >= points.index(later.point):
+        reads = earlier.point if isinstance(earlier, HeadAt) else "a model of its own"
+        raise PolicyError(
+            f"the earlier draft reads {reads}, expected a point before {later.point}, where the draft reads; the base "
+            f"model has {', '.join(points)}"
+        )
+    return TwoExits(earlier, later, tokenizer)
 
 
 def load_eyes(draft: Path, base: BaseSpec, *, device: str) -> OpenVLABase | None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from rsd.checkpoint import JSON_FILE, CheckpointError, load_checkpoint
+from rsd.decoding import EARLIER
 from rsd.finding import FAILED, OK, Finding, judged
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.canaries import random_observation, run_canaries
@@ -82,7 +83,7 @@ def finite_parts(folders: Mapping[str, Path]) -> Iterator[Finding]:
     for name, folder in {**folders, **eyes}.items():
         if not (folder / JSON_FILE).is_file():
             continue
-        kind = "draft" if name in DRAFTS else "base" if name.startswith("eyes") else name
+        kind = "draft" if name in (*DRAFTS, EARLIER) else "base" if name.startswith("eyes") else name
         try:
             load_checkpoint(folder, kind=kind, produce=f"python train.py phase={PHASES[kind]}")
         except CheckpointError as error:

@@ -3,8 +3,8 @@
     policy.json
         schema               int, this layout's version
         parts                part → {path, sha256}: base, tokenizer, head, draft, micro (a draft with eyes of its own),
-                             and visual_tokens where a scorer chooses them; the hash is of its checkpoint.json, which
-                             holds that of the weights
+                             earlier (a draft at an earlier point than the draft's), and visual_tokens where a scorer
+                             chooses them; the hash is of its checkpoint.json, which holds that of the weights
         base                 arguments of `load_base` beside the checkpoint; visual_tokens as {kind, num_tokens, …}
         space                digest of the base model's space
         num_open_loop_steps  actions of a chunk that are executed
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256
-from rsd.decoding import DRAFT, KIND, TARGET, Decoding, from_json, to_json
+from rsd.decoding import DRAFT, EARLIER, KIND, TARGET, Decoding, from_json, to_json
 from rsd.differences import differences, told
 from rsd.errors import SettingError
 from rsd.files import stranger
@@ -44,7 +44,7 @@ CALIBRATIONS = "calibrations"
 LONGEST = 250  # letters of a part's path; no file's name may be longer
 SCORER = "visual_tokens"
 DRAFTS = ("draft", "micro")  # parts that can draft
-PARTS = ("base", "tokenizer", "head", *DRAFTS, SCORER)
+PARTS = ("base", "tokenizer", "head", *DRAFTS, EARLIER, SCORER)
 BASE = {  # types of what entry "base" may hold, as far as JSON tells them
     "views": list[str],
     "use_proprio": bool,
@@ -114,6 +114,7 @@ def load_folder(
             tokenizer=paths["tokenizer"],
             head=None if target == "base" else paths["head"],
             draft=None if drafting is None else paths[drafting],
+            earlier=paths[EARLIER],
             control=draft if callable(draft) else None,
         ),
         num_open_loop_steps=record["num_open_loop_steps"] if num_open_loop_steps is None else num_open_loop_steps,
@@ -130,6 +131,7 @@ def describe_folder(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     asked = {"base": True, "tokenizer": bool(decoding.needs), "head": TARGET in decoding.needs and target != "base"}
     drafting = _drafting(folder, record, name, decoding, options.get("draft"))
     asked |= {part: part == drafting for part in DRAFTS}
+    asked[EARLIER] = EARLIER in decoding.needs
     asked[SCORER] = SCORER in record["base"]
     chosen = options.get(SCORER)
     steps = options.get("num_open_loop_steps")

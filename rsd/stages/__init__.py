@@ -9,6 +9,7 @@ from rsd.stages.head import StageHead
 from rsd.stages.head_at import HeadAt, HeadLogits
 from rsd.stages.logits import Absent, Binder, NotFiniteError, StageLogits
 from rsd.stages.own_look import OwnLook
+from rsd.stages.two_exits import TwoExits, Twofold
 
 __all__ = [
     "Absent",
@@ -20,4 +21,6 @@ __all__ = [
     "OwnLook",
     "StageHead",
     "StageLogits",
+    "TwoExits",
+    "Twofold",
 ]

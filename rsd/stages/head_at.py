@@ -62,6 +62,7 @@ class BoundHead:
             missing = place.head.missing[..., start:stop, :]  # [T, D, q, L]
             return require_finite(logits, f"what the {place.role} says of stages {start}..{stop - 1}", missing)
 
-    def of(self, rows: Tensor) -> BoundHead:
+    def of(self, rows: Tensor, looked: Pass | None = None) -> BoundHead:
+        """See `StageLogits.of`; `looked` is their part of the pass, where somebody else goes on with it, too."""
         logits = None if self._logits is None else self._logits.of(rows)
-        return BoundHead(self._place, self._looked.of(rows), logits)
+        return BoundHead(self._place, self._looked.of(rows) if looked is None else looked, logits)

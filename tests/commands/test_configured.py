@@ -27,6 +27,17 @@ def test_what_is_the_users_own_goes_to_the_folder():
     assert plain["decoding"] is None and "execution" not in plain
 
 
+def test_an_earlier_draft_goes_to_the_parts_of_a_composed_policy_and_into_the_plan():
+    overrides = ["decoding=early_exit", "decoding.decode.tolerance=0.02", "draft.layer=3", "draft.earlier=2"]
+    cfg = composed("eval", overrides)
+    parts = cfg.composed.checkpoints
+    assert (parts.draft_point, parts.earlier_point, cfg.decoding.decode.tolerance) == (3, 2, 0.02)
+    fields = policy_fields(cfg, overrides)
+    assert fields["options"]["tolerance"] == 0.02 and fields["checkpoints"]["earlier"] == fields["checkpoints"]["draft"]
+    plain = policy_fields(composed("eval", overrides[:1]), overrides[:1])
+    assert plain["options"]["tolerance"] is None and plain["checkpoints"]["earlier"] is None
+
+
 def test_picture_tokens_go_to_the_folder_and_into_the_plan():
     overrides = ["policy=released", "visual_tokens=grid", "visual_tokens.num_tokens=8"]
     grid = {"kind": "grid", "num_tokens": 8}

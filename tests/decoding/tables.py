@@ -72,6 +72,32 @@ class PerRow:
         return PerRow([self.models[i] for i in picked], [self.numbers[i] for i in picked], self.asked)
 
 
+class Pair:
+    """A draft with an earlier one; how far apart two codes are is the mean difference of their levels.
+
+    Attributes:
+        order: Which of them was asked, call by call.
+    """
+
+    def __init__(self, earlier, later, order=None):
+        self.order = [] if order is None else order
+        self._models = earlier, later
+        self.earlier = Function(lambda *asked: self._ask("earlier", earlier, asked))
+
+    def __call__(self, *asked):
+        return self._ask("later", self._models[1], asked)
+
+    def _ask(self, name, model, asked):
+        self.order.append(name)
+        return model(*asked)
+
+    def distance(self, one, other):
+        return (one - other).abs().float().mean(dim=(1, 2, 3))
+
+    def of(self, rows):
+        return Pair(*(one.of(rows) for one in self._models), self.order)
+
+
 def run(decoding, target=NOBODY, draft=NOBODY, seeds=(0,), levels=LEVELS, past=None):
     return decoding.run(target, draft, levels, Noise(list(seeds)), past)
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from rsd.decoding import (
+    DRAFT,
+    EARLIER,
     L1,
     TARGET,
     DepthAR,
@@ -32,7 +34,7 @@ from rsd.errors import SettingError
 from rsd.types import Memory
 from rsd.work import Work
 from tests.decoding.contract import DecodingContract
-from tests.decoding.tables import LEVELS, D, Function, L, PerRow, Q, T, TableModel, four_models, run
+from tests.decoding.tables import LEVELS, D, Function, L, Pair, PerRow, Q, T, TableModel, four_models, run
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 0.9, 1.0])
@@ -257,6 +259,79 @@ def test_rows_that_are_decided_are_not_seen_by_the_target_again(full):
     assert code.indices[1, 0, 0].tolist() == [1, 1, 0, 0] and code.depth[1] == 2
 
 
+def agreeing(tolerance, full, gate=None):
+    return EarlyExit(gate=gate, full=full, num_draft_stages=2, tolerance=tolerance)
+
+
+def three_pairs():
+    """Rows of which the earlier draft says what the draft says, one level of another stage, and something else."""
+    later = PerRow([saying([1, 1, 1, 1], sharpness) for sharpness in (20.0, 1.0, 20.0)])
+    return Pair(PerRow([saying(said) for said in ([1, 1, 4, 4], [1, 2, 4, 4], [4, 4, 4, 4])]), later), later
+
+
+@pytest.mark.parametrize("full", FULL, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize(
+    ("tolerance", "gate", "exits"),
+    [
+        (0, None, [1, 0, 0]),
+        (0.49, None, [1, 0, 0]),
+        (0.5, None, [1, 1, 0]),  # half of the entries of two stages by one level
+        (2.5, None, [1, 1, 0]),
+        (3.0, None, [1, 1, 1]),
+        (3.0, MeanLogProb(threshold=-0.1), [1, 0, 1]),
+        (0.5, MeanLogProb(threshold=-0.1), [1, 0, 0]),
+        (3.0, MeanLogProb(threshold=float("inf")), [0, 0, 0]),
+    ],
+)
+def test_a_row_is_decided_where_both_drafts_agree_and_the_gate_does_too(full, tolerance, gate, exits):
+    """Each row is that of its own decoding alone, and pays for both drafts."""
+    pair, later = three_pairs()
+    target = PerRow([TableModel(seed) for seed in (1, 2, 3)])
+    code = run(agreeing(tolerance, full, gate), target, pair, [5, 6, 7])
+    assert code.work.early_exits.tolist() == exits
+    for row in range(3):
+        keep = torch.tensor([row])
+        alone = run(Exit(num_draft_stages=2) if exits[row] else full, target.of(keep), later.of(keep), [5 + row])
+        assert torch.equal(code.indices[row], alone.indices[0]) and code.depth[row] == alone.depth[0]
+        assert code.work.draft_passes[row] == alone.work.draft_passes[0] + (2 if exits[row] else 4)
+        assert code.work.target_passes[row] == alone.work.target_passes[0]
+    assert pair.order[:4] == ["earlier"] * 2 + ["later"] * 2  # in the order in which the base model comes by
+
+
+def test_without_a_tolerance_the_earlier_draft_is_not_asked():
+    pair, later = three_pairs()
+    code, plain = (
+        run(early(-0.1, L1()), draft=pair, seeds=range(3)),
+        run(early(-0.1, L1()), draft=later, seeds=range(3)),
+    )
+    assert "earlier" not in pair.order and torch.equal(code.indices, plain.indices)
+    assert [code.work.row(row) for row in range(3)] == [plain.work.row(row) for row in range(3)]
+    assert early(-0.1, L1()).needs == {DRAFT} and agreeing(0, DepthAR()).needs == {DRAFT, EARLIER, TARGET}
+
+
+def test_a_tolerance_needs_a_draft_that_has_an_earlier_one():
+    with pytest.raises(LookupError, match="the decoding asks for a draft that has an earlier one, and the policy has"):
+        run(agreeing(0, L1()), draft=three_pairs()[1], seeds=range(3))
+
+
+@pytest.mark.parametrize("wrong", [-0.1, float("nan"), float("inf"), "0.1", True])
+def test_a_tolerance_that_cannot_be_is_refused(wrong):
+    with pytest.raises(SettingError, match=r"tolerance is .*, expected a number of at least 0 or null"):
+        agreeing(wrong, L1())
+
+
+def test_somebody_has_to_decide():
+    with pytest.raises(SettingError, match="gate and tolerance are null, and nothing decides"):
+        agreeing(None, L1())
+
+
+def test_two_exits_are_json_and_a_record_of_before_means_none():
+    for decoding in (agreeing(0.25, L1()), agreeing(0.25, DepthAR(), MeanLogProb(threshold=float("-inf")))):
+        assert from_json(json.loads(json.dumps(to_json(decoding)))) == decoding
+    record = to_json(early(-0.1, L1()))
+    assert record.pop("tolerance") is None and from_json(record) == early(-0.1, L1())
+
+
 # --- skipped calls, and the controls
 
 
@@ -476,3 +551,6 @@ def test_the_draft_is_asked_for_what_any_decoding_inside_asks():
     inside = early(0.0, Speculative(num_draft_stages=3), num_draft_stages=1)
     for decoding, stages in ((inside, 3), (early(0.0, L1()), 2), (L1(), 0), (early(0.0, inside, None), 4)):
         assert stages_of_draft(decoding, 4) == stages
+    two = EarlyExit(gate=None, full=Speculative(num_draft_stages=3), num_draft_stages=1, tolerance=0)
+    for decoding, stages in ((two, 1), (Hold(full=two, num_repeats=1), 1), (early(0.0, two), 2), (inside, 0)):
+        assert stages_of_draft(decoding, 4, EARLIER) == stages

@@ -25,23 +25,38 @@ def save_parts(root: Path, base: BaseModel) -> Path:
     """Write tokenizer/, head/ (on the L1 head's states) and draft/ (on the first layer)."""
     tokenizer = rfsq(num_stages=NUM_STAGES)
     save_tokenizer(tokenizer, root / "tokenizer", {"unnorm_key": UNNORM_KEY, "norm_stats": {UNNORM_KEY: statistics()}})
+    save_head(root, base, "head", point=HEAD_POINT, seed=0, num_stages=NUM_STAGES, states_per_step=1)
+    save_head(root, base, "draft", point=DRAFT_POINT, seed=1)
+    return root
+
+
+def save_head(
+    root: Path,
+    base: BaseModel,
+    name: str,
+    *,
+    point: str,
+    seed: int,
+    num_stages: int = NUM_DRAFT_STAGES,
+    states_per_step: int = 7,
+) -> Path:
+    """Write a head beside the tokenizer in `root`; all but "head" are drafts."""
     sha256 = json.loads((root / "tokenizer" / "checkpoint.json").read_text())["sha256"]
     made_for = {"tokenizer": sha256, "base": dict(base.spec.fingerprint), "unnorm_key": UNNORM_KEY}
-    parts = (("head", HEAD_POINT, 1, NUM_STAGES), ("draft", DRAFT_POINT, 7, NUM_DRAFT_STAGES))
-    for seed, (kind, point, states, num_stages) in enumerate(parts):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            head = StageHead(
-                code_shape=tokenizer.code_shape,
-                hidden_dim=32,
-                states_per_step=states,
-                num_stages=num_stages,
-                width=16,
-                num_layers=1,
-                num_heads=2,
-            )
-        save_stage_head(head, root / kind, kind=kind, point=point, provenance=made_for)
-    return root
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        head = StageHead(
+            code_shape=rfsq(num_stages=NUM_STAGES).code_shape,
+            hidden_dim=32,
+            states_per_step=states_per_step,
+            num_stages=num_stages,
+            width=16,
+            num_layers=1,
+            num_heads=2,
+        )
+    kind = "head" if name == "head" else "draft"
+    save_stage_head(head, root / name, kind=kind, point=point, provenance=made_for)
+    return root / name
 
 
 def checkpoints_of(root: Path, **changes: Any) -> Checkpoints:
