@@ -287,6 +287,7 @@ def open_run(
     except BaseException:  # whatever it is, Ctrl-C too: this process has no run there
         let_go(run_dir)
         raise
+    _OPENED.add(run_dir.resolve())
     return run_dir
 
 
@@ -353,7 +354,7 @@ def is_job_of_sweep(run_dir: Path) -> bool:
 
 def opened_here(run_dir: Path) -> bool:
     """Whether this process has begun the run in that folder, or gone on with it."""
-    return run_dir.resolve() in _HELD
+    return run_dir.resolve() in _OPENED
 
 
 def is_held_elsewhere(run_dir: Path) -> bool:
@@ -368,33 +369,24 @@ def is_held_elsewhere(run_dir: Path) -> bool:
 
 def let_go(run_dir: Path) -> None:
     """Let another process go on with a run that this one has ended."""
+    _OPENED.discard(run_dir.resolve())
     descriptor = _HELD.pop(run_dir.resolve(), None)
     if descriptor is not None:
         os.close(descriptor)
 
 
-_HELD: dict[Path, int] = {}  # run folders that this process works in, and the descriptors that hold their locks
+_HELD: dict[Path, int] = {}  # run folders that this process keeps others from, and the descriptors that hold the locks
+_OPENED: set[Path] = set()  # those of them in which it has begun or continued the run
 
 
-def check_free(run_dir: Path) -> None:
-    """See that no other process is at work in a run folder, without writing anything there.
+def reserve(run_dir: Path) -> None:
+    """Keep other processes from a run that this one is about to go on with: Hydra writes there before it is opened.
 
     Raises:
-        RunError: one is.
+        RunError: another process is at work there.
+        WriteError: nothing can be written there.
     """
-    if opened_here(run_dir):
-        return  # closing the file once more would let go of the lock
-    try:
-        descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR)
-    except OSError:
-        return  # nobody has been at work there, or nobody can be
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise _taken(run_dir) from error
-    finally:
-        os.close(descriptor)
+    _hold(run_dir)
 
 
 def check_unused(run_dir: Path) -> None:
@@ -424,7 +416,7 @@ def _hold(run_dir: Path) -> None:
         RunError: one is at work there.
         WriteError: nothing can be written there.
     """
-    if opened_here(run_dir):
+    if run_dir.resolve() in _HELD:
         return
     try:
         descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)

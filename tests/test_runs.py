@@ -14,11 +14,11 @@ from rsd.runs import (
     CONFIG_FILE,
     LAYOUT,
     RunError,
-    check_free,
     let_go,
     open_run,
     opened_here,
     read_yaml,
+    reserve,
     resume_arguments,
     resume_command,
     unused_folder,
@@ -178,11 +178,11 @@ def test_of_two_that_go_on_with_a_run_at_once_the_second_is_refused_until_the_fi
             with pytest.raises(RunError, match=f"{tmp_path} is being written by another process; wait for its end"):
                 open_run(cfg, hydra_config(tmp_path, []))
         with pytest.raises(RunError, match=f"{tmp_path} is being written by another process"):
-            check_free(tmp_path)
+            reserve(tmp_path)
         other.kill()
-    check_free(tmp_path)
+    reserve(tmp_path)
     open_run(again, hydra_config(tmp_path, []))
-    check_free(tmp_path)  # of one's own folder: changes nothing
+    reserve(tmp_path)  # of one's own folder: changes nothing
     refused = subprocess.run(command, capture_output=True, text=True)
     assert "TakenError" in refused.stderr and refused.stdout == "" and opened_here(tmp_path)
     assert len(json.loads((tmp_path / "provenance.json").read_text())["starts"]) == 3

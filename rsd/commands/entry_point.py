@@ -43,12 +43,12 @@ from rsd.runs import (
     METRICS_FILE,
     RunError,
     TakenError,
-    check_free,
     check_unused,
     config_options,
     is_job_of_sweep,
     open_run,
     read_yaml,
+    reserve,
     resume_arguments,
     resumed_folder,
     unused_folder,
@@ -228,9 +228,10 @@ def run(main: Callable[[], Any], config: Path) -> None:
         try:
             if (stored := resumed_folder(sys.argv[1:])) is not None:
                 check_stored(stored, config, sys.argv[1:])
-                check_free(stored)  # before Hydra writes there
             expanded = resume_arguments(sys.argv[1:])
             check_command(sys.argv[1:], config)
+            if stored is not None:
+                reserve(stored)  # before Hydra writes there
             if stored is None and config.stem in RUNS:
                 for folder in typed_folder(sys.argv[1:]):
                     check_unused(folder)
