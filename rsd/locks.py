@@ -17,7 +17,8 @@ from rsd.errors import RSDError
 from rsd.files import WriteError
 
 LOCK_FILE = "lock"
-_HELD: dict[Path, int] = {}  # run folders that this process works in, and the descriptors that hold their locks
+_HELD: dict[Path, int] = {}  # run folders that this process keeps others from, and the descriptors that hold the locks
+_OPENED: set[Path] = set()  # those of them in which it has begun or continued the run
 
 
 class TakenError(RSDError, RuntimeError):
@@ -25,14 +26,14 @@ class TakenError(RSDError, RuntimeError):
 
 
 def hold(run_dir: Path) -> None:
-    """Keep other processes from the folder until this one ends.
+    """Keep other processes from the folder until this one ends or lets go; again is as good as once.
 
     Raises:
         TakenError: one is at work there.
         WriteError: nothing can be written there.
     """
-    if opened_here(run_dir):
-        return
+    if run_dir.resolve() in _HELD:
+        return  # closing the file once more would let go of the lock
     try:
         descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
@@ -51,6 +52,7 @@ def hold(run_dir: Path) -> None:
 
 def let_go(run_dir: Path) -> None:
     """Let another process go on with a run that this one has ended."""
+    _OPENED.discard(run_dir.resolve())
     descriptor = _HELD.pop(run_dir.resolve(), None)
     if descriptor is not None:
         os.close(descriptor)
@@ -58,38 +60,24 @@ def let_go(run_dir: Path) -> None:
 
 def opened_here(run_dir: Path) -> bool:
     """Whether this process has begun the run in that folder, or gone on with it."""
-    return run_dir.resolve() in _HELD
+    return run_dir.resolve() in _OPENED
+
+
+def opened(run_dir: Path) -> None:
+    """Note that this process has begun the run in a folder that it holds, or gone on with it."""
+    _OPENED.add(run_dir.resolve())
 
 
 def is_held_elsewhere(run_dir: Path) -> bool:
     """Whether another process is at work in that folder."""
+    if run_dir.resolve() in _HELD:
+        return False
     try:
         hold(run_dir)
     except TakenError:
         return True
     let_go(run_dir)
     return False
-
-
-def check_free(run_dir: Path) -> None:
-    """See that no other process is at work in a run folder, without writing anything there.
-
-    Raises:
-        TakenError: one is.
-    """
-    if opened_here(run_dir):
-        return  # closing the file once more would let go of the lock
-    try:
-        descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR)
-    except OSError:
-        return  # nobody has been at work there, or nobody can be
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise _taken(run_dir) from error
-    finally:
-        os.close(descriptor)
 
 
 def _taken(run_dir: Path) -> TakenError:

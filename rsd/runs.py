@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rsd.differences import differences, told
 from rsd.errors import RSDError
 from rsd.files import stranger, write_atomically
-from rsd.locks import hold, let_go
+from rsd.locks import hold, let_go, opened
 from rsd.provenance import provenance
 from rsd.record import EntryError, conform, read, write
 
@@ -267,6 +267,7 @@ def open_run(
     except BaseException:  # whatever it is, Ctrl-C too: this process has no run there
         let_go(run_dir)
         raise
+    opened(run_dir)
     return run_dir
 
 

@@ -110,7 +110,8 @@ def collect_into(writer: RLDSWriter, schedule: Schedule, recipe: Recipe, console
     """Append the schedule's episodes to a data set, and finish it.
 
     Raises:
-        CollectionError: the disk is full, or the collection cannot go on. Everything appended before stays readable.
+        CollectionError: the disk is full, the folder was removed, or the collection cannot go on. Everything appended
+            before stays readable.
     """
     attempts, total = collect(schedule, recipe, report=console.print, **workers), schedule.num_missing
     with closing(attempts), Progress("episodes", total=total, console=console, interval_s=0) as progress:
@@ -119,9 +120,11 @@ def collect_into(writer: RLDSWriter, schedule: Schedule, recipe: Recipe, console
                 try:
                     writer.write_episode(as_rlds(attempt, demonstration))
                 except OSError as error:
+                    kept = f"the {len(writer)} episodes before it are kept; make room, then repeat the command to go on"
+                    gone = f"the folder was removed with its {len(writer)} episodes; repeat the command to begin anew"
                     raise CollectionError(
-                        f"{attempt.name} could not be written to {writer.directory}: {error.strerror}; the "
-                        f"{len(writer)} episodes before it are kept; make room, then repeat the command to go on"
+                        f"{attempt.name} could not be written to {writer.directory}: {error.strerror}; "
+                        + (kept if writer.directory.is_dir() else gone)
                     ) from error
             progress.reach(total - schedule.num_missing, in_words(attempt, demonstration))
     writer.finish()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from rsd.locks import TakenError, check_free, let_go, opened_here
+from rsd.locks import TakenError, hold, let_go, opened_here
 from rsd.runs import (
     CONFIG_FILE,
     LAYOUT,
@@ -176,11 +176,11 @@ def test_of_two_that_go_on_with_a_run_at_once_the_second_is_refused_until_the_fi
             with pytest.raises(TakenError, match=f"{tmp_path} is being written by another process; wait for its end"):
                 open_run(cfg, hydra_config(tmp_path, []))
         with pytest.raises(TakenError, match=f"{tmp_path} is being written by another process"):
-            check_free(tmp_path)
+            hold(tmp_path)
         other.kill()
-    check_free(tmp_path)
+    hold(tmp_path)
     open_run(again, hydra_config(tmp_path, []))
-    check_free(tmp_path)  # of one's own folder: changes nothing
+    hold(tmp_path)  # of one's own folder: changes nothing
     refused = subprocess.run(command, capture_output=True, text=True)
     assert "TakenError" in refused.stderr and refused.stdout == "" and opened_here(tmp_path)
     assert len(json.loads((tmp_path / "provenance.json").read_text())["starts"]) == 3

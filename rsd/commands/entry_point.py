@@ -36,7 +36,7 @@ from rsd.commands.stored import check_stored
 from rsd.commands.usage import check_choices, usage_page
 from rsd.errors import RSDError, SettingError
 from rsd.files import in_words
-from rsd.locks import TakenError, check_free
+from rsd.locks import TakenError, hold
 from rsd.processes import is_first_process
 from rsd.record import write
 from rsd.runs import (
@@ -227,9 +227,10 @@ def run(main: Callable[[], Any], config: Path) -> None:
         try:
             if (stored := resumed_folder(sys.argv[1:])) is not None:
                 check_stored(stored, config, sys.argv[1:])
-                check_free(stored)  # before Hydra writes there
             expanded = resume_arguments(sys.argv[1:])
             check_command(sys.argv[1:], config)
+            if stored is not None:
+                hold(stored)  # before Hydra writes there
             if stored is None and config.stem in RUNS:
                 for folder in typed_folder(sys.argv[1:]):
                     check_unused(folder)

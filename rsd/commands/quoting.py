@@ -26,7 +26,8 @@ def quoted(argument: str, is_sweep: bool = False) -> str:
 
 
 def _is_folder(key: str) -> bool:
-    return any(key == one or key.startswith(f"{one}.") for one in FOLDERS)
+    below = any(key.startswith(f"{one}.") for one in FOLDERS if one != "policy")  # whose own are settings, numbers too
+    return key in FOLDERS or below
 
 
 def _is_readable(argument: str, is_path: bool) -> bool:

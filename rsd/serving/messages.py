@@ -42,6 +42,7 @@ ACTION_SPEC = {
 }
 IMAGE_SPEC = {"name": "image", "dims": 0, "format": "rgb_hwc_uint8"}
 STATE_SPEC = {"name": "state", "dims": 8, "format": "eef_pos3_axisangle3_gripper2"}
+MAX_INSTRUCTION = 10_000  # characters; no base model's prompt holds as many
 MAX_ECHO = 500  # characters of what came that an answer or the log repeats
 DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248])|bool|u?int(?:8|16|32|64)|float(?:16|32|64)")
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -141,9 +142,14 @@ def read_instruction(payload: dict[str, Any]) -> str:
     """The instruction of an observation.
 
     Raises:
-        MessageError: there is none, or it has no words.
+        MessageError: there is none, it has no words, or it is longer than any that can be read.
     """
     instruction: str = _part(payload, "task_description", str, "observation")
+    if len(instruction) > MAX_INSTRUCTION:
+        raise MessageError(
+            f"observation.task_description has {len(instruction)} characters, expected {MAX_INSTRUCTION} at most: "
+            f"{instruction[:60]!r} …"
+        )
     if not instruction.strip():
         raise MessageError(f"observation.task_description is {instruction!r}; expected the instruction in words")
     return instruction

@@ -5,6 +5,8 @@ What surprises:
 * One message at a time, whoever sent it: there is one policy. It is unpacked and answered in a thread, so that
   connecting and /health are answered meanwhile; with several clients, each waits for the others' predictions.
 * A message of a few bytes can ask for gigabytes of lists. What it may consist of is bounded while it is unpacked.
+* A message may come in a million fragments of a byte or of none, and pings are answered to a client that never reads:
+  one connection would take all the time or memory. Both are bounded, and the connection is closed.
 * `GET /health` on the same port answers 200 once the policy is loaded; the harness's tools wait for it.
 """
 
@@ -27,6 +29,10 @@ MAX_CONTAINERS = 1000  # lists and maps in a message; the harness sends about te
 MAX_ENTRIES = 1000  # of each of them
 MAX_DEPTH = 16
 MAX_QUEUED_FRAMES = 2  # of a connection, before it is read no further
+MAX_FRAGMENTS = 1000  # of a message, whatever their size
+MIN_FRAGMENT_BYTES = 64  # on average, where there are more of them
+MAX_UNREAD_BYTES = 2**20  # that a client was sent and did not read; more than an answer has
+CLOSE_S = 2.0  # that a client has to agree to the end of its connection
 UNSUPPORTED = 1002  # close code "protocol error"
 MAX_REASON_BYTES = 123  # of a close frame
 
@@ -35,6 +41,10 @@ log = logging.getLogger(__name__)
 
 class ServingError(RSDError, RuntimeError):
     """The server cannot run."""
+
+
+class FragmentsError(RSDError):
+    """A client cuts its messages too small; what else it sends is not waited for."""
 
 
 def unpack(data: bytes | str) -> Any:
@@ -102,10 +112,20 @@ async def serve(
     """
     try:
         import msgpack
+        from websockets.asyncio.server import ServerConnection
         from websockets.asyncio.server import serve as listen
         from websockets.exceptions import ConnectionClosed, ConnectionClosedOK
     except ImportError as error:
         raise ServingError(f"serving needs {error.name}; install it with: pip install -e '.[harness]'") from error
+
+    class Connection(ServerConnection):
+        """Ends when its client sends, pings for example, and does not read what it is answered."""
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+                log.warning("a client does not read its answers; its connection is closed")
+                self.transport.abort()
 
     one_at_a_time = asyncio.Lock()
     admitted = access or Access()
@@ -141,7 +161,7 @@ async def serve(
                     await connection.send(reply)
         except ConnectionClosedOK:
             pass
-        except ProtocolVersionError as error:
+        except (ProtocolVersionError, FragmentsError) as error:
             log.warning("refused: %s", error)
             reason = str(error).encode()[:MAX_REASON_BYTES].decode(errors="ignore")
             await connection.close(UNSUPPORTED, reason)  # the client shows a reason, but no answer to its hello
@@ -160,6 +180,8 @@ async def serve(
             max_size=MAX_MESSAGE_BYTES,
             max_queue=MAX_QUEUED_FRAMES,
             ping_interval=None,
+            close_timeout=CLOSE_S,
+            create_connection=Connection,
         )
     except OSError as error:
         raise ServingError(f"cannot listen on {host}, port {port}: {error.strerror}; set host= or port=") from error
@@ -169,9 +191,16 @@ async def serve(
 
 
 async def _receive(connection: Any) -> bytes | str:
-    """The next message, its fragments put together as they come: there may be millions of them."""
-    data, text = bytearray(), False
+    """The next message, its fragments put together as they come: there may be many thousands of them.
+
+    Raises:
+        FragmentsError: there are too many for what they hold.
+    """
+    data, text, count = bytearray(), False, 0
     async for fragment in connection.recv_streaming():
         text = isinstance(fragment, str)
         data += fragment.encode() if text else fragment
+        count += 1
+        if count > MAX_FRAGMENTS and len(data) < count * MIN_FRAGMENT_BYTES:
+            raise FragmentsError(f"a message came in {count} fragments of {len(data)} bytes; send it in fewer")
     return data.decode() if text else bytes(data)

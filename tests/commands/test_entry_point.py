@@ -1,6 +1,7 @@
 """What an entry point prints for which error, on a small Hydra main of its own."""
 
 import logging
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hydra.utils import instantiate
 from rsd.commands.entry_point import check_sweep, finish_run, report_errors, run, with_typed
 from rsd.errors import SettingError
 from rsd.files import WriteError, write_atomically
+from rsd.locks import let_go, opened_here
 from rsd.processes import say
 
 CONFIG = """# Raise something.
@@ -24,6 +26,9 @@ make:
   _target_: tests.commands.test_entry_point.Made
   kind: ${kind}
 """
+
+
+TRAIN = Path(__file__).parents[2] / "conf" / "train.yaml"
 
 
 class Made:
@@ -137,7 +142,21 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
 def test_a_folder_whose_name_is_too_long_is_one_line(monkeypatch, typed):
     monkeypatch.setattr(sys, "argv", ["train.py", "phase=rfsq", typed + "a" * 300])
     with pytest.raises(SystemExit, match=r"^error: a{300}\S*: File name too long; make room, or choose a folder"):
-        run(lambda: pytest.fail("main was called"), Path(__file__).parents[2] / "conf" / "train.yaml")
+        run(lambda: pytest.fail("main was called"), TRAIN)
+
+
+def test_a_run_that_goes_on_is_held_from_before_hydra_writes_there(tmp_path, monkeypatch):
+    (tmp_path / "overrides.yaml").write_text("- phase=rfsq\n")
+    (tmp_path / "config.yaml").write_text("phase: {}\n")
+    program = "import sys; from pathlib import Path; from rsd.locks import hold; hold(Path(sys.argv[1]))"
+    other = [sys.executable, "-c", program, str(tmp_path)]
+    ends = []
+    monkeypatch.setattr(sys, "argv", ["train.py", f"resume={tmp_path}"])
+    run(lambda: ends.append(subprocess.run(other, capture_output=True, text=True)), TRAIN)
+    assert f"TakenError: {tmp_path} is being written by another process" in ends[0].stderr
+    assert not opened_here(tmp_path)  # this process only keeps others from it
+    let_go(tmp_path)
+    assert subprocess.run(other).returncode == 0
 
 
 @pytest.mark.parametrize("typed", ["phase", "seed='7", "tasks=[0", "seed=7,"])

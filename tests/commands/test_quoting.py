@@ -23,6 +23,7 @@ def test_a_folder_without_a_slash_is_a_path_too(key, name):
 
 
 UNTOUCHED = ["decoding=l1,depth_ar", "tasks=[0,1]", "paths.root=/a/b", "-m", "a='b,c/d'", "policy=null", "seed=7", "a="]
+UNTOUCHED += ["policy.delay_s=0.1", "+policy.num_steps=5"]
 
 
 @pytest.mark.parametrize("argument", UNTOUCHED)

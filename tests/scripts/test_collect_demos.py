@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -231,6 +232,21 @@ def test_full_disk_is_one_error_and_the_same_command_goes_on(finished, tmp_path:
     assert len(kept) == 2
     collect(tmp_path)
     assert names(tmp_path) == names(finished[0]) and set(kept) < set(names(tmp_path))
+
+
+def test_of_a_folder_that_is_removed_meanwhile_nothing_is_said_to_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pwrite = os.pwrite
+
+    def last(file: int, data: bytes, offset: int) -> int:
+        written = pwrite(file, data, offset)
+        shutil.rmtree(dataset(tmp_path))
+        return written
+
+    monkeypatch.setattr(os, "pwrite", last)
+    with pytest.raises(CollectionError, match=r"the folder was removed with its \d+ episodes; repeat the command"):
+        collect(tmp_path)
 
 
 def test_larger_number_appends(tmp_path: Path):

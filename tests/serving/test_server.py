@@ -1,10 +1,12 @@
 """A real websocket on this machine; needs the extra `harness`."""
 
 import asyncio
+import itertools
 import logging
 import os
 import queue
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -222,6 +224,39 @@ def test_messages_out_of_bounds_are_answered_and_the_connection_stays(data, said
         assert answer["type"] == "error" and said in answer["payload"]["error"]
         exchange(connection, HELLO)
         assert first_action(connection)[0] == 0
+
+
+def test_a_message_in_fragments_of_nothing_ends_its_connection_alone():
+    with serving(TellingPolicy()) as address, connect(address) as robot:
+        from websockets.exceptions import ConnectionClosedError
+
+        exchange(robot, HELLO)
+        with connect(address) as connection:
+            with pytest.raises(ConnectionClosedError):
+                connection.send(itertools.repeat(b"\x90", 1001))
+                connection.recv(timeout=60)
+            assert (connection.close_code, connection.close_reason) == (
+                1002,
+                "a message came in 1001 fragments of 1001 bytes; send it in fewer",
+            )
+        assert first_action(robot)[0] == 0
+
+
+def test_a_client_that_never_reads_is_not_answered_for_ever():
+    """Each ping is answered; what it does not read would be kept for it, as much as it likes."""
+    handshake = "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    handshake += "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    pings = (b"\x89\xfd" + bytes(4 + 125)) * 1000
+    with serving(TellingPolicy()) as address, connect(address) as robot, socket.socket() as client:
+        exchange(robot, HELLO)
+        host, port = address.split(":")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((host, int(port)))
+        client.sendall(handshake.encode())
+        with pytest.raises(ConnectionError):
+            for _ in range(300):  # 39 MB
+                client.sendall(pings)
+        assert first_action(robot)[0] == 0
 
 
 @pytest.mark.parametrize(

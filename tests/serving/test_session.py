@@ -214,11 +214,18 @@ def test_numbers_of_an_episode_that_are_none_are_said_at_its_first_observation(n
     assert "outside of an episode: episode_start.task.task_id is" in answer["payload"]["error"]
 
 
-def test_an_instruction_without_words_gets_no_action_in_the_middle_of_a_chunk_either():
+@pytest.mark.parametrize(
+    ("instruction", "said"),
+    [
+        ("", "expected the instruction in words"),
+        ("put " * 10**6, "task_description has 4000000 characters, expected 10000 at most: 'put put"),
+    ],
+)
+def test_an_instruction_that_none_can_be_gets_no_action_in_the_middle_of_a_chunk_either(instruction, said):
     session = started(TellingPolicy(num_open_loop_steps=3))
     act(session)
-    answer = session.answer(message("observation", {**observation(), "task_description": ""}))
-    assert "expected the instruction in words" in answer["payload"]["error"]
+    answer = session.answer(message("observation", {**observation(), "task_description": instruction}))
+    assert said in answer["payload"]["error"]
     assert act(session)[0] == 1
 
 
