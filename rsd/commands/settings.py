@@ -164,6 +164,8 @@ KEYS: dict[str, Any] = {
     "draft.part": Text | None,
     "draft.num_stages": Depth | None,
     "draft.layer": Points | None,
+    "draft.earlier": Point | None,
+    "phase.points": Points | None,
     "draft.width": Width | None,
     "draft.num_layers": Depth | None,
     "draft.num_heads": Depth | None,
