@@ -97,7 +97,7 @@ def read_yaml(path: Path, kind: Any = dict[str, Any]) -> Any:
     try:
         if (size := path.stat().st_size) > MAX_YAML_BYTES:
             raise EntryError(f"{path} has {size} bytes, expected at most {MAX_YAML_BYTES}")
-        if other := stranger(path):
+        if other := stranger(path, "restore it as it was written"):
             raise RunError(other)
         text = path.read_text(encoding="utf-8")
         _check_shape(text, path)

@@ -103,7 +103,8 @@ def test_a_file_that_keeps_the_parser_busy_is_refused_before_it_is_parsed(tmp_pa
         ("a: &a [x]\nb: *a", "refers to parts of itself"),
         ("phase: " + "[" * 3000, "is nested more than 100 deep"),
         (b"\xff\xfe", "cannot be read"),
-        ("", r"has none of \['phase', 'plan'\], so it is no run's"),
+        ("", r"config.yaml is damaged \(it is empty, 0 bytes\); restore it as it was written"),
+        ("a: 1", r"has none of \['phase', 'plan'\], so it is no run's"),
     ],
 )
 def test_whose_run_it_is_is_read_from_data(tmp_path, content, problem):

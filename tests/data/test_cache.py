@@ -481,7 +481,7 @@ def test_a_sweep_over_the_drafts_layer_computes_nothing_twice(tmp_path):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for layer in (2, 3, 2):
             cfg = compose("train", ["phase=draft", f"draft.layer={layer}"])
-            points = list(cfg.phase.datamodule.points)
+            points = [cfg.phase.datamodule.points]
             assert points == [layer]  # and not the head's, nor the model's usual one
             caches.append(ensure(tmp_path, lambda: base, points=points))
     assert {layer: base.asked.count(layer) for layer in set(base.asked)} == {2: 12, 3: 12}

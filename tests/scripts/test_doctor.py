@@ -371,7 +371,7 @@ def test_a_part_that_is_not_finite_is_named_whatever_decoding_uses_it(doctor, tm
     (own / "checkpoint.json").write_text(json.dumps(sealed(record)))
     policy = json.loads((folder / "policy.json").read_text())
     policy["parts"][part]["sha256"] = file_sha256(own / "checkpoint.json")
-    (folder / "policy.json").write_text(json.dumps(policy))
+    (folder / "policy.json").write_text(json.dumps(sealed(policy)))
     code, out, _ = doctor(f"policy={folder}", "quick=true", "decoding=l1", model=False)
     status, found = row(out, f"weights of the {part}")
     assert code == 1 and status == "FAILED" and "weights that are NaN or infinite" in found
