@@ -95,6 +95,11 @@ def read_metadata(directory: Path) -> Metadata:
     missing = [path.name for path in shards if not path.is_file()]
     if missing:
         raise DataError(f"{directory}: {_missing(missing, len(shards), directory)}")
+    if wrong := [length for length in lengths if length < 0]:
+        raise DataError(
+            f"{directory / INFO_FILE}: shardLengths of split {SPLIT!r} holds {wrong[0]}, expected numbers of episodes "
+            "from 0; fetch it again, or build the set again"
+        )
     if sum(lengths) == 0:
         raise DataError(f"{directory} holds no episodes; {HOW_TO_GET}")
     del sizes[SPLIT]
@@ -105,6 +110,8 @@ def _missing(missing: Sequence[str], count: int, directory: Path) -> str:
     """What to say of files that are not there, and of those that lie there in their place."""
     said = f"{len(missing)} of the {count} files that {INFO_FILE} names are missing: {', '.join(missing[:2])}"
     said += ", …" if len(missing) > 2 else ""
+    if folders := [name for name in missing if (directory / name).is_dir()]:
+        return f"{folders[0]} is a folder, expected a file of records; fetch it again"
     others = sorted(path.name for path in directory.glob("*.tfrecord*") if path.suffix != ".tmp")
     if others and len(missing) == count:
         return (

@@ -218,7 +218,10 @@ class RLDSDataset:
         try:
             return record, parse_example(record)
         except (ValueError, IndexError) as error:
-            raise DataError(f"{path}: record at byte {span.offset} is not a tf.train.Example: {error}") from error
+            raise DataError(
+                f"{path}, episode {index}: the record at byte {span.offset} is not a tf.train.Example ({error}); fetch "
+                "this file again, or build the set again"
+            ) from error
 
     def _feature(self, features: dict[str, Feature], name: str, kind: int, index: int) -> Feature:
         if _is_step(name) and not any(_is_step(there) for there in features):  # an episode of no steps

@@ -162,6 +162,34 @@ def test_missing_file(directory: Path):
         RLDSDataset(directory)
 
 
+def test_a_folder_in_the_place_of_a_file(directory: Path):
+    path = _shard(directory)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match=r"libero_toy_no_noops-train.tfrecord-00000-of-00001 is a folder, expected a"):
+        RLDSDataset(directory)
+
+
+def test_a_number_of_episodes_below_zero(directory: Path):
+    info = json.loads((directory / "dataset_info.json").read_text())
+    info["splits"][0]["shardLengths"] = ["-1"]
+    (directory / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match=r"shardLengths of split 'train' holds -1, expected numbers of episodes from 0"):
+        RLDSDataset(directory)
+
+
+@pytest.mark.parametrize("record", [b"", b"garbage of some length", b"\x0a\xff\xff\xff\xff\x0f"])
+def test_a_record_that_is_no_example_names_file_and_episode(directory: Path, record: bytes):
+    _shard(directory).write_bytes(_shard(directory).read_bytes() + frame(record))
+    info = json.loads((directory / "dataset_info.json").read_text())
+    number = int(info["splits"][0]["shardLengths"][0])
+    info["splits"][0]["shardLengths"] = [str(number + 1)]
+    (directory / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match=rf"episode {number}.*; (fetch|collect|write|build)") as error:
+        RLDSDataset(directory).episode(number)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("lost", [1, 100, 2000])
 def test_truncated_file(directory: Path, lost: int):
     shard = _shard(directory)
