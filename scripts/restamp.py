@@ -214,7 +214,9 @@ def main() -> None:
     """Command line."""
     parser = Options(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "folder", type=any_path, help="folder with policy.json, or with base/, tokenizer/, head/, draft/"
+        "folder",
+        type=any_path,
+        help="folder with policy.json, or with base/, tokenizer/, head/, draft/, earlier/, micro/",
     )
     restamp(parser.parse_args().folder)
 

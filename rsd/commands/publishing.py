@@ -20,6 +20,7 @@ from rsd.files import obstacle
 from rsd.points import draft_folder, name_at, point_names
 from rsd.record import read, shown, write
 
+POLICY_FILE = "policy.json"  # as in rsd.policy.folder, which needs torch
 OFFER_FILE = "offer.json"  # in the run folder of a multirun's job: {checkpoint, name}
 CHECKPOINTS = Path("outputs", "checkpoints")  # where offers are published if nobody says more, as in conf/paths
 
@@ -77,6 +78,11 @@ def check_publishable(name: Path) -> None:
     if taken:
         raise PublishError(
             f"{name} is a folder of its own, not a link to a run; move it away, or set paths.checkpoints"
+        )
+    if (name.parent.parent / POLICY_FILE).is_file():
+        raise PublishError(
+            f"{name} would lie in a policy's folder, whose {POLICY_FILE} names other weights; give it another place, "
+            f"for example paths.{name.parent.name}=outputs/checkpoints/{name.parent.name}/mine"
         )
     if (reason := obstacle(name.parent)) is not None:
         raise PublishError(f"{name} cannot be made: {reason}; set paths.checkpoints")

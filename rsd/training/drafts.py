@@ -57,7 +57,14 @@ class DraftsModule(LightningModule):
     def __init__(self, *, layer: Annotated[Sequence[Point], Length()], **draft: Any) -> None:
         super().__init__()
         self.points = point_names(layer)
-        self.drafts = nn.ModuleList(_OneOfSeveral(self, layer=point, **draft) for point in self.points)
+        drafts = []
+        drawn = torch.get_rng_state()
+        for point in self.points:
+            torch.set_rng_state(
+                drawn
+            )  # what is drawn here, for a learned tokenizer, is what each would have drawn alone
+            drafts.append(_OneOfSeveral(self, layer=point, **draft))
+        self.drafts = nn.ModuleList(drafts)
 
     @property
     def _each(self) -> list[StageHeadModule]:

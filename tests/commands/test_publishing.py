@@ -99,6 +99,12 @@ def test_what_cannot_be_published_is_said_before_it_is_made(tmp_path, taken):
         check_publishable(name)
 
 
+def test_nothing_is_published_into_a_policys_folder(tmp_path):
+    (tmp_path / "policy.json").write_text("{}")
+    with pytest.raises(PublishError, match=r"in a policy's folder.*paths.draft=outputs/checkpoints/draft/mine"):
+        check_publishable(tmp_path / "draft" / "a-layer.2")
+
+
 def test_what_belongs_to_a_point_is_found_under_the_name_it_was_published_under(tmp_path):
     plain = tmp_path / "draft"
     assert names_of({"checkpoint": str(plain)}) == {"": plain}

@@ -190,13 +190,13 @@ class TwoPoints(ToyStates):
         return batch | {"hidden": {"layer.2": 0.1 * batch["hidden"]["layer.3"].flip(1), **batch["hidden"]}}
 
 
-def test_drafts_that_are_trained_together_are_what_each_would_be_alone(tmp_path):
-    save_tokenizer(transform(), tmp_path / "tokenizer", {"unnorm_key": KEY})
+def test_drafts_that_are_trained_together_are_what_each_would_be_alone(make_tokenizer, tmp_path):
+    save_tokenizer(make_tokenizer(), tmp_path / "tokenizer", {"unnorm_key": KEY})
     options = {"kind": "draft", "num_stages": 2, "learning_rate": 3e-3, "corruption_rate": 0.1, "hidden_rate": 0.25}
     options |= {"width": 32, "num_layers": 1, "num_heads": 2, "labels": "base", "seed": 0}
     reports = {}
     for layer in (2, 3, [3, 2, "layer.3"]):
-        made = {"tokenizer": transform(), "tokenizer_checkpoint": str(tmp_path / "tokenizer")}
+        made = {"tokenizer": make_tokenizer(), "tokenizer_checkpoint": str(tmp_path / "tokenizer")}
         torch.manual_seed(0)
         module, folder = DraftModule(layer=layer, **made, **options), tmp_path / str(layer)
         run = trainer(folder, 3, gradient_clip_val=0.5)
