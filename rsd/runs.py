@@ -33,7 +33,7 @@ from rsd.errors import RSDError
 from rsd.files import stranger, write_atomically
 from rsd.locks import hold, let_go, opened
 from rsd.provenance import provenance
-from rsd.record import EntryError, conform, read, write
+from rsd.record import EntryError, conform, read, shown, write
 
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.yaml"
@@ -88,11 +88,12 @@ def read_yaml(path: Path, kind: Any = dict[str, Any]) -> Any:
     """The content of a run's YAML file, as JSON types; nothing that it refers to is looked up.
 
     Args:
-        kind: What it must be; see `rsd.record.conform`.
+        kind: What it must be; see `rsd.record.conform`. A list is one of overrides, which may refer to keys; a mapping
+            is a configuration, which was resolved before it was written.
 
     Raises:
-        RunError: it is not YAML, too long, of another kind, refers to parts of itself, or is not what the
-            provenance.json beside it says.
+        RunError: it is not YAML, too long, of another kind, refers to parts of itself, is a configuration with an
+            interpolation, or is not what the provenance.json beside it says.
     """
     try:
         if (size := path.stat().st_size) > MAX_YAML_BYTES:
@@ -102,6 +103,8 @@ def read_yaml(path: Path, kind: Any = dict[str, Any]) -> Any:
         text = path.read_text(encoding="utf-8")
         _check_shape(text, path)
         held = conform(json_types(OmegaConf.to_container(OmegaConf.create(text))), kind, str(path))
+        if isinstance(held, dict):
+            _check_resolved(held, str(path))
         _check_unchanged(path, text)  # last: the others name the entry
         return held
     except EntryError as error:
@@ -111,6 +114,19 @@ def read_yaml(path: Path, kind: Any = dict[str, Any]) -> Any:
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, AssertionError) as error:
         line = " ".join(str(error).split())[:MAX_LINE]
         raise RunError(f"{path} cannot be read: {line}; restore it as it was written") from error
+
+
+def _check_resolved(value: Any, where: str, entry: str = "") -> None:
+    """See that no text of a configuration is an interpolation: whoever resolved it would ask the environment.
+
+    Raises:
+        EntryError: one is.
+    """
+    if isinstance(value, str) and "${" in value:
+        raise EntryError(f"{where}: entry {shown(entry)} is {shown(value)}, expected a value, which has no ${{ in it")
+    named = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, one in named:
+        _check_resolved(one, where, f"{entry}.{name}" if entry else str(name))
 
 
 def _check_unchanged(path: Path, text: str) -> None:
@@ -275,6 +291,10 @@ def _open(
     run_dir: Path, cfg: DictConfig, hydra_cfg: DictConfig, found: dict[str, Any], may_differ: Sequence[str]
 ) -> None:
     config = cast("dict[str, Any]", json_types(OmegaConf.to_container(cfg, resolve=True)))
+    try:
+        _check_resolved(config, "the configuration")  # of an escaped \${…}; it could not be read back
+    except EntryError as error:
+        raise RunError(f"{error}; give it another value") from error
     start = {**provenance(), **found}
     if cfg.resume is None:
         check_unused(run_dir)

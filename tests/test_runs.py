@@ -14,6 +14,7 @@ from rsd.locks import TakenError, hold, let_go, opened_here
 from rsd.runs import (
     CONFIG_FILE,
     LAYOUT,
+    PLACES,
     RunError,
     open_run,
     read_yaml,
@@ -152,6 +153,33 @@ def test_things_may_lie_elsewhere_at_a_resume(tmp_path):
     moved.phase.module.rate = 2
     with pytest.raises(RunError, match=r"differs from the stored one in phase\.module\.rate: 1 → 2\. Leave"):
         open_run(moved, hydra_config(tmp_path, []))
+
+
+@pytest.mark.parametrize("key", [key for key in PLACES if key != "paths"] + ["paths.root"])
+def test_a_foreign_place_is_never_resolved(tmp_path, monkeypatch, key):
+    """The stored places are put into the config that is then resolved."""
+    monkeypatch.setenv("SECRET", "abc")
+    run_dir = tmp_path / "run"
+    cfg = OmegaConf.create({"resume": None})
+    OmegaConf.update(cfg, key, "/mine")
+    open_run(cfg, hydra_config(run_dir, []))
+    cfg.resume = str(run_dir)
+    stored = (run_dir / CONFIG_FILE).read_text().replace("/mine", "${oc.env:SECRET}")
+    (run_dir / CONFIG_FILE).write_text(stored)
+    record = json.loads((run_dir / "provenance.json").read_text())
+    del record["files"], record["checksum"]  # as of a version before there were any
+    (run_dir / "provenance.json").write_text(json.dumps(record))
+    with pytest.raises(RunError) as error:
+        open_run(cfg, hydra_config(run_dir, []))
+    assert f"config.yaml: entry {key!r} is '${{oc.env:SECRET}}', expected a value" in str(error.value)
+    assert "abc" not in str(error.value)
+
+
+def test_a_run_that_could_not_be_read_back_does_not_start(tmp_path):
+    cfg = OmegaConf.create({"resume": None, "data": {"name": r"\${oc.env:HOME}"}})
+    with pytest.raises(RunError, match=r"the configuration: entry 'data.name' is '\$\{oc.env:HOME\}', expected"):
+        open_run(cfg, hydra_config(tmp_path, []))
+    assert not (tmp_path / CONFIG_FILE).exists() and not (tmp_path / "overrides.yaml").exists()
 
 
 GO_ON = """

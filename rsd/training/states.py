@@ -1,14 +1,17 @@
 """States to resume a training from: resume/last.ckpt, and the one before it, each whole, checked, and never unpickled.
 
 A state is written beside its name, synced and renamed; before that the state that it replaces becomes previous.ckpt. It
-is a zip archive with a CRC-32 of every entry, which is compared before a run goes on from it. Whatever
-TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD says, a state is numbers, texts and tensors, and nothing in it is run.
+is a zip archive with a CRC-32 of every entry, which is compared before a run goes on from it. torch's own reader of
+such archives sees other parts of their directory and compares no CRC-32, so a state is also read once as torch does.
+Whatever TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD says, a state is numbers, texts and tensors, and nothing in it is run.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,14 @@ from rsd.files import TEMPORARY, WriteError, stranger, sync_directory
 from rsd.processes import say
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+ANEW = "; start anew without resume"
+IS_FOLDER = 0x10  # bit of an archive's entry, for whose content torch then has zeros
+FOLDER = ".folder"  # ending that a folder in the place of a state gets
+UNREADABLE = (  # what torch raises of bytes that it did not write
+    *(pickle.UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, TypeError, LookupError),
+    *(ArithmeticError, AttributeError, AssertionError),
+)
+NAMED = re.compile(r"GLOBAL ([\w.]+)")  # code that a state names, in torch's words
 
 
 class StateError(RSDError, RuntimeError):
@@ -42,6 +53,9 @@ class States(TorchCheckpointIO):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_pickled(checkpoint, temporary)
+            for one in (path, path.with_name(PREVIOUS)):
+                if one.is_dir():  # no state; no file could take its place
+                    os.replace(one, one.with_name(one.name + FOLDER))
             if path.exists():
                 os.replace(path, path.with_name(PREVIOUS))
             os.replace(temporary, path)
@@ -57,11 +71,16 @@ class States(TorchCheckpointIO):
             StateError: it holds something else than numbers, texts and tensors.
         """
         try:
-            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            line = str(error).partition("\n")[0]
-            message = f"{path} is no state of a training run ({line}); start anew without resume"
-            raise StateError(stranger(Path(path)) or message) from error
+            state = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except UNREADABLE as error:
+            code = NAMED.search(str(error))
+            what = f"holds {code[1]}, which is code" if code else "is damaged, or holds something else"
+            message = f"{path} is no state of a training run: it {what}, expected numbers, texts and tensors alone"
+            raise StateError(stranger(Path(path)) or message + ANEW) from error
+        if not isinstance(state, dict):
+            what = f"it is a {type(state).__name__}, expected entries by name"
+            raise StateError(f"{path} is no state of a training run: {what}{ANEW}")
+        return state
 
 
 def state_to_resume(folder: Path) -> Path | None:
@@ -83,15 +102,27 @@ def state_to_resume(folder: Path) -> Path | None:
             return path
         problems.append(problem)
     if problems:
-        raise StateError(f"cannot resume: {'; '.join(problems)}; start anew without resume")
+        raise StateError(f"cannot resume: {'; '.join(problems)}{ANEW}")
     return None
 
 
 def _problem(path: Path) -> str | None:
     """How a state is damaged, in words; None when it is sound."""
+    if not path.is_file():  # a pipe would never end
+        return f"{path} is damaged (it is no file)"
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError, ValueError) as error:
+            odd = [one.filename for one in archive.infolist() if one.compress_type or one.external_attr & IS_FOLDER]
+            broken = None if odd else archive.testzip()
+        if odd:
+            return f"{path} is damaged (what its directory says of {odd[0]} is wrong)"
+        if broken is not None:
+            return f"{path} is damaged (the checksum of {broken} is wrong)"
+        States().load_checkpoint(path)
+    except StateError as error:
+        return str(error).removesuffix(ANEW)
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError) as error:
         return stranger(path, "nothing was saved") or f"{path} is damaged ({error})"
-    return None if broken is None else f"{path} is damaged (the checksum of {broken} is wrong)"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+    return None

@@ -119,10 +119,24 @@ def test_no_list_at_all(tmp_path):
         read_overrides(tmp_path)
 
 
-def test_references_in_a_config_are_not_looked_up(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("content", "entry"),
+    [
+        ("phase: {a: '${oc.env:SECRET}'}", "'phase.a' is '${oc.env:SECRET}'"),
+        ("phase: 1\na: [1, {b: ['x${unused:PWNED}']}]", "'a.1.b.0' is 'x${unused:PWNED}'"),
+        ('phase: "\\u0024{plan}"', "'phase' is '${plan}'"),
+        ("phase: '\\${plan}'", "'phase' is '\\\\${plan}'"),
+    ],
+)
+def test_a_stored_config_refers_to_nothing(tmp_path, monkeypatch, content, entry):
     monkeypatch.setenv("SECRET", "abc")
-    (tmp_path / "config.yaml").write_text("a: ${oc.env:SECRET}\nb: ${a}\n")
-    assert read_yaml(tmp_path / "config.yaml") == {"a": "${oc.env:SECRET}", "b": "${a}"}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(content)
+    for read in (lambda: read_yaml(tmp_path / "config.yaml"), lambda: check_command([f"resume={tmp_path}"], CONFIG)):
+        with pytest.raises(RunError) as error:
+            read()
+        assert f"{tmp_path / 'config.yaml'}: entry {entry}, expected a value" in str(error.value)
+    assert "abc" not in str(error.value) and [one.name for one in tmp_path.iterdir()] == ["config.yaml"]
 
 
 @pytest.mark.parametrize(

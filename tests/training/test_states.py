@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+import zipfile
 
 import pytest
 import torch
@@ -47,6 +49,90 @@ def test_an_empty_or_torn_one_is_not_used(folder, capsys, content):
     (folder / PREVIOUS).write_bytes(content)
     with pytest.raises(StateError, match=r"cannot resume: \S*last.ckpt is damaged .*previous.ckpt is damaged"):
         state_to_resume(folder)
+
+
+def flipped(content, bit):
+    return content[: bit // 8] + bytes([content[bit // 8] ^ 1 << bit % 8]) + content[bit // 8 + 1 :]
+
+
+def test_every_changed_bit_is_found_or_harmless(tmp_path, capsys):
+    """Whatever is wrong in the archive: its entries, their headers, its directory."""
+    for step in (1, 2):
+        States().save_checkpoint({"step": step, "weights": torch.full((3,), float(step))}, tmp_path / LAST)
+    content = (tmp_path / LAST).read_bytes()
+    directory = content.index(b"PK\1\2")
+    for bit in [*range(0, directory * 8, 97), *range(directory * 8, len(content) * 8, 7)]:
+        (tmp_path / LAST).write_bytes(flipped(content, bit))
+        path = state_to_resume(tmp_path)
+        state = States().load_checkpoint(path)
+        expected = 1 if path.name == PREVIOUS else 2
+        assert state["step"] == expected and state["weights"].tolist() == [expected] * 3, f"bit {bit}"
+        assert (path.name == PREVIOUS) == (f"going on from the one before it, {path}" in capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("at", "bit"),
+    [(10, 3), (38, 4), (42, 0)],
+    ids=["method", "an entry that is called a folder", "place"],
+)
+def test_a_damaged_directory_is_found(folder, capsys, at, bit):
+    """torch would take an entry that is called a folder for an empty one, without a word."""
+    content = (folder / LAST).read_bytes()
+    for entry in [one for one in range(len(content)) if content.startswith(b"PK\1\2", one)]:
+        (folder / LAST).write_bytes(flipped(content, 8 * (entry + at) + bit))
+        assert step_of(state_to_resume(folder)) == 1
+        assert str(folder / LAST) in capsys.readouterr().out
+
+
+def written(content):
+    return lambda path: path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("put", "said"),
+    [
+        (written(b"PK\5\6" + bytes(18)), "is no state of a training run: it is damaged, or holds something else"),
+        (lambda path: path.mkdir(), r"is damaged \(it is no file\)"),
+        (os.mkfifo, r"is damaged \(it is no file\)"),
+        (lambda path: torch.save([1], path), "is no state of a training run: it is a list, expected entries by name"),
+        (lambda path: torch.save({"a": Evil()}, path), "is no state of a training run: it holds posix.system, which"),
+    ],
+    ids=["an empty archive", "a folder", "a pipe", "a list", "code"],
+)
+def test_what_torch_would_refuse_is_found_before(folder, capsys, put, said):
+    (folder / LAST).unlink()
+    put(folder / LAST)
+    assert step_of(state_to_resume(folder)) == 1
+    out = capsys.readouterr().out
+    assert re.search(f"{LAST} {said}.*: going on from the one before it, {folder / PREVIOUS}", out), out
+    (folder / PREVIOUS).unlink()
+    with pytest.raises(StateError, match=f"^cannot resume: {folder / LAST} {said}.*; start anew without resume$"):
+        state_to_resume(folder)
+
+
+@pytest.mark.parametrize("name", [LAST, PREVIOUS])
+def test_a_folder_in_the_place_of_a_state_makes_way_for_the_next(folder, name):
+    (folder / name).unlink()
+    (folder / name / "mine").mkdir(parents=True)
+    for step in (3, 4):
+        States().save_checkpoint({"step": step}, folder / LAST)
+    assert step_of(folder / LAST) == 4 and step_of(folder / PREVIOUS) == 3
+    assert (folder / f"{name}.folder" / "mine").is_dir()
+
+
+@pytest.mark.parametrize(
+    "words", [b"\x80\x02U", b"\x80\x02h\x01.", b"\x80\x02X\1\0\0\0\xff.", b"\x80\x02J", b"\x80\x02)R."]
+)
+def test_a_torn_state_is_refused_in_own_words(tmp_path, words):
+    with zipfile.ZipFile(tmp_path / LAST, "w") as archive:
+        for name, content in {"data.pkl": words, "version": b"3\n", "byteorder": b"little"}.items():
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), content)
+    for read in (States().load_checkpoint, lambda path: state_to_resume(path.parent)):
+        with pytest.raises(
+            StateError, match="it is damaged, or holds something else, expected numbers, texts"
+        ) as error:
+            read(tmp_path / LAST)
+        assert "weights_only" not in str(error.value) and "\n" not in str(error.value)
 
 
 def test_killed_between_the_two_renames(folder, capsys):
