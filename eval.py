@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> float | None:
     plan = dataclasses.replace(plan, episodes=tuple(in_order_for(stopping, plan.episodes, plan.seed)))
     run_dir = begin_run(cfg, reads=fields.get("checkpoints", {}), found=found)
     keep_plan(run_dir, plan)
-    done = resume_results(run_dir, plan.episodes)
+    done = resume_results(run_dir, plan.episodes, plan.tasks)
     logger = instantiate(cfg.logger)(run_dir=run_dir)
     policies = [configured_policy(cfg, overrides, device) for device in device_names(cfg.device)]
     for policy in policies:

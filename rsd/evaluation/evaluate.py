@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rsd.errors import RSDError
-from rsd.evaluation.plan import PlanError, PlannedEpisode
+from rsd.evaluation.plan import PlannedEpisode, hold_to_plan
 from rsd.evaluation.results import (
     CRASHED_FILE,
     RESULTS_FILE,
@@ -33,7 +33,7 @@ from rsd.evaluation.trace import write_trace
 from rsd.evaluation.video import VideoError, check_ffmpeg, write_video
 from rsd.runs import resume_command
 from rsd.silence import patience, simulator_turn
-from rsd.types import Env, EpisodeResult, Policy
+from rsd.types import Env, EpisodeResult, Policy, Task
 
 ERRORS_FILE = "crashed_episodes.log"
 
@@ -61,13 +61,13 @@ class Recording:
     clip_actions: bool = True
 
 
-def resume_results(run_dir: Path, plan: Sequence[PlannedEpisode]) -> list[EpisodeResult]:
+def resume_results(run_dir: Path, plan: Sequence[PlannedEpisode], tasks: Sequence[Task]) -> list[EpisodeResult]:
     """Episodes that are already on disk; makes an empty results.jsonl at a first start.
 
     A torn last line is moved aside, with a warning that names the file; crashed episodes are, too, and run again.
 
     Raises:
-        PlanError: an episode on disk is not in the plan.
+        PlanError: an episode on disk is not of the plan; see `hold_to_plan`.
     """
     path = run_dir / RESULTS_FILE
     path.touch()
@@ -75,9 +75,7 @@ def resume_results(run_dir: Path, plan: Sequence[PlannedEpisode]) -> list[Episod
     if aside is not None:
         logging.getLogger(__name__).warning("the last line of %s was torn; kept aside as %s", path, aside)
     done, _ = read_results(path)
-    strange = {episode_id(result) for result in done} - {(episode.task_id, episode.init_state_id) for episode in plan}
-    if strange:
-        raise PlanError(f"{path} holds episodes that this run does not plan: (task, init state) {sorted(strange)}")
+    hold_to_plan(done, plan, tasks, path)
     crashed = set_crashed_aside(path)
     if crashed:
         logging.getLogger(__name__).warning("%d crashed episodes are run again; kept in %s", crashed, CRASHED_FILE)

@@ -111,7 +111,7 @@ def test_a_run_without_an_episode_still_has_a_report(tmp_path):
 
 def test_instructions_and_errors_are_escaped(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
-    make_run(tmp_path, SeeingPolicy(), num_trials=1, save_videos=1)
+    make_run(tmp_path, SeeingPolicy(), num_trials=1, save_videos=1, has_plan=False)
     path = tmp_path / "results.jsonl"
     lines = path.read_text().replace("move the point", "<script>alert(1)</script>").splitlines()
     path.write_bytes(b"".join(line_of(json.loads(line)) for line in lines))
