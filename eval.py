@@ -73,7 +73,7 @@ def main(cfg: DictConfig) -> float | None:
     decided = until_decided(episodes, stopping, plan.episodes, done, run_dir)
     finished = follow(decided, num_planned=len(plan.episodes), done=done)
     if finished and read_verdict(run_dir) is None:
-        check_all_kept(run_dir, len(plan.episodes))
+        check_all_kept(run_dir, plan.episodes)
     report = write_report(run_dir)
     show_report(report, run_dir)
     if not finished:

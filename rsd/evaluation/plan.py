@@ -339,6 +339,13 @@ def keep_plan(run_dir: Path, plan: Plan) -> None:
         )
 
 
+def missing_places(episodes: Sequence[PlannedEpisode], results: Sequence[EpisodeResult]) -> list[tuple[int, int]]:
+    """(task_id, init_state_id) of the planned episodes that have no result, in the plan's order."""
+    found = {(result.task_id, result.init_state_id) for result in results}
+    places = [(episode.task_id, episode.init_state_id) for episode in episodes]
+    return [place for place in places if place not in found]
+
+
 def hold_to_plan(
     results: Sequence[EpisodeResult], episodes: Sequence[PlannedEpisode], tasks: Sequence[Task], path: Path
 ) -> None:
@@ -356,7 +363,11 @@ def hold_to_plan(
     planned = {(episode.task_id, episode.init_state_id): episode for episode in episodes}
     found = {(result.task_id, result.init_state_id) for result in results}
     if strange := sorted(found - planned.keys()):
-        raise PlanError(f"{path} holds episodes that this run does not plan: (task, init state) {shown(strange)}")
+        missing = missing_places(episodes, results)
+        raise PlanError(
+            f"{path} holds episodes that this run does not plan: (task, init state) {shown(strange)}; planned, and not "
+            f"there: {shown(missing) if missing else 'none'}; remove those lines, or restore the file"
+        )
     described = {task.task_id: task for task in tasks}
     for number, result in enumerate(results, start=1):
         task, episode = described[result.task_id], planned[result.task_id, result.init_state_id]

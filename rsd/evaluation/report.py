@@ -7,7 +7,7 @@ makes them again. results.jsonl is enough; plan.json and provenance.json add wha
 report.json:
     schema          int, this layout's version
     suite           str or null
-    complete        bool or null (null: plan.json is missing, so nobody knows how many episodes were planned)
+    complete        whether each planned episode is there, bool, or null (plan.json is missing: nobody knows)
     num_planned     int or null
     caveats         list of {severity, title, text}: what to know before reading the rates; see caveats.py
     stopped         {verdict, num_success, num_trials} of a run that was stopped early, else null
@@ -40,7 +40,7 @@ from rsd.evaluation.caveats import caveats, stamps
 from rsd.evaluation.latency import busy_note, summarize_latency
 from rsd.evaluation.old_runs import read_plan
 from rsd.evaluation.page import render_page
-from rsd.evaluation.plan import Plan
+from rsd.evaluation.plan import Plan, missing_places
 from rsd.evaluation.player import VIDEO, is_video, recorded_episodes
 from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_results
 from rsd.evaluation.sequential import read_verdict
@@ -81,7 +81,7 @@ def build_report(
     return {
         "schema": SCHEMA,
         "suite": results[0].suite if results else None,
-        "complete": None if num_planned is None else len(results) == num_planned,
+        "complete": None if plan is None else not missing_places(plan.episodes, results),
         "num_planned": num_planned,
         "caveats": caveats(results, plan=plan, stopped=stopped),
         "stopped": stopped,
