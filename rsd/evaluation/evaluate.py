@@ -74,7 +74,7 @@ def resume_results(run_dir: Path, plan: Sequence[PlannedEpisode], tasks: Sequenc
     path.touch()
     aside = set_torn_line_aside(path)
     if aside is not None:
-        logging.getLogger(__name__).warning("the last line of %s was torn; kept aside as %s", path, aside)
+        logging.getLogger(__name__).warning("the last line of %s was torn or damaged; kept aside as %s", path, aside)
     done, _ = read_results(path)
     hold_to_plan(done, plan, tasks, path)
     crashed = set_crashed_aside(path)

@@ -42,7 +42,7 @@ from rsd.evaluation.old_runs import read_plan
 from rsd.evaluation.page import render_page
 from rsd.evaluation.plan import Plan, missing_places
 from rsd.evaluation.player import VIDEO, is_video, recorded_episodes
-from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_results
+from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_episodes
 from rsd.evaluation.sequential import read_verdict
 from rsd.evaluation.statistics import summarize_decoding, summarize_success, summarize_tasks, summarize_work
 from rsd.evaluation.time_shares import summarize_time
@@ -143,14 +143,14 @@ def write_report(run_dir: Path) -> dict[str, Any]:
         The report, as in report.json.
 
     Raises:
-        ResultsError: the folder has no results.jsonl, it is damaged before its last line, or a trace is damaged.
+        ResultsError: the folder has no results.jsonl, a line or a trace is damaged.
         PlanError: its plan cannot be read.
     """
     if not (run_dir / RESULTS_FILE).is_file():
         raise ResultsError(
             f"{run_dir / RESULTS_FILE} does not exist; give the folder of an evaluation with an episode done"
         )
-    results, _ = read_results(run_dir / RESULTS_FILE)
+    results = read_episodes(run_dir / RESULTS_FILE)
     config_path, provenance_path = run_dir / CONFIG_FILE, run_dir / PROVENANCE_FILE
     config = read_yaml(config_path) if config_path.exists() else None
     provenance = cast("dict[str, Any] | None", read_provenance(provenance_path))

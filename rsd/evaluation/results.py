@@ -1,12 +1,14 @@
 """results.jsonl: one line an episode, on disk before the next episode starts.
 
 A line counts once its newline is there. What a kill or a full disk leaves after the last newline is not a result: it is
-moved aside into a file of its own, named in the output, and the episode is run again.
+moved aside into a file of its own, named in the output, and the episode is run again. So is a damaged last line,
+when the run goes on; to whoever only reads the episodes it is an error, as any other damaged line is.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from pathlib import Path
 
@@ -58,11 +60,31 @@ def append_result(path: Path, result: EpisodeResult) -> None:
         ) from error
 
 
-def read_results(path: Path) -> tuple[list[EpisodeResult], bytes]:
-    """All complete episodes, and the bytes of a torn last line (empty when there is none).
+def read_episodes(path: Path) -> list[EpisodeResult]:
+    """All complete episodes, for whoever only reads them: what is left out for want of a newline is told.
 
     Raises:
-        ResultsError: a line before the last is damaged, or an episode is there twice.
+        ResultsError: a line is damaged, the last one too, or an episode is there twice.
+    """
+    results, torn = read_results(path, strict=True)
+    if torn:
+        logging.getLogger(__name__).warning(
+            "%s, line %d is torn: it has no newline, and is left out. Run its episode again with: %s",
+            path,
+            len(results) + 1,
+            resume_command(path.parent),
+        )
+    return results
+
+
+def read_results(path: Path, *, strict: bool = False) -> tuple[list[EpisodeResult], bytes]:
+    """All complete episodes, and the bytes of a torn last line (empty when there is none).
+
+    Args:
+        strict: Only what has no newline is torn; else a damaged last line is, too.
+
+    Raises:
+        ResultsError: a line before the last is damaged, with `strict` the last, or an episode is there twice.
     """
     content = path.read_bytes() if path.exists() else b""
     if content and (other := stranger(path)):
@@ -74,10 +96,12 @@ def read_results(path: Path) -> tuple[list[EpisodeResult], bytes]:
         try:
             result = _episode(line, "it")
         except EntryError as error:  # not JSON, or JSON of something else
-            if number == len(lines) and not torn:
+            is_last = number == len(lines) and not torn
+            if is_last and not strict:
                 return results, line + b"\n"
+            or_resume = f", or run its episode again with: {resume_command(path.parent)}" if is_last else ""
             raise ResultsError(
-                f"{path}, line {number} is damaged: {error}; repair or remove that line by hand"
+                f"{path}, line {number} is damaged: {error}; repair or remove that line by hand{or_resume}"
             ) from error
         if episode_id(result) in seen:
             first = seen[episode_id(result)]

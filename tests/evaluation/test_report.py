@@ -94,13 +94,29 @@ def test_an_episode_that_was_not_planned_does_not_stand_for_one_that_was(tmp_pat
     assert build_report(results, plan=plan, config=None, provenance=None)["complete"] is False
 
 
-def test_a_torn_last_line_does_not_stop_the_report_and_is_not_touched(tmp_path):
+def test_a_torn_last_line_does_not_stop_the_report_and_is_not_touched_but_named(tmp_path, caplog):
     make_run(tmp_path, SeeingPolicy())
     with open(tmp_path / "results.jsonl", "ab") as file:
         file.write(b'{"suite"')
     before = (tmp_path / "results.jsonl").read_bytes()
     assert write_report(tmp_path)["success"]["num_episodes"] == 12
     assert (tmp_path / "results.jsonl").read_bytes() == before
+    assert "results.jsonl, line 13 is torn: it has no newline" in caplog.text
+
+
+@pytest.mark.parametrize("has_plan", [True, False])
+def test_one_bit_in_the_last_line_is_named_and_only_a_resume_sets_it_aside(tmp_path, caplog, has_plan):
+    make_run(tmp_path, SeeingPolicy(), num_trials=1, has_plan=has_plan)
+    path = tmp_path / "results.jsonl"
+    whole = path.read_bytes()
+    for place in (-2, -40, -200):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[len(whole) + place + 1 :])
+        for read in (write_report, read_run):
+            with pytest.raises(ResultsError, match=r"results\.jsonl, line 3 is damaged: .*, or run its .*resume="):
+                read(tmp_path)
+    (result,) = make_run(tmp_path, SeeingPolicy(), num_trials=1, has_plan=has_plan)
+    assert result.task_id == 2 and "was torn or damaged; kept aside as" in caplog.text
+    assert write_report(tmp_path)["success"]["num_success"] == 3
 
 
 def test_crashed_episodes_are_listed_apart(tmp_path):
