@@ -13,13 +13,17 @@ import os
 from pathlib import Path
 
 from rsd.errors import RSDError
+from rsd.evaluation.time_shares import KINDS
 from rsd.files import is_inside, stranger, write_atomically
 from rsd.record import MAX_BYTES, EntryError, conform, line_of, parse, shown
 from rsd.runs import resume_command
-from rsd.settings import Total
+from rsd.settings import Measured, Total
 from rsd.types import EpisodeResult
+from rsd.work import HISTOGRAM, STAGE_COUNTERS, Work
 
 RESULTS_FILE = "results.jsonl"
+BY_STAGE = (*STAGE_COUNTERS, HISTOGRAM)  # counters that are lists
+COUNTED = ("num_chunks", *(one.name for one in dataclasses.fields(Work)))  # the others are a policy's own
 CRASHED_FILE = "crashed_results.jsonl"  # crashed episodes of earlier starts, which were run again
 
 
@@ -118,9 +122,17 @@ def _episode(line: bytes, where: str) -> EpisodeResult:
     if len(line) > MAX_BYTES:
         raise EntryError(f"{where} has {len(line)} bytes, expected at most {MAX_BYTES}")
     result = parse(line, EpisodeResult, where)
-    for name in ("task_id", "init_state_id", "num_steps"):
-        conform(getattr(result, name), Total, where, name)
-    conform(result.stats, dict[str, int | float | list[int]], where, "stats")
+    for name, value in result.stats.items():
+        kind = list[Total] if name in BY_STAGE else Total if name in COUNTED else Total | Measured | list[Total]
+        conform(value, kind, where, f"stats.{name}")
+    checked, accepted = (result.stats.get(name, []) for name in ("checked_tokens", "accepted_tokens"))
+    if len(checked) != len(accepted):
+        raise EntryError(
+            f"{where}: entry 'stats.accepted_tokens' has {len(accepted)} entries, expected the {len(checked)} of "
+            "'stats.checked_tokens'"
+        )
+    if result.time_s:
+        conform(result.time_s, dict.fromkeys(KINDS, Measured), where, "time_s")
     for name in ("video", "trace"):
         path = getattr(result, name)
         if path is not None and not is_inside(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -71,6 +72,12 @@ def test_a_link_that_leaves_the_folder_is_not_followed(tmp_path, linked):
     assert logged == [run / REPORT_HTML]
 
 
+def test_a_part_that_was_never_timed_is_no_part(tmp_path):
+    run = run_folder(tmp_path, dataclasses.replace(GOOD, latency_ms={"draft": [], "total": [2.0]}))
+    latency = write_report(run)["latency"]
+    assert latency["parts"] == [] and latency["total"]["mean"] == 2.0
+
+
 def test_its_own_files_come_in_and_others_than_videos_do_not(tmp_path):
     run = run_folder(tmp_path / "run", GOOD, dataclasses.replace(GOOD, init_state_id=1, video="notes.txt"))
     (run / "videos").mkdir()
@@ -108,6 +115,12 @@ def test_many_tasks_with_init_states_of_their_own_share_no_columns(tmp_path):
     "change",
     [{"task_id": -1}, {"init_state_id": 1.5}, {"init_state_id": -1}, {"success": "yes"}, {"num_steps": None},
      {"stats": []}, {"stats": {"num_chunks": "2"}}, {"latency_ms": {"total": ["x"]}}, {"wall_s": float("inf")},
+     {"latency_ms": {"total": [1e308] * 5}}, {"latency_ms": {"total": [-1.0]}}, {"latency_ms": {"total": [5e-324]}},
+     {"wall_s": -1.0}, {"wall_s": 1e300}, {"model_ms": -0.5}, {"time_s": {"policy": 1.0}}, {"seed": -1},
+     {"time_s": dict.fromkeys(("reset", "physics", "rendering", "policy"), -1.0)}, {"stats": {"num_chunks": -1}},
+     {"stats": {"num_chunks": 5e-324}}, {"stats": {"num_chunks": 10**400}}, {"stats": {"target_passes": [1]}},
+     {"stats": {"accept_counts": 1}}, {"stats": {"accept_counts": [-1]}}, {"stats": {"mine": -0.5}},
+     {"stats": {"num_chunks": 1, "checked_tokens": [1], "accepted_tokens": []}},
      {"video": 3}, {"versions": {"mujoco": 3}}, {"more": 1}, {"time_s": None}, {"error": 5}],
     ids=str,
 )  # fmt: skip
@@ -115,8 +128,10 @@ def test_a_mistyped_line_is_named(tmp_path, change):
     run = run_folder(tmp_path / "run")
     record = dataclasses.asdict(GOOD) | change
     (run / "results.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(dataclasses.asdict(GOOD)) + "\n")
+    (entry,) = change
     with pytest.raises(RSDError, match=r"results.jsonl, line 1 is damaged") as error:
         write_report(run)
+    assert re.search(f"entry '{entry}|Infinity is no number", str(error.value))
     assert "\n" not in str(error.value)
 
 
