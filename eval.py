@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> float | None:
     plan = dataclasses.replace(plan, episodes=tuple(in_order_for(stopping, plan.episodes, plan.seed)))
     run_dir = begin_run(cfg, reads=fields.get("checkpoints", {}), found=found)
     keep_plan(run_dir, plan)
-    done = resume_results(run_dir, plan.episodes)
+    done = resume_results(run_dir, plan.episodes, plan.tasks)
     logger = instantiate(cfg.logger)(run_dir=run_dir)
     policies = [configured_policy(cfg, overrides, device) for device in device_names(cfg.device)]
     for policy in policies:
@@ -73,7 +73,7 @@ def main(cfg: DictConfig) -> float | None:
     decided = until_decided(episodes, stopping, plan.episodes, done, run_dir)
     finished = follow(decided, num_planned=len(plan.episodes), done=done)
     if finished and read_verdict(run_dir) is None:
-        check_all_kept(run_dir, len(plan.episodes))
+        check_all_kept(run_dir, plan.episodes)
     report = write_report(run_dir)
     show_report(report, run_dir)
     if not finished:

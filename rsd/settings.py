@@ -73,6 +73,19 @@ class Length:
         return "of at least one entry" if self.entries is None else f"of {self.entries} entries"
 
 
+@dataclass(frozen=True)
+class Grain:
+    """Numbers that are 0, or not below the least that can be told from it: quotients by them are finite."""
+
+    least: float
+
+    def holds(self, value: float) -> bool:
+        return value == 0 or abs(value) >= self.least
+
+    def __str__(self) -> str:
+        return f"(0, or at least {self.least:g})"
+
+
 LARGEST = 2**31 - 1  # of counts
 FLOAT32_MAX = 3.4e38
 
@@ -90,6 +103,7 @@ Levels = Annotated[int, Range(2, 2**16)]
 Finite = Annotated[float, Range(-FLOAT32_MAX, FLOAT32_MAX)]
 Positive = Annotated[float, Range(0, FLOAT32_MAX, above=True)]
 NotNegative = Annotated[float, Range(0, FLOAT32_MAX)]
+Measured = Annotated[float, Range(0, 1e12), Grain(1e-9)]  # by a clock: seconds, milliseconds
 Share = Annotated[float, Range(0, 1)]
 Device = Annotated[str, Pattern(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:N")]
 Dtype = Literal["float32", "bfloat16", "float16"]

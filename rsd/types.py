@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 import numpy as np
 
 from rsd.errors import RSDError
+from rsd.settings import Measured, Seed, Total
 from rsd.space import Space
 from rsd.work import Counts, Stopwatch, Work
 
@@ -258,22 +259,22 @@ class EpisodeResult:
     """
 
     suite: str
-    task_id: int
+    task_id: Total
     instruction: str
-    init_state_id: int
-    seed: int
+    init_state_id: Total
+    seed: Seed
     success: bool
-    num_steps: int
+    num_steps: Total
     error: str | None = None
     stats: dict[str, Any] = field(default_factory=dict)
-    latency_ms: dict[str, list[float]] = field(default_factory=dict)
-    wall_s: float = 0.0
+    latency_ms: dict[str, list[Measured]] = field(default_factory=dict)
+    wall_s: Measured = 0.0
     video: str | None = None
     protocol: str = ""
     versions: dict[str, str] = field(default_factory=dict)
-    time_s: dict[str, float] = field(default_factory=dict)
+    time_s: dict[str, Measured] = field(default_factory=dict)
     trace: str | None = None
-    model_ms: float = 0.0
+    model_ms: Measured = 0.0
 
 
 @dataclass(frozen=True)

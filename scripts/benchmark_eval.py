@@ -38,7 +38,7 @@ from rsd.commands.settings import check_settings
 from rsd.envs.reference import ReferenceEnv
 from rsd.envs.suites import suite_name
 from rsd.errors import SettingError
-from rsd.evaluation.evaluate import Recording, evaluate, resume_results
+from rsd.evaluation.evaluate import Recording, evaluate
 from rsd.evaluation.parallel import evaluate_parallel
 from rsd.evaluation.plan import plan_episodes
 from rsd.evaluation.results import episode_id
@@ -88,7 +88,7 @@ def run_arm(cfg: DictConfig, policy: Policy, num_workers: int | None, max_batch:
     sizes = {name: cfg.env[name] for name in ("num_tasks", "num_init_states")}
     plan = plan_episodes(**sizes, tasks=cfg.tasks, num_trials=cfg.num_trials, seed=cfg.seed, save_videos=0)
     with tempfile.TemporaryDirectory() as folder:
-        done, recording = resume_results(Path(folder), plan), Recording(Path(folder))
+        recording = Recording(Path(folder))
         started = time.perf_counter()
         if num_workers is None:
             tasks = instantiate(cfg.env.tasks)
@@ -97,7 +97,7 @@ def run_arm(cfg: DictConfig, policy: Policy, num_workers: int | None, max_batch:
                     make_env=lambda task_id: ReferenceLoop(tasks[task_id]),
                     policy=policy,
                     plan=plan,
-                    done=done,
+                    done=(),
                     recording=recording,
                 )
             )
@@ -108,7 +108,7 @@ def run_arm(cfg: DictConfig, policy: Policy, num_workers: int | None, max_batch:
                     policies=[policy],
                     max_batch=max_batch,
                     plan=plan,
-                    done=done,
+                    done=(),
                     recording=recording,
                     num_workers=num_workers,
                     suite=suite_name(cfg.env.suite, cfg.env.variant),

@@ -17,7 +17,7 @@ from rsd.differences import differences
 from rsd.errors import RSDError
 from rsd.evaluation.old_runs import SCORE_VERSIONS, read_plan
 from rsd.evaluation.plan import MAY_DIFFER, Plan
-from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_results
+from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_episodes
 from rsd.runs import PROVENANCE_FILE, read_provenance
 from rsd.types import EpisodeResult
 
@@ -100,12 +100,12 @@ def read_run(path: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        ResultsError: it has no results.jsonl, no episode, or is damaged before its last line.
+        ResultsError: it has no results.jsonl, no episode, or a damaged line.
         PlanError: its plan cannot be read.
     """
     if not (path / RESULTS_FILE).is_file():
         raise ResultsError(f"{path / RESULTS_FILE} does not exist; give the folders of evaluations")
-    results, _ = read_results(path / RESULTS_FILE)
+    results = read_episodes(path / RESULTS_FILE)
     if not results:
         raise ResultsError(f"{path / RESULTS_FILE} holds no episode yet")
     return Run(

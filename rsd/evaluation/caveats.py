@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rsd.evaluation.plan import Plan
+from rsd.evaluation.plan import Plan, missing_places
 from rsd.evaluation.sequential import anytime_interval
 from rsd.protocols import CHANGED, broken_promises
+from rsd.record import shown
 from rsd.types import EpisodeResult
 
 PACKAGES = {"mujoco": "MuJoCo"}  # how their makers write them
@@ -107,10 +108,12 @@ def _completeness(
         return [_caveat("warn", "The folder has no plan.json.", text)]
     num_planned = len(plan.episodes)
     if stopped is None:
-        if len(results) == num_planned:
+        missing = missing_places(plan.episodes, results)
+        if not missing:
             return []
         title = f"Incomplete: {len(results)} of {num_planned} episodes."
-        return [_caveat("warn", title, "Continue with python eval.py resume=RUN_DIR.")]
+        text = f"Missing: (task, init state) {shown(missing)}. Continue with python eval.py resume=RUN_DIR."
+        return [_caveat("warn", title, text)]
     num_success, num_trials = stopped["num_success"], stopped["num_trials"]
     low, high = anytime_interval(num_success, num_trials)
     rate = "the threshold" if plan.stopping is None else f"{100 * plan.stopping.values['rate']:g} %"

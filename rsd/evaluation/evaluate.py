@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rsd.errors import RSDError
-from rsd.evaluation.plan import PlanError, PlannedEpisode
+from rsd.evaluation.plan import PlannedEpisode, hold_to_plan, missing_places
 from rsd.evaluation.results import (
     CRASHED_FILE,
     RESULTS_FILE,
@@ -31,9 +31,10 @@ from rsd.evaluation.results import (
 from rsd.evaluation.rollout import Episode
 from rsd.evaluation.trace import write_trace
 from rsd.evaluation.video import VideoError, check_ffmpeg, write_video
+from rsd.record import shown
 from rsd.runs import resume_command
 from rsd.silence import patience, simulator_turn
-from rsd.types import Env, EpisodeResult, Policy
+from rsd.types import Env, EpisodeResult, Policy, Task
 
 ERRORS_FILE = "crashed_episodes.log"
 
@@ -61,23 +62,21 @@ class Recording:
     clip_actions: bool = True
 
 
-def resume_results(run_dir: Path, plan: Sequence[PlannedEpisode]) -> list[EpisodeResult]:
+def resume_results(run_dir: Path, plan: Sequence[PlannedEpisode], tasks: Sequence[Task]) -> list[EpisodeResult]:
     """Episodes that are already on disk; makes an empty results.jsonl at a first start.
 
     A torn last line is moved aside, with a warning that names the file; crashed episodes are, too, and run again.
 
     Raises:
-        PlanError: an episode on disk is not in the plan.
+        PlanError: an episode on disk is not of the plan; see `hold_to_plan`.
     """
     path = run_dir / RESULTS_FILE
     path.touch()
     aside = set_torn_line_aside(path)
     if aside is not None:
-        logging.getLogger(__name__).warning("the last line of %s was torn; kept aside as %s", path, aside)
+        logging.getLogger(__name__).warning("the last line of %s was torn or damaged; kept aside as %s", path, aside)
     done, _ = read_results(path)
-    strange = {episode_id(result) for result in done} - {(episode.task_id, episode.init_state_id) for episode in plan}
-    if strange:
-        raise PlanError(f"{path} holds episodes that this run does not plan: (task, init state) {sorted(strange)}")
+    hold_to_plan(done, plan, tasks, path)
     crashed = set_crashed_aside(path)
     if crashed:
         logging.getLogger(__name__).warning("%d crashed episodes are run again; kept in %s", crashed, CRASHED_FILE)
@@ -94,18 +93,19 @@ def check_no_crash(num_errors: int, num_planned: int, run_dir: Path) -> None:
         raise CrashedEpisodesError(f"{num_errors} of {num_planned} episodes crashed; see {run_dir / ERRORS_FILE}")
 
 
-def check_all_kept(run_dir: Path, num_planned: int) -> None:
+def check_all_kept(run_dir: Path, plan: Sequence[PlannedEpisode]) -> None:
     """See that a run that has ended has all of its planned episodes on disk.
 
     Raises:
         ResultsError: lines, or the whole folder, were removed in the meantime.
     """
     path = run_dir / RESULTS_FILE
-    kept = len(read_results(path)[0]) if path.exists() else 0
-    if kept < num_planned:
+    missing = missing_places(plan, read_results(path)[0])
+    if missing:
         raise ResultsError(
-            f"{path} holds {kept} of the {num_planned} planned episodes; the others were removed from it while the run "
-            f"went on. Make them again with: {resume_command(run_dir)}"
+            f"{path} holds {len(plan) - len(missing)} of the {len(plan)} planned episodes; the others, (task, init "
+            f"state) {shown(missing)}, were removed from it while the run went on. Make them again with: "
+            f"{resume_command(run_dir)}"
         )
 
 

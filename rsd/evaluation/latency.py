@@ -46,7 +46,8 @@ def summarize_latency(results: Sequence[EpisodeResult], actions_per_chunk: float
     values: dict[str, list[float]] = {}
     for result in results:
         for part, own in result.latency_ms.items():
-            values.setdefault(part, []).extend(own)
+            if own:
+                values.setdefault(part, []).extend(own)
     totals = values.pop(TOTAL, [])
     total_sum = float(np.sum(totals)) if totals else None
     parts = [_summarize(part, own, total_sum) for part, own in values.items()]

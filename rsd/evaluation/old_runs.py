@@ -19,11 +19,13 @@ from rsd.evaluation.plan import (
     Protocol,
     Stopping,
     base_values,
+    hold_to_plan,
     plain,
     plan_episodes,
     protocol_values,
     read_plan_file,
 )
+from rsd.evaluation.results import RESULTS_FILE
 from rsd.runs import CONFIG_FILE, read_yaml
 from rsd.types import IMAGE_VIEWS, EpisodeResult, Task
 
@@ -32,14 +34,22 @@ ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 
 def read_plan(run_dir: Path, results: Sequence[EpisodeResult]) -> Plan | None:
-    """The plan of a run folder, derived where there is only a config; None when there is neither.
+    """The plan of a run folder, derived where there is only a config, with its episodes held to it; None when there is
+    neither.
 
     Args:
         results: The run's episodes, from which an old run's instructions and versions are taken.
 
     Raises:
-        PlanError: plan.json cannot be read, or config.yaml is not an evaluation's.
+        PlanError: plan.json cannot be read, config.yaml is not an evaluation's, or see `hold_to_plan`.
     """
+    plan = _stored_plan(run_dir, results)
+    if plan is not None:
+        hold_to_plan(results, plan.episodes, plan.tasks, run_dir / RESULTS_FILE)
+    return plan
+
+
+def _stored_plan(run_dir: Path, results: Sequence[EpisodeResult]) -> Plan | None:
     path, config = run_dir / PLAN_FILE, run_dir / CONFIG_FILE
     if path.is_file():
         return read_plan_file(path)

@@ -20,7 +20,7 @@ from rsd.differences import differences, told
 from rsd.errors import RSDError
 from rsd.record import EntryError, check_seal, conform, read, shown, unsealed, write
 from rsd.settings import Count, Length, Natural, Processes, Seed, checked
-from rsd.types import Task
+from rsd.types import EpisodeResult, Task
 
 PLAN_FILE = "plan.json"
 SCHEMA = 1
@@ -337,6 +337,55 @@ def keep_plan(run_dir: Path, plan: Plan) -> None:
             f"cannot resume {run_dir}: it was planned otherwise: {told(different)}. "
             "Put that back to continue the run, or start a new one without resume"
         )
+
+
+def missing_places(episodes: Sequence[PlannedEpisode], results: Sequence[EpisodeResult]) -> list[tuple[int, int]]:
+    """(task_id, init_state_id) of the planned episodes that have no result, in the plan's order."""
+    found = {(result.task_id, result.init_state_id) for result in results}
+    places = [(episode.task_id, episode.init_state_id) for episode in episodes]
+    return [place for place in places if place not in found]
+
+
+def hold_to_plan(
+    results: Sequence[EpisodeResult], episodes: Sequence[PlannedEpisode], tasks: Sequence[Task], path: Path
+) -> None:
+    """See that every line of results.jsonl is of the planned episode that it names.
+
+    Args:
+        results: All lines, in their order.
+        episodes, tasks: The plan's.
+        path: Their file, for messages.
+
+    Raises:
+        PlanError: an episode was not planned; or its suite, instruction, seed or protocol is another one, or it has
+            more steps than the task's limit.
+    """
+    planned = {(episode.task_id, episode.init_state_id): episode for episode in episodes}
+    found = {(result.task_id, result.init_state_id) for result in results}
+    if strange := sorted(found - planned.keys()):
+        missing = missing_places(episodes, results)
+        raise PlanError(
+            f"{path} holds episodes that this run does not plan: (task, init state) {shown(strange)}; planned, and not "
+            f"there: {shown(missing) if missing else 'none'}; remove those lines, or restore the file"
+        )
+    described = {task.task_id: task for task in tasks}
+    for number, result in enumerate(results, start=1):
+        task, episode = described[result.task_id], planned[result.task_id, result.init_state_id]
+        line = f"{path}, line {number} is not of this run: entry"
+        place = f"of task {result.task_id}, init state {result.init_state_id}; remove that line, or restore the file"
+        for entry, expected in {
+            "suite": task.suite,
+            "instruction": task.instruction,
+            "seed": episode.seed,
+            "protocol": task.protocol,
+        }.items():
+            own = getattr(result, entry)
+            unsaid = own == "" and (entry == "protocol" or result.error is not None)  # before protocols; a dead worker
+            if own != expected and not unsaid:
+                raise PlanError(f"{line} {entry!r} is {shown(own)}, its plan has {shown(expected)} {place}")
+        if 0 < task.max_steps < result.num_steps:  # of some old runs nobody knows it: 0
+            limit = f"the step limit {task.max_steps} in its plan"
+            raise PlanError(f"{line} 'num_steps' is {result.num_steps}, above {limit} {place}")
 
 
 def _comparable(plan: Plan) -> dict[str, Any]:

@@ -7,7 +7,7 @@ makes them again. results.jsonl is enough; plan.json and provenance.json add wha
 report.json:
     schema          int, this layout's version
     suite           str or null
-    complete        bool or null (null: plan.json is missing, so nobody knows how many episodes were planned)
+    complete        whether each planned episode is there, bool, or null (plan.json is missing: nobody knows)
     num_planned     int or null
     caveats         list of {severity, title, text}: what to know before reading the rates; see caveats.py
     stopped         {verdict, num_success, num_trials} of a run that was stopped early, else null
@@ -40,9 +40,9 @@ from rsd.evaluation.caveats import caveats, stamps
 from rsd.evaluation.latency import busy_note, summarize_latency
 from rsd.evaluation.old_runs import read_plan
 from rsd.evaluation.page import render_page
-from rsd.evaluation.plan import Plan
+from rsd.evaluation.plan import Plan, missing_places
 from rsd.evaluation.player import VIDEO, is_video, recorded_episodes
-from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_results
+from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_episodes
 from rsd.evaluation.sequential import read_verdict
 from rsd.evaluation.statistics import summarize_decoding, summarize_success, summarize_tasks, summarize_work
 from rsd.evaluation.time_shares import summarize_time
@@ -81,7 +81,7 @@ def build_report(
     return {
         "schema": SCHEMA,
         "suite": results[0].suite if results else None,
-        "complete": None if num_planned is None else len(results) == num_planned,
+        "complete": None if plan is None else not missing_places(plan.episodes, results),
         "num_planned": num_planned,
         "caveats": caveats(results, plan=plan, stopped=stopped),
         "stopped": stopped,
@@ -143,14 +143,14 @@ def write_report(run_dir: Path) -> dict[str, Any]:
         The report, as in report.json.
 
     Raises:
-        ResultsError: the folder has no results.jsonl, it is damaged before its last line, or a trace is damaged.
+        ResultsError: the folder has no results.jsonl, a line or a trace is damaged.
         PlanError: its plan cannot be read.
     """
     if not (run_dir / RESULTS_FILE).is_file():
         raise ResultsError(
             f"{run_dir / RESULTS_FILE} does not exist; give the folder of an evaluation with an episode done"
         )
-    results, _ = read_results(run_dir / RESULTS_FILE)
+    results = read_episodes(run_dir / RESULTS_FILE)
     config_path, provenance_path = run_dir / CONFIG_FILE, run_dir / PROVENANCE_FILE
     config = read_yaml(config_path) if config_path.exists() else None
     provenance = cast("dict[str, Any] | None", read_provenance(provenance_path))

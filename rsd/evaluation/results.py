@@ -1,23 +1,29 @@
 """results.jsonl: one line an episode, on disk before the next episode starts.
 
 A line counts once its newline is there. What a kill or a full disk leaves after the last newline is not a result: it is
-moved aside into a file of its own, named in the output, and the episode is run again.
+moved aside into a file of its own, named in the output, and the episode is run again. So is a damaged last line,
+when the run goes on; to whoever only reads the episodes it is an error, as any other damaged line is.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from pathlib import Path
 
 from rsd.errors import RSDError
+from rsd.evaluation.time_shares import KINDS
 from rsd.files import is_inside, stranger, write_atomically
 from rsd.record import MAX_BYTES, EntryError, conform, line_of, parse, shown
 from rsd.runs import resume_command
-from rsd.settings import Total
+from rsd.settings import Measured, Total
 from rsd.types import EpisodeResult
+from rsd.work import HISTOGRAM, STAGE_COUNTERS, Work
 
 RESULTS_FILE = "results.jsonl"
+BY_STAGE = (*STAGE_COUNTERS, HISTOGRAM)  # counters that are lists
+COUNTED = ("num_chunks", *(one.name for one in dataclasses.fields(Work)))  # the others are a policy's own
 CRASHED_FILE = "crashed_results.jsonl"  # crashed episodes of earlier starts, which were run again
 
 
@@ -58,11 +64,31 @@ def append_result(path: Path, result: EpisodeResult) -> None:
         ) from error
 
 
-def read_results(path: Path) -> tuple[list[EpisodeResult], bytes]:
-    """All complete episodes, and the bytes of a torn last line (empty when there is none).
+def read_episodes(path: Path) -> list[EpisodeResult]:
+    """All complete episodes, for whoever only reads them: what is left out for want of a newline is told.
 
     Raises:
-        ResultsError: a line before the last is damaged, or an episode is there twice.
+        ResultsError: a line is damaged, the last one too, or an episode is there twice.
+    """
+    results, torn = read_results(path, strict=True)
+    if torn:
+        logging.getLogger(__name__).warning(
+            "%s, line %d is torn: it has no newline, and is left out. Run its episode again with: %s",
+            path,
+            len(results) + 1,
+            resume_command(path.parent),
+        )
+    return results
+
+
+def read_results(path: Path, *, strict: bool = False) -> tuple[list[EpisodeResult], bytes]:
+    """All complete episodes, and the bytes of a torn last line (empty when there is none).
+
+    Args:
+        strict: Only what has no newline is torn; else a damaged last line is, too.
+
+    Raises:
+        ResultsError: a line before the last is damaged, with `strict` the last, or an episode is there twice.
     """
     content = path.read_bytes() if path.exists() else b""
     if content and (other := stranger(path)):
@@ -74,10 +100,12 @@ def read_results(path: Path) -> tuple[list[EpisodeResult], bytes]:
         try:
             result = _episode(line, "it")
         except EntryError as error:  # not JSON, or JSON of something else
-            if number == len(lines) and not torn:
+            is_last = number == len(lines) and not torn
+            if is_last and not strict:
                 return results, line + b"\n"
+            or_resume = f", or run its episode again with: {resume_command(path.parent)}" if is_last else ""
             raise ResultsError(
-                f"{path}, line {number} is damaged: {error}; repair or remove that line by hand"
+                f"{path}, line {number} is damaged: {error}; repair or remove that line by hand{or_resume}"
             ) from error
         if episode_id(result) in seen:
             first = seen[episode_id(result)]
@@ -94,9 +122,17 @@ def _episode(line: bytes, where: str) -> EpisodeResult:
     if len(line) > MAX_BYTES:
         raise EntryError(f"{where} has {len(line)} bytes, expected at most {MAX_BYTES}")
     result = parse(line, EpisodeResult, where)
-    for name in ("task_id", "init_state_id", "num_steps"):
-        conform(getattr(result, name), Total, where, name)
-    conform(result.stats, dict[str, int | float | list[int]], where, "stats")
+    for name, value in result.stats.items():
+        kind = list[Total] if name in BY_STAGE else Total if name in COUNTED else Total | Measured | list[Total]
+        conform(value, kind, where, f"stats.{name}")
+    checked, accepted = (result.stats.get(name, []) for name in ("checked_tokens", "accepted_tokens"))
+    if len(checked) != len(accepted):
+        raise EntryError(
+            f"{where}: entry 'stats.accepted_tokens' has {len(accepted)} entries, expected the {len(checked)} of "
+            "'stats.checked_tokens'"
+        )
+    if result.time_s:
+        conform(result.time_s, dict.fromkeys(KINDS, Measured), where, "time_s")
     for name in ("video", "trace"):
         path = getattr(result, name)
         if path is not None and not is_inside(path):

@@ -123,7 +123,7 @@ class Episode:
             video=video,
             protocol=task.protocol,
             versions=task.versions,
-            time_s={kind: round(seconds, 3) for kind, seconds in self.time_s.items()},
+            time_s={kind: max(0.0, round(seconds, 3)) for kind, seconds in self.time_s.items()},
             trace=trace,
         )
 

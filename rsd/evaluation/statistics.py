@@ -185,13 +185,14 @@ def _stage_rates(totals: dict[str, Any]) -> list[dict[str, Any]]:
     stages = []
     for stage in range(1, num_stages + 1):
         reached, accepted = sum(counts[stage - 1 :]), sum(counts[stage:])
+        checked = tokens[stage - 1] if tokens else 0
         stages.append(
             {
                 "stage": stage,
                 "reached": reached,
                 "accepted": accepted,
                 "rate": accepted / reached if reached else None,
-                "token_rate": totals["accepted_tokens"][stage - 1] / tokens[stage - 1] if tokens else None,
+                "token_rate": totals["accepted_tokens"][stage - 1] / checked if checked else None,
             }
         )
     return stages

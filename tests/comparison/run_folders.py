@@ -21,6 +21,7 @@ def planned(
     num_tasks: int = 2,
     num_trials: int = 5,
     max_steps: int = 60,
+    suite: str = "point_mass",
     policy: dict[str, Any] | None = None,
     environment: dict[str, Any] | None = None,
     **fields: Any,
@@ -32,7 +33,12 @@ def planned(
         environment: Values of the protocol.
         fields: Others of Plan, in place of an ordinary run's.
     """
-    tasks = point_mass_tasks(num_tasks=num_tasks, max_steps=max_steps, num_init_states=num_trials, image_size=16)
+    tasks = [
+        dataclasses.replace(task, instruction=f"reach <goal> {task.task_id}")
+        for task in point_mass_tasks(
+            num_tasks=num_tasks, suite=suite, max_steps=max_steps, num_init_states=num_trials, image_size=16
+        )
+    ]
     plan = make_plan(
         tasks=tasks,
         task_ids=None,
@@ -74,12 +80,15 @@ def write_run(
         fields: More of EpisodeResult, the same in every episode.
     """
     run_dir.mkdir()
+    seeds = {} if plan is None else {(one.task_id, one.init_state_id): one.seed for one in plan.episodes}
     for task_id, row in outcomes.items():
         for init_state_id, mark in enumerate(row):
             if mark != " ":
                 error = CRASH if mark == "!" else None
+                seed = seeds.get((task_id, init_state_id), 1)
+                instruction = f"reach <goal> {task_id}"
                 result = EpisodeResult(
-                    suite, task_id, f"reach <goal> {task_id}", init_state_id, 1, mark == "+", 20, error=error, **fields
+                    suite, task_id, instruction, init_state_id, seed, mark == "+", 20, error=error, **fields
                 )
                 append_result(run_dir / "results.jsonl", result)
     if plan is not None:

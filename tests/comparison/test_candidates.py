@@ -28,8 +28,8 @@ def two(tmp_path, first: dict, second: dict):
 def test_single_runs_are_paired_by_task_and_init_state_whatever_their_seeds(tmp_path):
     first, second = two(
         tmp_path,
-        {"plan": planned(seed=7, policy={"decoding": "l1"})},
-        {"plan": planned(seed=8, policy={"decoding": "speculative"}), "outcomes": {1: "--!", 2: "+"}},
+        {"plan": planned(seed=7, num_tasks=3, policy={"decoding": "l1"})},
+        {"plan": planned(seed=8, num_tasks=3, policy={"decoding": "speculative"}), "outcomes": {1: "--!", 2: "+"}},
     )
     check_comparable(first, second)
     pairs = shared_episodes(first, second)

@@ -51,7 +51,7 @@ def make_run(
     if has_plan:
         keep_plan(run_dir, planned)
     plan: list[PlannedEpisode] = [one for one in planned.episodes if num_run is None or one.init_state_id < num_run]
-    done = resume_results(run_dir, plan)
+    done = resume_results(run_dir, plan, planned.tasks)
 
     def make_env(task_id: int) -> PointMassEnv:
         return PointMassEnv(task_id=task_id, image_size=64)

@@ -11,7 +11,7 @@ from rsd.evaluation.plan import PlanError, plan_episodes
 from rsd.evaluation.results import CRASHED_FILE, RESULTS_FILE, ResultsError, episode_id, read_results
 from rsd.evaluation.video import VideoError
 from tests.evaluation.policies import RaisingPolicy, SeeingPolicy, StillPolicy
-from tests.fakes import PointMassEnv
+from tests.fakes import PointMassEnv, point_mass_tasks
 
 
 def plan(**values):
@@ -24,7 +24,7 @@ def make_env(task_id: int) -> PointMassEnv:
 
 
 def run(run_dir, policy, episodes, **options):
-    done = resume_results(run_dir, episodes)
+    done = resume_results(run_dir, episodes, point_mass_tasks(num_tasks=3))
     recording = Recording(run_dir, **options)
     return list(evaluate(make_env=make_env, policy=policy, plan=episodes, done=done, recording=recording))
 
@@ -104,7 +104,7 @@ def test_a_torn_last_line_is_run_again(tmp_path, caplog):
 def test_results_of_another_plan_are_refused(tmp_path):
     run(tmp_path, SeeingPolicy(), plan(num_trials=2))
     with pytest.raises(PlanError, match=r"does not plan: \(task, init state\) \[\(0, 1\), \(1, 1\), \(2, 1\)\]"):
-        resume_results(tmp_path, plan(num_trials=1))
+        resume_results(tmp_path, plan(num_trials=1), point_mass_tasks(num_tasks=3))
 
 
 def test_a_full_disk_ends_the_run_with_the_earlier_episodes_intact(tmp_path, monkeypatch):

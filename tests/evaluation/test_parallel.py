@@ -18,7 +18,7 @@ from rsd.evaluation.results import RESULTS_FILE, episode_id, read_results
 from rsd.evaluation.sequential import in_random_order
 from rsd.types import Request
 from tests.evaluation.policies import CHUNK_LENGTH, SeeingPolicy
-from tests.fakes import PointMassEnv
+from tests.fakes import PointMassEnv, point_mass_tasks
 
 
 class DeadlyEnv(PointMassEnv):
@@ -97,7 +97,7 @@ def run(run_dir: Path, *, make_env=PointMassEnv, policies=None, num_workers=2, m
             policies=policies or [SeeingPolicy()],
             max_batch=max_batch,
             plan=episodes,
-            done=resume_results(run_dir, episodes),
+            done=resume_results(run_dir, episodes, point_mass_tasks(num_tasks=3)),
             recording=Recording(run_dir),
             num_workers=num_workers,
             suite="point_mass",
@@ -120,7 +120,7 @@ def test_outcomes_are_those_of_one_process_however_many_workers_and_policies(tmp
         make_env=partial(PointMassEnv, image_size=64),
         policy=SeeingPolicy(),
         plan=plan(),
-        done=resume_results(folders[0], plan()),
+        done=resume_results(folders[0], plan(), point_mass_tasks(num_tasks=3)),
         recording=Recording(folders[0]),
     )
     expected = outcomes(alone)

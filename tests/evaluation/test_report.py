@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
+from rsd.comparison.candidates import read_run
 from rsd.evaluation import report as report_module
-from rsd.evaluation.plan import keep_plan
-from rsd.evaluation.report import report_tables, write_report
-from rsd.evaluation.results import ResultsError
+from rsd.evaluation.plan import PlanError, keep_plan
+from rsd.evaluation.report import build_report, report_tables, write_report
+from rsd.evaluation.results import ResultsError, read_results
 from rsd.record import line_of, read_json
 from tests.evaluation.folders import make_run, plan_of
 from tests.evaluation.policies import EarlyExitPolicy, RaisingPolicy, SeeingPolicy, StillPolicy
@@ -74,16 +75,48 @@ def test_an_incomplete_run_says_so(tmp_path):
     make_run(tmp_path, SeeingPolicy(), num_run=2)
     report = write_report(tmp_path)
     assert report["complete"] is False
-    assert "Incomplete: 6 of 12 episodes" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "Incomplete: 6 of 12 episodes" in page
+    assert "Missing: (task, init state) [(0, 2), (0, 3), (1, 2), (1, 3), (2, 2), (2, 3)]. Continue" in page
 
 
-def test_a_torn_last_line_does_not_stop_the_report_and_is_not_touched(tmp_path):
+def test_an_episode_that_was_not_planned_does_not_stand_for_one_that_was(tmp_path):
+    make_run(tmp_path, SeeingPolicy(), num_trials=1)
+    path = tmp_path / "results.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_bytes(b"".join(map(line_of, [*lines[:2], lines[2] | {"init_state_id": 4}])))
+    named = r"does not plan: \(task, init state\) \[\(2, 4\)\]; planned, and not there: \[\(2, 0\)\]; remove"
+    for read in (write_report, read_run):
+        with pytest.raises(PlanError, match=named):
+            read(tmp_path)
+    results = read_results(path)[0]
+    plan = plan_of(point_mass_tasks(num_tasks=3), num_trials=1)
+    assert build_report(results, plan=plan, config=None, provenance=None)["complete"] is False
+
+
+def test_a_torn_last_line_does_not_stop_the_report_and_is_not_touched_but_named(tmp_path, caplog):
     make_run(tmp_path, SeeingPolicy())
     with open(tmp_path / "results.jsonl", "ab") as file:
         file.write(b'{"suite"')
     before = (tmp_path / "results.jsonl").read_bytes()
     assert write_report(tmp_path)["success"]["num_episodes"] == 12
     assert (tmp_path / "results.jsonl").read_bytes() == before
+    assert "results.jsonl, line 13 is torn: it has no newline" in caplog.text
+
+
+@pytest.mark.parametrize("has_plan", [True, False])
+def test_one_bit_in_the_last_line_is_named_and_only_a_resume_sets_it_aside(tmp_path, caplog, has_plan):
+    make_run(tmp_path, SeeingPolicy(), num_trials=1, has_plan=has_plan)
+    path = tmp_path / "results.jsonl"
+    whole = path.read_bytes()
+    for place in (-2, -40, -200):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[len(whole) + place + 1 :])
+        for read in (write_report, read_run):
+            with pytest.raises(ResultsError, match=r"results\.jsonl, line 3 is damaged: .*, or run its .*resume="):
+                read(tmp_path)
+    (result,) = make_run(tmp_path, SeeingPolicy(), num_trials=1, has_plan=has_plan)
+    assert result.task_id == 2 and "was torn or damaged; kept aside as" in caplog.text
+    assert write_report(tmp_path)["success"]["num_success"] == 3
 
 
 def test_crashed_episodes_are_listed_apart(tmp_path):
@@ -111,7 +144,7 @@ def test_a_run_without_an_episode_still_has_a_report(tmp_path):
 
 def test_instructions_and_errors_are_escaped(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
-    make_run(tmp_path, SeeingPolicy(), num_trials=1, save_videos=1)
+    make_run(tmp_path, SeeingPolicy(), num_trials=1, save_videos=1, has_plan=False)
     path = tmp_path / "results.jsonl"
     lines = path.read_text().replace("move the point", "<script>alert(1)</script>").splitlines()
     path.write_bytes(b"".join(line_of(json.loads(line)) for line in lines))

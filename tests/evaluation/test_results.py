@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from rsd.evaluation.evaluate import check_all_kept
+from rsd.evaluation.plan import PlannedEpisode
 from rsd.evaluation.results import ResultsError, append_result, read_results, set_torn_line_aside
 from rsd.types import EpisodeResult
 
@@ -99,11 +100,16 @@ def test_episodes_that_are_not_on_disk_any_more_are_named(tmp_path, kept):
     results = [episode(0, 0), episode(1, 0)]
     for result in results[:kept]:
         append_result(tmp_path / "results.jsonl", result)
-    with pytest.raises(ResultsError, match=rf"holds {kept} of the 2 planned episodes; .* resume={tmp_path}"):
-        check_all_kept(tmp_path, 2)
+    append_result(tmp_path / "results.jsonl", episode(7, 0))  # not planned: it stands for no other
+    plan = [PlannedEpisode(task_id, 0, 0, record=False) for task_id in (0, 1)]
+    missing = r"\[\(0, 0\), \(1, 0\)\]" if not kept else r"\[\(1, 0\)\]"
+    with pytest.raises(
+        ResultsError, match=rf"holds {kept} of the 2 planned episodes; the others, .* {missing}, .* resume={tmp_path}"
+    ):
+        check_all_kept(tmp_path, plan)
     for result in results[kept:]:
         append_result(tmp_path / "results.jsonl", result)
-    check_all_kept(tmp_path, 2)
+    check_all_kept(tmp_path, plan)
 
 
 def test_a_changed_digit_is_found_and_a_line_without_checksum_is_of_an_earlier_version(tmp_path):

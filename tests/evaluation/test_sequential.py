@@ -24,7 +24,7 @@ from rsd.evaluation.sequential import (
 from rsd.record import read_json
 from rsd.types import EpisodeResult
 from tests.evaluation.policies import SeeingPolicy
-from tests.fakes import PointMassEnv
+from tests.fakes import PointMassEnv, point_mass_tasks
 
 CONF = Path(__file__).parents[2] / "conf"
 RUNS, EPISODES, ALPHA = 4000, 500, 0.05
@@ -185,7 +185,7 @@ def test_a_run_ends_when_the_rule_has_its_verdict_and_a_resume_does_not_go_on(tm
     recording = Recording(tmp_path)
 
     def start():
-        done = resume_results(tmp_path, plan)
+        done = resume_results(tmp_path, plan, point_mass_tasks(num_tasks=3))
         episodes = evaluate(
             make_env=partial(PointMassEnv, image_size=64),
             policy=SeeingPolicy(),

@@ -86,6 +86,8 @@ def test_acceptance_from_counts():
         {"stage": 1, "reached": 10, "accepted": 6, "rate": 0.6, "token_rate": 0.9},
         {"stage": 2, "reached": 6, "accepted": 3, "rate": 0.5, "token_rate": 0.5},
     ]
+    unchecked = summarize_decoding(totals | {"checked_tokens": [0, 100, 0]})["stages"]
+    assert [stage["token_rate"] for stage in unchecked] == [None]
 
 
 def test_a_decoding_without_tokens_or_draft():

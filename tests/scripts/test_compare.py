@@ -76,7 +76,7 @@ def test_a_version_is_allowed_by_name(tmp_path):
 
 def test_a_run_below_its_published_rate_gets_the_list_of_causes(tmp_path):
     given = {"suite": "libero_spatial", "made_with": provenance(mujoco="3.3.0")}
-    given |= {"plan": planned(policy={"model": "oft_spatial"})}
+    given |= {"plan": planned(policy={"model": "oft_spatial"}, suite="libero_spatial", num_trials=30)}
     runs = [write_run(tmp_path / name, {0: row}, **given) for name, row in (("a", "+" * 30), ("b", "-" * 30))]
     done = compare(*runs, "--out", tmp_path)
     assert "B is below the published rate. Look at:" in done.stdout
