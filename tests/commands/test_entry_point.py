@@ -165,6 +165,22 @@ def test_an_argument_that_hydra_cannot_read_is_named(command, typed):
     assert str(code).startswith(f"error: {typed!r} cannot be read; write key=value, and quotes")
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--nosuch"], "unrecognized arguments: --nosuch"),
+        (["-x", "chunk=4"], "unrecognized arguments: -x"),
+        (["--cfg", "nosuch"], "argument --cfg/-c: invalid choice: 'nosuch'"),
+        (["--cfg", "job", "-m"], "--multirun and --cfg do not go together"),
+        (["--resolve"], "--resolve goes with --cfg alone"),
+    ],
+)
+def test_an_option_that_is_not_hydras_is_one_line(command, typed, said):
+    code, out, err, _ = command(*typed)
+    assert code.startswith(f"error: {said}") and code.endswith("--hydra-help Hydra's options") and "\n" not in code
+    assert out == err == ""
+
+
 def test_help_needs_no_configuration_that_composes(tmp_path, monkeypatch, capsys):
     for name, text in (("root.yaml", CONFIG + "hydra:\n  run:\n    dir: out\n"), ("paths/default.yaml", "root: out\n")):
         Path(tmp_path / name).parent.mkdir(exist_ok=True)
