@@ -15,6 +15,7 @@ from rsd.commands.entry_point import (
     published_names,
     report_errors,
     require_devices,
+    require_parts,
     run,
     use_command,
 )
@@ -38,6 +39,7 @@ def main(cfg: DictConfig) -> float | None:
 
     require_devices(cfg)
     instantiate(cfg.phase.get("check"))
+    require_parts(cfg.phase)
     names = published_names(cfg)
     run_dir = begin_run(cfg, reads=cfg.phase.reads)
     state = state_to_resume(run_dir / "resume")

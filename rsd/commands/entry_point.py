@@ -53,7 +53,7 @@ from rsd.runs import (
     resumed_folder,
     unused_folder,
 )
-from rsd.settings import require_device
+from rsd.settings import Made, Text, require, require_device
 
 ERROR_FILE = "error.log"
 # A command that makes what a message misses
@@ -329,6 +329,19 @@ def begin_run(cfg: DictConfig, reads: Mapping[str, Any], found: dict[str, Any] |
     run_dir = open_run(cfg, hydra_cfg, found=found)
     keep_inputs(run_dir, read, resumed=cfg.resume is not None)
     return run_dir
+
+
+def require_parts(phase: DictConfig) -> None:
+    """See that a phase has what it trains and what on, once its own check has passed: null stands there otherwise.
+
+    Raises:
+        SettingError: it has not, or what it reads is no path.
+    """
+    for name in ("module", "datamodule"):
+        require(f"phase.{name}", phase[name], Made)
+    require("phase.reads", phase.reads, Mapping[str, Any])
+    for part, path in phase.reads.items():
+        require(f"phase.reads.{part}", path, Text | None)
 
 
 def require_devices(cfg: DictConfig) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import hydra
 import pytest
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
-from rsd.commands.entry_point import check_sweep, finish_run, report_errors, run, with_typed
+from rsd.commands.entry_point import check_sweep, finish_run, report_errors, require_parts, run, with_typed
 from rsd.errors import SettingError
 from rsd.files import WriteError, write_atomically
 from rsd.locks import let_go, opened_here
@@ -131,6 +132,25 @@ def test_what_hydra_says_of_the_configuration_is_one_line(command):
 def test_a_chunk_is_a_number_of_steps(command, chunk):
     code, _, err, _ = command(f"chunk={chunk}")
     assert code == 1 and ", expected a whole number of control steps, 1 or more: chunk=8" in err
+
+
+PHASE = {"module": {"_target_": "rsd.A"}, "datamodule": {"_target_": "rsd.B"}, "reads": {"data": "a", "base": None}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"module": None}, "phase.module is null, expected keys with a _target_"),
+        ({"datamodule": None}, "phase.datamodule is null, expected keys with a _target_"),
+        ({"reads": None}, "phase.reads is null, expected keys with values"),
+        ({"reads": {"data": "a", "more": 5}}, "phase.reads.more is 5, expected text that is not empty or null"),
+    ],
+)
+def test_a_phase_without_a_part_is_refused_with_its_key(changed, said):
+    require_parts(OmegaConf.create(PHASE))
+    with pytest.raises(SettingError) as refused:
+        require_parts(OmegaConf.create(PHASE | changed))
+    assert str(refused.value) == said
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
