@@ -15,6 +15,7 @@ from rsd.commands.entry_point import (
     published_names,
     report_errors,
     require_devices,
+    require_parts,
     run,
     use_command,
 )
@@ -34,10 +35,11 @@ def main(cfg: DictConfig) -> float | None:
     from rsd.training.divergence import StopWhenDiverged
     from rsd.training.states import States, state_to_resume
     from rsd.training.step_progress import StepProgress
-    from rsd.training.steps import RequireSteps
+    from rsd.training.steps import RequireSteps, require_whole
 
     require_devices(cfg)
     instantiate(cfg.phase.get("check"))
+    require_parts(cfg.phase)
     names = published_names(cfg)
     run_dir = begin_run(cfg, reads=cfg.phase.reads)
     state = state_to_resume(run_dir / "resume")
@@ -54,6 +56,7 @@ def main(cfg: DictConfig) -> float | None:
     )
     callbacks = [RequireSteps(), StopWhenDiverged(), resume_point, StepProgress()]
     trainer = make_trainer(cfg, logger=logger, callbacks=callbacks, plugins=[States()])
+    require_whole(trainer)
     config = OmegaConf.to_container(cfg, resolve=True)
     logger.log_hyperparams(config)
     try:

@@ -17,8 +17,9 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, HydraException, InstantiationException, OverrideParseException
@@ -52,7 +53,7 @@ from rsd.runs import (
     resumed_folder,
     unused_folder,
 )
-from rsd.settings import require_device
+from rsd.settings import Made, Text, require, require_device
 
 ERROR_FILE = "error.log"
 # A command that makes what a message misses
@@ -197,6 +198,27 @@ def check_chunk(cfg: DictConfig) -> None:
         raise SettingError(f"chunk is {chunk!r}, expected a whole number of control steps, 1 or more: chunk=8")
 
 
+def check_options(arguments: Sequence[str]) -> None:
+    """See that the options, what begins with a dash, are Hydra's; it would answer with its usage.
+
+    Raises:
+        SettingError: one is not, or they do not go together.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise SettingError(f"{message}; settings are KEY=VALUE, and --help names them, --hydra-help Hydra's options")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    given = parser.parse_args(list(arguments))
+    commands = {"--run": given.run, "--multirun": given.multirun, "--cfg": given.cfg, "--info": given.info}
+    typed = [name for name, value in (commands | {"--shell-completion": given.shell_completion}).items() if value]
+    if len(typed) > 1:
+        refuse(f"{' and '.join(typed)} do not go together")
+    if given.resolve and not given.cfg:
+        refuse("--resolve goes with --cfg alone")
+
+
 def check_sweep(arguments: Sequence[str]) -> None:
     """See that no multirun sweeps the phase: what one phase makes is only published when all jobs have ended.
 
@@ -225,6 +247,7 @@ def run(main: Callable[[], Any], config: Path) -> None:
         return
     if is_first_process():
         try:
+            check_options(sys.argv[1:])
             if (stored := resumed_folder(sys.argv[1:])) is not None:
                 check_stored(stored, config, sys.argv[1:])
             expanded = resume_arguments(sys.argv[1:])
@@ -306,6 +329,19 @@ def begin_run(cfg: DictConfig, reads: Mapping[str, Any], found: dict[str, Any] |
     run_dir = open_run(cfg, hydra_cfg, found=found)
     keep_inputs(run_dir, read, resumed=cfg.resume is not None)
     return run_dir
+
+
+def require_parts(phase: DictConfig) -> None:
+    """See that a phase has what it trains and what on, once its own check has passed: null stands there otherwise.
+
+    Raises:
+        SettingError: it has not, or what it reads is no path.
+    """
+    for name in ("module", "datamodule"):
+        require(f"phase.{name}", phase[name], Made)
+    require("phase.reads", phase.reads, Mapping[str, Any])
+    for part, path in phase.reads.items():
+        require(f"phase.reads.{part}", path, Text | None)
 
 
 def require_devices(cfg: DictConfig) -> None:

@@ -182,8 +182,9 @@ KEYS: dict[str, Any] = {
     "phase.checkpoint": Text,
     "phase.used_by": Text,
     "phase.shown": list[str],
-    "phase.reads": KEYS_INSIDE | None,
-    **{f"phase.reads.{name}": Text | None for name in ("data", "base", "tokenizer")},
+    "phase.reads": KEYS_INSIDE | None,  # where a draft cannot be trained, as with module and datamodule
+    "phase.reads.data": Text,
+    **{f"phase.reads.{name}": Text | None for name in ("base", "tokenizer")},
     "phase.module": Made | None,
     "phase.module.layer": Points,
     "phase.datamodule": Made | None,
@@ -233,6 +234,8 @@ def held(cfg: DictConfig) -> Iterator[tuple[DictConfig, str, Any]]:
         cfg = cast("DictConfig", OmegaConf.merge(cfg, {"device": devices[0]}))  # each has a copy of what is made
     for node in _nodes(cfg):
         target = node._target_
+        if not isinstance(target, str):
+            require(node._get_full_key("_target_"), target, Text)
         if isinstance(target, str) and target.startswith(PACKAGE):
             yield from ((node, name, one) for name, one in _read_by(node, _imported(node, target)).items())
 

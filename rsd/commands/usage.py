@@ -8,7 +8,8 @@ Where each part comes from:
 * Values with a comment on their line are the values that the page lists.
 * conf/paths/default.yaml says where things are, and hydra.run.dir where this command's results go.
 
-Neither Hydra nor torch is needed: the page comes at once, and also when the configuration lacks a choice.
+Torch is not needed, and of Hydra only its grammar: the page comes at once, and also when the configuration lacks a
+choice.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from omegaconf import OmegaConf
 
 from rsd.errors import SettingError
+from rsd.settings import shown
 
 WIDTH = 110
 INDENT = 28
@@ -31,6 +36,8 @@ VALUE = re.compile(r"^(\w+): ([^\s#].*?)\s+# (.*)$", re.M)
 RUN_DIR = re.compile(r"^  run:\n    dir: (.*)$", re.M)
 NAME = re.compile(r"[\w-]+")
 MULTIRUN = ("-m", "--multirun")
+EXPERIMENT = "experiment"
+OF_HYDRA = "hydra/"  # groups of Hydra's own
 
 
 @dataclass(frozen=True)
@@ -63,24 +70,49 @@ def read_groups(config: Path) -> list[Group]:
 def check_choices(config: Path, arguments: Sequence[str]) -> None:
     """See that every group without a default is chosen, and what is chosen exists; Hydra would say it in ten lines.
 
-    Command lines with options of Hydra's, or with folders of choices elsewhere, are left to Hydra, and so is a group
-    that an experiment may choose.
+    Only experiments can be several. Which choices exist is left to Hydra where command lines have options of Hydra's or
+    folders of choices elsewhere, and so is a group that an experiment may choose.
 
     Raises:
         SettingError: it is not so; the message lists the group's choices.
+        HydraException: an argument cannot be read.
     """
     given = dict(argument.lstrip("+").partition("=")[::2] for argument in arguments)
+    typed = [argument for argument in arguments if "=" in argument and not argument.startswith(("-", "~"))]
+    for override in OverridesParser.create().parse_overrides(typed):
+        _check_kind(config, override)
     if any(key.startswith("-") and key not in MULTIRUN for key in given) or "hydra.searchpath" in given:
         return
     for group in read_groups(config):
-        choices = " ".join(f"{group.name}={choice}" for choice in group.choices)
-        remedy = f"choose a {group.name}: {choices}; --help says what each of them is"
-        if group.default == REQUIRED and not given.keys() & {group.name, "experiment"}:
+        remedy = _remedy(config, group.name)
+        if group.default == REQUIRED and not given.keys() & {group.name, EXPERIMENT}:
             raise SettingError(remedy)
         for choice in given.get(group.name, "").split(","):
             is_there = (config.parent / group.name / f"{choice}.yaml").is_file()
-            if NAME.fullmatch(choice) and choice != "null" and not is_there:
+            if NAME.fullmatch(choice) and not is_there:
                 raise SettingError(f"there is no {group.name} {choice!r}; {remedy}")
+
+
+def _check_kind(config: Path, override: Override) -> None:
+    """See that what is given for a group is one name, or each of a sweep's is."""
+    group = override.key_or_group
+    if not ((config.parent / group).is_dir() or group.startswith(OF_HYDRA)):
+        return
+    value: Any = override.value()
+    swept = value.list if isinstance(value, ChoiceSweep) else [value]
+    for one in swept:
+        if isinstance(one, list) and group != EXPERIMENT:
+            raise SettingError(f"{group} is {shown(one)}, expected one choice; {_remedy(config, group)}")
+        if one is None or one == "":
+            without = [known.name for known in read_groups(config) if known.default == "null"]
+            leave = f"leave out {override.input_line} for none, or " if group in without else ""
+            raise SettingError(f"{group} is {shown(one)}, which is no choice; {leave}{_remedy(config, group)}")
+
+
+def _remedy(config: Path, group: str) -> str:
+    files = sorted((config.parent / group).glob("[!_]*.yaml"))
+    choices = "".join(f" {group}={file.stem}" for file in files)
+    return f"choose a {group}:{choices}; --help says what each of them is" if files else f"choose a {group}"
 
 
 def usage_page(config: Path) -> str:

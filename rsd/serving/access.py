@@ -10,7 +10,7 @@ import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from rsd.errors import SettingError
 
@@ -52,7 +52,7 @@ class Access:
             return HTTPStatus.FORBIDDEN, f"a page of origin {strange[0][:100]!r} may not connect; see origins="
         if self.token is None:
             return None
-        given = parse_qs(urlsplit(path).query).get("token", [])
+        given = parse_qs(path.partition("#")[0].partition("?")[2]).get("token", [])
         given += [one[len(BEARER) :] for one in authorizations if one.startswith(BEARER)]
         if not given:
             what = f"send 'Authorization: {BEARER}TOKEN', or connect to ws://HOST:PORT/?token=TOKEN"

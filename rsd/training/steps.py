@@ -29,7 +29,23 @@ class RequireSteps(Callback):
         if trainer.global_step < trainer.max_steps:
             raise SettingError(
                 f"training ended after {trainer.global_step} of {trainer.max_steps} steps, and nothing is published; "
-                "leave out what ends it early (trainer.max_epochs, max_time, limit_train_batches), or plan fewer steps"
+                "leave out what ends it early (trainer.max_epochs, max_time), or plan fewer steps"
+            )
+
+
+def require_whole(trainer: Trainer) -> None:
+    """See that a training takes all steps, and all of the data, that its record says.
+
+    Raises:
+        SettingError: the trainer is to take a part: what is published would pass for that of the whole.
+    """
+    whole = {"fast_dev_run": False, "overfit_batches": 0.0, "limit_train_batches": 1.0, "limit_val_batches": 1.0}
+    for name, expected in whole.items():
+        value = getattr(trainer, name)
+        if value != expected or type(value) is not type(expected):  # 1.0 is all of them, 1 is one batch
+            raise SettingError(
+                f"trainer.{name} is {value}, and what is published would pass for trained and judged on all of the "
+                f"data; leave out trainer.{name}, and plan fewer steps for a trial: phase.max_steps="
             )
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import hydra
 import pytest
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
-from rsd.commands.entry_point import check_sweep, finish_run, report_errors, run, with_typed
+from rsd.commands.entry_point import check_sweep, finish_run, report_errors, require_parts, run, with_typed
 from rsd.errors import SettingError
 from rsd.files import WriteError, write_atomically
 from rsd.locks import let_go, opened_here
@@ -133,6 +134,25 @@ def test_a_chunk_is_a_number_of_steps(command, chunk):
     assert code == 1 and ", expected a whole number of control steps, 1 or more: chunk=8" in err
 
 
+PHASE = {"module": {"_target_": "rsd.A"}, "datamodule": {"_target_": "rsd.B"}, "reads": {"data": "a", "base": None}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"module": None}, "phase.module is null, expected keys with a _target_"),
+        ({"datamodule": None}, "phase.datamodule is null, expected keys with a _target_"),
+        ({"reads": None}, "phase.reads is null, expected keys with values"),
+        ({"reads": {"data": "a", "more": 5}}, "phase.reads.more is 5, expected text that is not empty or null"),
+    ],
+)
+def test_a_phase_without_a_part_is_refused_with_its_key(changed, said):
+    require_parts(OmegaConf.create(PHASE))
+    with pytest.raises(SettingError) as refused:
+        require_parts(OmegaConf.create(PHASE | changed))
+    assert str(refused.value) == said
+
+
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(WriteError, match=r"cannot write .*absent/a\.json: No such file or directory; make room"):
         write_atomically(tmp_path / "absent" / "a.json", "{}")
@@ -163,6 +183,22 @@ def test_a_run_that_goes_on_is_held_from_before_hydra_writes_there(tmp_path, mon
 def test_an_argument_that_hydra_cannot_read_is_named(command, typed):
     code, _, _, _ = command("chunk=4", typed)
     assert str(code).startswith(f"error: {typed!r} cannot be read; write key=value, and quotes")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--nosuch"], "unrecognized arguments: --nosuch"),
+        (["-x", "chunk=4"], "unrecognized arguments: -x"),
+        (["--cfg", "nosuch"], "argument --cfg/-c: invalid choice: 'nosuch'"),
+        (["--cfg", "job", "-m"], "--multirun and --cfg do not go together"),
+        (["--resolve"], "--resolve goes with --cfg alone"),
+    ],
+)
+def test_an_option_that_is_not_hydras_is_one_line(command, typed, said):
+    code, out, err, _ = command(*typed)
+    assert code.startswith(f"error: {said}") and code.endswith("--hydra-help Hydra's options") and "\n" not in code
+    assert out == err == ""
 
 
 def test_help_needs_no_configuration_that_composes(tmp_path, monkeypatch, capsys):

@@ -92,6 +92,44 @@ def test_a_required_choice_is_asked_for_in_one_line(tmp_path):
         check_choices(config, arguments)
 
 
+@pytest.mark.parametrize(
+    ("name", "typed", "said"),
+    [
+        (
+            "train",
+            "logger=null",
+            "logger is null, which is no choice; choose a logger: logger=csv logger=wandb; --help",
+        ),
+        ("train", "trainer=", "trainer is '', which is no choice; choose a trainer: trainer=cpu trainer=finetune "),
+        ("train", "phase=null", "phase is null, which is no choice; choose a phase: phase=draft phase=head "),
+        ("train", "paths=null", "paths is null, which is no choice; choose a paths: paths=default; --help"),
+        ("train", "hydra/launcher=null", "hydra/launcher is null, which is no choice; choose a hydra/launcher"),
+        ("train", "experiment=null", "experiment is null, which is no choice; leave out experiment=null for none, or "),
+        (
+            "doctor",
+            "model=null",
+            "model is null, which is no choice; leave out model=null for none, or choose a model: ",
+        ),
+        ("cache", "hidden_states@cache=null", "hidden_states is null, which is no choice; choose a hidden_states: "),
+        ("eval", "decoding=[]", "decoding is [], expected one choice; choose a decoding: decoding=depth_ar "),
+        ("train", "phase=[rfsq,oft]", "phase is ['rfsq', 'oft'], expected one choice; choose a phase: phase=draft "),
+        ("eval", "ablation=null,zero_proprio", "ablation is null, which is no choice; leave out ablation=null,zero_"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--cfg", "job"]])
+def test_null_or_several_are_no_choice_of_a_group(name, typed, said, more):
+    with pytest.raises(SettingError) as refused:
+        check_choices(CONF / f"{name}.yaml", ["phase=rfsq", typed, *more])
+    assert str(refused.value).startswith(said) and str(refused.value).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    "typed", ["experiment=[released,tokenizer_transform]", "policy=null", "phase.reads=null", "~logger"]
+)
+def test_several_experiments_are_and_null_is_a_value_of_what_is_no_group(typed):
+    check_choices(CONF / "train.yaml", ["phase=rfsq", typed])
+
+
 def test_comments_that_are_directives_are_passed_over(tmp_path):
     (tmp_path / "a.yaml").write_text("# @package _global_\n# What it is\n# more\n")
     (tmp_path / "b.yaml").write_text("name: b  # nothing said\n")

@@ -5,7 +5,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 
 from rsd.errors import SettingError
-from rsd.training.steps import RequireSteps, one_cycle
+from rsd.training.steps import RequireSteps, one_cycle, require_whole
 
 
 class OneWeight(LightningModule):
@@ -35,6 +35,23 @@ def test_fewer_steps_than_planned_are_no_training(batches, limits, done):
 
 def test_all_planned_steps_are_one():
     assert fit(2, max_steps=3, max_epochs=-1) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fast_dev_run", True),
+        ("fast_dev_run", 2),
+        ("limit_train_batches", 1),
+        ("limit_train_batches", 0.5),
+        ("limit_val_batches", 0),
+        ("overfit_batches", 1),
+    ],
+)
+def test_a_part_of_the_data_is_no_training(name, value):
+    with pytest.raises(SettingError, match=rf"^trainer\.({name}|limit_val_batches) is .* leave out trainer\."):
+        require_whole(Trainer(accelerator="cpu", logger=False, max_steps=3, **{name: value}))
+    require_whole(Trainer(accelerator="cpu", logger=False, max_steps=3, limit_train_batches=1.0))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 9, 10, 11, 20, 100])
