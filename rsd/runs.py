@@ -190,7 +190,7 @@ def resume_arguments(argv: Sequence[str]) -> list[str]:
         return list(argv)
     if "-m" in argv or "--multirun" in argv:
         raise RunError("resume continues one run, not a multirun; resume the sweep's folders one by one")
-    stored = read_overrides(run_dir)
+    stored = [one for one in read_overrides(run_dir) if not (one in argv and _is_once(one))]
     check_layout(run_dir)
     quoted = "'" + str(run_dir).replace("'", "\\'") + "'"  # Hydra's grammar would stumble over = or a space
     expanded: list[str] = []
@@ -381,6 +381,11 @@ def used_choices(choices: Mapping[str, Any], config: Mapping[str, Any]) -> dict[
     """Choices of config groups, without those of a composed policy where the config names a policy that is made."""
     made = "composed" in choices and config.get("policy") is not None
     return {group: choice for group, choice in choices.items() if not (made and group in COMPOSED_OF)}
+
+
+def _is_once(override: str) -> bool:
+    """Whether Hydra takes an override but once: there is nothing left to delete, or nothing left to add."""
+    return override.startswith("~") or (override.startswith("+") and not override.startswith("++"))
 
 
 def _is_override(argument: str) -> bool:

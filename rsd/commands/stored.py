@@ -1,8 +1,9 @@
 """What a stored run may say to the command that continues it: choices of groups and plain values, and nothing else.
 
 A run folder is data, and may be a stranger's. Its overrides.yaml is read as a list of Hydra's overrides, of which
-those are refused that would name code (`_target_` and the like), set up Hydra itself, leave conf/, or ask the
-environment. Who trusts one of them types it again beside resume=; it is then the user's own.
+those are refused that would name code (`_target_` and the like), set up Hydra itself, leave conf/, ask the
+environment, or change or delete what is checked before the start. Who trusts one of them types it again
+beside resume=; it is then the user's own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ KEY = re.compile(r"[\w-]+([./][\w-]+)*(@[\w.-]+)?")
 CHOICE = re.compile(r"[\w-]+(/[\w-]+)*")
 REFERENCE = re.compile(r"\$\{[\w.]+\}")  # to another key; one with a colon asks a resolver
 OWN = ("hydra", "resume")  # keys that only the command line may hold
+CHECKS = ("check", "reads")  # keys of what is called before anything starts, and of what a resume is held to
 
 
 def check_stored(run_dir: Path, config: Path, typed: Sequence[str]) -> None:
@@ -59,13 +61,13 @@ def _problem(text: str, conf: Path) -> str | None:
         return "which names what is to be called"
     if override.is_sweep_override():
         return "a sweep"
-    if override.is_delete():
-        return None
-    values = list(_leaves(override.value()))
+    values = [] if override.is_delete() else list(_leaves(override.value()))
     if any(isinstance(value, str) and "${" in REFERENCE.sub("", value) for value in values):
         return "which asks the environment or a resolver"
     if any(isinstance(value, _Key) and value.startswith("_") for value in values):
         return "which names what is to be called"
+    if any(key in CHECKS for key in [*names, *(value for value in values if isinstance(value, _Key))]):
+        return "which changes what is checked before the start"
     is_group = (conf / key).is_dir() or "/" in key
     if is_group and not all(value is None or CHOICE.fullmatch(str(value)) for value in values):
         return "whose choice lies elsewhere"

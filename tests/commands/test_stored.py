@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from rsd.commands.entry_point import check_command
 from rsd.commands.stored import check_stored
-from rsd.runs import RunError, read_overrides, read_provenance, read_yaml
+from rsd.runs import RunError, read_overrides, read_provenance, read_yaml, resume_arguments
 
 CONFIG = Path(__file__).parents[2] / "conf" / "train.yaml"
 
@@ -23,7 +24,8 @@ def refuse(tmp_path, override, typed=()):
     "override",
     [
         "phase=rfsq", "env=libero_spatial", "tasks=[0,1]", "+stopping.rate=0.9", "seed=7", "policy=../my released",
-        "policy='/a b/c=d'", "resume_not=1", "phase.module.learning_rate=1e-3", "~logger",
+        "policy='/a b/c=d'", "resume_not=1", "phase.module.learning_rate=1e-3", "~logger", "checks=1",
+        "~policy.delay_s", "data.name=check",
         "num_trials=${protocol.num_trials}", "data.name='naïve'", "experiment=null",
         "++paths.root=/tmp/x", "decoding.decode.gate.threshold=inf",
         "model.architecture={llm: {hidden_size: 32}}", "chunk=12",
@@ -47,6 +49,19 @@ def test_choices_and_plain_values_pass(tmp_path, override):
         ("hydra/job_logging=none", "a setting of Hydra"),
         ("+phase@hydra.launcher=rfsq", "a setting of Hydra"),
         ("resume=/elsewhere", "a setting of Hydra or of the command line"),
+        ("~phase.check", "which changes what is checked before the start"),
+        ("~check", "which changes what is checked before the start"),
+        ("~env.check.suite", "which changes what is checked before the start"),
+        ("~phase.check=null", "which changes what is checked before the start"),
+        ("~phase.reads", "which changes what is checked before the start"),
+        ("phase.reads={}", "which changes what is checked before the start"),
+        ("++phase.reads.data=null", "which changes what is checked before the start"),
+        ("check=null", "which changes what is checked before the start"),
+        ("phase.check=null", "which changes what is checked before the start"),
+        ("++env.check={}", "which changes what is checked before the start"),
+        ("phase.check.checkpoint=/there", "which changes what is checked before the start"),
+        ("+phase@check=rfsq", "which changes what is checked before the start"),
+        ("++env={check: null}", "which changes what is checked before the start"),
         ("seed=1,2", "a sweep"),
         ("seed=range(1,3)", "a sweep"),
         ("data.name=${oc.env:HOME}", "asks the environment"),
@@ -70,7 +85,24 @@ def test_everything_else_is_refused_by_name(tmp_path, override, problem):
 
 
 def test_what_is_typed_again_is_the_users_own(tmp_path):
-    refuse(tmp_path, "+check._target_=mine.check", typed=["+check._target_=mine.check"])
+    for override in ("+check._target_=mine.check", "~phase.check", "phase.check=null"):
+        refuse(tmp_path, override, typed=[override])
+
+
+@pytest.mark.parametrize(
+    ("override", "sees"),
+    [
+        ("~phase.check", lambda cfg: "check" not in cfg.phase),
+        ("+phase.mine=1", lambda cfg: cfg.phase.mine == 1),
+        ("phase.check=null", lambda cfg: cfg.phase.check is None),
+    ],
+)
+def test_what_is_typed_again_is_what_hydra_takes(tmp_path, override, sees):
+    """It takes a deletion and an addition once."""
+    (tmp_path / "overrides.yaml").write_text(json.dumps(["phase=head", override, "seed=3"]))
+    typed = resume_arguments([override, f"resume={tmp_path}"])
+    with initialize_config_dir(str(CONFIG.parent), version_base="1.3"):
+        assert sees(compose("train", overrides=[one for one in typed if not one.startswith("hydra.")]))
 
 
 @pytest.mark.parametrize(
