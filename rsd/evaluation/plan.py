@@ -19,7 +19,7 @@ import numpy as np
 from rsd.differences import differences, told
 from rsd.errors import RSDError
 from rsd.record import EntryError, check_seal, conform, read, shown, unsealed, write
-from rsd.settings import Count, Length, Natural, Processes, Seed, checked
+from rsd.settings import Count, Length, Natural, Processes, Seed, Share, checked
 from rsd.types import EpisodeResult, Task
 
 PLAN_FILE = "plan.json"
@@ -171,6 +171,8 @@ class Plan:
         try:
             conform(values, {"policy": {"checkpoints": dict[str, Any]}}, where)
             plan: Plan = conform(unsealed(values), cls, where)
+            if plan.stopping is not None:
+                conform(plan.stopping.values, {"rate": Share}, where, "stopping.values")
             check_seal(dict(record), where)
         except EntryError as error:
             raise PlanError(f"{error}; restore it as eval.py wrote it") from error

@@ -64,6 +64,8 @@ def test_settings_leave_out_episodes_and_what_the_policy_does_not_tell(plan):
         ({"num_trials": 10**9}, r"'episodes' has 8, expected num_trials \(1000000000\) of each of the 2 tasks, from"),
         ({"num_trials": 10**10}, r"entry 'num_trials' is 10000000000, expected a whole number"),
         ({"num_trials": 0}, r"entry 'num_trials' is 0, expected a whole number of at least 1; restore"),
+        ({"stopping": {"name": "x", "values": {}}}, r"plan\.json lacks entry 'stopping\.values\.rate'; restore"),
+        ({"stopping": {"name": "x", "values": {"rate": 5}}}, r"'stopping\.values\.rate' is 5, expected a number from"),
         ({"seed": -1}, r"entry 'seed' is -1, expected a whole number from 0 to 4294967295; restore"),
         ({"num_workers": 0}, r"entry 'num_workers' is 0, expected a whole number from 1 to 1024; restore"),
         ({"max_batch": -3}, r"entry 'max_batch' is -3, expected a whole number of at least 1; restore"),
