@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 import numpy as np
 
 from rsd.errors import RSDError
-from rsd.settings import Measured, Seed, Total
+from rsd.settings import Count, Finite, Measured, Natural, Positive, Seed, Total
 from rsd.space import Space
 from rsd.work import Counts, Stopwatch, Work
 
@@ -297,15 +297,15 @@ class Task:
     """
 
     suite: str
-    task_id: int
+    task_id: Natural
     instruction: str
-    num_init_states: int
-    max_steps: int
+    num_init_states: Natural
+    max_steps: Count
     views: tuple[str, ...]
-    proprio_dim: int
+    proprio_dim: Natural
     action_names: tuple[str, ...]
-    control_hz: float
-    limits: tuple[float, float]
+    control_hz: Positive
+    limits: tuple[Finite, Finite]
     protocol: str
     versions: dict[str, str]
 

@@ -19,7 +19,7 @@ import numpy as np
 from rsd.differences import differences, told
 from rsd.errors import RSDError
 from rsd.record import EntryError, check_seal, conform, read, shown, unsealed, write
-from rsd.settings import Count, Length, Natural, Processes, Seed, checked
+from rsd.settings import Count, Length, Natural, Processes, Seed, Share, checked
 from rsd.types import EpisodeResult, Task
 
 PLAN_FILE = "plan.json"
@@ -35,9 +35,9 @@ class PlanError(RSDError, ValueError):
 class PlannedEpisode:
     """One episode to run: which task, which init state, the policy's seed, and whether to record a video."""
 
-    task_id: int
-    init_state_id: int
-    seed: int
+    task_id: Natural
+    init_state_id: Natural
+    seed: Seed
     record: bool
 
 
@@ -95,7 +95,7 @@ class PolicyDescription:
     target: str | None = None
     draft: str | None = None
     unnorm_key: str | None = None
-    num_open_loop_steps: int | None = None
+    num_open_loop_steps: Count | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     base: dict[str, Any] = dataclasses.field(default_factory=dict)
     checkpoints: dict[str, CheckpointName] = dataclasses.field(default_factory=dict)
@@ -118,10 +118,10 @@ class Plan:
     episodes: In the order in which they are run.
     """
 
-    seed: int
-    num_trials: int
-    num_workers: int
-    max_batch: int
+    seed: Seed
+    num_trials: Count
+    num_workers: Processes
+    max_batch: Count
     variant: str | None
     ablation: str | None
     stopping: Stopping | None
@@ -158,7 +158,8 @@ class Plan:
             where: Its file, for messages.
 
         Raises:
-            PlanError: it is of another schema, lacks something, or holds something unknown.
+            PlanError: it is of another schema, lacks something, holds something unknown or out of range, or its
+                episodes are not `num_trials` of each task.
         """
         if not isinstance(record, Mapping) or "schema" not in record:
             raise PlanError(f"{where} is no plan of an evaluation: it has no 'schema'")
@@ -170,11 +171,22 @@ class Plan:
         try:
             conform(values, {"policy": {"checkpoints": dict[str, Any]}}, where)
             plan: Plan = conform(unsealed(values), cls, where)
+            if plan.stopping is not None:
+                conform(plan.stopping.values, {"rate": Share}, where, "stopping.values")
             check_seal(dict(record), where)
         except EntryError as error:
             raise PlanError(f"{error}; restore it as eval.py wrote it") from error
-        if not plan.tasks:
-            raise PlanError(f"{where}: entry 'tasks' is empty; restore it as eval.py wrote it")
+        for name in ("tasks", "episodes"):
+            if not getattr(plan, name):
+                raise PlanError(f"{where}: entry {name!r} is empty; restore it as eval.py wrote it")
+        tasks = {task.task_id for task in plan.tasks}
+        places = {(one.task_id, one.init_state_id) for one in plan.episodes}
+        fits = all(task_id in tasks and state < plan.num_trials for task_id, state in places)
+        if not fits or not len(plan.tasks) * plan.num_trials == len(places) == len(plan.episodes):
+            raise PlanError(
+                f"{where}: entry 'episodes' has {len(plan.episodes)}, expected num_trials ({plan.num_trials}) of each "
+                f"of the {len(plan.tasks)} tasks, from init states 0, 1, …; restore it as eval.py wrote it"
+            )
         return plan
 
 
@@ -257,7 +269,7 @@ def make_plan(
         variant, score_versions, num_workers, max_batch, ablation, stopping: See `Plan`.
 
     Raises:
-        PlanError: see `plan_episodes`.
+        PlanError: see `plan_episodes`; or what a task says of itself is out of range.
     """
     episodes = plan_episodes(
         num_tasks=len(tasks),
@@ -268,6 +280,11 @@ def make_plan(
         save_videos=save_videos,
     )
     planned = sorted({episode.task_id for episode in episodes})
+    for task_id in planned:
+        try:
+            conform(json.loads(json.dumps(dataclasses.asdict(tasks[task_id]))), Task, f"task {task_id} of the suite")
+        except EntryError as error:  # nobody could read the plan again
+            raise PlanError(f"{error}; correct what env.tasks makes") from error
     return Plan(
         seed=seed,
         num_trials=num_trials,

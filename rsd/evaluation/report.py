@@ -43,7 +43,7 @@ from rsd.evaluation.page import render_page
 from rsd.evaluation.plan import Plan, missing_places
 from rsd.evaluation.player import VIDEO, is_video, recorded_episodes
 from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_episodes
-from rsd.evaluation.sequential import read_verdict
+from rsd.evaluation.sequential import VERDICT_FILE, read_verdict
 from rsd.evaluation.statistics import summarize_decoding, summarize_success, summarize_tasks, summarize_work
 from rsd.evaluation.time_shares import summarize_time
 from rsd.files import write_atomically
@@ -143,7 +143,8 @@ def write_report(run_dir: Path) -> dict[str, Any]:
         The report, as in report.json.
 
     Raises:
-        ResultsError: the folder has no results.jsonl, a line or a trace is damaged.
+        ResultsError: the folder has no results.jsonl, a line or a trace is damaged, or there are fewer
+            episodes than those that its verdict was decided after.
         PlanError: its plan cannot be read.
     """
     if not (run_dir / RESULTS_FILE).is_file():
@@ -155,6 +156,12 @@ def write_report(run_dir: Path) -> dict[str, Any]:
     config = read_yaml(config_path) if config_path.exists() else None
     provenance = cast("dict[str, Any] | None", read_provenance(provenance_path))
     plan, stopped = read_plan(run_dir, results), read_verdict(run_dir)
+    ended = sum(result.error is None for result in results)
+    if stopped is not None and stopped["num_trials"] > ended:
+        raise ResultsError(
+            f"{run_dir / VERDICT_FILE} was decided after {stopped['num_trials']} episodes, but {RESULTS_FILE} holds "
+            f"{ended} that did not crash; restore it, or remove the verdict and resume the run"
+        )
     report = build_report(results, plan=plan, config=config, provenance=provenance, stopped=stopped)
     write(run_dir / REPORT_JSON, report)
     write(run_dir / METRICS_FILE, flat_metrics(report))

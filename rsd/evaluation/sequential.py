@@ -31,7 +31,7 @@ from scipy.stats import beta
 from rsd.errors import SettingError
 from rsd.evaluation.plan import PlanError, PlannedEpisode, Stopping
 from rsd.record import read, write
-from rsd.settings import Total, checked
+from rsd.settings import Count, Natural, checked
 from rsd.types import EpisodeResult
 
 VERDICT_FILE = "verdict.json"
@@ -155,21 +155,27 @@ def count_finished(plan: Sequence[PlannedEpisode], results: Sequence[EpisodeResu
 
 
 class _Verdict(TypedDict):
-    verdict: str
-    num_success: Total
-    num_trials: Total
+    verdict: Literal["above", "below"]
+    num_success: Natural
+    num_trials: Count
 
 
 def read_verdict(run_dir: Path) -> dict[str, Any] | None:
     """verdict.json of a run; None where no rule ended it.
 
     Raises:
-        PlanError: it is damaged.
+        PlanError: it is damaged, or counts more successes than episodes.
     """
     path = run_dir / VERDICT_FILE
     if not path.is_file():
         return None
-    return dict(read(path, _Verdict, error=PlanError, remedy="remove it and resume the run"))
+    verdict = read(path, _Verdict, error=PlanError, remedy="remove it and resume the run")
+    if verdict["num_success"] > verdict["num_trials"]:
+        raise PlanError(
+            f"{path}: entry 'num_success' is {verdict['num_success']}, expected at most 'num_trials', "
+            f"{verdict['num_trials']}; remove it and resume the run"
+        )
+    return dict(verdict)
 
 
 def until_decided(

@@ -135,6 +135,23 @@ def test_a_mistyped_line_is_named(tmp_path, change):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ((2, 1), r"verdict\.json: entry 'num_success' is 2, expected at most 'num_trials', 1; remove it"),
+        ((0, 0), r"verdict\.json: entry 'num_trials' is 0, expected a whole number of at least 1; remove it"),
+        ((1, 2), r"verdict\.json was decided after 2 episodes, but results\.jsonl holds 1 that did not crash; restore"),
+        ((2**62, 2**63 - 1), r"verdict\.json: entry 'num_success' is 4611686018427387904, expected a whole number"),
+    ],
+)
+def test_a_verdict_of_another_run_is_named(tmp_path, counts, message):
+    run = run_folder(tmp_path, GOOD)
+    verdict = {"verdict": "above", "num_success": counts[0], "num_trials": counts[1]}
+    (run / "verdict.json").write_text(json.dumps(verdict))
+    with pytest.raises(RSDError, match=message):
+        write_report(run)
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "provenance.json", "plan.json", "verdict.json"])
 @pytest.mark.parametrize(
     "content", ["", "[", "3", "[]", '{"a": ' * 3000, "null", '{"schema": 1}', '{"starts": 1}', "\x00"]

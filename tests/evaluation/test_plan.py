@@ -59,11 +59,56 @@ def test_settings_leave_out_episodes_and_what_the_policy_does_not_tell(plan):
         ({"policy": {}}, r"plan\.json lacks entry 'policy\.checkpoints'; restore it as eval\.py wrote it"),
         ({"more": 1}, r"plan\.json: entry 'more' is unknown; restore"),
         ({"tasks": 5}, r"plan\.json: entry 'tasks' is 5, expected a list; restore"),
+        ({"tasks": []}, r"plan\.json: entry 'tasks' is empty; restore"),
+        ({"episodes": []}, r"plan\.json: entry 'episodes' is empty; restore"),
+        ({"num_trials": 10**9}, r"'episodes' has 8, expected num_trials \(1000000000\) of each of the 2 tasks, from"),
+        ({"num_trials": 10**10}, r"entry 'num_trials' is 10000000000, expected a whole number"),
+        ({"num_trials": 0}, r"entry 'num_trials' is 0, expected a whole number of at least 1; restore"),
+        ({"stopping": {"name": "x", "values": {}}}, r"plan\.json lacks entry 'stopping\.values\.rate'; restore"),
+        ({"stopping": {"name": "x", "values": {"rate": 5}}}, r"'stopping\.values\.rate' is 5, expected a number from"),
+        ({"seed": -1}, r"entry 'seed' is -1, expected a whole number from 0 to 4294967295; restore"),
+        ({"num_workers": 0}, r"entry 'num_workers' is 0, expected a whole number from 1 to 1024; restore"),
+        ({"max_batch": -3}, r"entry 'max_batch' is -3, expected a whole number of at least 1; restore"),
     ],
 )
 def test_a_damaged_plan_names_what_is_wrong(plan, change, message):
     with pytest.raises(PlanError, match=message):
         Plan.from_json(plan.to_json() | change)
+
+
+@pytest.mark.parametrize(
+    ("place", "change"),
+    [
+        (("episodes", 0), {"seed": -1}),
+        (("episodes", 0), {"init_state_id": -1}),
+        (("tasks", 1), {"max_steps": 0}),
+        (("tasks", 1), {"control_hz": 0}),
+        (("tasks", 1), {"limits": [-1e308, 1.0]}),
+        (("policy",), {"num_open_loop_steps": 0}),
+    ],
+)
+def test_a_number_out_of_range_inside_of_a_plan_is_named(plan, place, change):
+    record = plan.to_json()
+    inside = record
+    for name in place:
+        inside = inside[name]
+    inside |= change
+    (entry,) = change
+    with pytest.raises(PlanError, match=rf"entry '{'.'.join(map(str, place))}\.{entry}.* is .*, expected .*restore"):
+        Plan.from_json(record)
+
+
+@pytest.mark.parametrize("change", [{"init_state_id": 4}, {"init_state_id": 1}, {"task_id": 1}])
+def test_episodes_are_those_of_the_trials(plan, change):
+    record = plan.to_json()
+    record["episodes"][0] |= change
+    with pytest.raises(PlanError, match=r"'episodes' has 8, expected num_trials \(4\) of each of the 2 tasks"):
+        Plan.from_json(record)
+
+
+def test_a_task_that_no_plan_can_hold_is_named_before_anything_is_run():
+    with pytest.raises(PlanError, match=r"task 0 of the suite: entry 'max_steps' is 0, expected .*; correct what env"):
+        plan_of(point_mass_tasks(num_tasks=1, max_steps=0))
 
 
 @pytest.mark.parametrize("record", [{}, [], "plan"])
