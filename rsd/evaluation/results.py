@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shlex
 from pathlib import Path
 
 from rsd.errors import RSDError
@@ -76,7 +77,7 @@ def read_episodes(path: Path) -> list[EpisodeResult]:
             "%s, line %d is torn: it has no newline, and is left out. Run its episode again with: %s",
             path,
             len(results) + 1,
-            resume_command(path.parent),
+            _resume(path),
         )
     return results
 
@@ -103,7 +104,7 @@ def read_results(path: Path, *, strict: bool = False) -> tuple[list[EpisodeResul
             is_last = number == len(lines) and not torn
             if is_last and not strict:
                 return results, line + b"\n"
-            or_resume = f", or run its episode again with: {resume_command(path.parent)}" if is_last else ""
+            or_resume = f", or run its episode again with: {_resume(path)}" if is_last else ""
             raise ResultsError(
                 f"{path}, line {number} is damaged: {error}; repair or remove that line by hand{or_resume}"
             ) from error
@@ -115,6 +116,11 @@ def read_results(path: Path, *, strict: bool = False) -> tuple[list[EpisodeResul
         seen[episode_id(result)] = number
         results.append(result)
     return results, torn
+
+
+def _resume(path: Path) -> str:
+    """What continues the run, for readers that cannot: unlike `resume_command` it is not this process's script."""
+    return shlex.join(["python", "eval.py", f"resume={path.parent}"])
 
 
 def _episode(line: bytes, where: str) -> EpisodeResult:

@@ -112,7 +112,7 @@ def test_one_bit_in_the_last_line_is_named_and_only_a_resume_sets_it_aside(tmp_p
     for place in (-2, -40, -200):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[len(whole) + place + 1 :])
         for read in (write_report, read_run):
-            with pytest.raises(ResultsError, match=r"results\.jsonl, line 3 is damaged: .*, or run its .*resume="):
+            with pytest.raises(ResultsError, match=r"line 3 is damaged: .*, or run .*: python eval\.py resume="):
                 read(tmp_path)
     (result,) = make_run(tmp_path, SeeingPolicy(), num_trials=1, has_plan=has_plan)
     assert result.task_id == 2 and "was torn or damaged; kept aside as" in caplog.text
