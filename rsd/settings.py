@@ -1,7 +1,7 @@
 """What a setting may be: its type and range, said once, as the annotation of whoever reads it.
 
     @checked
-    def __init__(self, *, batch_size: Count, learning_rate: Positive, num_stages: Count | None): ...
+    def __init__(self, *, batch_size: Count, learning_rate: Rate, num_stages: Count | None): ...
 
 raises a SettingError for batch_size=0, learning_rate="fast" or num_stages=2.5 before its body runs. From a command line
 or from JSON a typo comes as any type, so types are held strictly: True is no number, 2.0 is no whole number, "8" is no
@@ -90,6 +90,8 @@ Levels = Annotated[int, Range(2, 2**16)]
 Finite = Annotated[float, Range(-FLOAT32_MAX, FLOAT32_MAX)]
 Positive = Annotated[float, Range(0, FLOAT32_MAX, above=True)]
 NotNegative = Annotated[float, Range(0, FLOAT32_MAX)]
+Rate = Annotated[float, Range(0, 1e30, above=True)]  # of learning; an optimizer multiplies it, and 1e38 has no room
+Decay = Annotated[float, Range(0, 1000)]  # of weights
 Share = Annotated[float, Range(0, 1)]
 Device = Annotated[str, Pattern(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:N")]
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -27,7 +27,7 @@ from rsd.models.openvla.lora import adapter_files, add_lora, merge_lora
 from rsd.models.openvla.pretrained import Pretrained, load_pretrained, save_pretrained
 from rsd.models.openvla.token_loss import token_logits, token_rows
 from rsd.points import point_name
-from rsd.settings import ChunkLength, Count, Dtype, Natural, Positive, Seed, Views, Width, checked
+from rsd.settings import ChunkLength, Count, Dtype, Natural, Rate, Seed, Views, Width, checked
 from rsd.space import Space
 from rsd.training.given import FrameBatch, frames_of, gripper_accuracy, median_action
 from rsd.training.randomness import step_generator
@@ -62,7 +62,7 @@ class FinetuneModule(LightningModule):
         views: Views,
         use_proprio: bool,
         chunk_length: ChunkLength,
-        learning_rate: Positive,
+        learning_rate: Rate,
         decay_step: Count | None,
         warmup_steps: Natural,
         rank: Width,

@@ -20,7 +20,7 @@ from rsd.images import augment, center_crop
 from rsd.models.openvla.loading import save_base
 from rsd.models.openvla.segments import l1_head
 from rsd.points import HEAD
-from rsd.settings import ChunkLength, NotNegative, Share, Side, Views, checked
+from rsd.settings import ChunkLength, Decay, NotNegative, Share, Side, Views, checked
 from rsd.stages import StageHead
 from rsd.stages.files import EYES
 from rsd.training.given import DistilledBatch, distilled_frames_of
@@ -59,7 +59,7 @@ class MicroModule(StageHeadModule):
         image_augmentation: bool,
         proprio_dropout: Share,
         number_weight: NotNegative,
-        weight_decay: NotNegative,
+        weight_decay: Decay,
         **head: Any,
     ) -> None:
         super().__init__(**head)

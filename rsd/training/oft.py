@@ -30,7 +30,7 @@ from rsd.models.openvla.processor import HALF, PrismaticImageProcessor
 from rsd.models.openvla.text import WordText
 from rsd.models.openvla.transfer import start_from
 from rsd.models.openvla.vit import ViTShape
-from rsd.settings import ChunkLength, Dtype, Natural, NotNegative, Positive, Seed, Share, Side, Views, checked
+from rsd.settings import ChunkLength, Decay, Dtype, Natural, Rate, Seed, Share, Side, Views, checked
 from rsd.space import Space
 from rsd.training.given import FrameBatch, frames_of, gripper_accuracy, median_action
 from rsd.training.randomness import step_generator
@@ -124,9 +124,9 @@ class OFTModule(LightningModule):
         views: Views,
         use_proprio: bool,
         chunk_length: ChunkLength,
-        learning_rate: Positive,
+        learning_rate: Rate,
         warmup_steps: Natural,
-        weight_decay: NotNegative,
+        weight_decay: Decay,
         image_augmentation: bool,
         seed: Seed,
         ema_decay: Share | None = None,

@@ -23,7 +23,7 @@ from rsd.checkpoint import CheckpointError
 from rsd.decoding import DRAFT, DepthAR, Noise
 from rsd.errors import SettingError
 from rsd.points import point_name
-from rsd.settings import Depth, Point, Positive, Seed, Share, Width, checked
+from rsd.settings import Depth, Point, Rate, Seed, Share, Width, checked
 from rsd.space import Space
 from rsd.stages import Absent, HeadLogits, StageHead
 from rsd.stages.base_chunk import executed
@@ -101,7 +101,7 @@ class StageHeadModule(LightningModule):
         num_layers: Depth,
         num_heads: Depth,
         labels: str,
-        learning_rate: Positive,
+        learning_rate: Rate,
         corruption_rate: Share,
         hidden_rate: Share,
         seed: Seed,

@@ -11,7 +11,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from rsd.errors import SettingError
-from rsd.settings import NotNegative, Positive, Seed, checked
+from rsd.settings import NotNegative, Rate, Seed, checked
 from rsd.space import Space
 from rsd.tokenizer import ActionTokenizer, BinTokenizer, save_tokenizer
 from rsd.tokenizer.report import codec_report
@@ -33,7 +33,7 @@ class TokenizerModule(LightningModule):
     """
 
     @checked
-    def __init__(self, *, tokenizer: ActionTokenizer, learning_rate: Positive, prefix_weight: NotNegative, seed: Seed):
+    def __init__(self, *, tokenizer: ActionTokenizer, learning_rate: Rate, prefix_weight: NotNegative, seed: Seed):
         super().__init__()
         self.tokenizer = tokenizer
         self.learning_rate = learning_rate

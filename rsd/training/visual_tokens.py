@@ -31,7 +31,7 @@ from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.model import Choose, select
 from rsd.models.openvla.segments import PARALLEL_HEADS, Tensors, given
 from rsd.models.openvla.visual_tokens import Grid, Random, Scorer, VisualTokens, highest, save_scorer
-from rsd.settings import Count, NotNegative, Positive, Seed, Width, checked
+from rsd.settings import Count, NotNegative, Positive, Rate, Seed, Width, checked
 from rsd.training.given import FrameBatch, frames_of
 from rsd.training.randomness import step_generator
 from rsd.training.steps import one_cycle
@@ -81,7 +81,7 @@ class VisualTokensModule(LightningModule):
         selection: str,
         num_tokens: Count | None,
         hidden: Width,
-        learning_rate: Positive,
+        learning_rate: Rate,
         first_temperature: Positive,
         last_temperature: Positive,
         noise: NotNegative,
