@@ -7,6 +7,8 @@ What surprises:
 * A message of a few bytes can ask for gigabytes of lists. What it may consist of is bounded while it is unpacked.
 * A message may come in a million fragments of a byte or of none, and pings are answered to a client that never reads:
   one connection would take all the time or memory. Both are bounded, and the connection is closed.
+* Many clients may send large messages at once. Of what all of them have sent and waits there is a largest amount; the
+  client that is sending most is then asked to try again later, never one with a message of a usual size.
 * `GET /health` on the same port answers 200 once the policy is loaded; the harness's tools wait for it.
 """
 
@@ -32,8 +34,12 @@ MAX_QUEUED_FRAMES = 2  # of a connection, before it is read no further
 MAX_FRAGMENTS = 1000  # of a message, whatever their size
 MIN_FRAGMENT_BYTES = 64  # on average, where there are more of them
 MAX_UNREAD_BYTES = 2**20  # that a client was sent and did not read; more than an answer has
+MAX_WAITING_BYTES = 12 * MAX_MESSAGE_BYTES  # of all clients, that came and are not answered
+USUAL_BYTES = 2**20  # a client that sends no more is not turned away for what others send
 CLOSE_S = 2.0  # that a client has to agree to the end of its connection
 UNSUPPORTED = 1002  # close code "protocol error"
+TRY_LATER = 1013  # close code "try again later"
+LEAVE_S = 1.0  # between the reason for an end and the end, for a client that goes on sending
 MAX_REASON_BYTES = 123  # of a close frame
 
 log = logging.getLogger(__name__)
@@ -115,17 +121,60 @@ async def serve(
         from websockets.asyncio.server import ServerConnection
         from websockets.asyncio.server import serve as listen
         from websockets.exceptions import ConnectionClosed, ConnectionClosedOK
+        from websockets.frames import DATA_OPCODES, Frame
+        from websockets.protocol import OPEN
     except ImportError as error:
         raise ServingError(f"serving needs {error.name}; install it with: pip install -e '.[harness]'") from error
 
     class Connection(ServerConnection):
-        """Ends when its client sends, pings for example, and does not read what it is answered."""
+        """Ends when its client sends, pings for example, and does not read what it is answered.
+
+        Attributes:
+            unanswered: Bytes in whole frames that came, and are not answered yet.
+            in_turn: Of them, those of the message that is being answered or waits for that.
+        """
+
+        unanswered = 0
+        in_turn = 0
+
+        @property
+        def waiting(self) -> int:
+            """Bytes that came, and are not answered yet; of a connection at its end those in turn alone."""
+            arrived = self.unanswered + len(self.protocol.reader.buffer)
+            return arrived if self.protocol.state is OPEN else self.in_turn
+
+        @property
+        def arriving(self) -> int:
+            """Bytes of messages that are still being sent, or wait behind another of this client."""
+            return self.waiting - self.in_turn
+
+        def process_event(self, event: Any) -> None:
+            super().process_event(event)
+            if isinstance(event, Frame) and event.opcode in DATA_OPCODES:
+                self.unanswered += len(event.data)
+
+        def turn_away(self) -> None:
+            """Close it with a reason, whatever its client does."""
+            reason = f"the messages that wait here are more than {MAX_WAITING_BYTES >> 20} MB; try again later"
+            self.protocol.fail(TRY_LATER, reason)
+            self.send_data()
+            asyncio.get_running_loop().call_later(LEAVE_S, self.transport.abort)
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
+            make_room()
             if self.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
                 log.warning("a client does not read its answers; its connection is closed")
                 self.transport.abort()
+
+    clients: set[Connection] = set()
+
+    def make_room() -> None:
+        while clients and sum(one.waiting for one in clients) > MAX_WAITING_BYTES:
+            largest = max(clients, key=lambda one: one.arriving)
+            if largest.arriving <= USUAL_BYTES:
+                return
+            largest.turn_away()
 
     one_at_a_time = asyncio.Lock()
     admitted = access or Access()
@@ -151,12 +200,16 @@ async def serve(
                 reply = session.refuse(error)
             return None if reply is None else msgpack.packb(reply)
 
+        clients.add(connection)
         try:
             while True:
                 data = await _receive(connection)
+                connection.in_turn = len(data) if isinstance(data, bytes) else len(data.encode())
                 async with one_at_a_time:
                     reply = await asyncio.to_thread(answer, data)
                 del data  # not to be kept while the next one is waited for
+                connection.unanswered -= connection.in_turn
+                connection.in_turn = 0
                 if reply is not None:
                     await connection.send(reply)
         except ConnectionClosedOK:
@@ -168,6 +221,7 @@ async def serve(
         except ConnectionClosed as error:
             log.warning("a connection broke: %s", error)
         finally:
+            clients.discard(connection)
             session.close()
 
     try:

@@ -348,6 +348,33 @@ def test_eight_large_messages_of_empty_lists_at_once_cost_little_memory(kind):
         assert peak_mb() - before < MAX_GROWTH_MB
 
 
+MAX_CROWD_MB = 700  # 192 MB may wait, and a frame that is being read is there in three copies
+
+
+def test_of_a_crowd_with_large_messages_some_are_turned_away_with_a_reason():
+    size = 16 * 2**20 - 8
+    with server_process() as (address, peak_mb), ThreadPoolExecutor(60) as crowd, connect(address) as robot:
+        import msgpack
+        from websockets.exceptions import ConnectionClosed
+
+        exchange(robot, HELLO)
+        before, data = peak_mb(), lists(size)
+
+        def send(_):
+            try:
+                with connect(address) as connection:
+                    connection.send(data)
+                    return msgpack.unpackb(connection.recv(timeout=60))["type"]
+            except ConnectionClosed as closed:
+                return closed.rcvd and (closed.rcvd.code, closed.rcvd.reason)
+
+        sent = [crowd.submit(send, number) for number in range(60)]
+        assert first_action(robot)[0] == 0  # it is served meanwhile
+        ends = {one.result() for one in sent} - {None}  # of a client that was too slow to see why
+        assert ends == {"error", (1013, "the messages that wait here are more than 192 MB; try again later")}
+        assert peak_mb() - before < MAX_CROWD_MB
+
+
 def test_the_harness_own_client():
     """The client of vla-eval itself, where it is installed beside this project."""
     connection = pytest.importorskip("vla_eval.connection", reason="vla-eval is not installed; docs/interop.md")
