@@ -104,7 +104,7 @@ Finite = Annotated[float, Range(-FLOAT32_MAX, FLOAT32_MAX)]
 Positive = Annotated[float, Range(0, FLOAT32_MAX, above=True)]
 NotNegative = Annotated[float, Range(0, FLOAT32_MAX)]
 Measured = Annotated[float, Range(0, 1e12), Grain(1e-9)]  # by a clock: seconds, milliseconds
-Rate = Annotated[float, Range(0, 1e30, above=True)]  # of learning; an optimizer can take no 1e38
+Rate = Annotated[float, Range(0, 1e30, above=True)]  # of learning; an optimizer multiplies it, and 1e38 has no room
 Decay = Annotated[float, Range(0, 1000)]  # of weights
 Share = Annotated[float, Range(0, 1)]
 Device = Annotated[str, Pattern(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:N")]

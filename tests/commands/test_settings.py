@@ -95,7 +95,7 @@ def slips() -> Iterator[tuple[tuple[str, ...], str, Any, str]]:
         (TRAIN, "val_every", (0, -1, 1.5), "a whole number of at least 1"),
         (TRAIN, "phase.max_steps", (-1, 2.5, None), "a whole number of at least 0"),
         (TRAIN, "phase.module.learning_rate", ("fast", 0, -1, math.nan, math.inf), "a number above 0"),
-        (RFSQ, "phase.module.learning_rate", (1e38, 1e31), "a number above 0 to 1e+30"),
+        (RFSQ, "phase.module.learning_rate", (1e38, 2e30), "a number above 0 to 1e+30"),
         (TRAIN, "phase.module.weight_decay", (1e38, -1), "a number from 0 to 1000"),
         (TRAIN, "phase.datamodule.batch_size", (0, -1, "abc"), "a whole number of at least 1"),
         (TRAIN, "model.architecture.llm.hidden_size", (0, 1.5, None), "a whole number from 1 to 65536"),
