@@ -32,7 +32,7 @@ from rsd.files import write_atomically  # noqa: E402
 from rsd.options import Options, held, new_folder, reported  # noqa: E402
 from rsd.record import read_json, write  # noqa: E402
 from rsd.runs import METRICS_FILE  # noqa: E402
-from rsd.settings import Count, Processes, require_device  # noqa: E402
+from rsd.settings import Count, LoaderProcesses, require_device  # noqa: E402
 
 DATA = "libero_spatial_no_noops"
 RESULTS, TABLE = "pipeline.json", "pipeline.md"
@@ -184,7 +184,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--episodes", type=held(Count), default=6, help="of 50 made-up frames")
     parser.add_argument("--max-steps", type=held(Count), default=80, help="control steps of an evaluated episode")
-    parser.add_argument("--workers", type=held(Processes), default=12, help="processes that prepare pictures")
+    parser.add_argument("--workers", type=held(LoaderProcesses), default=12, help="processes that prepare pictures")
     parser.add_argument("--steps", nargs="+", help="only these; what they need has to be there")
     options = parser.parse_args()
     require_device(options.device)

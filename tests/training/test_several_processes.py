@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from rsd.data.shuffle import ShuffledLoader
+from rsd.record import read_json
 from rsd.training.randomness import step_generator
 from tests.data.demonstrations import NAME, write_dataset
 
@@ -97,7 +98,7 @@ def test_two_processes_train_what_one_trains(root: Path, printed: dict[str, str]
     one, two = (weights_of(root, run) for run in ("one", "two"))
     for name, value in one.items():
         assert (two[name] - value).abs().max() < 2e-6, name
-    metrics = [json.loads((root / "runs" / run / "metrics.json").read_text()) for run in ("one", "two")]
+    metrics = [read_json(root / "runs" / run / "metrics.json") for run in ("one", "two")]
     assert metrics[1] == pytest.approx(metrics[0], abs=1e-4)
     assert printed["two"].count("run folder:") == 1
     assert len(json.loads((root / "runs" / "two" / "provenance.json").read_text())["starts"]) == 1
