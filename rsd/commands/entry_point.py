@@ -261,7 +261,7 @@ def run(main: Callable[[], Any], config: Path) -> None:
             sys.argv[1:] = [quoted(one, is_sweep) for one in expanded]
             check_sweep(sys.argv[1:])
             check_choices(config, sys.argv[1:])
-        except Exception as error:
+        except (RSDError, HydraException, OmegaConfBaseException, OSError) as error:
             if not is_expected(error):
                 raise
             sys.exit(f"error: {in_one_line(error)}")

@@ -60,9 +60,7 @@ class DraftsModule(LightningModule):
         drafts = []
         drawn = torch.get_rng_state()
         for point in self.points:
-            torch.set_rng_state(
-                drawn
-            )  # what is drawn here, for a learned tokenizer, is what each would have drawn alone
+            torch.set_rng_state(drawn)  # a learned tokenizer draws, too: for each draft what it would have alone
             drafts.append(_OneOfSeveral(self, layer=point, **draft))
         self.drafts = nn.ModuleList(drafts)
 
