@@ -4,7 +4,17 @@ Within a stage tokens are independent given the stages before it. A *pass* is on
 every distribution is one-hot and needs no noise, so greedy decoding has no code of its own.
 """
 
-from rsd.decoding.decoding import DRAFT, EARLIER, KIND, TARGET, Decoding, from_json, stages_of_draft, to_json
+from rsd.decoding.decoding import (
+    DRAFT,
+    EARLIER,
+    KIND,
+    TARGET,
+    Decoding,
+    asks_tokens,
+    from_json,
+    stages_of_draft,
+    to_json,
+)
 from rsd.decoding.depth_ar import DepthAR
 from rsd.decoding.early_exit import EarlyExit
 from rsd.decoding.exit import Exit
@@ -34,6 +44,7 @@ __all__ = [
     "Parallel",
     "Speculative",
     "Temporal",
+    "asks_tokens",
     "from_json",
     "stages_of_draft",
     "to_json",
