@@ -34,7 +34,8 @@ from rsd.types import ALL_TOKENS, BaseSpec, CodeShape
 VISUAL_TOKENS = "visual_tokens"  # entry of a base model's fingerprint, absent where it reads all
 
 READOUT = "readout"  # entry of a draft's config, absent where it says tokens
-TOKENS, NUMBERS = "tokens", "numbers"
+TOKENS: Literal["tokens"] = "tokens"
+NUMBERS: Literal["numbers"] = "numbers"
 
 EYES = "eyes"  # folder, inside a draft's, of the base model that it reads instead of the policy's
 
