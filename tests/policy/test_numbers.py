@@ -173,14 +173,12 @@ def test_whoever_asks_it_for_tokens_is_named_before_anything_is_run(counted, roo
 
 
 def test_a_point_that_no_draft_was_trained_at_is_named_with_those_that_were(counted, root):
-    reads = (
-        r"no draft at layer\.4: .*numbers does not exist, and beside it are those at head, layer\.1, layer\.2, layer\.3"
-    )
-    with pytest.raises(CheckpointError, match=reads):
+    said_where = r"does not exist, and beside it are those at head, layer\.1, layer\.2, layer\.3; choose one"
+    command = r"phase=draft draft=numbers draft\.layer=\[head,layer\.1,layer\.2,layer\.3,layer\.4\]"
+    with pytest.raises(CheckpointError, match=rf"no draft at layer\.4: .*numbers {said_where} .* {command}"):
         said(counted, root, EXIT, 4)
-    with pytest.raises(
-        CheckpointError, match=r"numbers-layer\.2 reads layer\.2, and layer\.1 is asked for; give its own"
-    ):
+    elsewhere = r"numbers-layer\.2 reads layer\.2, and layer\.1 is asked for; give its own draft\.layer"
+    with pytest.raises(CheckpointError, match=elsewhere):
         said(counted, root, EXIT, 1, draft=root / "numbers-layer.2")
     with pytest.raises(CheckpointError, match=r"no draft checkpoint: .*; .*phase=draft draft=numbers"):
         said(counted, root, EXIT, None, draft=root / "nothing")
