@@ -41,7 +41,7 @@ from rsd.policy.folder import (
     write_folder,
 )
 from rsd.record import shown
-from rsd.stages.files import NUMBERS, as_stored, head_config, numbers_config, says_numbers
+from rsd.stages.files import NUMBERS, as_stored, head_config, numbers_config, readout_in
 from rsd.tokenizer import load_tokenizer
 from rsd.types import CodeShape
 
@@ -112,7 +112,7 @@ def restamped(
     """
     loaded = load(directory, kind)
     provenance = loaded.provenance
-    in_numbers = kind == NUMBERS or (kind == EARLIER and says_numbers(directory))
+    in_numbers = kind == NUMBERS or (kind == EARLIER and readout_in(directory) == NUMBERS)
     if in_numbers:
         expected = {name: value for name, value in expected.items() if name != "tokenizer"}
     stored = {name: provenance[name] for name in expected if name in provenance}

@@ -19,7 +19,7 @@ from rsd.policy.contract import PolicyError
 from rsd.policy.policy import Tokens, VLAPolicy
 from rsd.settings import Device, Point, Processes, checked, require_device
 from rsd.stages import Absent, BaseChunk, Binder, HeadAt, NumbersAt, OwnLook, TwoExits
-from rsd.stages.files import EYES, NUMBERS, TOKENS, load_numbers, load_stage_head, says_numbers
+from rsd.stages.files import EYES, NUMBERS, TOKENS, load_numbers, load_stage_head, readout_in
 from rsd.tokenizer import ActionTokenizer, load_tokenizer
 from rsd.tokenizer.loading import LoadedTokenizer
 from rsd.types import BaseModel, BaseSpec
@@ -144,7 +144,7 @@ def _tokens(
                 f"{', '.join(others)}; choose one of them, or train all at once with {training} "
                 f"draft.layer=[{','.join([*others, point_name(point)])}]"
             )
-        says = readout_of(folder, checkpoints.readout)
+        says = _readout(folder, checkpoints.readout)
         if role == DRAFT and checkpoints.readout not in (None, says):
             raise CheckpointError(
                 f"{role} {folder} says {says}, and one that says {checkpoints.readout} is asked for; use "
@@ -213,14 +213,12 @@ def in_numbers_alone(decoding: Decoding, checkpoints: Checkpoints) -> bool:
     path = checkpoints.earlier or checkpoints.draft
     drafts = {DRAFT: draft_folder(Path(checkpoints.draft), checkpoints.draft_point)}
     drafts |= {EARLIER: draft_folder(Path(path), checkpoints.earlier_point)}
-    return all(readout_of(drafts[role], checkpoints.readout) == NUMBERS for role in decoding.needs)
+    return all(_readout(drafts[role], checkpoints.readout) == NUMBERS for role in decoding.needs)
 
 
-def readout_of(folder: Path, asked: str | None) -> str:
-    """What a draft says; where there is none, what it is asked to."""
-    if not (folder / JSON_FILE).is_file():
-        return asked or TOKENS
-    return NUMBERS if says_numbers(folder) else TOKENS
+def _readout(folder: Path, asked: str | None) -> str:
+    """What a draft says; where that cannot be told, what it is asked to."""
+    return readout_in(folder) or asked or TOKENS
 
 
 def two_exits(

@@ -114,14 +114,15 @@ def save_numbers(head: NumberHead, directory: Path, *, point: str, provenance: d
     save_checkpoint(directory, kind="draft", config=config, weights=head.state_dict(), provenance=provenance)
 
 
-def says_numbers(directory: Path | str) -> bool:
-    """Whether a draft's folder holds one that says numbers; what is wrong with it is for its loader to say."""
-    path = Path(directory) / JSON_FILE
+def readout_in(directory: Path | str) -> Literal["tokens", "numbers"] | None:
+    """What the draft in a folder says; None where that cannot be told, which is for its loader to explain."""
     try:
-        config = json.loads(path.read_text())["config"]
+        config = json.loads((Path(directory) / JSON_FILE).read_text())["config"]
     except (OSError, ValueError, LookupError, TypeError):
-        return False
-    return isinstance(config, dict) and config.get(READOUT) == NUMBERS
+        return None
+    if not isinstance(config, dict):
+        return None
+    return NUMBERS if config.get(READOUT) == NUMBERS else TOKENS
 
 
 def load_stage_head(

@@ -196,6 +196,16 @@ def test_a_draft_that_says_something_else_than_it_is_asked_for_is_refused(counte
         said(counted, root, EXIT, draft=root / "numbers-layer.2", readout="tokens", **tokens)
 
 
+@pytest.mark.parametrize("damage", [lambda text: text[:-20], lambda text: text.replace('"config"', '"c"')])
+def test_a_damaged_one_is_called_damaged_and_not_one_of_another_kind(counted, root, damage):
+    folder = save_readout(root, counted.base, "damaged", point="layer.2", seed=0)
+    record = folder / "checkpoint.json"
+    record.write_text(damage(record.read_text()))
+    with pytest.raises(CheckpointError, match=r"damaged/checkpoint\.json") as raised:
+        said(counted, root, EXIT, None, draft=folder)
+    assert "is asked for" not in str(raised.value)
+
+
 @pytest.mark.parametrize(("earlier", "who"), [(False, "draft"), (True, "earlier draft")])
 def test_a_readout_that_says_no_number_is_named(counted, root, seen, earlier, who):
     policy = said(counted, root, agreeing(0.0), earlier_point=1)

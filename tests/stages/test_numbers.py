@@ -8,7 +8,7 @@ import torch
 from rsd.checkpoint import CheckpointError
 from rsd.errors import SettingError
 from rsd.stages import NumberHead
-from rsd.stages.files import load_numbers, load_stage_head, save_numbers, says_numbers
+from rsd.stages.files import load_numbers, load_stage_head, readout_in, save_numbers
 from tests.records import edit
 from tests.tokenizer.test_tokenizers import rfsq
 from tests.training.test_stage_head_training import KEY, toy_spec
@@ -54,7 +54,7 @@ def test_other_states_and_widths_that_no_heads_divide_are_refused():
 
 
 def test_a_checkpoint_comes_back(saved):
-    assert says_numbers(saved) and not says_numbers(saved / "nothing")
+    assert readout_in(saved) == "numbers" and readout_in(saved / "nothing") is None
     loaded, point = load_numbers(saved, base=toy_spec())
     hidden = torch.randn(2, 56, 12)
     assert point == "layer.3" and not loaded.training
