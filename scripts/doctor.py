@@ -148,7 +148,7 @@ def model_findings(cfg: DictConfig) -> Iterator[Finding]:
     """Files first, on torch's device "meta"; weights are loaded only when the rest is in order."""
     from rsd.policy.examination import contract, memory
 
-    base = instantiate(cfg.model.backbone, canaries=False, device="meta", execution="eager")
+    base = instantiate(cfg.model.backbone, canaries=False, device="meta")
     yield from contract(base)
     first = [*examine("memory", memory, base, cfg.device), *examine("checkpoints", together, cfg, base)]
     yield from first

@@ -14,6 +14,7 @@ from rsd import jpeg
 from rsd.errors import RSDError, SettingError
 from rsd.images import CAMERA_SIZE, CROP_AREA, center_crop, check_picture, resize_lanczos3, stack_pictures
 from rsd.models.openvla.execution import make_run
+from rsd.models.openvla.fp8 import Fp8
 from rsd.models.openvla.model import OpenVLAOFT
 from rsd.models.openvla.passes import OpenVLAPass
 from rsd.models.openvla.processor import PrismaticImageProcessor
@@ -37,8 +38,9 @@ class OpenVLABase:
         model: The network; `base.model` is what phase=oft trains.
         views: Names of the pictures, in the order of the model's images.
         space: What the numbers of actions and proprio mean.
-        execution: How the model is run (see execution.py). No part of the fingerprint: states made in one way serve
-            heads that are run in another.
+        execution: How the model is run (see execution.py). No part of the fingerprint, but for fp8: states made in one
+            of the other ways serve heads that are run in another.
+        fp8: What execution="fp8" means; part of the fingerprint then.
         run: Runs the model's segments.
     """
 
@@ -54,6 +56,7 @@ class OpenVLABase:
         center_crop: bool,
         weights_sha256: Callable[[], str],
         execution: str = "eager",
+        fp8: Fp8 | None = None,
     ) -> None:
         if not 1 <= len(views) <= MAX_IMAGES or len(set(views)) != len(views):
             raise SettingError(f"views {list(views)}, expected 1 to {MAX_IMAGES} different ones")
@@ -69,7 +72,8 @@ class OpenVLABase:
         self.image_size = processor.sizes[0]
         self._weights_sha256 = weights_sha256
         self.execution = execution
-        self.run = make_run(model, execution)
+        self.fp8 = fp8 or Fp8()
+        self.run = make_run(model, execution, self.fp8)
 
     @cached_property
     def spec(self) -> BaseSpec:
@@ -246,4 +250,5 @@ class OpenVLABase:
             },
             "text": self.text.to_json(),
             "space": {"name": self.space.name, "digest": self.space.digest},
+            **({"fp8": self.fp8.to_json()} if self.execution == "fp8" else {}),
         }

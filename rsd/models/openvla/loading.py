@@ -17,6 +17,7 @@ from rsd.models.openvla import published
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.canaries import check_canaries
 from rsd.models.openvla.execution import check_execution
+from rsd.models.openvla.fp8 import Fp8
 from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.robots import Robot
@@ -45,6 +46,7 @@ class Wanted:
     robot: Robot | None
     text: TextEncoder | None
     execution: str
+    fp8: Fp8 | None
 
     @property
     def gripper(self) -> str:
@@ -67,6 +69,7 @@ def load_base(
     robot: Robot | None = None,
     text: TextEncoder | None = None,
     execution: str = "eager",
+    fp8: Fp8 | None = None,
     canaries: bool = True,
 ) -> OpenVLABase:
     """Load a base model, frozen and in evaluation mode.
@@ -85,7 +88,8 @@ def load_base(
         num_images: M that a published checkpoint was trained with, which none of its files holds.
         robot: Constants of the robot that a published checkpoint was trained for; None checks what the files say alone.
         text: Replaces the checkpoint's own text encoder.
-        execution: eager, captured or compiled (see execution.py).
+        execution: eager, captured, compiled or fp8 (see execution.py).
+        fp8: Which layers execution=fp8 leaves alone, and how far it may be off; the defaults when None.
         canaries: Try the model on made-up observations before anybody relies on it (see canaries.py).
 
     Raises:
@@ -94,7 +98,7 @@ def load_base(
         CanaryError: the loaded model ignores its pictures, attends in the wrong direction, or is not finite.
         ExecutionError: the model cannot be run in this way on this device.
     """
-    check_execution(execution, action_head=action_head, device=torch.device(device))
+    check_execution(execution, action_head=action_head, device=torch.device(device), dtype=getattr(torch, dtype))
     require_checkpoint(checkpoint, hub_id)
     wanted = Wanted(
         unnorm_key=unnorm_key,
@@ -109,6 +113,7 @@ def load_base(
         robot=robot,
         text=text,
         execution=execution,
+        fp8=fp8,
     )
     directory = Path(checkpoint)
     base = _load_own(directory, wanted) if is_own(directory) else _load_published(directory, wanted)
@@ -200,6 +205,7 @@ def _load_own(directory: Path, wanted: Wanted) -> OpenVLABase:
         center_crop=wanted.center_crop,
         weights_sha256=lambda: checkpoint.sha256,
         execution=wanted.execution,
+        fp8=wanted.fp8,
     )
 
 
@@ -235,6 +241,7 @@ def _load_published(directory: Path, wanted: Wanted) -> OpenVLABase:
         center_crop=wanted.center_crop,
         weights_sha256=partial(_published_sha256, directory),
         execution=wanted.execution,
+        fp8=wanted.fp8,
     )
 
 
