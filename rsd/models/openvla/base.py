@@ -17,6 +17,7 @@ from rsd.models.openvla.execution import make_run
 from rsd.models.openvla.fp8 import Fp8
 from rsd.models.openvla.model import OpenVLAOFT
 from rsd.models.openvla.passes import OpenVLAPass
+from rsd.models.openvla.pictures import DevicePictures, check_pictures
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.text import BOS, STOP, TextEncoder
 from rsd.points import HEAD, point_name
@@ -57,6 +58,7 @@ class OpenVLABase:
         weights_sha256: Callable[[], str],
         execution: str = "eager",
         fp8: Fp8 | None = None,
+        pictures: str = "cpu",
     ) -> None:
         if not 1 <= len(views) <= MAX_IMAGES or len(set(views)) != len(views):
             raise SettingError(f"views {list(views)}, expected 1 to {MAX_IMAGES} different ones")
@@ -74,6 +76,10 @@ class OpenVLABase:
         self.execution = execution
         self.fp8 = fp8 or Fp8()
         self.run = make_run(model, execution, self.fp8)
+        check_pictures(pictures)
+        self._device_pictures: DevicePictures | None = None
+        if pictures == "device" and self.device.type != "meta":
+            self._device_pictures = DevicePictures(processor, center_crop=center_crop, device=self.device)
 
     @cached_property
     def spec(self) -> BaseSpec:
@@ -127,12 +133,22 @@ class OpenVLABase:
             ObservationError: a view is missing, the proprio has another shape or is not finite, or the instruction is
                 no text or too long.
         """
-        pictures = stack_pictures([self._picture(obs, view) for obs in observations for view in self.views])
+        pictures = stack_pictures(self._pictures(observations))
         pictures = resize_lanczos3(pictures, self.image_size)  # [B*M, S, S, 3]
-        inputs = {
-            "pixel_values": self.pixel_values(center_crop(pictures) if self.center_crop else pictures),
-            **self.prompts([obs.instruction for obs in observations]),
-        }
+        pixels = self.pixel_values(center_crop(pictures) if self.center_crop else pictures)
+        return {"pixel_values": pixels, **self._words_and_numbers(observations)}
+
+    def prepare_live(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
+        """As `prepare`, in the process that runs the model: pictures on its device where they were asked for there."""
+        if self._device_pictures is None:
+            return self.prepare(observations)
+        pixels = self._device_pictures(np.stack(self._pictures(observations)))  # [B*M, C, S, S]
+        pixels = pixels.view(len(observations), -1, *pixels.shape[2:])
+        return {"pixel_values": pixels, **self._words_and_numbers(observations)}
+
+    def _words_and_numbers(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
+        """All inputs but the pictures."""
+        inputs = self.prompts([obs.instruction for obs in observations])
         if self.use_proprio:
             inputs["proprio"] = self.normalized_proprio([obs.proprio for obs in observations])
         if self.action_head == "diffusion":
@@ -145,6 +161,10 @@ class OpenVLABase:
         return torch.randn(self.chunk_length, self.model.architecture.action_dim, generator=generator).expand(
             batch, -1, -1
         )
+
+    def _pictures(self, observations: Sequence[Observation]) -> list[np.ndarray]:
+        """As the data sets store them, the M of an observation after each other, each [256, 256, 3], uint8."""
+        return [self._picture(obs, view) for obs in observations for view in self.views]
 
     def _picture(self, observation: Observation, view: str) -> np.ndarray:
         if view not in observation.images:

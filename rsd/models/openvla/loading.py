@@ -19,6 +19,7 @@ from rsd.models.openvla.canaries import check_canaries
 from rsd.models.openvla.execution import check_execution
 from rsd.models.openvla.fp8 import Fp8
 from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
+from rsd.models.openvla.pictures import check_pictures
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.robots import Robot
 from rsd.models.openvla.text import PROMPT, VICUNA_PROMPT, LlamaText, TextEncoder, WordText
@@ -47,6 +48,7 @@ class Wanted:
     text: TextEncoder | None
     execution: str
     fp8: Fp8 | None
+    pictures: str
 
     @property
     def gripper(self) -> str:
@@ -70,6 +72,7 @@ def load_base(
     text: TextEncoder | None = None,
     execution: str = "eager",
     fp8: Fp8 | None = None,
+    pictures: str = "cpu",
     canaries: bool = True,
 ) -> OpenVLABase:
     """Load a base model, frozen and in evaluation mode.
@@ -90,6 +93,7 @@ def load_base(
         text: Replaces the checkpoint's own text encoder.
         execution: eager, captured, compiled or fp8 (see execution.py).
         fp8: Which layers execution=fp8 leaves alone, and how far it may be off; the defaults when None.
+        pictures: Where live pictures are resized and cropped: cpu, or device (the model's; see pictures.py).
         canaries: Try the model on made-up observations before anybody relies on it (see canaries.py).
 
     Raises:
@@ -99,6 +103,7 @@ def load_base(
         ExecutionError: the model cannot be run in this way on this device.
     """
     check_execution(execution, action_head=action_head, device=torch.device(device), dtype=getattr(torch, dtype))
+    check_pictures(pictures)
     require_checkpoint(checkpoint, hub_id)
     wanted = Wanted(
         unnorm_key=unnorm_key,
@@ -114,6 +119,7 @@ def load_base(
         text=text,
         execution=execution,
         fp8=fp8,
+        pictures=pictures,
     )
     directory = Path(checkpoint)
     base = _load_own(directory, wanted) if is_own(directory) else _load_published(directory, wanted)
@@ -206,6 +212,7 @@ def _load_own(directory: Path, wanted: Wanted) -> OpenVLABase:
         weights_sha256=lambda: checkpoint.sha256,
         execution=wanted.execution,
         fp8=wanted.fp8,
+        pictures=wanted.pictures,
     )
 
 
@@ -242,6 +249,7 @@ def _load_published(directory: Path, wanted: Wanted) -> OpenVLABase:
         weights_sha256=partial(_published_sha256, directory),
         execution=wanted.execution,
         fp8=wanted.fp8,
+        pictures=wanted.pictures,
     )
 
 

@@ -133,7 +133,7 @@ class OpenVLAPass:
         if self._inputs is None:
             assert self._observations is not None
             with self._clock.part(PREPROCESS):
-                self._inputs = self._base.prepare(self._observations)
+                self._inputs = self._base.prepare_live(self._observations)
             self._count("pictures_prepared", len(self._base.views))
         return self._base.on_device(self._inputs)
 
