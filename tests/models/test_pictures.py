@@ -1,12 +1,16 @@
 """Pictures made on the model's device: the pixels of the CPU's path, within the tolerance that it is held to itself."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from rsd.data.made_up import picture
 from rsd.errors import SettingError
+from rsd.jpeg import jpeg_round_trip
 from rsd.models.openvla.base import OpenVLABase
+from rsd.models.openvla.jpeg_on_device import round_trip, tables
 from rsd.models.openvla.pictures import DevicePictures
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from tests.models.openvla_tiny import build_base, observation
@@ -45,17 +49,24 @@ def test_the_same_pixels_as_on_the_cpu(size):
         assert torch.equal(expected[name], got[name])
 
 
+def test_pictures_of_data_sets_see_no_second_jpeg():
+    base, other = build_base(image_size=224), on_device(build_base(image_size=224))
+    seen = [observation(0), dataclasses.replace(observation(1), stored=True)]
+    for some in (seen, seen[1:], seen[:1]):
+        assert torch.equal(base.prepare(some)["pixel_values"], other.prepare_live(some)["pixel_values"])
+
+
 def test_without_a_crop_and_with_one_tower():
     processor = PrismaticImageProcessor(sizes=[56], means=[(0.5, 0.5, 0.5)], stds=[(0.5, 0.5, 0.5)])
     make = DevicePictures(processor, center_crop=False, device=CPU)
-    pixels = make(np.full((2, 256, 256, 3), 255, dtype=np.uint8))
+    pixels = make(np.full((2, 256, 256, 3), 255, dtype=np.uint8), live=True)
     assert torch.equal(pixels, torch.ones(2, 3, 56, 56))
 
 
 def test_a_pass_prepares_its_pictures_there_and_loaders_do_not():
     base = on_device(build_base())
     assert torch.equal(base.look([observation(0)]).chunk(), build_base().look([observation(0)]).chunk())
-    base._device_pictures = lambda pictures: pytest.fail("a loader's worker has no device")
+    base._device_pictures = lambda pictures, live: pytest.fail("a loader's worker has no device")
     base.prepare([observation(0)])
 
 
@@ -69,6 +80,16 @@ def test_what_it_cannot_make_is_refused():
             model=base.model, processor=base.processor, text=base.text, space=base.space, views=base.views,
             chunk_length=8, center_crop=True, weights_sha256=str, pictures="gpu",
         )  # fmt: skip
+
+
+@pytest.mark.gpu
+def test_jpeg_is_the_same_on_a_gpu():
+    """Compiled, on noise, whose every bit counts."""
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
+    cuda = torch.device("cuda")
+    got = torch.compile(round_trip, dynamic=False)(torch.from_numpy(pictures).to(cuda), *tables(cuda)).cpu().numpy()
+    for picture_here, expected in zip(got, map(jpeg_round_trip, pictures), strict=True):
+        np.testing.assert_array_equal(picture_here, expected)
 
 
 @pytest.mark.gpu

@@ -142,7 +142,9 @@ class OpenVLABase:
         """As `prepare`, in the process that runs the model: pictures on its device where they were asked for there."""
         if self._device_pictures is None:
             return self.prepare(observations)
-        pixels = self._device_pictures(np.stack(self._pictures(observations)))  # [B*M, C, S, S]
+        live = not any(observation.stored for observation in observations)
+        pictures = np.stack(self._pictures(observations, jpeg_here=not live))
+        pixels = self._device_pictures(pictures, live=live)  # [B*M, C, S, S]
         pixels = pixels.view(len(observations), -1, *pixels.shape[2:])
         return {"pixel_values": pixels, **self._words_and_numbers(observations)}
 
@@ -162,9 +164,13 @@ class OpenVLABase:
             batch, -1, -1
         )
 
-    def _pictures(self, observations: Sequence[Observation]) -> list[np.ndarray]:
-        """As the data sets store them, the M of an observation after each other, each [256, 256, 3], uint8."""
-        return [self._picture(obs, view) for obs in observations for view in self.views]
+    def _pictures(self, observations: Sequence[Observation], *, jpeg_here: bool = True) -> list[np.ndarray]:
+        """The M of an observation after each other, each [256, 256, 3], uint8; after JPEG with jpeg_here."""
+        return [
+            self._picture(obs, view) if obs.stored or not jpeg_here else jpeg.jpeg_round_trip(self._picture(obs, view))
+            for obs in observations
+            for view in self.views
+        ]
 
     def _picture(self, observation: Observation, view: str) -> np.ndarray:
         if view not in observation.images:
@@ -173,8 +179,7 @@ class OpenVLABase:
                 "set model.backbone.views to what environment and data offer"
             )
         check_picture(observation.images[view], view, CAMERA_SIZE)
-        picture = observation.images[view]
-        return picture if observation.stored else jpeg.jpeg_round_trip(picture)
+        return observation.images[view]
 
     def pixel_values(self, pictures: Tensor) -> Tensor:
         """Cropped pictures, the M of a sample after each other, [B*M, S, S, 3], uint8 → [B, 6M, S, S], float32.

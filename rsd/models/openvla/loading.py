@@ -93,7 +93,7 @@ def load_base(
         text: Replaces the checkpoint's own text encoder.
         execution: eager, captured, compiled or fp8 (see execution.py).
         fp8: Which layers execution=fp8 leaves alone, and how far it may be off; the defaults when None.
-        pictures: Where live pictures are resized and cropped: cpu, or device (the model's; see pictures.py).
+        pictures: Where a camera's pictures are prepared: cpu, or device (the model's; see pictures.py).
         canaries: Try the model on made-up observations before anybody relies on it (see canaries.py).
 
     Raises:

@@ -1,11 +1,14 @@
-"""Evaluation's pictures on the model's device: resize, centre crop and normalisation in one go.
+"""Evaluation's pictures on the model's device: JPEG, resize, centre crop and normalisation in one go.
 
-The same pixels as `OpenVLABase.prepare` makes on the CPU: resampling is done in float64 there and here, so that only a
-tie of the rounding can fall to the other side. JPEG stays on the CPU. What surprises first: on a GPU this is a CUDA
-graph a batch size; it reads and writes the same memory every time, and what it returns is a copy.
+The same pixels as `OpenVLABase.prepare` makes on the CPU: JPEG is integers, and resampling is done in float64 there and
+here, so that only a tie of the rounding can fall to the other side. What surprises first: on a GPU this is a CUDA graph
+a batch size, and JPEG is compiled for it, some seconds at the first picture. Integers stay the same when they are
+compiled; the crop's float32 would not, and is left as it is.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor
 from rsd.errors import SettingError
 from rsd.images import CAMERA_SIZE, center_box, crop_and_resize, lanczos3_weights, to_float, to_uint8
 from rsd.models.openvla.execution import CudaCapture, Graph
+from rsd.models.openvla.jpeg_on_device import round_trip, tables
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.segments import Tensors, given
 
@@ -27,7 +31,8 @@ def check_pictures(place: str) -> None:
 
 
 class DevicePictures:
-    """Callable: pictures [N, 256, 256, 3], uint8 → pixels [N, 3 * towers, S, S], float32, on the device.
+    """Callable: pictures [N, 256, 256, 3], uint8, and whether they come from a camera, which has seen no JPEG → pixels
+    [N, 3 * towers, S, S], float32, on the device.
 
     Raises:
         SettingError: the towers want pictures of different sizes.
@@ -47,22 +52,28 @@ class DevicePictures:
             torch.tensor(moments, dtype=torch.float32, device=device)[:, :, None, None]
             for moments in (processor.means, processor.stds)
         )  # each [towers, 3, 1, 1]
-        self._capture = CudaCapture(device) if device.type == "cuda" else None
-        self._graphs: dict[int, Graph] = {}
+        self._tables, self._round_trip = tables(device), round_trip
+        self._capture: CudaCapture | None = None
+        if device.type == "cuda":
+            self._capture, self._round_trip = CudaCapture(device), torch.compile(round_trip, dynamic=False)
+        self._graphs: dict[tuple[int, bool], Graph] = {}
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def __call__(self, pictures: np.ndarray) -> Tensor:
+    def __call__(self, pictures: np.ndarray, *, live: bool) -> Tensor:
         inputs: Tensors = {"pictures": torch.from_numpy(pictures).to(self.device)}
         if self._capture is None:
-            return given(self._pixels(inputs), "pixels")
-        graph = self._graphs.get(len(pictures))
-        if graph is None:
-            graph = self._graphs[len(pictures)] = Graph(inputs, self._pixels, self._capture)
-        return given(graph(inputs), "pixels").clone()
+            return given(self._pixels(inputs, live=live), "pixels")
+        key = len(pictures), live
+        if key not in self._graphs:
+            self._graphs[key] = Graph(inputs, partial(self._pixels, live=live), self._capture)
+        return given(self._graphs[key](inputs), "pixels").clone()  # the graph writes to the same memory every time
 
-    def _pixels(self, inputs: Tensors) -> Tensors:
-        x = given(inputs, "pictures").permute(0, 3, 1, 2).double()  # [N, 3, 256, 256]
+    def _pixels(self, inputs: Tensors, *, live: bool) -> Tensors:
+        stored = given(inputs, "pictures")
+        if live:
+            stored = self._round_trip(stored, *self._tables)
+        x = stored.permute(0, 3, 1, 2).double()  # [N, 3, 256, 256]
         x = self._weights @ x @ self._weights.T  # [N, 3, S, S]
         pictures = x.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)  # [N, S, S, 3]
         if self._box is not None:
