@@ -1,8 +1,8 @@
 """The JPEG round trip of rsd/jpeg.py in integers on any device: what libjpeg does, without the lossless coding.
 
 encoder: RGB → YCbCr → chroma halved → islow DCT → quantised    decoder: fast inverse DCT → fancy up-sampling → RGB
-Bit-equal to `jpeg_round_trip` (tests/models/test_jpeg_on_device.py): every step is libjpeg's own fixed-point arithmetic, with
-the shifts where it has them (jccolor, jcsample, jfdctint, jcdctmgr; jddctmgr, jidctfst, jdsample, jdcolor of
+Bit-equal to `jpeg_round_trip` (tests/models/test_jpeg_on_device.py): every step is libjpeg's fixed-point arithmetic,
+with the shifts where it has them (jccolor, jcsample, jfdctint, jcdctmgr; jddctmgr, jidctfst, jdsample, jdcolor of
 libjpeg-turbo). What surprises first: the two transforms are not each other's inverse. The decoder's has 8 bits of
 precision and rounds down.
 """
