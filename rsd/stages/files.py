@@ -181,9 +181,13 @@ def former_point(layer: int, states_per_step: int) -> str:
 
 
 def _restamp(stored: Any, here: Any) -> str | None:
-    """What to do when the same weights are described in another way than an earlier version did; None when not."""
+    """What to do when the same weights are run with another precision, or were described otherwise by an earlier
+    version; None when neither.
+    """
     if not (isinstance(stored, dict) and isinstance(here, dict)):
         return None
+    if ("fp8" in stored) != ("fp8" in here):
+        return "states in eight bits are others: run it as it was trained (model.backbone.execution), or train it again"
     same = stored.get("weights_sha256") == here.get("weights_sha256") is not None
     if not same or stored.keys() == here.keys():
         return None
