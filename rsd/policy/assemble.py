@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256, load_checkpoint
-from rsd.decoding import DRAFT, EARLIER, TARGET, Decoding, stages_of_draft
+from rsd.decoding import DRAFT, EARLIER, TARGET, Certificate, Decoding, relaxed, stages_of_draft
 from rsd.files import stranger
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.loading import load_own
@@ -103,6 +103,8 @@ def _tokens(
         raise PolicyError(f"decoding {name} writes tokens, and there is no tokenizer; see phase=rfsq")
     loaded = load_tokenizer(Path(checkpoints.tokenizer), expected=expected, space=base.spec.space)
     tokenizer = loaded.tokenizer.to(where)
+    if (rule := relaxed(decoding)) is not None:
+        check_relaxed(rule, tokenizer)
     target: Binder = Absent(TARGET)
     draft: Binder = Absent(DRAFT)
 
@@ -176,6 +178,22 @@ def _tokens(
         earlier = draft_at("earlier draft", path, point, remedy)
         draft = two_exits(earlier, draft, base.spec, tokenizer)
     return Tokens(tokenizer, target, draft)
+
+
+def check_relaxed(rule: object, tokenizer: ActionTokenizer) -> None:
+    """See that a tokenizer's code lets a relaxed rule keep what it promises.
+
+    Raises:
+        PolicyError: the gripper has no bit of its own.
+        SettingError: the rule is by certificate, and the tokenizer's conditions do not hold.
+    """
+    if isinstance(rule, Certificate):
+        tokenizer.hand_over_bound()
+    if not all(row[-1][0] == 2 and set(row[-1][1:]) <= {1} for row in tokenizer.code_shape.levels):
+        raise PolicyError(
+            f"accept {type(rule).__name__} keeps the gripper exact, and tokenizer {type(tokenizer).__name__} has no "
+            "bit of its own for it; choose quantizer=dct_d3, or accept=exact"
+        )
 
 
 def two_exits(earlier: HeadAt | OwnLook, later: HeadAt, base: BaseSpec, tokenizer: ActionTokenizer) -> TwoExits:

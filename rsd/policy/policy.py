@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsd.decoding import Decoding, Noise
+from rsd.decoding import Decoding, Noise, relaxed
 from rsd.decoding.horizon import check_horizon
 from rsd.decoding.past import Past
 from rsd.policy.contract import IOContract, PolicyError
@@ -130,7 +130,7 @@ class VLAPolicy:
         normalized = self._decode(code, looked)  # [B, T, A]
         with clock.part("unnormalize"):
             actions = self._to_robot(normalized)
-        if self.tokens is not None:
+        if self.tokens is not None and relaxed(self.decoding) is None:
             code.bound = self._bounds[code.depth]  # [B, A]
         work = looked.work + code.work
         num_steps = [self.num_open_loop_steps] * len(requests)

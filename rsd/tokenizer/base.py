@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rsd.errors import SettingError
 from rsd.tokenizer.quantizer import ResidualQuantizer
 from rsd.types import CodeShape
 
@@ -43,6 +44,20 @@ class ActionTokenizer(nn.Module):
         The change is between decode(indices[..., :depth]) and decode of any continuation of it.
         """
         raise NotImplementedError
+
+    def hand_over_bound(self) -> Tensor:
+        """Largest error of each action entry after a hand-over that `quantizer.captured` allows: [T, A].
+
+        Whoever chose the first digits: greedy refinement leaves at most s_Q / 2 in each latent entry, and nothing in
+        those of the gripper.
+
+        Raises:
+            SettingError: the tokenizer cannot promise one: its decoder is not linear, or its stages leave gaps.
+        """
+        raise SettingError(
+            f"tokenizer {type(self).__name__} has a decoder that is not linear, expected a linear one for a hand-over "
+            "with a certificate; choose quantizer=dct_d3, or accept=exact"
+        )
 
     def fit(self, chunks: Tensor) -> None:
         """Set the constants that are computed from data rather than trained; chunks [N, T, A] of the training split."""

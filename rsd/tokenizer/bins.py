@@ -43,3 +43,6 @@ class BinTokenizer(ActionTokenizer):
 
     def action_bound(self, depth: int) -> Tensor:
         return self.quantizer.reach(depth)
+
+    def hand_over_bound(self) -> Tensor:
+        return self.quantizer.steps()[..., -1] / 2

@@ -119,3 +119,8 @@ class TransformTokenizer(ActionTokenizer):
     def action_bound(self, depth: int) -> Tensor:
         reach = self.quantizer.reach(depth)  # [T, A]
         return torch.cat([self.basis.T.abs() @ reach[:, :-1], reach[:, -1:]], dim=-1)
+
+    def hand_over_bound(self) -> Tensor:
+        self.quantizer.captured(0)  # which looks for gaps
+        left = self.quantizer.steps()[..., -1] / 2  # [T, A]
+        return torch.cat([self.basis.T.abs() @ left[:, :-1], torch.zeros_like(left[:, -1:])], dim=-1)
