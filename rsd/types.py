@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor  # simulator workers and readers of records need no torch
 
 ALL_TOKENS = "all"  # of the pictures
+IN_NUMBERS = -1  # in the place of a depth: the code is no tokens, but a chunk
 IMAGE_VIEWS = ("image", "wrist_image")  # RLDS names: third person first, then wrist (OpenVLA-OFT's order)
 
 
@@ -97,13 +98,16 @@ class Code:
 
     Attributes:
         indices: [B, T, D, Q], int64.
-        depth: Leading stages that count, [B], int64, in 0..Q. 0: the base model's own chunk is executed instead.
+        depth: Leading stages that count, [B], int64, in 0..Q. 0: the base model's own chunk is executed instead;
+            IN_NUMBERS: `chunk` is.
         work: What the decoding did.
         proposal: The draft's first proposal, [B, T, D, m], int64; None without a draft.
         bound: Largest error of each action dim that the stages beyond `depth` can make, model space, [B, A], float32;
             None where nobody certifies one. The policy fills it in, from the tokenizer.
         num_steps: Steps of the chunk to execute, [B], int64; more than T repeats the last action; 0, and None for all
             rows, leaves it to the policy.
+        chunk: What a draft in numbers says, model space, [B, T, A], float32; of rows of depth IN_NUMBERS alone it
+            means something. None where no row is.
     """
 
     indices: Tensor
@@ -112,6 +116,7 @@ class Code:
     proposal: Tensor | None = None
     bound: Tensor | None = None
     num_steps: Tensor | None = None
+    chunk: Tensor | None = None
 
     def put(self, rows: Tensor, other: Code) -> None:
         """Let these rows, [n] int64, be what `other` says of them, and charge them with its work, too."""
@@ -121,6 +126,10 @@ class Code:
             if self.num_steps is None:
                 self.num_steps = self.depth.new_zeros(len(self.depth))
             self.num_steps[rows] = other.num_steps
+        if other.chunk is not None:
+            if self.chunk is None:
+                self.chunk = other.chunk.new_zeros(len(self.depth), *other.chunk.shape[1:])
+            self.chunk[rows] = other.chunk
 
 
 @dataclass(frozen=True)

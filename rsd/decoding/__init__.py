@@ -5,7 +5,17 @@ every distribution is one-hot and needs no noise, so greedy decoding has no code
 """
 
 from rsd.decoding.accept import Certificate, Levels
-from rsd.decoding.decoding import DRAFT, EARLIER, KIND, TARGET, Decoding, from_json, stages_of_draft, to_json
+from rsd.decoding.decoding import (
+    DRAFT,
+    EARLIER,
+    KIND,
+    TARGET,
+    Decoding,
+    asks_tokens,
+    from_json,
+    stages_of_draft,
+    to_json,
+)
 from rsd.decoding.depth_ar import DepthAR
 from rsd.decoding.early_exit import EarlyExit
 from rsd.decoding.exit import Exit
@@ -37,6 +47,7 @@ __all__ = [
     "Parallel",
     "Speculative",
     "Temporal",
+    "asks_tokens",
     "from_json",
     "relaxed",
     "stages_of_draft",

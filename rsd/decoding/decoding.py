@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -54,6 +54,22 @@ def stages_of_draft(decoding: Decoding, num_stages: int, role: str = DRAFT) -> i
     inside = [getattr(decoding, one.name) for one in dataclasses.fields(decoding)]  # type: ignore[arg-type]
     own = num_stages if decoding.num_draft_stages is None else decoding.num_draft_stages
     return max([own, *(stages_of_draft(one, num_stages, role) for one in inside if hasattr(one, "run"))])
+
+
+@runtime_checkable
+class TakesNumbers(Protocol):
+    """A decoding whose draft may say numbers; one that does not say so needs a draft's tokens."""
+
+    @property
+    def asks_tokens(self) -> str | None:
+        """Who, in it, asks the draft for tokens all the same; None for nobody."""
+
+
+def asks_tokens(decoding: Decoding) -> str | None:
+    """Who, in a decoding, asks the draft for tokens, in words; None where a draft in numbers serves as well."""
+    if DRAFT not in decoding.needs:
+        return None
+    return decoding.asks_tokens if isinstance(decoding, TakesNumbers) else f"decoding {type(decoding).__name__}"
 
 
 def to_json(decoding: Decoding) -> dict[str, Any]:

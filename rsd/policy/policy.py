@@ -23,15 +23,18 @@ from rsd.policy.contract import IOContract, PolicyError
 from rsd.queue import Queue
 from rsd.stages import Absent, Binder
 from rsd.tokenizer import ActionTokenizer
-from rsd.types import BaseModel, Chunk, Code, Memory, Pass, ReadsInstructions, Request
+from rsd.types import IN_NUMBERS, BaseModel, Chunk, Code, Memory, Pass, ReadsInstructions, Request
 from rsd.work import Counts
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a decoding over tokens needs beside the base model; a role that it does not ask may be `Absent`."""
+    """What a decoding that asks somebody needs beside the base model; a role that it does not ask may be `Absent`.
 
-    tokenizer: ActionTokenizer
+    Where the draft says numbers, and nobody else is asked, there is no tokenizer.
+    """
+
+    tokenizer: ActionTokenizer | None
     target: Binder
     draft: Binder
 
@@ -71,15 +74,16 @@ class VLAPolicy:
         self.num_open_loop_steps = num_open_loop_steps
         self.device = device
         self._levels = torch.zeros(spec.chunk_length, 0, 0, dtype=torch.long, device=device)  # [T, D, Q]
-        if tokens is not None:
-            code = tokens.tokenizer.code_shape
+        self._tokenizer = None if tokens is None else tokens.tokenizer
+        if self._tokenizer is not None:
+            code = self._tokenizer.code_shape
             if (code.chunk_length, code.action_dim) != (spec.chunk_length, spec.action_dim):
                 raise PolicyError(
                     f"the tokenizer's chunk is {(code.chunk_length, code.action_dim)}, the base model's "
                     f"({spec.chunk_length}, {spec.action_dim}); set chunk to the length that both were trained with"
                 )
             self._levels = torch.tensor(code.levels, device=device)
-            bounds = [tokens.tokenizer.action_bound(depth).amax(dim=0) for depth in range(1, code.num_stages + 1)]
+            bounds = [self._tokenizer.action_bound(depth).amax(dim=0) for depth in range(1, code.num_stages + 1)]
             self._bounds = torch.stack(
                 [torch.zeros_like(bounds[0]), *bounds]
             )  # [Q + 1, A]  nothing is left out of l1's
@@ -130,8 +134,9 @@ class VLAPolicy:
         normalized = self._decode(code, looked)  # [B, T, A]
         with clock.part("unnormalize"):
             actions = self._to_robot(normalized)
-        if self.tokens is not None and relaxed(self.decoding) is None:
-            code.bound = self._bounds[code.depth]  # [B, A]
+        stages = code.depth.clamp_min(0)  # [B]  IN_NUMBERS is none
+        if self._tokenizer is not None and relaxed(self.decoding) is None:
+            code.bound = self._bounds[stages]  # [B, A]
         work = looked.work + code.work
         num_steps = [self.num_open_loop_steps] * len(requests)
         if code.num_steps is not None:
@@ -144,7 +149,7 @@ class VLAPolicy:
                 work=work.row(row),
                 latency_ms=dict(latency_ms),
                 model_ms=latency_ms["total"] / len(requests),
-                depth=None if self.tokens is None else int(code.depth[row]),
+                depth=None if self._tokenizer is None else int(stages[row]),
                 bound=None if code.bound is None else code.bound[row].float().cpu().numpy(),
                 memory=Memory(
                     normalized[row].float().cpu().numpy(), num_unverified=_unverified(request.memory, work.row(row))
@@ -161,13 +166,16 @@ class VLAPolicy:
             rows = (code.depth == depth).nonzero()[:, 0]
             if depth == 0:
                 parts[depth] = _finite(looked.of(rows).chunk(), "the base model")
-            elif self.tokens is None:
+            elif depth == IN_NUMBERS:
+                assert code.chunk is not None
+                parts[depth] = _finite(code.chunk[rows], "the draft")
+            elif self._tokenizer is None:
                 raise PolicyError(f"decoding {type(self.decoding).__name__} gave tokens, and there is no tokenizer")
             else:
                 with looked.clock.part("tokenizer"):
                     indices = code.indices[..., :depth]
                     own = indices if len(rows) == len(looked) else indices[rows]
-                    parts[depth] = _finite(self.tokens.tokenizer.decode(own), "the tokenizer")
+                    parts[depth] = _finite(self._tokenizer.decode(own), "the tokenizer")
         if len(parts) == 1:
             return next(iter(parts.values()))
         first = next(iter(parts.values()))
@@ -186,9 +194,9 @@ class VLAPolicy:
 
     def _proposal(self, code: Code, row: int) -> np.ndarray | None:
         """What the draft's first proposal alone decodes to, [T, A]; for people, and not part of the time."""
-        if code.proposal is None or self.tokens is None:
+        if code.proposal is None or self._tokenizer is None:
             return None
-        decoded = self.tokens.tokenizer.decode(code.proposal[row : row + 1])
+        decoded = self._tokenizer.decode(code.proposal[row : row + 1])
         return self._to_robot(_finite(decoded, "the tokenizer"))[0]
 
 

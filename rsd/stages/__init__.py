@@ -8,6 +8,7 @@ from rsd.stages.base_chunk import BaseChunk
 from rsd.stages.head import StageHead
 from rsd.stages.head_at import HeadAt, HeadLogits
 from rsd.stages.logits import Absent, Binder, NotFiniteError, StageLogits
+from rsd.stages.numbers import InNumbers, NumberHead, NumbersAt
 from rsd.stages.own_look import OwnLook
 from rsd.stages.two_exits import TwoExits, Twofold
 
@@ -17,7 +18,10 @@ __all__ = [
     "Binder",
     "HeadAt",
     "HeadLogits",
+    "InNumbers",
     "NotFiniteError",
+    "NumberHead",
+    "NumbersAt",
     "OwnLook",
     "StageHead",
     "StageLogits",
