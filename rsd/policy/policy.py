@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsd.decoding import Decoding, Noise, relaxed
+from rsd.decoding import Decoding, Noise
 from rsd.decoding.horizon import check_horizon
 from rsd.decoding.past import Past
 from rsd.policy.contract import IOContract, PolicyError
@@ -130,8 +130,8 @@ class VLAPolicy:
         normalized = self._decode(code, looked)  # [B, T, A]
         with clock.part("unnormalize"):
             actions = self._to_robot(normalized)
-        if self.tokens is not None and relaxed(self.decoding) is None:
-            code.bound = self._bounds[code.depth]  # [B, A]
+        if self.tokens is not None:
+            code.bound = self._bound(code)
         work = looked.work + code.work
         num_steps = [self.num_open_loop_steps] * len(requests)
         if code.num_steps is not None:
@@ -145,7 +145,7 @@ class VLAPolicy:
                 latency_ms=dict(latency_ms),
                 model_ms=latency_ms["total"] / len(requests),
                 depth=None if self.tokens is None else int(code.depth[row]),
-                bound=None if code.bound is None else code.bound[row].float().cpu().numpy(),
+                bound=None if code.bound is None else _certified(code.bound[row]),
                 memory=Memory(
                     normalized[row].float().cpu().numpy(), num_unverified=_unverified(request.memory, work.row(row))
                 ),
@@ -176,6 +176,11 @@ class VLAPolicy:
             chunks[code.depth == depth] = part
         return chunks
 
+    def _bound(self, code: Code) -> Tensor:
+        """`Code.bound` of every row, [B, A]: what the decoding says, else what the stages left out can make."""
+        tail = self._bounds[code.depth]
+        return tail if code.bound is None else torch.where(code.bound.isnan(), tail, code.bound)
+
     def _to_robot(self, normalized: Tensor) -> np.ndarray:
         """Model space [..., T, A] → robot commands, float64."""
         space = self.base.spec.space
@@ -197,6 +202,11 @@ def _finite(actions: Tensor, part: str) -> Tensor:
     if not bool(actions.isfinite().all()):
         raise PolicyError(f"{part} produced NaN or infinite actions; check its weights and dtype")
     return actions
+
+
+def _certified(bound: Tensor) -> np.ndarray | None:
+    """A row's bound [A]; None where it is infinite."""
+    return bound.float().cpu().numpy() if bool(bound.isfinite().all()) else None
 
 
 def held(actions: np.ndarray, num_steps: int) -> np.ndarray:
