@@ -102,8 +102,9 @@ class Code:
             IN_NUMBERS: `chunk` is.
         work: What the decoding did.
         proposal: The draft's first proposal, [B, T, D, m], int64; None without a draft.
-        bound: Largest error of each action dim that the stages beyond `depth` can make, model space, [B, A], float32;
-            None where nobody certifies one. The policy fills it in, from the tokenizer.
+        bound: Largest error of each action dim, model space, [B, A] or [B, 1], float32; inf where nobody certifies one.
+            A decoding says it of codes that are only near the target's: against the target's chunk. Where it says
+            none, None or NaN, the policy fills in what the stages beyond `depth` can make, from the tokenizer.
         num_steps: Steps of the chunk to execute, [B], int64; more than T repeats the last action; 0, and None for all
             rows, leaves it to the policy.
         chunk: What a draft in numbers says, model space, [B, T, A], float32; of rows of depth IN_NUMBERS alone it
@@ -130,6 +131,10 @@ class Code:
             if self.chunk is None:
                 self.chunk = other.chunk.new_zeros(len(self.depth), *other.chunk.shape[1:])
             self.chunk[rows] = other.chunk
+        if other.bound is not None:
+            if self.bound is None:
+                self.bound = other.bound.new_full((len(self.depth), other.bound.shape[1]), float("nan"))
+            self.bound[rows] = other.bound
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -41,6 +41,14 @@ class Accept(Protocol):
         Returns:
             (tokens [...], int64; kept [...], bool).
         """
+
+
+@runtime_checkable
+class Relaxed(Accept, Protocol):
+    """A rule that is greedy and keeps tokens which are not the target's, so that the result is only near the target."""
+
+    def off(self, tokens: Tensor, wanted: Tensor) -> Tensor:
+        """How many levels of the target's tokens those that were kept are off for good, [...], int64; for the bound."""
 
 
 def exact(
@@ -91,6 +99,10 @@ class Levels:
         kept = (proposal - wanted).abs() <= self.r * (levels > BIT)
         return torch.where(kept, proposal, wanted), kept
 
+    def off(self, tokens: Tensor, wanted: Tensor) -> Tensor:
+        """See `Relaxed.off`."""
+        return (tokens - wanted).abs()
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -112,3 +124,7 @@ class Certificate:
         wanted = target_probs.argmax(dim=-1)
         kept = (proposal == wanted) | (repairable & (levels > BIT))
         return torch.where(kept, proposal, wanted), kept
+
+    def off(self, tokens: Tensor, wanted: Tensor) -> Tensor:
+        """See `Relaxed.off`: the next stage makes up for it."""
+        return torch.zeros_like(tokens)

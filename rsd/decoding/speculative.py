@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rsd.decoding.accept import Accept, Certificate, Levels, exact
+from rsd.decoding.accept import Accept, Relaxed, exact
 from rsd.decoding.decoding import DRAFT, TARGET, Decoding
 from rsd.decoding.past import Past
 from rsd.decoding.sampling import FOR_DECISION, FOR_DRAFT, FOR_REPLACEMENT, FOR_TARGET, Noise, distribution, draw
 from rsd.errors import SettingError
 from rsd.settings import NotNegative, checked
-from rsd.stages import StageLogits
+from rsd.stages import Numbers, StageLogits
 from rsd.types import Code
 from rsd.work import Work
 
@@ -42,7 +42,7 @@ class Speculative:
     def __post_init__(self) -> None:
         if not callable(self.accept):
             raise SettingError(f"accept {self.accept!r}, expected a rule such as Levels or Certificate")
-        if self.temperature > 0 and isinstance(self.accept, Certificate | Levels):
+        if self.temperature > 0 and isinstance(self.accept, Relaxed):
             raise SettingError(
                 f"temperature {self.temperature} with accept {type(self.accept).__name__}, expected 0: a relaxed rule "
                 "is greedy; set decoding.decode.temperature=0 or accept=exact"
@@ -70,13 +70,20 @@ class Speculative:
                 proposal = running.indices[..., :stages].clone()
             running.verify(target, draft_probs)
         depth = torch.full_like(running.final, num_stages)
-        return Code(running.indices, depth, running.work, proposal)
+        bound = None if self.accept is exact else self._bound(target, running.off)
+        return Code(running.indices, depth, running.work, proposal, bound)
+
+    def _bound(self, target: StageLogits, off: Tensor) -> Tensor:
+        """Largest error against the target's chunk, [B, A]; infinite, [B, 1], where nobody certifies one."""
+        if isinstance(self.accept, Relaxed) and isinstance(target, Numbers):
+            return target.error_bound(off)
+        return torch.full((len(off), 1), torch.inf, device=off.device)
 
 
-def relaxed(decoding: Decoding | None) -> Certificate | Levels | None:
+def relaxed(decoding: Decoding | None) -> Relaxed | None:
     """The relaxed rule of a decoding, or of the one inside of it; None where every token is the target's."""
     while decoding is not None:
-        if isinstance(rule := getattr(decoding, "accept", None), Certificate | Levels):
+        if isinstance(rule := getattr(decoding, "accept", None), Relaxed):
             return rule
         decoding = getattr(decoding, "full", None)
     return None
@@ -100,6 +107,7 @@ class _Running:
 
     Attributes:
         indices: [B, T, D, Q], int64; decided, drafted or still zero.
+        off: How many levels of the target's they are off for good, where a relaxed rule has kept them, [B, T, D, Q].
         final: Leading stages that are decided, [B], int64.
         number: Of the pass; the same for all samples that are still in work.
     """
@@ -107,6 +115,7 @@ class _Running:
     def __init__(self, options: Speculative, levels: Tensor, noise: Noise) -> None:
         self.options, self.levels, self.noise = options, levels, noise
         self.indices = torch.zeros(len(noise), *levels.shape, dtype=torch.long, device=levels.device)
+        self.off = torch.zeros_like(self.indices)
         self.final = torch.zeros(len(noise), dtype=torch.long, device=levels.device)
         self.work = Work.none(len(noise), levels.shape[2], levels.device)
         self.number = 0
@@ -167,6 +176,9 @@ class _Running:
         tokens, kept = self.options.accept(
             self.indices[..., stage], draft_probs, probs, chances, self.levels[..., stage], repairable
         )
+        if isinstance(self.options.accept, Relaxed):
+            off = self.options.accept.off(tokens, probs.argmax(dim=-1))
+            self.off[..., stage] = torch.where(here[:, None, None], off, self.off[..., stage])
         whole = kept.flatten(1).all(dim=1)
         self.work.accepted_tokens[:, stage] += here * (kept.flatten(1) & self._tokens[:, stage]).sum(dim=1)
         self.work.checked_tokens[:, stage] += here * self._tokens[:, stage].sum()

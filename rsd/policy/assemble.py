@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256, load_checkpoint
-from rsd.decoding import DRAFT, EARLIER, TARGET, Certificate, Decoding, asks_tokens, relaxed, stages_of_draft
+from rsd.decoding import DRAFT, EARLIER, TARGET, Decoding, asks_tokens, relaxed, stages_of_draft
 from rsd.files import stranger
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.loading import load_own
@@ -212,10 +212,9 @@ def check_relaxed(rule: object, tokenizer: ActionTokenizer) -> None:
 
     Raises:
         PolicyError: the gripper has no bit of its own.
-        SettingError: the rule is by certificate, and the tokenizer's conditions do not hold.
+        SettingError: its stages leave gaps, and nothing bounds what greedy refinement leaves over.
     """
-    if isinstance(rule, Certificate):
-        tokenizer.hand_over_bound()
+    tokenizer.hand_over_bound()
     if not all(row[-1][0] == 2 and set(row[-1][1:]) <= {1} for row in tokenizer.code_shape.levels):
         raise PolicyError(
             f"accept {type(rule).__name__} keeps the gripper exact, and tokenizer {type(tokenizer).__name__} has no "

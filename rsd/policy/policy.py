@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsd.decoding import Decoding, Noise, relaxed
+from rsd.decoding import Decoding, Noise
 from rsd.decoding.horizon import check_horizon
 from rsd.decoding.past import Past
 from rsd.policy.contract import IOContract, PolicyError
@@ -135,8 +135,8 @@ class VLAPolicy:
         with clock.part("unnormalize"):
             actions = self._to_robot(normalized)
         stages = code.depth.clamp_min(0)  # [B]  IN_NUMBERS is none
-        if self._tokenizer is not None and relaxed(self.decoding) is None:
-            code.bound = self._bounds[stages]  # [B, A]
+        if self._tokenizer is not None:
+            code.bound = self._bound(code, stages)
         work = looked.work + code.work
         num_steps = [self.num_open_loop_steps] * len(requests)
         if code.num_steps is not None:
@@ -150,7 +150,7 @@ class VLAPolicy:
                 latency_ms=dict(latency_ms),
                 model_ms=latency_ms["total"] / len(requests),
                 depth=None if self._tokenizer is None else int(stages[row]),
-                bound=None if code.bound is None else code.bound[row].float().cpu().numpy(),
+                bound=None if code.bound is None else _certified(code.bound[row]),
                 memory=Memory(
                     normalized[row].float().cpu().numpy(), num_unverified=_unverified(request.memory, work.row(row))
                 ),
@@ -184,6 +184,11 @@ class VLAPolicy:
             chunks[code.depth == depth] = part
         return chunks
 
+    def _bound(self, code: Code, stages: Tensor) -> Tensor:
+        """`Code.bound` of every row, [B, A]: what the decoding says, else what is beyond its stages [B] can make."""
+        tail = self._bounds[stages]
+        return tail if code.bound is None else torch.where(code.bound.isnan(), tail, code.bound)
+
     def _to_robot(self, normalized: Tensor) -> np.ndarray:
         """Model space [..., T, A] → robot commands, float64."""
         space = self.base.spec.space
@@ -205,6 +210,11 @@ def _finite(actions: Tensor, part: str) -> Tensor:
     if not bool(actions.isfinite().all()):
         raise PolicyError(f"{part} produced NaN or infinite actions; check its weights and dtype")
     return actions
+
+
+def _certified(bound: Tensor) -> np.ndarray | None:
+    """A row's bound [A]; None where it is infinite."""
+    return bound.float().cpu().numpy() if bool(bound.isfinite().all()) else None
 
 
 def held(actions: np.ndarray, num_steps: int) -> np.ndarray:

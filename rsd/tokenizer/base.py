@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rsd.errors import SettingError
 from rsd.tokenizer.quantizer import ResidualQuantizer
 from rsd.types import CodeShape
 
@@ -38,26 +37,31 @@ class ActionTokenizer(nn.Module):
         """Synthesis: [B, T, D] → [B, T, A]."""
         raise NotImplementedError
 
+    def spread(self, moved: Tensor) -> Tensor:
+        """Largest change of each action entry, [..., T, A], when a latent entry moves by at most this, [..., T, D]."""
+        raise NotImplementedError
+
     def action_bound(self, depth: int) -> Tensor:
         """Largest change of each action entry that stages after `depth` can make, whatever their indices: [T, A].
 
-        The change is between decode(indices[..., :depth]) and decode of any continuation of it.
+        The change is between decode(indices[..., :depth]) and decode of any continuation of it: the tail bound.
         """
-        raise NotImplementedError
+        return self.spread(self.quantizer.reach(depth))
 
-    def hand_over_bound(self) -> Tensor:
-        """Largest error of each action entry after a hand-over that `quantizer.captured` allows: [T, A].
+    def hand_over_bound(self, off: Tensor | None = None) -> Tensor:
+        """Largest error of each action entry against a chunk that the grid captures, refined greedily: [..., T, A].
 
-        Whoever chose the first digits: greedy refinement leaves at most s_Q / 2 in each latent entry, and nothing in
-        those of the gripper.
+        Whoever chose the first digits, what `quantizer.captured` allows ends within s_Q / 2 in each latent entry: the
+        carry-tolerant hand-over.
+
+        Args:
+            off: As in `ResidualQuantizer.refined`; None for none.
 
         Raises:
-            SettingError: the tokenizer cannot promise one: its decoder is not linear, or its stages leave gaps.
+            SettingError: the tokenizer's stages leave gaps.
         """
-        raise SettingError(
-            f"tokenizer {type(self).__name__} has a decoder that is not linear, expected a linear one for a hand-over "
-            "with a certificate; choose quantizer=dct_d3, or accept=exact"
-        )
+        off = torch.zeros_like(self.quantizer.levels) if off is None else off
+        return self.spread(self.quantizer.refined(off))
 
     def fit(self, chunks: Tensor) -> None:
         """Set the constants that are computed from data rather than trained; chunks [N, T, A] of the training split."""

@@ -41,8 +41,5 @@ class BinTokenizer(ActionTokenizer):
     def to_actions(self, latents: Tensor) -> Tensor:
         return latents
 
-    def action_bound(self, depth: int) -> Tensor:
-        return self.quantizer.reach(depth)
-
-    def hand_over_bound(self) -> Tensor:
-        return self.quantizer.steps()[..., -1] / 2
+    def spread(self, moved: Tensor) -> Tensor:
+        return moved

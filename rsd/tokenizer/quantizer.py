@@ -113,3 +113,21 @@ class ResidualQuantizer(nn.Module):
                 )
             captured = torch.where(has_token, levels[..., stage] * leaves, captured)
         return captured
+
+    def refined(self, off: Tensor) -> Tensor:
+        """Largest error after greedy refinement of what lies within the grid, `captured(0)`: [..., T, D].
+
+        Args:
+            off: How many levels each digit is away from the greedy one after the digits before it at most,
+                [..., T, D, Q], int64. Zeros end within s_Q / 2.
+
+        Raises:
+            SettingError: as `captured`.
+        """
+        steps, levels = self.steps(), self.levels
+        left = self.captured(0)
+        for stage in range(self.num_stages):
+            half = steps[..., stage] / 2
+            greedy = torch.maximum(half, left - (levels[..., stage] - 1) * half)  # the last level takes what is beyond
+            left = torch.where(levels[..., stage] > 1, greedy + off[..., stage] * steps[..., stage], left)
+        return left

@@ -24,6 +24,7 @@ from rsd.stages.base_chunk import ChunkLogits
 from rsd.tokenizer.bins import BinTokenizer
 from rsd.tokenizer.transform import TransformTokenizer
 from rsd.types import Code
+from tests.decoding.tables import TableModel, run
 
 B, T, A, Q, L = 200, 4, 3, 3, 7
 
@@ -116,3 +117,11 @@ def test_a_tokenizer_without_a_bit_for_the_gripper_is_refused(tokenizer: Transfo
         check_relaxed(Levels(r=1), bins)
     with pytest.raises(PolicyError, match="tokenizer BinTokenizer has no bit of its own"):
         check_relaxed(Certificate(), bins)
+
+
+@pytest.mark.parametrize("rule", [Levels(r=1), Certificate()])
+def test_a_target_that_is_no_chunk_of_numbers_certifies_nothing(rule: object) -> None:
+    options = Speculative(num_draft_stages=2, accept=rule)  # type: ignore[arg-type]
+    code = run(options, TableModel(seed=1), TableModel(seed=2, agree_with=TableModel(seed=1), rate=0.9), range(3))
+    assert code.bound is not None and code.bound.tolist() == [[float("inf")]] * 3
+    assert run(Speculative(num_draft_stages=2), TableModel(seed=1), TableModel(seed=2), range(3)).bound is None
