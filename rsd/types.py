@@ -129,7 +129,7 @@ class Memory:
 
     Attributes:
         chunk: The last chunk, model space, [T, A], float32.
-        num_executed: How many of its steps the robot has executed.
+        num_executed: How many of its steps are over: executed, or dropped because they came too late.
         num_unverified: Chunks in a row, this one the last, that were decided before the base model's end.
     """
 
@@ -256,6 +256,8 @@ class EpisodeResult:
         trace: Path of the episode's chunks as JSON, relative to the run directory, or None; see rsd.evaluation.trace.
         model_ms: Milliseconds of the policy for this episode: of each chunk the time of its call, divided by the number
             of observations in that call. 0 when it was not measured.
+        num_still: Control steps in which the robot stood still because no chunk was there; see `rsd.clock`.
+        action_ages: Executed actions by age, entry n: those of n control steps after the picture that they came of.
     """
 
     suite: str
@@ -275,6 +277,8 @@ class EpisodeResult:
     time_s: dict[str, Measured] = field(default_factory=dict)
     trace: str | None = None
     model_ms: Measured = 0.0
+    num_still: Total = 0
+    action_ages: list[Total] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ EVAL_GROUPS = (
     "draft",
     "target",
     "decoding",
+    "async",
     "ablation",
     "logger",
     "stopping",

@@ -10,12 +10,14 @@ from typing import Any, cast
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from rsd.clock import Clock
 from rsd.decoding import DRAFT, EARLIER, KIND, L1, TARGET, to_json
 from rsd.errors import SettingError
 from rsd.models.openvla import require_checkpoint
 from rsd.points import draft_folder
 from rsd.policy import Checkpoints, VLAPolicy, assemble, describe_folder, load_folder
 from rsd.settings import Count, Device, Processes, checked
+from rsd.space import LIBERO_GRIPPER
 from rsd.types import ALL_TOKENS, Policy, ReadsInstructions, Task
 
 EXECUTION = "model.backbone.execution"
@@ -52,6 +54,38 @@ def configured_policy(cfg: DictConfig, overrides: Sequence[str], device: str | N
     if cfg.policy is None:
         return instantiate(cfg.composed)(base=instantiate(cfg.model.backbone))
     return load_folder(cfg.policy, **folder_options(cfg, overrides))
+
+
+def configured_clock(cfg: DictConfig, overrides: Sequence[str]) -> Clock:
+    """The clock of eval.py and serve_policy.py: `delay` and the group `async`, which is a word of Python's.
+
+    Raises:
+        SettingError: it is refused by name.
+        DelayError: nothing of the policy's chunks would be left, as far as its length is known before it is loaded.
+    """
+    clock = cast("Clock", instantiate(cfg["async"]))
+    if cfg.policy is None:
+        clock.check(cfg.chunk)
+    elif not isinstance(cfg.policy, DictConfig):
+        clock.check(describe_folder(Path(cfg.policy), folder_options(cfg, overrides))["base"]["chunk_length"])
+    return clock
+
+
+def check_clock(policy: Policy, clock: Clock) -> None:
+    """See that a policy that can tell has chunks and a robot that a clock is for.
+
+    Raises:
+        DelayError: nothing of its chunks would be left.
+        SettingError: nobody knows how its robot stands still.
+    """
+    if isinstance(policy, VLAPolicy) and clock.delay:
+        clock.check(policy.base.spec.chunk_length)
+        rule = policy.base.spec.space.gripper
+        if rule != LIBERO_GRIPPER:
+            raise SettingError(
+                f"delay={clock.delay} has the robot stand still at times, which is no movement and a gripper of -1 or "
+                f"1: true of gripper {LIBERO_GRIPPER!r}, but this policy's space has {rule!r}; set delay=0"
+            )
 
 
 def check_tasks(policy: Policy, tasks: Sequence[Task]) -> None:
@@ -109,7 +143,8 @@ def require_base(cfg: DictConfig) -> None:
 
 
 def policy_fields(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-    """What plan.json says of the policy: fields of `rsd.evaluation.plan.PolicyDescription`, checkpoints as paths."""
+    """What plan.json says of the policy: fields of `rsd.evaluation.plan.PolicyDescription`, checkpoints as paths; not
+    its clock."""
     if isinstance(cfg.policy, DictConfig):
         return {"model": str(cfg.policy._target_).rpartition(".")[2]}
     if cfg.policy is not None:

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsd.clock import Clock
 from rsd.decoding import Decoding, Noise
 from rsd.decoding.horizon import check_horizon
 from rsd.decoding.past import Past
 from rsd.policy.contract import IOContract, PolicyError
-from rsd.queue import Queue
+from rsd.queue import NO_DELAY, Queue
 from rsd.stages import Absent, Binder
 from rsd.tokenizer import ActionTokenizer
 from rsd.types import BaseModel, Chunk, Code, Memory, Pass, ReadsInstructions, Request
@@ -99,9 +100,14 @@ class VLAPolicy:
             visual_tokens=spec.visual_tokens,
         )
 
-    def queue(self, seed: int = 0) -> Queue:
-        """The actions of one episode, one by one: `policy.queue(seed=0).next(observation)`."""
-        return Queue(self, seed=seed, limits=self.base.spec.space.limits)
+    def queue(self, seed: int = 0, clock: Clock = NO_DELAY) -> Queue:
+        """The actions of one episode, one by one: `policy.queue(seed=0).next(observation)`.
+
+        Raises:
+            DelayError: the clock leaves nothing of a chunk.
+        """
+        clock.check(self.base.spec.chunk_length)
+        return Queue(self, seed=seed, limits=self.base.spec.space.limits, clock=clock)
 
     def check_instructions(self, instructions: Sequence[str], where: Mapping[str, str] | None = None) -> None:
         """See `rsd.types.ReadsInstructions`."""
