@@ -75,6 +75,15 @@ class Naive(Clock):
 
 
 @checked
+@dataclass(frozen=True, kw_only=True)
+class Corrected(Naive):
+    """async=corrected: as async=naive, and what is left of the new chunk is corrected when it comes."""
+
+    name: ClassVar[str] = "corrected"
+    corrects: ClassVar[bool] = True
+
+
+@checked
 def refuse_rtc(**_: Any) -> NoReturn:
     """Raise SettingError: what async=rtc is, and what to use instead."""
     raise SettingError(

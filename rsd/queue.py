@@ -123,7 +123,14 @@ class Queue:
     @property
     def needs_observation(self) -> bool:
         """Whether `next` will ask the policy, and needs something to see: known before the step that leads there."""
-        return self._step == self._asks_at
+        return self._step == self._asks_at or self._corrects_now
+
+    @property
+    def _corrects_now(self) -> bool:
+        """Whether a chunk comes of which something is over; what is left of it is then corrected."""
+        coming = self._coming
+        late = coming is not None and self._step == coming.begins and coming.first > 0
+        return self._clock.corrects and late
 
     @property
     def is_empty(self) -> bool:
@@ -141,10 +148,12 @@ class Queue:
                 finite, or out of range.
             DelayError: it returned a chunk of which nothing is left when it counts.
         """
+        if self.needs_observation and observation is None:
+            raise ActionError("the action queue is empty and there is no observation; render one for this step")
+        if self._corrects_now and observation is not None:
+            self._correct(observation)
         self._take_over()
-        if self.needs_observation:
-            if observation is None:
-                raise ActionError("the action queue is empty and there is no observation; render one for this step")
+        if self._step == self._asks_at and observation is not None:
             self._ask(observation)
             self._take_over()  # without a delay it is there at once
         action = self._act()
@@ -183,6 +192,35 @@ class Queue:
         for part, value in chunk.latency_ms.items():
             self.latency_ms.setdefault(part, []).append(round(value, 4))
         self.model_ms += chunk.model_ms
+
+    def _correct(self, observation: Observation) -> None:
+        """Put what the policy makes of it now in the place of what is left of the chunk that comes.
+
+        Its time belongs to the chunk, which is the last one that was asked for.
+        """
+        coming = self._coming
+        assert coming is not None
+        if coming.memory is None:
+            raise ActionError("async=corrected needs a policy that remembers its last chunk; use async=naive")
+        seed, memory = (
+            chunk_seed(self._seed, coming.number),
+            dataclasses.replace(coming.memory, num_executed=coming.first),
+        )
+        (answer,) = self._policy.predict([Request(observation, seed, memory, corrects=True)])
+        corrected = executed_actions(answer, clip=self._clip, limits=self._limits, whole=True)
+        num_left = len(coming.actions) - coming.first
+        if corrected.shape[1] != coming.actions.shape[1] or len(corrected) > num_left:
+            raise ActionError(f"the policy corrected {num_left} actions to an array of shape {corrected.shape}")
+        held = np.repeat(corrected[-1:], num_left - len(corrected), axis=0)  # of a decoding that holds its last action
+        actions = np.concatenate([coming.actions[: coming.first], corrected, held])
+        self._coming = dataclasses.replace(coming, actions=actions)
+        self.work = add_counts(self.work, answer.work)
+        for part, value in answer.latency_ms.items():
+            if part == "total":
+                self.latency_ms[part][-1] = round(self.latency_ms[part][-1] + value, 4)
+            else:
+                self.latency_ms.setdefault(part, []).append(round(value, 4))
+        self.model_ms += answer.model_ms
 
     def _memory(self) -> Memory | None:
         """Of the last chunk, with how much of it is over."""

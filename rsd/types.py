@@ -147,12 +147,15 @@ class Request:
         seed: Of everything random in the answer, 0..2**63-1; the same seed gives the same chunk in any batch.
         memory: From the last chunk of this episode; None at its beginning.
         explain: Whether the answer should say what the draft proposed, for people who look at it later.
+        corrects: Whether no new chunk is asked for, but what is left of memory.chunk behind its first
+            memory.num_executed steps, corrected by this observation; see `Corrects`.
     """
 
     observation: Observation
     seed: int
     memory: Memory | None = None
     explain: bool = False
+    corrects: bool = False
 
 
 @dataclass
@@ -470,6 +473,18 @@ class ReadsInstructions(Protocol):
 
         Raises:
             InstructionError: one has unknown words or none, or two encode alike.
+        """
+
+
+@runtime_checkable
+class Corrects(Protocol):
+    """A policy that answers requests that correct; the actions of such an answer are what is left, corrected."""
+
+    def check_delay(self, delay: int) -> None:
+        """See that it was made for chunks that are so many control steps late.
+
+        Raises:
+            RSDError: it was not.
         """
 
 

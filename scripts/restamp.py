@@ -32,6 +32,7 @@ from rsd.models.openvla.loading import own_inputs
 from rsd.options import Options, any_path, reported
 from rsd.policy.folder import CALIBRATIONS, PARTS, POLICY_FILE, SCORER, read_record, with_visual_tokens, write_folder
 from rsd.record import shown
+from rsd.stages.correction import KIND as CORRECTION
 from rsd.stages.files import as_stored, head_config
 from rsd.tokenizer import load_tokenizer
 from rsd.types import CodeShape
@@ -43,7 +44,13 @@ RENAMED = (  # entries of a head's provenance that one version has and another l
     "base.space",
     "base.unnorm_key",
 )
-PHASES = {"head": "head", "draft": "draft", "micro": "draft draft=micro", EARLIER: "draft"}  # of train.py
+PHASES = {  # of train.py
+    "head": "head",
+    "draft": "draft",
+    "micro": "draft draft=micro",
+    EARLIER: "draft",
+    CORRECTION: "correction",
+}
 KINDS = {"micro": "draft", EARLIER: "draft"}  # of a part's checkpoint, where it is another
 THRESHOLD = -0.06  # nats a token, of early_exit: lets half of the chunks of libero_spatial end early; not calibrated
 SKIPPED, MAX_UNVERIFIED = -0.2833, 2  # of temporal: see conf/decoding/temporal.yaml
@@ -111,14 +118,16 @@ def restamped(
     if different:
         raise CheckpointError(f"{directory} was made for something else: {'; '.join(different)}; train it again")
     remedy = f"copy it again, or make it again with: python train.py phase={PHASES[kind]}"
-    config, point = head_config(loaded, directory, remedy)
-    if code_shape not in (None, config.code_shape):
-        raise CheckpointError(f"{directory} speaks another code than the folder's tokenizer; {remedy}")
     own = {name: value for name, value in loaded.config.items() if name != "layer"}
+    if kind != CORRECTION:
+        config, point = head_config(loaded, directory, remedy)
+        if code_shape not in (None, config.code_shape):
+            raise CheckpointError(f"{directory} speaks another code than the folder's tokenizer; {remedy}")
+        own |= {"states_per_step": config.states, "point": point}
     return checkpoint_json(
         {
             "kind": loaded.kind,
-            "config": own | {"states_per_step": config.states, "point": point},
+            "config": own,
             "provenance": provenance | {"base": as_stored({"base": base.spec.fingerprint})["base"]},
             "sha256": loaded.sha256,
         }
@@ -187,9 +196,11 @@ def restamp(folder: Path) -> None:
         tokenizer = load_tokenizer(parts["tokenizer"], space=base.space)
     expected = made_for(base, None if tokenizer is None else tokenizer.sha256)
     code_shape = None if tokenizer is None else tokenizer.tokenizer.code_shape
+    made = {kind: expected for kind in ("head", "draft", "micro", EARLIER)}
+    made[CORRECTION] = {name: value for name, value in expected.items() if name != "tokenizer"}
     heads = {
-        parts[kind] / JSON_FILE: restamped(parts[kind], kind, base, expected, code_shape)
-        for kind in ("head", "draft", "micro", EARLIER)
+        parts[kind] / JSON_FILE: restamped(parts[kind], kind, base, said, code_shape)
+        for kind, said in made.items()
         if kind in parts
     }
     decoding, decodings, drafts = decodings_of(folder, parts)
@@ -216,7 +227,7 @@ def main() -> None:
     parser.add_argument(
         "folder",
         type=any_path,
-        help="folder with policy.json, or with base/, tokenizer/, head/, draft/, earlier/, micro/",
+        help="folder with policy.json, or with base/, tokenizer/, head/, draft/, earlier/, micro/, correction/",
     )
     restamp(parser.parse_args().folder)
 

@@ -59,8 +59,8 @@ ALLOWED = {
     "serving": {"types", "clock", "queue", "evaluation"},
     # what the entry points have in common
     "commands": {
-        "types", "space", "points", "locks", "runs", "inputs", "processes", "silence", "clock", "decoding", "models",
-        "policy", "evaluation",
+        "types", "space", "points", "locks", "runs", "inputs", "processes", "silence", "checkpoint", "clock", "stages",
+        "decoding", "models", "policy", "evaluation",
     },
 }  # fmt: skip
 RUNS_A_POLICY = ("tokenizer", "stages", "decoding", "models", "policy")

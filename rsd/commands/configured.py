@@ -10,15 +10,19 @@ from typing import Any, cast
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from rsd.checkpoint import CheckpointError
 from rsd.clock import Clock
 from rsd.decoding import DRAFT, EARLIER, KIND, L1, TARGET, to_json
 from rsd.errors import SettingError
 from rsd.models.openvla import require_checkpoint
 from rsd.points import draft_folder
-from rsd.policy import Checkpoints, VLAPolicy, assemble, describe_folder, load_folder
+from rsd.policy import Checkpoints, CorrectedPolicy, VLAPolicy, assemble, describe_folder, load_corrected, load_folder
+from rsd.policy.folder import parts_in
 from rsd.settings import Count, Device, Processes, checked
 from rsd.space import LIBERO_GRIPPER
-from rsd.types import ALL_TOKENS, Policy, ReadsInstructions, Task
+from rsd.stages.correction import KIND as CORRECTION
+from rsd.stages.correction import PRODUCE
+from rsd.types import ALL_TOKENS, Corrects, Policy, ReadsInstructions, Task
 
 EXECUTION = "model.backbone.execution"
 FIXED = ("model", "quantizer", "chunk", "composed", "experiment")  # what a policy's folder decides on
@@ -46,14 +50,38 @@ def configured_policy(cfg: DictConfig, overrides: Sequence[str], device: str | N
 
     Raises:
         SettingError: a part was typed beside policy=FOLDER.
+        CheckpointError: a part is missing or does not fit, the correction of async=corrected among them.
     """
     if device is not None:
         cfg = cast("DictConfig", OmegaConf.merge(cfg, {"device": device}))
     if isinstance(cfg.policy, DictConfig):
         return instantiate(cfg.policy)
     if cfg.policy is None:
-        return instantiate(cfg.composed)(base=instantiate(cfg.model.backbone))
-    return load_folder(cfg.policy, **folder_options(cfg, overrides))
+        policy = instantiate(cfg.composed)(base=instantiate(cfg.model.backbone))
+    else:
+        policy = load_folder(cfg.policy, **folder_options(cfg, overrides))
+    correction = correction_folder(cfg)
+    return policy if correction is None else load_corrected(policy, correction, delay=cfg.delay)
+
+
+def correction_folder(cfg: DictConfig) -> Path | None:
+    """Where the correction of late chunks is; None where nothing is corrected.
+
+    Raises:
+        CheckpointError: the policy's folder has none.
+    """
+    clock = instantiate(cfg["async"]) if "async" in cfg else Clock()
+    if not (clock.corrects and clock.delay):
+        return None
+    if cfg.policy is None:
+        return Path(cfg.paths.correction)
+    part = parts_in(Path(cfg.policy)).get(CORRECTION)
+    if part is None:
+        raise CheckpointError(
+            f"async=corrected needs the part {CORRECTION!r}, and {cfg.policy} has none; make it with "
+            f"{PRODUCE}, copy it into the folder and run scripts/restamp.py, or use async=naive or async=none"
+        )
+    return part
 
 
 def configured_clock(cfg: DictConfig, overrides: Sequence[str]) -> Clock:
@@ -76,11 +104,22 @@ def check_clock(policy: Policy, clock: Clock) -> None:
 
     Raises:
         DelayError: nothing of its chunks would be left.
-        SettingError: nobody knows how its robot stands still.
+        SettingError: nobody knows how its robot stands still, or the clock corrects and the policy does not.
+        PolicyError: its correction is for another delay.
     """
-    if isinstance(policy, VLAPolicy) and clock.delay:
-        clock.check(policy.base.spec.chunk_length)
-        rule = policy.base.spec.space.gripper
+    if not clock.delay:
+        return
+    if clock.corrects:
+        if not isinstance(policy, Corrects):
+            raise SettingError(
+                f"async=corrected needs a policy with a correction, and a {type(policy).__name__} has none; use "
+                "async=naive or async=none"
+            )
+        policy.check_delay(clock.delay)
+    own = policy.policy if isinstance(policy, CorrectedPolicy) else policy
+    if isinstance(own, VLAPolicy):
+        clock.check(own.base.spec.chunk_length)
+        rule = own.base.spec.space.gripper
         if rule != LIBERO_GRIPPER:
             raise SettingError(
                 f"delay={clock.delay} has the robot stand still at times, which is no movement and a gripper of -1 or "
@@ -149,19 +188,21 @@ def policy_fields(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         return {"model": str(cfg.policy._target_).rpartition(".")[2]}
     if cfg.policy is not None:
         named = {"decoding": cfg.decoding.name} if is_typed(overrides, "decoding") else {}
-        return describe_folder(Path(cfg.policy), folder_options(cfg, overrides)) | named
+        fields = describe_folder(Path(cfg.policy), folder_options(cfg, overrides)) | named
+        return fields | {"checkpoints": fields["checkpoints"] | {CORRECTION: correction_folder(cfg)}}
     decoding = instantiate(cfg.decoding.decode)
     scorer = OmegaConf.select(cfg, "visual_tokens.checkpoint")
     asked = {"base": True, "tokenizer": bool(decoding.needs), "head": TARGET in decoding.needs}
     asked["draft"] = DRAFT in decoding.needs and cfg.draft.control is None
     asked[EARLIER] = EARLIER in decoding.needs and cfg.draft.earlier is not None
-    asked["visual_tokens"] = scorer is not None
+    asked["visual_tokens"], asked[CORRECTION] = scorer is not None, True
     paths = {"base": cfg.model.backbone.checkpoint, "tokenizer": cfg.paths.tokenizer}
     paths |= {
         "head": cfg.target.checkpoint,
         "draft": str(draft_folder(Path(cfg.paths.draft), cfg.draft.layer)),
         EARLIER: str(draft_folder(Path(cfg.paths.draft), cfg.draft.earlier)),
         "visual_tokens": scorer,
+        CORRECTION: correction_folder(cfg),
     }
     base = cast("dict[str, Any]", OmegaConf.to_container(cfg.model.backbone, resolve=True))
     if OmegaConf.select(cfg, "visual_tokens.name", default=ALL_TOKENS) == ALL_TOKENS:

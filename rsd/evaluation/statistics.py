@@ -21,6 +21,7 @@ COUNTERS = {  # of work, as they stand in `EpisodeResult.stats`: what a reader c
     "visual_tokens": "Visual tokens",
     "draft_passes": "Draft passes",
     "target_passes": "Target passes",
+    "corrections": "Corrections of late chunks",
     "model_ms": "Model milliseconds",
 }
 

@@ -3,8 +3,9 @@
     policy.json
         schema               int, this layout's version
         parts                part → {path, sha256}: base, tokenizer, head, draft, micro (a draft with eyes of its own),
-                             earlier (a draft at an earlier point than the draft's), and visual_tokens where a scorer
-                             chooses them; the hash is of its checkpoint.json, which holds that of the weights
+                             earlier (a draft at an earlier point than the draft's), correction (of late chunks), and
+                             visual_tokens where a scorer chooses them; the hash is of its checkpoint.json, which
+                             holds that of the weights
         base                 arguments of `load_base` beside the checkpoint; visual_tokens as {kind, num_tokens, …}
         space                digest of the base model's space
         num_open_loop_steps  actions of a chunk that are executed
@@ -36,6 +37,7 @@ from rsd.policy.policy import VLAPolicy
 from rsd.record import EntryError, conform, read, shown, write
 from rsd.settings import Count
 from rsd.stages import Binder
+from rsd.stages.correction import KIND as CORRECTION
 from rsd.tokenizer import ActionTokenizer
 
 POLICY_FILE = "policy.json"
@@ -44,7 +46,7 @@ CALIBRATIONS = "calibrations"
 LONGEST = 250  # letters of a part's path; no file's name may be longer
 SCORER = "visual_tokens"
 DRAFTS = ("draft", "micro")  # parts that can draft
-PARTS = ("base", "tokenizer", "head", *DRAFTS, EARLIER, SCORER)
+PARTS = ("base", "tokenizer", "head", *DRAFTS, EARLIER, CORRECTION, SCORER)
 BASE = {  # types of what entry "base" may hold, as far as JSON tells them
     "views": list[str],
     "use_proprio": bool,
@@ -131,7 +133,7 @@ def describe_folder(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     asked = {"base": True, "tokenizer": bool(decoding.needs), "head": TARGET in decoding.needs and target != "base"}
     drafting = _drafting(folder, record, name, decoding, options.get("draft"))
     asked |= {part: part == drafting for part in DRAFTS}
-    asked[EARLIER] = EARLIER in decoding.needs
+    asked |= {EARLIER: EARLIER in decoding.needs, CORRECTION: False}  # whether one is asked is the clock's to say
     asked[SCORER] = SCORER in record["base"]
     chosen = options.get(SCORER)
     steps = options.get("num_open_loop_steps")

@@ -105,8 +105,11 @@ class VLAPolicy:
 
         Raises:
             DelayError: the clock leaves nothing of a chunk.
+            PolicyError: it is one that corrects.
         """
         clock.check(self.base.spec.chunk_length)
+        if clock.corrects and clock.delay:
+            raise PolicyError("async=corrected needs the policy's correction; see rsd.policy.load_corrected")
         return Queue(self, seed=seed, limits=self.base.spec.space.limits, clock=clock)
 
     def check_instructions(self, instructions: Sequence[str], where: Mapping[str, str] | None = None) -> None:
@@ -124,6 +127,8 @@ class VLAPolicy:
         """
         if not requests:
             return []
+        if any(request.corrects for request in requests):
+            raise PolicyError("a request that corrects came to a policy without a correction")
         start = time.perf_counter()
         looked = self.base.look([request.observation for request in requests])
         clock = looked.clock
@@ -135,7 +140,7 @@ class VLAPolicy:
             code = self.decoding.run(target, draft, self._levels, noise, past)
         normalized = self._decode(code, looked)  # [B, T, A]
         with clock.part("unnormalize"):
-            actions = self._to_robot(normalized)
+            actions = self.to_robot(normalized)
         if self.tokens is not None:
             code.bound = self._bounds[code.depth]  # [B, A]
         work = looked.work + code.work
@@ -182,7 +187,7 @@ class VLAPolicy:
             chunks[code.depth == depth] = part
         return chunks
 
-    def _to_robot(self, normalized: Tensor) -> np.ndarray:
+    def to_robot(self, normalized: Tensor) -> np.ndarray:
         """Model space [..., T, A] → robot commands, float64."""
         space = self.base.spec.space
         actions = space.to_robot(normalized.float().cpu().numpy())
@@ -195,7 +200,7 @@ class VLAPolicy:
         if code.proposal is None or self.tokens is None:
             return None
         decoded = self.tokens.tokenizer.decode(code.proposal[row : row + 1])
-        return self._to_robot(_finite(decoded, "the tokenizer"))[0]
+        return self.to_robot(_finite(decoded, "the tokenizer"))[0]
 
 
 def _finite(actions: Tensor, part: str) -> Tensor:

@@ -125,14 +125,7 @@ def load_stage_head(
             f"{kind} {directory} sees in the space {eyes.space.name!r}, {eyes.space.digest}, the base model acts in "
             f"{base.space.name!r}, {base.space.digest}; {remedy}"
         )
-    _check_visual_tokens(f"{kind} {directory}", loaded.provenance["base"], as_stored(made_for)["base"], command)
-    for name, value in as_stored(made_for).items():
-        if loaded.provenance[name] != value:
-            raise CheckpointError(
-                f"{kind} {directory} was made for another {name}: {_short(loaded.provenance[name], value)} in the "
-                f"checkpoint, {_short(value, loaded.provenance[name])} here; "
-                f"{_restamp(loaded.provenance[name], value) or remedy}"
-            )
+    check_made_for(f"{kind} {directory}", loaded.provenance, as_stored(made_for), command, remedy)
     try:
         with torch.device("meta"):  # sizes are held to those of the weights before memory is taken for them
             outline = StageHead(code_shape=code_shape, states_per_step=states, **config.size)
@@ -142,6 +135,28 @@ def load_stage_head(
     head = StageHead(code_shape=code_shape, states_per_step=states, **config.size)
     load_weights(head, loaded, directory)
     return head.eval().requires_grad_(False), point
+
+
+def check_made_for(who: str, provenance: dict[str, Any], here: dict[str, Any], command: str, remedy: str) -> None:
+    """See that a checkpoint was made for what is here.
+
+    Args:
+        who: What and where it is, for messages.
+        provenance: The checkpoint's, which has every entry of `here`.
+        here: What it must say, as stored; "base" is a fingerprint.
+        command: What makes it.
+        remedy: What to do, where no other word is better.
+
+    Raises:
+        CheckpointError: it was made for something else.
+    """
+    _check_visual_tokens(who, provenance["base"], here["base"], command)
+    for name, value in here.items():
+        if provenance[name] != value:
+            raise CheckpointError(
+                f"{who} was made for another {name}: {_short(provenance[name], value)} in the checkpoint, "
+                f"{_short(value, provenance[name])} here; {_restamp(provenance[name], value) or remedy}"
+            )
 
 
 def head_config(loaded: Checkpoint, directory: Path, remedy: str) -> tuple[HeadConfig, str]:

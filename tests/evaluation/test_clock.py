@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rsd.clock import Clock, DelayError, Naive, refuse_rtc
+from rsd.clock import Clock, Corrected, DelayError, Naive, refuse_rtc
 from rsd.errors import SettingError
 from rsd.evaluation.evaluate import Recording, evaluate, resume_results
 from rsd.evaluation.plan import PlanError, keep_plan, read_plan_file
@@ -69,12 +69,33 @@ class NumberingPolicy:
         self.num_open_loop_steps, self.length, self.requests = num_steps, length, []
 
     def predict(self, requests):
+        if requests[0].corrects:
+            return self.correct(requests[0])
         actions = np.zeros((self.length, 7))
         actions[:, 3] = (10 + 10 * len(self.requests) + np.arange(self.length)) / 100
         actions[:, 6] = 1
         self.requests += requests
         memory = Memory(np.full((self.length, 7), float(len(self.requests))))
         return [Chunk(actions, num_steps=self.num_open_loop_steps, memory=memory)]
+
+    def correct(self, request):
+        raise AssertionError("nobody has a correction here")
+
+
+class CorrectingPolicy(NumberingPolicy):
+    """Says in another dim, an eighth of a unit for each, how many steps it was told are over, and keeps the rest."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.corrected = []
+
+    def correct(self, request):
+        self.corrected.append(request)
+        over, number = request.memory.num_executed, round(float(request.memory.chunk[0, 0])) - 1
+        actions = np.zeros((self.length - over, 7))
+        actions[:, 3] = (10 + 10 * number + np.arange(over, self.length)) / 100
+        actions[:, 4], actions[:, 6] = over / 8, 1
+        return [Chunk(actions, num_steps=len(actions), work={"corrections": 1}, latency_ms={"correction": 1.0})]
 
 
 def run(clock, num_steps, count, *, record=False):
@@ -160,12 +181,85 @@ def test_a_caller_knows_before_a_step_whether_to_look_after_it():
         queue.next(None)
 
 
+@pytest.mark.parametrize("key", [(Naive, 1, 8), (Naive, 3, 8), (Naive, 3, 4), (Naive, 3, 2), (Naive, 5, 8)])
+def test_a_chunk_that_comes_late_is_corrected_by_what_is_seen_then(key):
+    """When, is as with naive; what is executed of every chunk but the first, which is waited for, is the correction."""
+    _, delay, num_steps = key
+    expected, asked = TIMES[key]
+    expected = expected.split()
+    env, policy = TimedEnv(max_steps=len(expected), image_size=16), CorrectingPolicy(num_steps)
+    episode = Episode(env, policy, clock=Corrected(delay=delay))
+    episode.run(init_state_id=0, seed=7)
+    assert [told(action) for action in env.actions] == expected
+    assert [request.observation.proprio[3] for request in policy.requests] == asked
+    came = [step + delay for step in asked[1:] if step + delay < len(expected)]
+    assert [request.observation.proprio[3] for request in policy.corrected] == came
+    assert all(request.memory.num_executed == delay for request in policy.corrected)
+    corrected = [one != STILL and not one.startswith("0") for one in expected]
+    assert [action[4] == delay / 8 for action in env.actions] == corrected
+    assert env.num_renders == 2 * len({*asked, *came})
+    assert episode.queue.work == {"num_chunks": len(asked), "corrections": len(came)}
+
+
+def test_without_a_delay_nothing_is_corrected():
+    _, env, policy = run(Corrected(delay=0), 8, 18)
+    assert [told(action) for action in env.actions] == TIMES[Naive, 0, 8][0].split() and len(policy.requests) == 3
+
+
+def test_the_time_of_a_correction_belongs_to_its_chunk():
+    class Timed(CorrectingPolicy):
+        def predict(self, requests):
+            (answer,) = super().predict(requests)
+            took = {"correction": 2.0, "total": 2.0} if requests[0].corrects else {"base_model": 9.0, "total": 10.0}
+            return [dataclasses.replace(answer, latency_ms=took, model_ms=took["total"])]
+
+    queue = Queue(Timed(), seed=0, clock=Corrected(delay=3))
+    for _ in range(17):
+        queue.next(SEEN)
+    assert queue.latency_ms == {"base_model": [9.0] * 3, "total": [10.0, 12.0, 12.0], "correction": [2.0, 2.0]}
+    assert queue.model_ms == 34.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (np.full((5, 7), np.nan), "returned nan at step 0, dim 0"),
+        (np.zeros((5, 6)), r"corrected 5 actions to an array of shape \(5, 6\)"),
+        (np.zeros((6, 7)), r"corrected 5 actions to an array of shape \(6, 7\)"),
+    ],
+)
+def test_a_broken_correction_is_refused(answer, message):
+    class Broken(CorrectingPolicy):
+        def correct(self, request):
+            return [Chunk(answer, num_steps=len(answer))]
+
+    queue = Queue(Broken(), seed=0, clock=Corrected(delay=3))
+    with pytest.raises(ActionError, match=message):
+        for _ in range(12):
+            queue.next(SEEN)
+
+
 def test_a_decoding_that_holds_its_last_action_goes_on_so_long():
     """Ten steps of a chunk of eight, the last one three times; what is over of the next are two of the ten."""
     policy = NumberingPolicy(num_steps=10, length=10)
     queue = Queue(policy, seed=0, clock=Naive(delay=2))
     steps = [told(queue.next(SEEN)) for _ in range(22)]
     assert steps == "-- -- 00 01 02 03 04 05 06 07 08 09 12 13 14 15 16 17 18 19 22 23".split()
+
+
+def test_what_is_held_is_the_corrected_last_action():
+    class Held(CorrectingPolicy):
+        def predict(self, requests):
+            (answer,) = super().predict(requests)
+            if not requests[0].corrects:  # of eight actions, the last two more times
+                answer.actions = np.concatenate([answer.actions, np.repeat(answer.actions[-1:], 2, axis=0)])
+                answer.num_steps = 10
+            return [answer]
+
+    queue = Queue(Held(), seed=0, clock=Corrected(delay=2))
+    actions = [queue.next(SEEN) for _ in range(20)]
+    assert [told(one) for one in actions[12:]] == "12 13 14 15 16 17 17 17".split()
+    assert [one[4] for one in actions[11:]] == [0.0] + [0.25] * 8
 
 
 @pytest.mark.parametrize(
