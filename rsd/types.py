@@ -143,7 +143,7 @@ class Memory:
 
     Attributes:
         chunk: The last chunk, model space, [T, A], float32.
-        num_executed: How many of its steps the robot has executed.
+        num_executed: How many of its steps are over: executed, or dropped because they came too late.
         num_unverified: Chunks in a row, this one the last, that were decided before the base model's end.
     """
 
@@ -161,12 +161,15 @@ class Request:
         seed: Of everything random in the answer, 0..2**63-1; the same seed gives the same chunk in any batch.
         memory: From the last chunk of this episode; None at its beginning.
         explain: Whether the answer should say what the draft proposed, for people who look at it later.
+        corrects: Whether no new chunk is asked for, but what is left of memory.chunk behind its first
+            memory.num_executed steps, corrected by this observation; see `Corrects`.
     """
 
     observation: Observation
     seed: int
     memory: Memory | None = None
     explain: bool = False
+    corrects: bool = False
 
 
 @dataclass
@@ -274,6 +277,8 @@ class EpisodeResult:
             action per control step squared; None of fewer than three steps, or where it was not measured.
         chunk_steps: Control step at which each chunk was asked for; empty where it was not kept.
         exit_steps: Those of them at which the chunk was decided before the base model's end.
+        num_still: Control steps in which the robot stood still because no chunk was there; see `rsd.clock`.
+        action_ages: Executed actions by age, entry n: those of n control steps after the picture that they came of.
     """
 
     suite: str
@@ -296,6 +301,8 @@ class EpisodeResult:
     jerk: Measured | None = None
     chunk_steps: list[Total] = field(default_factory=list)
     exit_steps: list[Total] = field(default_factory=list)
+    num_still: Total = 0
+    action_ages: list[Total] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -487,6 +494,18 @@ class ReadsInstructions(Protocol):
 
         Raises:
             InstructionError: one has unknown words or none, or two encode alike.
+        """
+
+
+@runtime_checkable
+class Corrects(Protocol):
+    """A policy that answers requests that correct; the actions of such an answer are what is left, corrected."""
+
+    def check_delay(self, delay: int) -> None:
+        """See that it was made for chunks that are so many control steps late.
+
+        Raises:
+            RSDError: it was not.
         """
 
 

@@ -19,6 +19,7 @@ PHASES = {  # with the least that each needs
     "tokens": ["visual_tokens=learned"],
     "head": [],
     "draft": [],
+    "correction": [],
     "oft_lora": ["model=oft_spatial"],
     "openvla_lora": ["model=openvla_spatial", "chunk=1"],
 }
@@ -42,6 +43,7 @@ EVAL_GROUPS = (
     "draft",
     "target",
     "decoding",
+    "async",
     "ablation",
     "logger",
     "stopping",

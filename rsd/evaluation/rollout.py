@@ -1,6 +1,6 @@
 """One episode: an environment, and a policy behind an action queue.
 
-Only pictures that the policy will see are rendered: the one after the last queued action.
+Only pictures that the policy will see are rendered: the one before the step at which the next chunk is asked for.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from rsd.evaluation.trace import chunk_record
-from rsd.queue import Queue
+from rsd.clock import Clock
+from rsd.evaluation.trace import chunk_record, count_step
+from rsd.queue import NO_DELAY, Queue
 from rsd.silence import simulator_turn
 from rsd.types import Env, EpisodeResult, Observation, Policy
 
@@ -31,6 +32,7 @@ class Episode:
 
     Args:
         clip_actions: Actions outside the task's limits are clipped, as the protocol says; False makes them an error.
+        clock: How late chunks are, and what is done meanwhile.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Episode:
         record: bool = False,
         record_every_step: bool = False,
         clip_actions: bool = True,
+        clock: Clock = NO_DELAY,
     ) -> None:
         self.env = env
         self.policy = policy
@@ -54,6 +57,7 @@ class Episode:
         self.exit_steps: list[int] = []
         self._executed: list[np.ndarray] = []  # actions, [A] each
         self._clip_actions = clip_actions
+        self._clock = clock
         self._record = record
         self._record_every_step = record and record_every_step
 
@@ -62,6 +66,7 @@ class Episode:
 
         Raises:
             ActionError: the policy returned a chunk of a wrong shape, too short, not finite, or out of range.
+            DelayError: it returned a chunk of which nothing is left when it counts.
         """
         with self._timed("reset"), simulator_turn():
             first = self.env.reset(init_state_id)
@@ -69,28 +74,36 @@ class Episode:
         self._keep_frame(first)
         observation: Observation | None = first
         task = self.env.task
-        self.queue = Queue(self.policy, seed=seed, clip=self._clip_actions, limits=task.limits, explain=self._record)
+        self.queue = Queue(
+            self.policy,
+            seed=seed,
+            clip=self._clip_actions,
+            limits=task.limits,
+            explain=self._record,
+            clock=self._clock,
+        )
         while self.num_steps < task.max_steps and not self.success:
             action = self._next_action(observation)
             self._executed.append(np.asarray(action))
             last = self.num_steps + 1 == task.max_steps
-            observe = self._record_every_step or (self._record if last else self.queue.is_empty)
+            observe = self._record_every_step or (self._record if last else self.queue.needs_observation)
             with self._timed("physics"), simulator_turn():
                 step = self.env.step(action, observe=observe)
             self._book_rendering("physics", step.rendering_s)
             observation, self.success = step.observation, step.success
             self.num_steps += 1
             if self._record:
-                self.chunks[-1]["num_executed"] += 1
+                count_step(self.chunks, self.queue.executed)
             if observe:
                 assert observation is not None  # it was asked for
                 self._keep_frame(observation)
 
     def _next_action(self, observation: Observation | None) -> np.ndarray:
         """The next action, [A]; a recorded episode keeps each new chunk."""
-        is_new = self.queue.is_empty
+        num_before = self.queue.num_chunks
         with self._timed("policy"):
             action = self.queue.next(observation)
+        is_new = self.queue.num_chunks > num_before
         if is_new and self.queue.chunk is not None:
             self.chunk_steps.append(self.num_steps)
             if self.queue.chunk.work.get("early_exits"):
@@ -137,6 +150,8 @@ class Episode:
             jerk=jerk(self._executed, task.action_names),
             chunk_steps=self.chunk_steps,
             exit_steps=self.exit_steps,
+            num_still=self.queue.num_still,
+            action_ages=self.queue.ages,
         )
 
     def _keep_frame(self, observation: Observation) -> None:

@@ -260,8 +260,13 @@ def two_exits(
     return TwoExits(earlier, later, tokenizer)
 
 
-def load_eyes(draft: Path, base: BaseSpec, *, device: str) -> OpenVLABase | None:
+def load_eyes(
+    draft: Path, base: BaseSpec, *, device: str, kind: str = DRAFT, produce: str = MICRO
+) -> OpenVLABase | None:
     """The base model that a draft has of its own; None for a draft that reads the policy's.
+
+    Args:
+        kind, produce: Of the checkpoint, where it is no draft's, and what makes one.
 
     Raises:
         CheckpointError: it is damaged, is not the one that the draft was trained with, or sees what the policy's base
@@ -270,18 +275,18 @@ def load_eyes(draft: Path, base: BaseSpec, *, device: str) -> OpenVLABase | None
     folder = draft / EYES
     if not folder.is_dir():
         return None
-    provenance = load_checkpoint(draft, kind="draft", produce=MICRO).provenance
-    record, remedy = folder / JSON_FILE, f"fetch it again, or run {MICRO}"
+    provenance = load_checkpoint(draft, kind=kind, produce=produce).provenance
+    record, remedy = folder / JSON_FILE, f"fetch it again, or run {produce}"
     if not record.is_file():
         raise CheckpointError(f"{record} does not exist; {remedy}")
     if provenance.get(EYES) != file_sha256(record):
-        another = f"{folder} is not what draft {draft} was trained with; {remedy}"
+        another = f"{folder} is not what {kind} {draft} was trained with; {remedy}"
         raise CheckpointError(stranger(record, remedy) or another)
     eyes = load_own(folder, device=device)
     more = sorted(set(eyes.spec.views) - set(base.views))
     if more or eyes.spec.proprio_dim not in (None, base.proprio_dim):
         raise CheckpointError(
-            f"draft {draft} sees {list(eyes.spec.views)} and proprio of {eyes.spec.proprio_dim} dims, the base model "
-            f"{list(base.views)} and {base.proprio_dim}; train it again with {MICRO}"
+            f"{kind} {draft} sees {list(eyes.spec.views)} and proprio of {eyes.spec.proprio_dim} dims, the base model "
+            f"{list(base.views)} and {base.proprio_dim}; train it again with {produce}"
         )
     return eyes

@@ -36,7 +36,7 @@ def test_an_episode(suite, recorded):
     observation, executed, success = env.reset(0), [], False
     while not success and len(executed) < env.task.max_steps:
         executed.append(queue.next(observation))
-        step = env.step(executed[-1], observe=queue.is_empty)
+        step = env.step(executed[-1], observe=queue.needs_observation)
         observation, success = step.observation, step.success
     env.close()
     assert success == bool(recorded[f"episode.{suite}.success"])
