@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 
 import rsd
 from rsd.decoding import L1, Decoding, Hold
+from rsd.errors import RSDError
+from rsd.models.openvla import ExecutionError
 from rsd.policy import VLAPolicy
 from rsd.policy.folder import read_record
 from scripts.latency.arms import EAGER, RUNGS
@@ -86,14 +89,25 @@ class Policies:
             return
         ready: dict[str, VLAPolicy] = {}
         postponed: list[str] = []
+        refused: dict[str, str] = {}
+        failed: dict[str, str] = {}
         for name in wanted:
             decoding, rung = self.arms[name]
             if ready and self.left() < (LOAD_S if rung == EAGER else COMPILE_S):
                 postponed.append(name)
                 continue
-            ready[name] = self.load(decoding, rung)
-            in_turn({name: ready[name]}, self.episodes, warmup=FIRST, calls=0)  # compiles and captures
-            self.report(f"{name}: ready")
+            try:
+                policy = self.load(decoding, rung)
+                in_turn({name: policy}, self.episodes, warmup=FIRST, calls=0)  # compiles and captures
+            except ExecutionError as error:
+                refused[name] = str(error)
+            except RSDError:
+                raise
+            except Exception:  # noqa: BLE001  the other arms are still worth their time; the run fails all the same
+                failed[name] = traceback.format_exc()
+            else:
+                ready[name] = policy
+            self.report(f"{name}: {'ready' if name in ready else (refused | failed)[name].splitlines()[-1]}")
         answers = Answers(self.folder, self.episodes, **self.options)
         self.report(f"{len(ready)} arms, {calls} calls each")
 
@@ -104,6 +118,8 @@ class Policies:
                 "warmup": warmup,
                 "rounds": len(next(iter(made.values()))),
                 "postponed": postponed,
+                "refused": refused,
+                "failed": failed,
                 "arms": {name: self._record(name, ready[name], made, answers) for name in made},
             }
 
