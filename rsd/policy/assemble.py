@@ -161,7 +161,7 @@ def _tokens(
         else:
             assert tokenizer is not None
             stages = stages_of_draft(decoding, tokenizer.code_shape.num_stages, DRAFT if role == DRAFT else EARLIER)
-            eyes = load_eyes(folder, base.spec, device=str(where))
+            eyes = load_eyes(folder, base.spec, device=str(where), run_as=base)
             trained = head_at("draft", role, folder, stages, eyes)
         wanted = trained.point if point is None else point_name(point)
         if trained.point != wanted:
@@ -261,12 +261,22 @@ def two_exits(
 
 
 def load_eyes(
-    draft: Path, base: BaseSpec, *, device: str, kind: str = DRAFT, produce: str = MICRO
+    draft: Path,
+    base: BaseSpec,
+    *,
+    device: str,
+    kind: str = DRAFT,
+    produce: str = MICRO,
+    run_as: BaseModel | None = None,
 ) -> OpenVLABase | None:
     """The base model that a draft has of its own; None for a draft that reads the policy's.
 
     Args:
+        draft: Its folder.
+        base: Of the policy's base model.
+        device: Where it runs.
         kind, produce: Of the checkpoint, where it is no draft's, and what makes one.
+        run_as: The policy's base model: graphs and pictures on the device serve both. Eight bits are its own.
 
     Raises:
         CheckpointError: it is damaged, is not the one that the draft was trained with, or sees what the policy's base
@@ -282,7 +292,11 @@ def load_eyes(
     if provenance.get(EYES) != file_sha256(record):
         another = f"{folder} is not what {kind} {draft} was trained with; {remedy}"
         raise CheckpointError(stranger(record, remedy) or another)
-    eyes = load_own(folder, device=device)
+    execution, pictures = "eager", "cpu"
+    if isinstance(run_as, OpenVLABase):
+        execution = "compiled" if run_as.execution == "fp8" else run_as.execution
+        pictures = run_as.pictures_on
+    eyes = load_own(folder, device=device, execution=execution, pictures=pictures)
     more = sorted(set(eyes.spec.views) - set(base.views))
     if more or eyes.spec.proprio_dim not in (None, base.proprio_dim):
         raise CheckpointError(

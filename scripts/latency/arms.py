@@ -1,4 +1,4 @@
-"""What is timed: one call from decoded pictures to robot commands, in one way of running and one shape."""
+"""What is timed of 7B shapes: one call from decoded pictures to robot commands, in one way of running and one shape."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from rsd.models.openvla import segments
 from rsd.models.openvla.base import OpenVLABase
-from rsd.models.openvla.model import Architecture, OpenVLAOFT
+from rsd.models.openvla.model import Architecture
 from rsd.models.openvla.random_weights import openvla_architecture
 from rsd.models.openvla.segments import Run, Tensors, given
+from rsd.models.openvla.visual_tokens import Grid
 from rsd.types import Observation
 
-RUNGS = ("eager", "captured", "compiled")  # of bfloat16, slowest first
+RUNGS = EAGER, CAPTURED, COMPILED = ("eager", "captured", "compiled")  # of bfloat16, slowest first
 FP8 = "fp8"
 PREPARATION, VISION, LANGUAGE, HEAD, COMMANDS = PARTS = (
     "preparation", "vision", "language model", "head", "robot commands",
@@ -33,7 +34,7 @@ class Arm:
     Attributes:
         execution: See rsd/models/openvla/execution.py.
         depth: Layers of the language model that are run.
-        tokens: Patches of a view that reach it.
+        tokens: Picture tokens of a view that reach it, by `visual_tokens=grid`.
         pictures: Where they are resized and cropped, "cpu" or "device".
     """
 
@@ -71,26 +72,33 @@ def halves(whole: int) -> list[int]:
 
 
 def arms_of(depths: Sequence[int], tokens: Sequence[int]) -> Iterator[Arm]:
-    """The ladder of the whole model first, both ways of preparing pictures; then every shape, by number of tokens: a
-    new number has to be compiled for. Both lists begin with the whole.
-    """
-    for rung in RUNGS:
-        for pictures in ("cpu", "device"):
-            yield Arm(rung, depths[0], tokens[0], pictures)
-    for kept in tokens:
-        for depth in depths:
-            rungs = (FP8,) if (depth, kept) == (depths[0], tokens[0]) else (*RUNGS, FP8)
-            yield from (Arm(rung, depth, kept) for rung in rungs)
+    """All arms, those first that goals are about: a run that is cut has them. Both lists begin with the whole."""
+    depth, half_depth, number, half_tokens = depths[0], depths[min(1, len(depths) - 1)], tokens[0], tokens[-1]
+    if len(tokens) > 1:
+        half_tokens = tokens[1]
+    said = [
+        Arm(COMPILED, depth, number),  # what all others are held against
+        Arm(FP8, half_depth, half_tokens),
+        Arm(COMPILED, half_depth, number),
+        Arm(COMPILED, depth, half_tokens),
+        Arm(FP8, depth, number),
+        Arm(COMPILED, half_depth, half_tokens),
+        Arm(COMPILED, depth, number, "cpu"),
+        Arm(CAPTURED, depth, number),
+        Arm(EAGER, depth, number),
+    ]
+    for rungs in ((COMPILED, FP8), (CAPTURED, EAGER)):
+        said += [Arm(rung, deep, kept) for kept in tokens for deep in depths for rung in rungs]
+    said += [Arm(rung, depth, number, "cpu") for rung in (CAPTURED, EAGER)]
+    yield from dict.fromkeys(said)
 
 
-def embed_some(model: OpenVLAOFT, inputs: Tensors, *, chunk_length: int, tokens: int) -> Tensors:
-    """`segments.embed` with the first `tokens` patches of each view between projector and language model."""
-    ids, mask, start = given(inputs, "input_ids"), inputs["attention_mask"], given(inputs, "action_start")
-    features = model.vision_features(given(inputs, "pixel_values"), ids, mask, start, chunk_length)
-    patches = model.projector(features).unflatten(1, (-1, model.architecture.num_patches))  # [B, M, N, H]
-    some = patches[:, :, :tokens].flatten(1, 2)
-    sequence = model.assemble(some, ids, mask, start, chunk_length, inputs.get("proprio"))
-    return {"x": sequence.embeds, "mask": sequence.mask, "slots": sequence.slots}
+def selection_of(base: OpenVLABase, tokens: int) -> partial[Tensors] | None:
+    """The segment that keeps so many tokens a view; None where they are all."""
+    if tokens == base.pictures.num_patches:
+        return None
+    choose = partial(Grid(num_tokens=tokens).choose, base.pictures)
+    return partial(segments.keep, choose=choose, num_pictures=base.num_pictures)
 
 
 class Call:
@@ -99,12 +107,13 @@ class Call:
     Args:
         base: Prepares the pictures as the arm wants it; only its model's shapes are used beside that.
         run: Runs the segments as the arm wants it.
+        selection: Of `selection_of`; calls that share graphs share it.
     """
 
     actions: np.ndarray
 
-    def __init__(self, arm: Arm, base: OpenVLABase, run: Run) -> None:
-        self.arm, self.base, self.run = arm, base, run
+    def __init__(self, arm: Arm, base: OpenVLABase, run: Run, selection: partial[Tensors] | None) -> None:
+        self.arm, self.base, self.run, self.selection = arm, base, run, selection
 
     @torch.no_grad()
     def __call__(self, observation: Observation, mark: Callable[[str], None]) -> np.ndarray:
@@ -112,7 +121,9 @@ class Call:
         arm, base, run = self.arm, self.base, self.run
         inputs = base.on_device(base.prepare_live([observation]))
         mark(PREPARATION)
-        sequence = run(partial(embed_some, chunk_length=base.chunk_length, tokens=arm.tokens), inputs)
+        sequence = run(partial(segments.embed, chunk_length=base.chunk_length), inputs)
+        if self.selection is not None:
+            sequence = run(self.selection, {**sequence, **segments.told(inputs)})
         mark(VISION)
         states = given(run(partial(segments.run_layers, start=0, stop=arm.depth), sequence), "states")
         mark(LANGUAGE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from scripts.benchmark_7b.clocks import summary
 from scripts.latency.arms import PARTS, Call
 
 SUM_TOLERANCE = 0.05  # parts against the whole
+Chunks = Mapping[int, np.ndarray]  # observation → [1, T, A]
 
 
 class Marks:
@@ -54,11 +55,11 @@ class Marks:
 
 @dataclass
 class Times:
-    """Of one arm's timed calls, ms, and the last chunk that each observation has led to."""
+    """Of one arm's timed calls, ms, and how far their chunks were off the eager model's at most."""
 
     whole: list[float] = field(default_factory=list)
     parts: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
-    chunks: dict[int, np.ndarray] = field(default_factory=dict)
+    farthest: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Medians, and whether parts and whole agree."""
@@ -73,8 +74,9 @@ class Race:
 
     Attributes:
         calls: Arms that are ready; one that fails is taken out.
-        refused: Arm → what the model's code says against it, or that there was no time left.
+        refused: Arm → what the model's code says against it.
         failed: Arm → traceback.
+        round_ms: What a call of every arm takes, about.
     """
 
     def __init__(self, device: torch.device, observations: Sequence[Observation], report: Callable[[str], None]):
@@ -83,14 +85,22 @@ class Race:
         self.times: dict[str, Times] = {}
         self.refused: dict[str, str] = {}
         self.failed: dict[str, str] = {}
+        self.round_ms = 0.0
+        self._expected: dict[str, Chunks] = {}
 
-    def enter(self, name: str, make: Callable[[], Call]) -> None:
-        """Make an arm and call it once on every observation: compiling and capturing happen here."""
+    def enter(self, name: str, make: Callable[[], Call], expect: Callable[[], Chunks]) -> None:
+        """Make an arm and call it on every observation: compiling and capturing happen here.
+
+        Args:
+            expect: Makes the chunks that its own are held to.
+        """
         started = time.perf_counter()
         try:
-            call = make()
+            call, expected = make(), expect()
             for observation in self.observations:
-                call(observation, Marks(self.device))
+                marks = Marks(self.device)
+                call(observation, marks)
+                last_ms, _ = marks.stop()
         except ExecutionError as error:
             self.refused[name] = str(error)
             self.report(f"{name}: refused: {error}")
@@ -99,8 +109,9 @@ class Race:
             self.failed[name] = traceback.format_exc()
             self.report(f"{name}: FAILED: {self.failed[name].splitlines()[-1]}")
             return
-        self.calls[name], self.times[name] = call, Times()
-        self.report(f"{name}: ready after {time.perf_counter() - started:.1f} s")
+        self.calls[name], self.times[name], self._expected[name] = call, Times(), expected
+        self.round_ms += last_ms
+        self.report(f"{name}: ready after {time.perf_counter() - started:.1f} s, {last_ms:.1f} ms")
 
     def round(self, number: int, *, timed: bool) -> None:
         """One observation through every arm."""
@@ -119,12 +130,12 @@ class Race:
             if timed:
                 times = self.times[name]
                 times.whole.append(whole)
-                times.chunks[which] = chunk
+                times.farthest = max(times.farthest, distance(self._expected[name][which], chunk))
                 for part, value in parts.items():
                     times.parts[part].append(value)
 
 
-def farthest(reference: dict[int, np.ndarray], chunks: dict[int, np.ndarray]) -> float:
-    """Largest deviation of the chunks from the reference's of the same observations, in parts of its largest value."""
-    pairs = ((torch.from_numpy(reference[which]), torch.from_numpy(chunk)) for which, chunk in chunks.items())
-    return max(deviation(*pair)["max_rel"] for pair in pairs)
+def distance(expected: np.ndarray, chunk: np.ndarray) -> float:
+    """Largest deviation, in parts of the largest value; infinity where one is not finite."""
+    found = deviation(torch.from_numpy(expected), torch.from_numpy(chunk))["max_rel"]
+    return found if np.isfinite(found) else float("inf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from rsd.models.openvla.compilation import (
     transformer_blocks,
     twin,
 )
-from rsd.models.openvla.execution import CudaCapture, deviation
+from rsd.models.openvla.execution import COMPILED_LIMITS, CudaCapture, deviation
 from rsd.models.openvla.fp8 import KEEP, Fp8
 from rsd.models.openvla.model import OpenVLAOFT, VisionBackbone
 from rsd.models.openvla.segments import given
@@ -65,43 +66,64 @@ def autotuned_blocks(model: OpenVLAOFT) -> nn.Module:
     return double.vision_backbone
 
 
-WAYS: tuple[Callable[[OpenVLAOFT], nn.Module], ...] = (
-    blocks_side_by_side, blocks_in_turn, blocks_in_eight_bits, towers_side_by_side, autotuned_blocks,
-)  # fmt: skip
+Way = Callable[[OpenVLAOFT], nn.Module]
+COMPILED_LIMIT = COMPILED_LIMITS[torch.bfloat16]
+LIMITS: dict[Way, float] = {  # in the order in which they are tried; the first is what `compiled` means
+    blocks_side_by_side: COMPILED_LIMIT,
+    blocks_in_turn: COMPILED_LIMIT,
+    towers_side_by_side: COMPILED_LIMIT,
+    blocks_in_eight_bits: 0.3,
+    autotuned_blocks: COMPILED_LIMIT,
+}
+WAYS = tuple(LIMITS)
+LABEL = "random weights, shape only"
 
 
 @torch.no_grad()
 def measure_vision(
     model: OpenVLAOFT,
     pixels: Tensor,
+    known: set[str],
     *,
     warmup: int,
     calls: int,
     report: Callable[[str], None],
     left: Callable[[], float],
-) -> dict[str, Any]:
-    """Way → times and deviation from eager; a way that fails keeps its traceback, and the others run.
+    write: Callable[[dict[str, Any]], None],
+) -> None:
+    """Each way in turn with what `compiled` means; one that fails keeps its traceback, and the others run.
 
     Args:
+        known: Ways that an earlier run has timed.
         left: Seconds until no further way may begin.
+        write: Keeps what is known so far.
     """
     expected = model.vision_backbone(pixels)
-    replays: dict[str, Call] = {}
-    found: dict[str, Any] = {}
+    run: dict[str, Any] = {"label": LABEL, "warmup": warmup, "rounds": calls, "arms": {}, "failed": {}, "postponed": []}
+    first: dict[str, Call] = {}
     for way in WAYS:
-        name = way.__name__.replace("_", " ")
+        name = _name(way)
+        if first and name in known:
+            continue
         if left() < 0:
-            found[name] = {"failed": "there was no time left"}
+            run["postponed"].append(name)
             continue
         try:
-            replays[name] = _captured(way(model), pixels)
-            found[name] = {"deviation": deviation(expected, replays[name]())}
+            replay = _captured(way(model), pixels)
+            off = deviation(expected, replay())["max_rel"]
+            first = first or {name: replay}
+            times = interleaved({**first, name: replay}, Clock(pixels.device), warmup, calls)[name]
+            check = {"off": off if math.isfinite(off) else None, "limit": LIMITS[way], "passed": off <= LIMITS[way]}
+            run["arms"][name] = {**times, "parts_ms": {}, "check": check}
+            report(f"vision, {name}: {times['wall_ms']['median']:.2f} ms")
         except Exception:  # noqa: BLE001  the other ways are still worth their time
-            replays.pop(name, None)
-            found[name] = {"failed": traceback.format_exc()}
-        report(f"vision, {name}: {found[name].get('deviation') or found[name]['failed'].splitlines()[-1]}")
-    times = interleaved(replays, Clock(pixels.device), warmup, calls)
-    return {name: found[name] | times.get(name, {}) for name in found}
+            run["failed"][name] = traceback.format_exc()
+            report(f"vision, {name}: FAILED: {run['failed'][name].splitlines()[-1]}")
+        write(run)
+
+
+def _name(way: Way) -> str:
+    return way.__name__.replace("_", " ")
 
 
 def _captured(towers: nn.Module, pixels: Tensor) -> Call:

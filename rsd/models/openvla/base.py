@@ -46,6 +46,7 @@ class OpenVLABase:
             of the other ways serve heads that are run in another.
         fp8: What execution="fp8" means; part of the fingerprint then.
         run: Runs the model's segments.
+        pictures_on: Where a camera's pictures are prepared: "cpu", or "device", the model's.
         visual_tokens: Which picture tokens the language model reads; None for all of them.
         pictures: What there is to choose from.
         choose: The same as `OpenVLAOFT.forward` takes it.
@@ -83,6 +84,7 @@ class OpenVLABase:
         self.execution = execution
         self.fp8 = fp8 or Fp8()
         check_pictures(pictures)
+        self.pictures_on = pictures
         self._device_pictures: DevicePictures | None = None
         if pictures == "device" and self.device.type != "meta":
             self._device_pictures = DevicePictures(processor, center_crop=center_crop, device=self.device)

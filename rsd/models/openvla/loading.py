@@ -194,8 +194,12 @@ def own_inputs(directory: Path) -> dict[str, Any]:
     }
 
 
-def load_own(directory: Path, *, device: str = "cpu") -> OpenVLABase:
+def load_own(directory: Path, *, device: str = "cpu", execution: str = "eager", pictures: str = "cpu") -> OpenVLABase:
     """Load a base model of our own layout as it is: what it needs is what its files say.
+
+    Args:
+        directory: Holds checkpoint.json.
+        device, execution, pictures: See `load_base`.
 
     Raises:
         CheckpointError: the folder is missing, damaged, or of another kind.
@@ -209,6 +213,8 @@ def load_own(directory: Path, *, device: str = "cpu") -> OpenVLABase:
         chunk_length=config["chunk_length"],
         center_crop=config["center_crop"],
         device=device,
+        execution=execution,
+        pictures=pictures,
     )
 
 
