@@ -116,6 +116,7 @@ def _tokens(
         check_relaxed(rule, tokenizer)
     target: Binder = Absent(TARGET)
     draft: Binder = Absent(DRAFT)
+    training = f"python train.py phase=draft{' draft=numbers' if checkpoints.readout == NUMBERS else ''}"
 
     def head_at(
         kind: str, role: str, folder: Path | str, num_stages: int | None, eyes: BaseModel | None = None
@@ -142,7 +143,7 @@ def _tokens(
         if gone and point is not None and (others := points_of_drafts(Path(path))):
             raise CheckpointError(
                 f"no {role} at {point_name(point)}: {folder} does not exist, and beside it are those at "
-                f"{', '.join(others)}; choose one of them, or train all at once with python train.py phase=draft "
+                f"{', '.join(others)}; choose one of them, or train all at once with {training} "
                 f"draft.layer=[{','.join([*others, point_name(point)])}]"
             )
         says = readout_of(folder, checkpoints.readout)
@@ -185,7 +186,7 @@ def _tokens(
     elif DRAFT in decoding.needs:
         if checkpoints.draft is None:
             raise PolicyError(f"decoding {name} needs a draft, and the policy has none; train one with phase=draft")
-        remedy = "give its own draft.layer, or train one with python train.py phase=draft"
+        remedy = f"give its own draft.layer, or train one with {training}"
         draft = draft_at(DRAFT, checkpoints.draft, checkpoints.draft_point, remedy)
     if EARLIER in decoding.needs:
         if not isinstance(draft, HeadAt | NumbersAt):
@@ -201,7 +202,7 @@ def _tokens(
                 "draft.earlier to its layer (a policy's folder: add the part 'earlier'), or "
                 "decoding.decode.tolerance=null"
             )
-        remedy = f"train both at once with python train.py phase=draft draft.layer=[{point},{draft.point}]"
+        remedy = f"train both at once with {training} draft.layer=[{point},{draft.point}]"
         earlier = draft_at("earlier draft", path, point, remedy)
         draft = two_exits(earlier, draft, base.spec, tokenizer)
     return Tokens(tokenizer, target, draft)
