@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from rsd.commands.entry_point import begin_run, report_errors, run
-from rsd.envs.ablations import with_ablation
+from rsd.envs.ablations import describe_ablation, with_ablation
 from rsd.evaluation.evaluate import Recording, check_all_kept, check_no_crash, resume_results
 from rsd.evaluation.parallel import device_names, evaluate_parallel
 from rsd.evaluation.plan import keep_plan
@@ -30,7 +30,9 @@ CONFIG = Path(__file__).parent / "conf" / "eval.yaml"
 def main(cfg: DictConfig) -> float | None:
     """Returns the success rate, for a sweeper that optimises; None where every episode crashed or none was done."""
     from rsd.commands.configured import (  # needs torch, which --help does not wait for
+        check_clock,
         check_tasks,
+        configured_clock,
         configured_policy,
         policy_fields,
         require_base,
@@ -42,12 +44,13 @@ def main(cfg: DictConfig) -> float | None:
     stopping = instantiate(cfg.get("stopping"))
     ablation = instantiate(cfg.get("ablation"))
     require_base(cfg)
-    fields = policy_fields(cfg, overrides)
+    fields, clock = policy_fields(cfg, overrides), configured_clock(cfg, overrides)
+    tasks = instantiate(cfg.env.tasks)
     plan = instantiate(cfg.plan)(
-        tasks=instantiate(cfg.env.tasks),
-        ablation=None if ablation is None else ablation.func.__name__,
+        tasks=tasks,
+        ablation=describe_ablation(ablation, tasks),
         stopping=None if stopping is None else describe_rule(stopping),
-        policy=fields,
+        policy=fields | {"clock": clock.to_json()},
     )
     plan = dataclasses.replace(plan, episodes=tuple(in_order_for(stopping, plan.episodes, plan.seed)))
     run_dir = begin_run(cfg, reads=fields.get("checkpoints", {}), found=found)
@@ -56,6 +59,7 @@ def main(cfg: DictConfig) -> float | None:
     logger = instantiate(cfg.logger)(run_dir=run_dir)
     policies = [configured_policy(cfg, overrides, device) for device in device_names(cfg.device)]
     for policy in policies:
+        check_clock(policy, clock)
         check_tasks(policy, plan.tasks)
     episodes = evaluate_parallel(
         make_env=with_ablation(instantiate(cfg.env.make), ablation),
@@ -63,7 +67,9 @@ def main(cfg: DictConfig) -> float | None:
         max_batch=cfg.max_batch,
         plan=plan.episodes,
         done=done,
-        recording=Recording(run_dir, every_step=cfg.video_every_step, clip_actions=cfg.protocol.clip_actions),
+        recording=Recording(
+            run_dir, every_step=cfg.video_every_step, clip_actions=cfg.protocol.clip_actions, clock=clock
+        ),
         num_workers=cfg.num_workers,
         suite=plan.suite,
         render_devices=cfg.render_devices,

@@ -102,8 +102,9 @@ class Code:
             IN_NUMBERS: `chunk` is.
         work: What the decoding did.
         proposal: The draft's first proposal, [B, T, D, m], int64; None without a draft.
-        bound: Largest error of each action dim that the stages beyond `depth` can make, model space, [B, A], float32;
-            None where nobody certifies one. The policy fills it in, from the tokenizer.
+        bound: Largest error of each action dim, model space, [B, A] or [B, 1], float32; inf where nobody certifies one.
+            A decoding says it of codes that are only near the target's: against the target's chunk. Where it says
+            none, None or NaN, the policy fills in what the stages beyond `depth` can make, from the tokenizer.
         num_steps: Steps of the chunk to execute, [B], int64; more than T repeats the last action; 0, and None for all
             rows, leaves it to the policy.
         chunk: What a draft in numbers says, model space, [B, T, A], float32; of rows of depth IN_NUMBERS alone it
@@ -130,6 +131,10 @@ class Code:
             if self.chunk is None:
                 self.chunk = other.chunk.new_zeros(len(self.depth), *other.chunk.shape[1:])
             self.chunk[rows] = other.chunk
+        if other.bound is not None:
+            if self.bound is None:
+                self.bound = other.bound.new_full((len(self.depth), other.bound.shape[1]), float("nan"))
+            self.bound[rows] = other.bound
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ class Memory:
 
     Attributes:
         chunk: The last chunk, model space, [T, A], float32.
-        num_executed: How many of its steps the robot has executed.
+        num_executed: How many of its steps are over: executed, or dropped because they came too late.
         num_unverified: Chunks in a row, this one the last, that were decided before the base model's end.
     """
 
@@ -156,12 +161,15 @@ class Request:
         seed: Of everything random in the answer, 0..2**63-1; the same seed gives the same chunk in any batch.
         memory: From the last chunk of this episode; None at its beginning.
         explain: Whether the answer should say what the draft proposed, for people who look at it later.
+        corrects: Whether no new chunk is asked for, but what is left of memory.chunk behind its first
+            memory.num_executed steps, corrected by this observation; see `Corrects`.
     """
 
     observation: Observation
     seed: int
     memory: Memory | None = None
     explain: bool = False
+    corrects: bool = False
 
 
 @dataclass
@@ -265,6 +273,12 @@ class EpisodeResult:
         trace: Path of the episode's chunks as JSON, relative to the run directory, or None; see rsd.evaluation.trace.
         model_ms: Milliseconds of the policy for this episode: of each chunk the time of its call, divided by the number
             of observations in that call. 0 when it was not measured.
+        jerk: Mean absolute second difference of the executed motions (all action dims but the gripper), in units of an
+            action per control step squared; None of fewer than three steps, or where it was not measured.
+        chunk_steps: Control step at which each chunk was asked for; empty where it was not kept.
+        exit_steps: Those of them at which the chunk was decided before the base model's end.
+        num_still: Control steps in which the robot stood still because no chunk was there; see `rsd.clock`.
+        action_ages: Executed actions by age, entry n: those of n control steps after the picture that they came of.
     """
 
     suite: str
@@ -284,6 +298,11 @@ class EpisodeResult:
     time_s: dict[str, Measured] = field(default_factory=dict)
     trace: str | None = None
     model_ms: Measured = 0.0
+    jerk: Measured | None = None
+    chunk_steps: list[Total] = field(default_factory=list)
+    exit_steps: list[Total] = field(default_factory=list)
+    num_still: Total = 0
+    action_ages: list[Total] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -475,6 +494,18 @@ class ReadsInstructions(Protocol):
 
         Raises:
             InstructionError: one has unknown words or none, or two encode alike.
+        """
+
+
+@runtime_checkable
+class Corrects(Protocol):
+    """A policy that answers requests that correct; the actions of such an answer are what is left, corrected."""
+
+    def check_delay(self, delay: int) -> None:
+        """See that it was made for chunks that are so many control steps late.
+
+        Raises:
+            RSDError: it was not.
         """
 
 

@@ -160,17 +160,33 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
     return {"suite": cfg.env.suite, "tasks": tasks, "num_episodes": cfg.num_episodes, "seed": cfg.seed}
 
 
+def check_delay(cfg: DictConfig) -> None:
+    """See that somebody acts whose chunks can be late.
+
+    Raises:
+        SettingError: there is a delay, and no policy; or async is refused by name.
+    """
+    clock = instantiate(cfg["async"])
+    if clock.delay and not any(OmegaConf.select(cfg.demonstrator, f"{who}.make_policy") for who in ("make", "lead")):
+        raise SettingError(
+            f"delay={clock.delay} is for a policy's chunks, and the scripted expert has none; set delay=0"
+        )
+
+
 def check_acting(recipe: Recipe, tasks: Callable[[], Sequence[Task]]) -> None:
     """See that a policy that acts understands these tasks, before workers start. It is loaded for that once more.
 
     Raises:
         InstructionError: it does not; the message names tasks and words.
+        DelayError: nothing of its chunks would be left.
     """
-    from rsd.commands.configured import check_tasks  # needs torch, which --help does not wait for
+    from rsd.commands.configured import check_clock, check_tasks  # needs torch, which --help does not wait for
 
     for actor in (recipe.make_expert, recipe.make_lead):
         if isinstance(actor, partial) and "make_policy" in actor.keywords:
-            check_tasks(actor.keywords["make_policy"](), tasks())
+            policy = actor.keywords["make_policy"]()
+            check_clock(policy, actor.keywords["clock"])
+            check_tasks(policy, tasks())
 
 
 def recipe_of(cfg: DictConfig) -> dict[str, Any]:
@@ -180,6 +196,8 @@ def recipe_of(cfg: DictConfig) -> dict[str, Any]:
     record: dict[str, Any] = {"settings": recipe}
     for name in acting:
         del recipe[name]["make_policy"]  # type: ignore[union-attr, index, call-overload]  # a dict, as cfg.recipe is
+        if not cfg.delay:  # it acts as it did before there was a clock
+            del recipe[name]["clock"]  # type: ignore[union-attr, index, call-overload]
         record[name] = base_content(cfg)["digest"]
     return json.loads(json.dumps(record))
 
@@ -223,6 +241,7 @@ def main(cfg: DictConfig) -> None:
     started, console = time.monotonic(), Console(highlight=False, soft_wrap=True)
     logging.getLogger("absl").setLevel(logging.WARNING)  # tensorflow-datasets tells what it loads
     plan = plan_of(cfg)
+    check_delay(cfg)
     instantiate(cfg.check)
     recipe = instantiate(cfg.recipe, _convert_="all", render=not cfg.dry_run)
     check_acting(recipe, lambda: [task for task in instantiate(cfg.env.tasks) if task.task_id in plan["tasks"]])

@@ -41,6 +41,7 @@ from rsd.policy.folder import (
     write_folder,
 )
 from rsd.record import shown
+from rsd.stages.correction import KIND as CORRECTION
 from rsd.stages.files import NUMBERS, as_stored, head_config, numbers_config, readout_in
 from rsd.tokenizer import load_tokenizer
 from rsd.types import CodeShape
@@ -52,7 +53,7 @@ RENAMED = (  # entries of a head's provenance that one version has and another l
     "base.space",
     "base.unnorm_key",
 )
-PHASES = {"head": "head", "draft": "draft", EARLIER: "draft"}  # of train.py
+PHASES = {"head": "head", "draft": "draft", EARLIER: "draft", CORRECTION: "correction"}  # of train.py
 PHASES |= {"micro": "draft draft=micro", NUMBERS: "draft draft=numbers"}
 KINDS = {"micro": "draft", NUMBERS: "draft", EARLIER: "draft"}  # of a part's checkpoint, where it is another
 THRESHOLD = -0.06  # nats a token, of early_exit: lets half of the chunks of libero_spatial end early; not calibrated
@@ -127,7 +128,7 @@ def restamped(
     own = {name: value for name, value in loaded.config.items() if name != "layer"}
     if in_numbers:
         numbers_config(loaded, directory, remedy)
-    else:
+    elif kind != CORRECTION:
         config, point = head_config(loaded, directory, remedy)
         if code_shape not in (None, config.code_shape):
             raise CheckpointError(f"{directory} speaks another code than the folder's tokenizer; {remedy}")
@@ -206,9 +207,11 @@ def restamp(folder: Path) -> None:
         tokenizer = load_tokenizer(parts["tokenizer"], space=base.space)
     expected = made_for(base, None if tokenizer is None else tokenizer.sha256)
     code_shape = None if tokenizer is None else tokenizer.tokenizer.code_shape
+    made = {kind: expected for kind in ("head", *DRAFTS, EARLIER)}
+    made[CORRECTION] = {name: value for name, value in expected.items() if name != "tokenizer"}
     heads = {
-        parts[kind] / JSON_FILE: restamped(parts[kind], kind, base, expected, code_shape)
-        for kind in ("head", *DRAFTS, EARLIER)
+        parts[kind] / JSON_FILE: restamped(parts[kind], kind, base, said, code_shape)
+        for kind, said in made.items()
         if kind in parts
     }
     decoding, decodings, drafts = decodings_of(folder, parts)
@@ -235,7 +238,7 @@ def main() -> None:
     parser.add_argument(
         "folder",
         type=any_path,
-        help="folder with policy.json, or with base/, tokenizer/, head/, draft/, earlier/, micro/, numbers/",
+        help="folder with policy.json, or a folder for each part",
     )
     restamp(parser.parse_args().folder)
 

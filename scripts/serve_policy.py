@@ -35,12 +35,15 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path="../conf", config_name="serve")
 @report_errors
 def main(cfg: DictConfig) -> None:
-    from rsd.commands.configured import configured_policy  # needs torch, which --help does not wait for
+    from rsd.commands.configured import check_clock, configured_clock, configured_policy  # --help waits for no torch
     from rsd.policy.contract import Contracted
 
     origins = cast("dict[str, Any]", OmegaConf.to_container(cfg)).get("origins", [])
     access = Access(origins=origins, token=os.environ.get(TOKEN))
-    policy = configured_policy(cfg, HydraConfig.get().overrides.task)
+    overrides = HydraConfig.get().overrides.task
+    clock = configured_clock(cfg, overrides)
+    policy = configured_policy(cfg, overrides)
+    check_clock(policy, clock)
     if not isinstance(policy, Contracted):
         raise SettingError(f"a {type(policy).__name__} has no contract to tell clients; serve a policy that has one")
     reader = instantiate(cfg.reader)(views=policy.contract.views)
@@ -52,9 +55,13 @@ def main(cfg: DictConfig) -> None:
         "capabilities": {},
         "provenance": provenance(),
         "choices": choices,
-        "policy": {**dataclasses.asdict(policy.contract), "num_open_loop_steps": policy.num_open_loop_steps},
+        "policy": {
+            **dataclasses.asdict(policy.contract),
+            "num_open_loop_steps": policy.num_open_loop_steps,
+            "clock": clock.to_json(),
+        },
     }
-    make_session = partial(Session, policy, reader=reader, seed=cfg.seed, about=about)
+    make_session = partial(Session, policy, reader=reader, seed=cfg.seed, about=about, clock=clock)
     ready = partial(announce, cfg.host, access)
     asyncio.run(serve(make_session, host=cfg.host, port=cfg.port, ready=ready, access=access))
 

@@ -23,15 +23,16 @@ ALLOWED = {
     "protocols": set(),
     "checkpoint": set(),
     "types": {"space", "work"},
-    "queue": {"types", "work"},
+    "clock": set(),
+    "queue": {"types", "work", "clock"},
     # types, space, work, checkpoint ← tokenizer ← stages ← decoding ← policy, and models → policy
     "tokenizer": {"types", "space", "checkpoint"},
     "stages": {"types", "work", "points", "checkpoint", "tokenizer"},
     "decoding": {"types", "work", "stages"},
     "models": {"types", "space", "work", "points", "jpeg", "images", "finding", "checkpoint"},
     "policy": {
-        "types", "space", "work", "points", "finding", "checkpoint", "queue", "tokenizer", "stages", "decoding",
-        "models",
+        "types", "space", "work", "points", "finding", "checkpoint", "clock", "queue", "tokenizer", "stages",
+        "decoding", "models",
     },
     # data and training
     "processes": set(),
@@ -46,20 +47,20 @@ ALLOWED = {
     "workers": {"silence"},
     "pool": {"workers"},
     "envs": {"types", "finding"},
-    "demos": {"types", "envs", "queue", "silence", "workers", "pool"},
+    "demos": {"types", "envs", "clock", "queue", "silence", "workers", "pool"},
     "locks": set(),
     "provenance": set(),
     "runs": {"locks", "provenance"},
     "inputs": {"checkpoint", "data", "processes"},
     "evaluation": {
-        "types", "protocols", "work", "queue", "runs", "silence", "workers", "pool", "progress",
+        "types", "protocols", "work", "clock", "queue", "runs", "silence", "workers", "pool", "progress",
     },
     "comparison": {"types", "work", "runs", "evaluation"},
-    "serving": {"types", "queue", "evaluation"},
+    "serving": {"types", "clock", "queue", "evaluation"},
     # what the entry points have in common
     "commands": {
-        "types", "points", "locks", "runs", "inputs", "processes", "silence", "decoding", "models", "policy",
-        "evaluation",
+        "types", "space", "points", "locks", "runs", "inputs", "processes", "silence", "checkpoint", "clock", "stages",
+        "decoding", "models", "policy", "evaluation",
     },
 }  # fmt: skip
 RUNS_A_POLICY = ("tokenizer", "stages", "decoding", "models", "policy")

@@ -90,6 +90,7 @@ def pipeline(root, run_train) -> Path:
         ["phase=head", "quantizer=dct_d2", "phase.max_steps=2"],
         ["phase=draft", "quantizer=dct_d2", "phase.max_steps=2", "draft.num_stages=1"],
         ["phase=tokens", *LEARNED_TOKENS, "model.image_size=28", "phase.max_steps=2", "phase.datamodule.batch_size=4"],
+        ["phase=correction", "phase.max_steps=2", "phase.datamodule.max_delay=2", "phase.datamodule.batch_size=4"],
     ):
         code, error = run_train(*overrides)
         assert code == 0, f"{overrides}: {error}"

@@ -10,14 +10,20 @@ from typing import Any, cast
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from rsd.checkpoint import CheckpointError
+from rsd.clock import Clock
 from rsd.decoding import DRAFT, EARLIER, KIND, L1, TARGET, to_json
 from rsd.errors import SettingError
 from rsd.models.openvla import require_checkpoint
 from rsd.points import draft_folder
-from rsd.policy import Checkpoints, VLAPolicy, assemble, describe_folder, load_folder
+from rsd.policy import Checkpoints, CorrectedPolicy, VLAPolicy, assemble, describe_folder, load_corrected, load_folder
 from rsd.policy.assemble import in_numbers_alone
+from rsd.policy.folder import parts_in
 from rsd.settings import Count, Device, Processes, checked
-from rsd.types import ALL_TOKENS, Policy, ReadsInstructions, Task
+from rsd.space import LIBERO_GRIPPER
+from rsd.stages.correction import KIND as CORRECTION
+from rsd.stages.correction import PRODUCE
+from rsd.types import ALL_TOKENS, Corrects, Policy, ReadsInstructions, Task
 
 EXECUTION = "model.backbone.execution"
 FIXED = ("model", "quantizer", "chunk", "composed", "experiment")  # what a policy's folder decides on
@@ -45,14 +51,81 @@ def configured_policy(cfg: DictConfig, overrides: Sequence[str], device: str | N
 
     Raises:
         SettingError: a part was typed beside policy=FOLDER.
+        CheckpointError: a part is missing or does not fit, the correction of async=corrected among them.
     """
     if device is not None:
         cfg = cast("DictConfig", OmegaConf.merge(cfg, {"device": device}))
     if isinstance(cfg.policy, DictConfig):
         return instantiate(cfg.policy)
     if cfg.policy is None:
-        return instantiate(cfg.composed)(base=instantiate(cfg.model.backbone))
-    return load_folder(cfg.policy, **folder_options(cfg, overrides))
+        policy = instantiate(cfg.composed)(base=instantiate(cfg.model.backbone))
+    else:
+        policy = load_folder(cfg.policy, **folder_options(cfg, overrides))
+    correction = correction_folder(cfg)
+    return policy if correction is None else load_corrected(policy, correction, delay=cfg.delay)
+
+
+def correction_folder(cfg: DictConfig) -> Path | None:
+    """Where the correction of late chunks is; None where nothing is corrected.
+
+    Raises:
+        CheckpointError: the policy's folder has none.
+    """
+    clock = instantiate(cfg["async"]) if "async" in cfg else Clock()
+    if not (clock.corrects and clock.delay):
+        return None
+    if cfg.policy is None:
+        return Path(cfg.paths.correction)
+    part = parts_in(Path(cfg.policy)).get(CORRECTION)
+    if part is None:
+        raise CheckpointError(
+            f"async=corrected needs the part {CORRECTION!r}, and {cfg.policy} has none; make it with "
+            f"{PRODUCE}, copy it into the folder and run scripts/restamp.py, or use async=naive or async=none"
+        )
+    return part
+
+
+def configured_clock(cfg: DictConfig, overrides: Sequence[str]) -> Clock:
+    """The clock of eval.py and serve_policy.py: `delay` and the group `async`, which is a word of Python's.
+
+    Raises:
+        SettingError: it is refused by name.
+        DelayError: nothing of the policy's chunks would be left, as far as its length is known before it is loaded.
+    """
+    clock = cast("Clock", instantiate(cfg["async"]))
+    if cfg.policy is None:
+        clock.check(cfg.chunk)
+    elif not isinstance(cfg.policy, DictConfig):
+        clock.check(describe_folder(Path(cfg.policy), folder_options(cfg, overrides))["base"]["chunk_length"])
+    return clock
+
+
+def check_clock(policy: Policy, clock: Clock) -> None:
+    """See that a policy that can tell has chunks and a robot that a clock is for.
+
+    Raises:
+        DelayError: nothing of its chunks would be left.
+        SettingError: nobody knows how its robot stands still, or the clock corrects and the policy does not.
+        PolicyError: its correction is for another delay.
+    """
+    if not clock.delay:
+        return
+    if clock.corrects:
+        if not isinstance(policy, Corrects):
+            raise SettingError(
+                f"async=corrected needs a policy with a correction, and a {type(policy).__name__} has none; use "
+                "async=naive or async=none"
+            )
+        policy.check_delay(clock.delay)
+    own = policy.policy if isinstance(policy, CorrectedPolicy) else policy
+    if isinstance(own, VLAPolicy):
+        clock.check(own.base.spec.chunk_length)
+        rule = own.base.spec.space.gripper
+        if rule != LIBERO_GRIPPER:
+            raise SettingError(
+                f"delay={clock.delay} has the robot stand still at times, which is no movement and a gripper of -1 or "
+                f"1: true of gripper {LIBERO_GRIPPER!r}, but this policy's space has {rule!r}; set delay=0"
+            )
 
 
 def check_tasks(policy: Policy, tasks: Sequence[Task]) -> None:
@@ -110,25 +183,28 @@ def require_base(cfg: DictConfig) -> None:
 
 
 def policy_fields(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-    """What plan.json says of the policy: fields of `rsd.evaluation.plan.PolicyDescription`, checkpoints as paths."""
+    """What plan.json says of the policy: fields of `rsd.evaluation.plan.PolicyDescription`, checkpoints as paths; not
+    its clock."""
     if isinstance(cfg.policy, DictConfig):
         return {"model": str(cfg.policy._target_).rpartition(".")[2]}
     if cfg.policy is not None:
         named = {"decoding": cfg.decoding.name} if is_typed(overrides, "decoding") else {}
-        return describe_folder(Path(cfg.policy), folder_options(cfg, overrides)) | named
+        fields = describe_folder(Path(cfg.policy), folder_options(cfg, overrides)) | named
+        return fields | {"checkpoints": fields["checkpoints"] | {CORRECTION: correction_folder(cfg)}}
     decoding = instantiate(cfg.decoding.decode)
     scorer = OmegaConf.select(cfg, "visual_tokens.checkpoint")
     in_tokens = bool(decoding.needs) and not in_numbers_alone(decoding, instantiate(cfg.composed.checkpoints))
     asked = {"base": True, "tokenizer": in_tokens, "head": TARGET in decoding.needs}
     asked["draft"] = DRAFT in decoding.needs and cfg.draft.control is None
     asked[EARLIER] = EARLIER in decoding.needs and cfg.draft.earlier is not None
-    asked["visual_tokens"] = scorer is not None
+    asked["visual_tokens"], asked[CORRECTION] = scorer is not None, True
     paths = {"base": cfg.model.backbone.checkpoint, "tokenizer": cfg.paths.tokenizer}
     paths |= {
         "head": cfg.target.checkpoint,
         "draft": str(draft_folder(Path(cfg.paths.draft), cfg.draft.layer)),
         EARLIER: str(draft_folder(Path(cfg.paths.draft), cfg.draft.earlier)),
         "visual_tokens": scorer,
+        CORRECTION: correction_folder(cfg),
     }
     base = cast("dict[str, Any]", OmegaConf.to_container(cfg.model.backbone, resolve=True))
     if OmegaConf.select(cfg, "visual_tokens.name", default=ALL_TOKENS) == ALL_TOKENS:

@@ -4,6 +4,7 @@ Within a stage tokens are independent given the stages before it. A *pass* is on
 every distribution is one-hot and needs no noise, so greedy decoding has no code of its own.
 """
 
+from rsd.decoding.accept import Certificate, Levels
 from rsd.decoding.decoding import (
     DRAFT,
     EARLIER,
@@ -23,7 +24,7 @@ from rsd.decoding.horizon import FixedHorizon, Hold
 from rsd.decoding.l1 import L1
 from rsd.decoding.parallel import Parallel
 from rsd.decoding.sampling import Noise
-from rsd.decoding.speculative import Speculative
+from rsd.decoding.speculative import Speculative, relaxed
 from rsd.decoding.temporal import Temporal
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "KIND",
     "L1",
     "TARGET",
+    "Certificate",
     "Decoding",
     "DepthAR",
     "EarlyExit",
@@ -39,6 +41,7 @@ __all__ = [
     "FixedHorizon",
     "Gate",
     "Hold",
+    "Levels",
     "MeanLogProb",
     "Noise",
     "Parallel",
@@ -46,6 +49,7 @@ __all__ = [
     "Temporal",
     "asks_tokens",
     "from_json",
+    "relaxed",
     "stages_of_draft",
     "to_json",
 ]

@@ -106,7 +106,11 @@ def from_json(record: Mapping[str, Any]) -> Any:
     if not (isinstance(made, type) and dataclasses.is_dataclass(made) and record[KIND] in room.__all__):
         kinds = [name for name in room.__all__ if dataclasses.is_dataclass(getattr(room, name))]
         raise SettingError(f"decoding of kind {record.get(KIND)!r}, expected one of {kinds}")
-    fields = {one.name: one for one in dataclasses.fields(made) if not callable(one.default)}
+    fields = {
+        one.name: one
+        for one in dataclasses.fields(made)
+        if not callable(one.default) or isinstance(record.get(one.name), Mapping)
+    }
     options = {name: value for name, value in record.items() if name != KIND}
     if unknown := sorted(options.keys() - fields.keys()):
         raise SettingError(f"decoding {record[KIND]} has no options {unknown}; it has {sorted(fields)}")

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rsd.clock import Clock
 from rsd.demos.demonstrations import LiberoExpert
 from rsd.errors import SettingError
-from rsd.queue import Queue
+from rsd.queue import NO_DELAY, Queue
 from rsd.types import Observation, Policy
 
 if TYPE_CHECKING:
@@ -26,18 +27,21 @@ class PolicyDemonstrator(LiberoExpert):
 
     Args:
         make_policy: Makes the policy, in the worker.
+        clock: How late its chunks are, and what is done meanwhile; steps in which it stands still are no-ops, and are
+            not recorded.
     """
 
-    def __init__(self, env: LiberoEnv, *, make_policy: Callable[[], Policy]) -> None:
+    def __init__(self, env: LiberoEnv, *, make_policy: Callable[[], Policy], clock: Clock = NO_DELAY) -> None:
         super().__init__(env)
-        self._policy = make_policy()
-        self._queue = Queue(self._policy, seed=0)
+        self._policy, self._clock = make_policy(), clock
+        self._queue = Queue(self._policy, seed=0, clock=clock)
 
     def begin(self) -> None:
         super().begin()
-        self._queue = Queue(self._policy, seed=0)
+        self._queue = Queue(self._policy, seed=0, clock=self._clock)
 
     def act(self, observation: Observation | None) -> tuple[np.ndarray, bool]:
-        if self._queue.is_empty and observation is None:
+        if self._queue.needs_observation and observation is None:
             raise SettingError("a policy needs pictures, and dry_run=true renders none; leave dry_run out")
-        return self._queue.next(observation), True
+        action = self._queue.next(observation)
+        return action, self._queue.executed is not None  # who stands still is not pushed

@@ -75,6 +75,12 @@ def _of_plan(plan: Plan) -> list[dict[str, str]]:
             "Inputs were withheld from the policy or replaced. This is no result of the policy as it is meant to run."
         )
         found.append(_caveat("bad", f"Ablation: {plan.ablation}.", text))
+    if (clock := plan.policy.clock) is not None:
+        text = (
+            "Actions came so many control steps after their picture. Not comparable with rates of a simulator that "
+            "waits for its policy."
+        )
+        found.append(_caveat("warn", f"Delay: {clock['delay']} control steps, async={clock['async']}.", text))
     if plan.variant is not None:
         text = "Tasks of this suite were perturbed. Not comparable with rates on the original suite."
         found.append(_caveat("warn", f"Suite variant: {plan.variant}.", text))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rsd.clock import Clock
 from rsd.errors import RSDError
 from rsd.evaluation.plan import PlannedEpisode, hold_to_plan, missing_places
 from rsd.evaluation.results import (
@@ -31,6 +32,7 @@ from rsd.evaluation.results import (
 from rsd.evaluation.rollout import Episode
 from rsd.evaluation.trace import write_trace
 from rsd.evaluation.video import VideoError, check_ffmpeg, write_video
+from rsd.queue import NO_DELAY
 from rsd.record import shown
 from rsd.runs import resume_command
 from rsd.silence import patience, simulator_turn
@@ -55,11 +57,13 @@ class Recording:
         run_dir: Where videos, traces and the log of crashes go.
         every_step: Render every control step of recorded episodes, and not only those that the policy sees.
         clip_actions: See `rsd.queue.executed_actions`.
+        clock: How late chunks are, and what is done meanwhile.
     """
 
     run_dir: Path
     every_step: bool = False
     clip_actions: bool = True
+    clock: Clock = NO_DELAY
 
 
 def resume_results(run_dir: Path, plan: Sequence[PlannedEpisode], tasks: Sequence[Task]) -> list[EpisodeResult]:
@@ -187,9 +191,13 @@ def run_episode(current: CurrentEnv, policy: Policy, planned: PlannedEpisode, re
     """
     env = current.env(planned.task_id)
     start = time.perf_counter()
-    every_step = recording.every_step
     episode = Episode(
-        env, policy, record=planned.record, record_every_step=every_step, clip_actions=recording.clip_actions
+        env,
+        policy,
+        record=planned.record,
+        record_every_step=recording.every_step,
+        clip_actions=recording.clip_actions,
+        clock=recording.clock,
     )
     error: str | None = None
     try:
@@ -215,7 +223,10 @@ def _with_files(
     """The result with its video and trace written; an episode whose video cannot be written keeps its outcome."""
     name = f"task{result.task_id:02d}_init{result.init_state_id:02d}"
     control_hz = episode.env.task.control_hz
-    fps = control_hz if recording.every_step else control_hz / num_open_loop_steps
+    between: float = num_open_loop_steps  # control steps between two frames
+    if recording.clock.delay:  # as many as it came to be
+        between = max(1, episode.num_steps / max(1, len(episode.frames) - 1))
+    fps = control_hz if recording.every_step else control_hz / between
     video, trace = f"videos/{name}.mp4", f"traces/{name}.json"
     try:
         write_video(recording.run_dir / video, episode.frames, fps)

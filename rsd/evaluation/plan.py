@@ -16,6 +16,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 
+from rsd.clock import ClockRecord
 from rsd.differences import differences, told
 from rsd.errors import RSDError
 from rsd.record import EntryError, check_seal, conform, read, shown, unsealed, write
@@ -85,6 +86,7 @@ class PolicyDescription:
         draft: Name of who drafts ("early", "micro", a control; of a policy's folder the part); None when nobody does.
         unnorm_key: The statistics that actions are un-normalised with.
         num_open_loop_steps: Actions executed of a chunk.
+        clock: How late chunks were, and what the robot did meanwhile; None where the simulator waits for them.
         options: The decoding's own ("num_draft_stages", …).
         base: What the base model was loaded with ("views", "dtype", …).
         checkpoints: Part ("base", "tokenizer", "head", "draft") to its checkpoint, without parts that are not used.
@@ -96,6 +98,7 @@ class PolicyDescription:
     draft: str | None = None
     unnorm_key: str | None = None
     num_open_loop_steps: Count | None = None
+    clock: ClockRecord | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     base: dict[str, Any] = dataclasses.field(default_factory=dict)
     checkpoints: dict[str, CheckpointName] = dataclasses.field(default_factory=dict)
@@ -109,7 +112,7 @@ class Plan:
     num_workers, max_batch: Processes that ran episodes, and the largest number of observations in one call of the
         policy: with more than one of either, milliseconds are those of a busy machine.
     variant: A perturbed version of the suite, or None.
-    ablation: What was withheld from the policy (the class's name), or None.
+    ablation: What was withheld from the policy (the class's name, of a broken camera with its options), or None.
     stopping: The rule that may end the run early, or None.
     score_versions: Packages whose version changes scores.
     allowed_versions: Package to a version that was accepted by name although scores are not comparable.

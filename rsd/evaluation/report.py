@@ -18,6 +18,7 @@ report.json:
                     trace}
     decoding        statistics.summarize_decoding
     work            statistics.summarize_work
+    delay           statistics.summarize_delay
     busy            null, or why milliseconds are those of a busy machine
     latency         latency.summarize_latency (ms per chunk)
     time            time_shares.summarize_time or null
@@ -44,7 +45,13 @@ from rsd.evaluation.plan import Plan, missing_places
 from rsd.evaluation.player import VIDEO, is_video, recorded_episodes
 from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_episodes
 from rsd.evaluation.sequential import VERDICT_FILE, read_verdict
-from rsd.evaluation.statistics import summarize_decoding, summarize_success, summarize_tasks, summarize_work
+from rsd.evaluation.statistics import (
+    summarize_decoding,
+    summarize_delay,
+    summarize_success,
+    summarize_tasks,
+    summarize_work,
+)
 from rsd.evaluation.time_shares import summarize_time
 from rsd.files import write_atomically
 from rsd.options import Options, any_path, reported
@@ -91,6 +98,7 @@ def build_report(
         "episodes": [{name: getattr(result, name) for name in EPISODE_FIELDS} for result in results],
         "decoding": summarize_decoding(totals),
         "work": summarize_work(results),
+        "delay": summarize_delay(results),
         "busy": None if plan is None else busy_note(plan),
         "latency": summarize_latency(results, num_steps / num_chunks if num_chunks else None),
         "time": summarize_time(results),
@@ -114,6 +122,9 @@ def flat_metrics(report: dict[str, Any]) -> dict[str, float]:
     metrics["early_exit_share"] = work["early_exit_share"]
     spent = ("base_layers", "model_ms")
     metrics |= {f"{name}_per_solved_episode": counters[name]["per_solved_episode"] for name in spent}
+    late = report["delay"]
+    metrics |= {"action_age_mean": late["age_mean"], "action_age_max": late["age_max"]}
+    metrics["still_share"] = late["still_share"]
     metrics |= {name: success[name] for name in ("success_low", "success_high", "num_episodes", "num_success")}
     return {name: value for name, value in metrics.items() if value is not None}
 

@@ -21,6 +21,7 @@ COUNTERS = {  # of work, as they stand in `EpisodeResult.stats`: what a reader c
     "visual_tokens": "Visual tokens",
     "draft_passes": "Draft passes",
     "target_passes": "Target passes",
+    "corrections": "Corrections of late chunks",
     "model_ms": "Model milliseconds",
 }
 
@@ -159,6 +160,29 @@ def summarize_work(results: Sequence[EpisodeResult]) -> dict[str, Any]:
         "num_success": num_success,
         "early_exit_share": None if early_exits is None else early_exits / num_chunks,
         "counters": counters,
+    }
+
+
+def summarize_delay(results: Sequence[EpisodeResult]) -> dict[str, Any]:
+    """How late actions were, crashed episodes included.
+
+    Returns:
+        num_steps, num_still (of them, those in which the robot stood still because no chunk was there), still_share
+        (None without steps), age_mean and age_max (control steps from the picture that an executed action came of to
+        the action; None where an episode with steps did not record it).
+    """
+    num_steps = sum(result.num_steps for result in results)
+    num_still = sum(result.num_still for result in results)
+    recorded = all(result.action_ages for result in results if result.num_steps > result.num_still)
+    ages = [(age, count) for result in results for age, count in enumerate(result.action_ages) if count]
+    num_executed = sum(count for _, count in ages)
+    told = bool(recorded and num_executed)
+    return {
+        "num_steps": num_steps,
+        "num_still": num_still,
+        "still_share": num_still / num_steps if num_steps else None,
+        "age_mean": sum(age * count for age, count in ages) / num_executed if told else None,
+        "age_max": max(age for age, _ in ages) if told else None,
     }
 
 

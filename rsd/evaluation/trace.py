@@ -5,7 +5,9 @@ The file holds:
     every_step  whether the video has a frame for every control step, or one for every observation
     success, num_steps
     chunks      list of {step: control step at which the chunk was asked for, frame: the video's frame that the policy
-                saw, num_executed: actions of it that were executed, actions [T][A], draft_actions [T][A] or null,
+                saw, num_executed: actions of it that were executed, first: index of the first of them, age: its control
+                steps since the picture (both null where none was), num_still: steps in which the robot stood still
+                until this chunk was there, actions [T][A], draft_actions [T][A] or null,
                 stats: the chunk's counters (rsd.work.Work), latency_ms, depth (stages that count) and
                 bound (largest change that later stages could make, by action dim) or null: as in rsd.types.Chunk}
 """
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from rsd.files import write_atomically
+from rsd.queue import Executed
 from rsd.record import line_of
 from rsd.types import Chunk
 
@@ -25,12 +28,15 @@ DIGITS = 5  # of actions and milliseconds
 
 
 def chunk_record(chunk: Chunk, *, step: int, frame: int) -> dict[str, Any]:
-    """An entry of "chunks"; num_executed is counted up by whoever executes."""
+    """An entry of "chunks" before any of its actions is executed; see `count_step`."""
     draft = chunk.draft_actions
     return {
         "step": step,
         "frame": frame,
         "num_executed": 0,
+        "first": None,
+        "age": None,
+        "num_still": 0,
         "actions": _rounded(chunk.actions),
         "draft_actions": None if draft is None else _rounded(draft),
         "stats": chunk.work,
@@ -38,6 +44,17 @@ def chunk_record(chunk: Chunk, *, step: int, frame: int) -> dict[str, Any]:
         "bound": None if chunk.bound is None else np.round(chunk.bound, DIGITS).tolist(),
         "latency_ms": {part: round(value, DIGITS) for part, value in chunk.latency_ms.items()},
     }
+
+
+def count_step(chunks: list[dict[str, Any]], executed: Executed | None) -> None:
+    """Count a control step to the chunk whose action it was, or to the one that was waited for."""
+    if executed is None:
+        chunks[-1]["num_still"] += 1
+        return
+    chunk = chunks[executed.number]
+    chunk["num_executed"] += 1
+    if chunk["first"] is None:
+        chunk["first"], chunk["age"] = executed.index, executed.age
 
 
 def write_trace(

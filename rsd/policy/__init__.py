@@ -2,17 +2,20 @@
 
 from rsd.policy.assemble import Checkpoints, assemble
 from rsd.policy.contract import IOContract, PolicyError
+from rsd.policy.corrected import CorrectedPolicy, load_corrected
 from rsd.policy.folder import describe_folder, load_folder, write_folder
 from rsd.policy.policy import Tokens, VLAPolicy
 
 __all__ = [
     "Checkpoints",
+    "CorrectedPolicy",
     "IOContract",
     "PolicyError",
     "Tokens",
     "VLAPolicy",
     "assemble",
     "describe_folder",
+    "load_corrected",
     "load_folder",
     "write_folder",
 ]

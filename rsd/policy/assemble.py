@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256, load_checkpoint
-from rsd.decoding import DRAFT, EARLIER, TARGET, Decoding, asks_tokens, stages_of_draft
+from rsd.decoding import DRAFT, EARLIER, TARGET, Decoding, asks_tokens, relaxed, stages_of_draft
 from rsd.files import stranger
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.loading import load_own
@@ -112,6 +112,8 @@ def _tokens(
             raise PolicyError(f"decoding {name} writes tokens, and there is no tokenizer; see phase=rfsq")
         loaded = load_tokenizer(Path(checkpoints.tokenizer), expected=expected, space=base.spec.space)
     tokenizer = None if loaded is None else loaded.tokenizer.to(where)
+    if tokenizer is not None and (rule := relaxed(decoding)) is not None:
+        check_relaxed(rule, tokenizer)
     target: Binder = Absent(TARGET)
     draft: Binder = Absent(DRAFT)
     training = f"python train.py phase=draft{' draft=numbers' if checkpoints.readout == NUMBERS else ''}"
@@ -160,7 +162,7 @@ def _tokens(
         else:
             assert tokenizer is not None
             stages = stages_of_draft(decoding, tokenizer.code_shape.num_stages, DRAFT if role == DRAFT else EARLIER)
-            eyes = load_eyes(folder, base.spec, device=str(where))
+            eyes = load_eyes(folder, base.spec, device=str(where), run_as=base)
             trained = head_at("draft", role, folder, stages, eyes)
         wanted = trained.point if point is None else point_name(point)
         if trained.point != wanted:
@@ -206,6 +208,21 @@ def _tokens(
     return Tokens(tokenizer, target, draft)
 
 
+def check_relaxed(rule: object, tokenizer: ActionTokenizer) -> None:
+    """See that a tokenizer's code lets a relaxed rule keep what it promises.
+
+    Raises:
+        PolicyError: the gripper has no bit of its own.
+        SettingError: its stages leave gaps, and nothing bounds what greedy refinement leaves over.
+    """
+    tokenizer.hand_over_bound()
+    if not all(row[-1][0] == 2 and set(row[-1][1:]) <= {1} for row in tokenizer.code_shape.levels):
+        raise PolicyError(
+            f"accept {type(rule).__name__} keeps the gripper exact, and tokenizer {type(tokenizer).__name__} has no "
+            "bit of its own for it; choose quantizer=dct_d3, or accept=exact"
+        )
+
+
 def in_numbers_alone(decoding: Decoding, checkpoints: Checkpoints) -> bool:
     """Whether whoever a decoding asks says numbers, so that nobody needs a tokenizer."""
     if TARGET in decoding.needs or checkpoints.control is not None or checkpoints.draft is None:
@@ -242,8 +259,23 @@ def two_exits(
     return TwoExits(earlier, later, tokenizer)
 
 
-def load_eyes(draft: Path, base: BaseSpec, *, device: str) -> OpenVLABase | None:
+def load_eyes(
+    draft: Path,
+    base: BaseSpec,
+    *,
+    device: str,
+    kind: str = DRAFT,
+    produce: str = MICRO,
+    run_as: BaseModel | None = None,
+) -> OpenVLABase | None:
     """The base model that a draft has of its own; None for a draft that reads the policy's.
+
+    Args:
+        draft: Its folder.
+        base: Of the policy's base model.
+        device: Where it runs.
+        kind, produce: Of the checkpoint, where it is no draft's, and what makes one.
+        run_as: The policy's base model: graphs and pictures on the device serve both. Eight bits are its own.
 
     Raises:
         CheckpointError: it is damaged, is not the one that the draft was trained with, or sees what the policy's base
@@ -252,18 +284,22 @@ def load_eyes(draft: Path, base: BaseSpec, *, device: str) -> OpenVLABase | None
     folder = draft / EYES
     if not folder.is_dir():
         return None
-    provenance = load_checkpoint(draft, kind="draft", produce=MICRO).provenance
-    record, remedy = folder / JSON_FILE, f"fetch it again, or run {MICRO}"
+    provenance = load_checkpoint(draft, kind=kind, produce=produce).provenance
+    record, remedy = folder / JSON_FILE, f"fetch it again, or run {produce}"
     if not record.is_file():
         raise CheckpointError(f"{record} does not exist; {remedy}")
     if provenance.get(EYES) != file_sha256(record):
-        another = f"{folder} is not what draft {draft} was trained with; {remedy}"
+        another = f"{folder} is not what {kind} {draft} was trained with; {remedy}"
         raise CheckpointError(stranger(record, remedy) or another)
-    eyes = load_own(folder, device=device)
+    execution, pictures = "eager", "cpu"
+    if isinstance(run_as, OpenVLABase):
+        execution = "compiled" if run_as.execution == "fp8" else run_as.execution
+        pictures = run_as.pictures_on
+    eyes = load_own(folder, device=device, execution=execution, pictures=pictures)
     more = sorted(set(eyes.spec.views) - set(base.views))
     if more or eyes.spec.proprio_dim not in (None, base.proprio_dim):
         raise CheckpointError(
-            f"draft {draft} sees {list(eyes.spec.views)} and proprio of {eyes.spec.proprio_dim} dims, the base model "
-            f"{list(base.views)} and {base.proprio_dim}; train it again with {MICRO}"
+            f"{kind} {draft} sees {list(eyes.spec.views)} and proprio of {eyes.spec.proprio_dim} dims, the base model "
+            f"{list(base.views)} and {base.proprio_dim}; train it again with {produce}"
         )
     return eyes

@@ -4,8 +4,8 @@
         schema               int, this layout's version
         parts                part → {path, sha256}: base, tokenizer, head, draft, micro (a draft with eyes of its own),
                              numbers (a draft in numbers), earlier (a draft at an earlier point than the one that
-                             drafts), and visual_tokens where a scorer chooses them; the hash is of its
-                             checkpoint.json, which holds that of the weights
+                             drafts), correction (of late chunks), and visual_tokens where a scorer chooses them; the
+                             hash is of its checkpoint.json, which holds that of the weights
         base                 arguments of `load_base` beside the checkpoint; visual_tokens as {kind, num_tokens, …}
         space                digest of the base model's space
         num_open_loop_steps  actions of a chunk that are executed
@@ -37,6 +37,7 @@ from rsd.policy.policy import VLAPolicy
 from rsd.record import EntryError, conform, read, shown, write
 from rsd.settings import Count
 from rsd.stages import Binder
+from rsd.stages.correction import KIND as CORRECTION
 from rsd.stages.files import NUMBERS, TOKENS
 from rsd.tokenizer import ActionTokenizer
 
@@ -46,7 +47,7 @@ CALIBRATIONS = "calibrations"
 LONGEST = 250  # letters of a part's path; no file's name may be longer
 SCORER = "visual_tokens"
 DRAFTS = ("draft", "micro", NUMBERS)  # parts that can draft
-PARTS = ("base", "tokenizer", "head", *DRAFTS, EARLIER, SCORER)
+PARTS = ("base", "tokenizer", "head", *DRAFTS, EARLIER, CORRECTION, SCORER)
 BASE = {  # types of what entry "base" may hold, as far as JSON tells them
     "views": list[str],
     "use_proprio": bool,
@@ -139,7 +140,7 @@ def describe_folder(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     in_tokens = bool(decoding.needs) and not in_numbers_alone(decoding, drafts)
     asked = {"base": True, "tokenizer": in_tokens, "head": TARGET in decoding.needs and target != "base"}
     asked |= {part: part == drafting for part in DRAFTS}
-    asked[EARLIER] = EARLIER in decoding.needs
+    asked |= {EARLIER: EARLIER in decoding.needs, CORRECTION: False}  # whether one is asked is the clock's to say
     asked[SCORER] = SCORER in record["base"]
     chosen = options.get(SCORER)
     steps = options.get("num_open_loop_steps")

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsd.clock import Clock
 from rsd.decoding import Decoding, Noise
 from rsd.decoding.horizon import check_horizon
 from rsd.decoding.past import Past
 from rsd.policy.contract import IOContract, PolicyError
-from rsd.queue import Queue
+from rsd.queue import NO_DELAY, Queue
 from rsd.stages import Absent, Binder
 from rsd.tokenizer import ActionTokenizer
 from rsd.types import IN_NUMBERS, BaseModel, Chunk, Code, Memory, Pass, ReadsInstructions, Request
@@ -103,9 +104,17 @@ class VLAPolicy:
             visual_tokens=spec.visual_tokens,
         )
 
-    def queue(self, seed: int = 0) -> Queue:
-        """The actions of one episode, one by one: `policy.queue(seed=0).next(observation)`."""
-        return Queue(self, seed=seed, limits=self.base.spec.space.limits)
+    def queue(self, seed: int = 0, clock: Clock = NO_DELAY) -> Queue:
+        """The actions of one episode, one by one: `policy.queue(seed=0).next(observation)`.
+
+        Raises:
+            DelayError: the clock leaves nothing of a chunk.
+            PolicyError: it is one that corrects.
+        """
+        clock.check(self.base.spec.chunk_length)
+        if clock.corrects and clock.delay:
+            raise PolicyError("async=corrected needs the policy's correction; see rsd.policy.load_corrected")
+        return Queue(self, seed=seed, limits=self.base.spec.space.limits, clock=clock)
 
     def check_instructions(self, instructions: Sequence[str], where: Mapping[str, str] | None = None) -> None:
         """See `rsd.types.ReadsInstructions`."""
@@ -122,6 +131,8 @@ class VLAPolicy:
         """
         if not requests:
             return []
+        if any(request.corrects for request in requests):
+            raise PolicyError("a request that corrects came to a policy without a correction")
         start = time.perf_counter()
         looked = self.base.look([request.observation for request in requests])
         clock = looked.clock
@@ -133,10 +144,10 @@ class VLAPolicy:
             code = self.decoding.run(target, draft, self._levels, noise, past)
         normalized = self._decode(code, looked)  # [B, T, A]
         with clock.part("unnormalize"):
-            actions = self._to_robot(normalized)
+            actions = self.to_robot(normalized)
         stages = code.depth.clamp_min(0)  # [B]  IN_NUMBERS is none
         if self._tokenizer is not None:
-            code.bound = self._bounds[stages]  # [B, A]
+            code.bound = self._bound(code, stages)
         work = looked.work + code.work
         num_steps = [self.num_open_loop_steps] * len(requests)
         if code.num_steps is not None:
@@ -150,7 +161,7 @@ class VLAPolicy:
                 latency_ms=dict(latency_ms),
                 model_ms=latency_ms["total"] / len(requests),
                 depth=None if self._tokenizer is None else int(stages[row]),
-                bound=None if code.bound is None else code.bound[row].float().cpu().numpy(),
+                bound=None if code.bound is None else _certified(code.bound[row]),
                 memory=Memory(
                     normalized[row].float().cpu().numpy(), num_unverified=_unverified(request.memory, work.row(row))
                 ),
@@ -184,7 +195,12 @@ class VLAPolicy:
             chunks[code.depth == depth] = part
         return chunks
 
-    def _to_robot(self, normalized: Tensor) -> np.ndarray:
+    def _bound(self, code: Code, stages: Tensor) -> Tensor:
+        """`Code.bound` of every row, [B, A]: what the decoding says, else what is beyond its stages [B] can make."""
+        tail = self._bounds[stages]
+        return tail if code.bound is None else torch.where(code.bound.isnan(), tail, code.bound)
+
+    def to_robot(self, normalized: Tensor) -> np.ndarray:
         """Model space [..., T, A] → robot commands, float64."""
         space = self.base.spec.space
         actions = space.to_robot(normalized.float().cpu().numpy())
@@ -197,7 +213,7 @@ class VLAPolicy:
         if code.proposal is None or self._tokenizer is None:
             return None
         decoded = self._tokenizer.decode(code.proposal[row : row + 1])
-        return self._to_robot(_finite(decoded, "the tokenizer"))[0]
+        return self.to_robot(_finite(decoded, "the tokenizer"))[0]
 
 
 def _finite(actions: Tensor, part: str) -> Tensor:
@@ -205,6 +221,11 @@ def _finite(actions: Tensor, part: str) -> Tensor:
     if not bool(actions.isfinite().all()):
         raise PolicyError(f"{part} produced NaN or infinite actions; check its weights and dtype")
     return actions
+
+
+def _certified(bound: Tensor) -> np.ndarray | None:
+    """A row's bound [A]; None where it is infinite."""
+    return bound.float().cpu().numpy() if bool(bound.isfinite().all()) else None
 
 
 def held(actions: np.ndarray, num_steps: int) -> np.ndarray:

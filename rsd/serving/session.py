@@ -2,7 +2,7 @@
 
 What surprises:
 * The harness asks for one action a control step and sends pictures each time. So the action queue is here: a chunk is
-  predicted from the pictures that come when the queue is empty; those in between are not even decoded.
+  predicted from the pictures that come when the queue needs some; those in between are not even decoded.
 * A client waits for an answer to hello and to observation only. An answer to anything else would be taken for that of
   the next observation, and all later ones would be off by one. So what is wrong with an episode_start is said when its
   first observation comes.
@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from rsd.clock import Clock
 from rsd.evaluation.plan import episode_seed
-from rsd.queue import Queue
+from rsd.queue import NO_DELAY, Queue
 from rsd.serving.messages import (
     MessageError,
     ObservationReader,
@@ -46,17 +47,27 @@ class Session:
         seed: The run's seed. From it follow the same seeds of episodes and chunks as in `eval.py`, whatever connection
             runs an episode, and whatever ran before.
         about: What the hello says of this server beside the protocol, msgpack types; the harness keeps it with results.
+        clock: How late chunks are, and what the robot does meanwhile: for a client whose simulator waits.
     """
 
-    def __init__(self, policy: Policy, *, reader: ObservationReader, seed: int, about: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        reader: ObservationReader,
+        seed: int,
+        about: dict[str, Any],
+        clock: Clock = NO_DELAY,
+    ) -> None:
         self._policy = policy
+        self._clock = clock
         self._reader = reader
         self._seed = seed
         self._about = about
         self._greeted = False
         self._task: dict[str, Any] | None = None  # of the running episode
         self._why_no_task = "no episode_start came on this connection"
-        self._queue = Queue(policy, seed=seed)  # of the running episode
+        self._queue = Queue(policy, seed=seed, clock=clock)  # of the running episode
 
     def answer(self, message: Any) -> dict[str, Any] | None:
         """The message to send back; None for one that needs no answer.
@@ -119,15 +130,16 @@ class Session:
             log.warning("the episode cannot start: %s", in_short(error))
             return
         seed = episode_seed(self._seed, self._task["task_id"], self._task["episode_idx"])
-        self._queue = Queue(self._policy, seed=seed)
+        self._queue = Queue(self._policy, seed=seed, clock=self._clock)
 
     def _act(self, payload: dict[str, Any]) -> np.ndarray:
-        """The next action, [A], float64; predicts a chunk when there is none left."""
+        """The next action, [A], float64; predicts a chunk when it is time for the next."""
         if self._task is None:
             raise MessageError(f"an observation came outside of an episode: {self._why_no_task}")
-        if not self._queue.is_empty and "task_description" in payload:
+        if not self._queue.needs_observation and "task_description" in payload:
             read_instruction(payload)
-        observation = self._reader.read(payload) if self._queue.is_empty else None  # those between are not decoded
+        # those between are not decoded
+        observation = self._reader.read(payload) if self._queue.needs_observation else None
         if observation is not None:
             self._understand(observation)
         return self._queue.next(observation)

@@ -168,7 +168,7 @@ def load_stage_head(
             f"{kind} {directory} sees in the space {eyes.space.name!r}, {eyes.space.digest}, the base model acts in "
             f"{base.space.name!r}, {base.space.digest}; {remedy}"
         )
-    _check_made_for(f"{kind} {directory}", loaded, made_for, command, remedy)
+    check_made_for(f"{kind} {directory}", loaded.provenance, as_stored(made_for), command, remedy)
     try:
         with torch.device("meta"):  # sizes are held to those of the weights before memory is taken for them
             outline = StageHead(code_shape=code_shape, states_per_step=states, **config.size)
@@ -199,7 +199,7 @@ def load_numbers(directory: Path, *, base: BaseSpec) -> tuple[NumberHead, str]:
     if chunk != of_base:
         raise CheckpointError(f"draft {directory} says chunks of {chunk}, the base model's are {of_base}; {remedy}")
     _check_point(f"draft {directory}", config.point, base, remedy)
-    _check_made_for(f"draft {directory}", loaded, made_for, command, remedy)
+    check_made_for(f"draft {directory}", loaded.provenance, as_stored(made_for), command, remedy)
     try:
         with torch.device("meta"):  # as above
             outline = NumberHead(**config.size)
@@ -237,15 +237,25 @@ def _check_point(who: str, point: str, base: BaseSpec, remedy: str) -> None:
         raise CheckpointError(f"{who} reads {shown(point)}, the base model has {', '.join(base.points)}; {remedy}")
 
 
-def _check_made_for(who: str, loaded: Checkpoint, made_for: dict[str, Any], command: str, remedy: str) -> None:
-    """Hold a provenance to what is here."""
-    _check_visual_tokens(who, loaded.provenance["base"], as_stored(made_for)["base"], command)
-    for name, value in as_stored(made_for).items():
-        stored = loaded.provenance[name]
-        if stored != value:
+def check_made_for(who: str, provenance: dict[str, Any], here: dict[str, Any], command: str, remedy: str) -> None:
+    """See that a checkpoint was made for what is here.
+
+    Args:
+        who: What and where it is, for messages.
+        provenance: The checkpoint's, which has every entry of `here`.
+        here: What it must say, as stored; "base" is a fingerprint.
+        command: What makes it.
+        remedy: What to do, where no other word is better.
+
+    Raises:
+        CheckpointError: it was made for something else.
+    """
+    _check_visual_tokens(who, provenance["base"], here["base"], command)
+    for name, value in here.items():
+        if provenance[name] != value:
             raise CheckpointError(
-                f"{who} was made for another {name}: {_short(stored, value)} in the checkpoint, "
-                f"{_short(value, stored)} here; {_restamp(stored, value) or remedy}"
+                f"{who} was made for another {name}: {_short(provenance[name], value)} in the checkpoint, "
+                f"{_short(value, provenance[name])} here; {_restamp(provenance[name], value) or remedy}"
             )
 
 
@@ -288,9 +298,13 @@ def former_point(layer: int, states_per_step: int) -> str:
 
 
 def _restamp(stored: Any, here: Any) -> str | None:
-    """What to do when the same weights are described in another way than an earlier version did; None when not."""
+    """What to do when the same weights are run with another precision, or were described otherwise by an earlier
+    version; None when neither.
+    """
     if not (isinstance(stored, dict) and isinstance(here, dict)):
         return None
+    if ("fp8" in stored) != ("fp8" in here):
+        return "states in eight bits are others: run it as it was trained (model.backbone.execution), or train it again"
     same = stored.get("weights_sha256") == here.get("weights_sha256") is not None
     if not same or stored.keys() == here.keys():
         return None

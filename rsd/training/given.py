@@ -137,6 +137,31 @@ class DistilledFrames(FrameDataModule, Protocol):
         """What identifies the base model, as JSON."""
 
 
+class LateBatch(DistilledBatch):
+    """Frames, what the base model does in them, and what it did before.
+
+    Attributes:
+        old_actions: Its chunks of the frames 1, 2, … K steps before, model space, [B, K, T, A], float32.
+        num_old: How many of these frames there are in the episode, 0..K, [B], int64; behind them stands the first's.
+    """
+
+    old_actions: Tensor
+    num_old: Tensor
+
+
+class LateFrames(DistilledFrames, Protocol):
+    """Batches are LateBatch."""
+
+    @property
+    def max_delay(self) -> int:
+        """K."""
+
+
+def late_frames_of(trainer: Trainer) -> LateFrames:
+    """The datamodule of phase=correction."""
+    return _handed_over(trainer)
+
+
 def distilled_frames_of(trainer: Trainer) -> DistilledFrames:
     """The datamodule of phase=draft draft=micro."""
     return _handed_over(trainer)

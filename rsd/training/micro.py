@@ -11,28 +11,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from rsd.checkpoint import JSON_FILE, file_sha256
 from rsd.errors import SettingError
-from rsd.images import augment, center_crop
-from rsd.models.openvla.loading import save_base
-from rsd.models.openvla.segments import l1_head
 from rsd.points import HEAD
 from rsd.settings import ChunkLength, Decay, NotNegative, Share, Side, Views, checked
 from rsd.stages import StageHead
-from rsd.stages.files import EYES
-from rsd.training.given import DistilledBatch, distilled_frames_of
-from rsd.training.oft import small_base
-from rsd.training.randomness import step_generator
+from rsd.training.eyes import OwnEyes
+from rsd.training.given import distilled_frames_of
 from rsd.training.stage_head import StageHeadModule
 from rsd.types import HiddenStateBatch
 
 MAX_PARAMETERS = 1_500_000  # more is no micro draft: it would cost what it saves
 
 
-class MicroModule(StageHeadModule):
+class MicroModule(OwnEyes, StageHeadModule):
     """A stage head as in `StageHeadModule`, on a small base model that is trained with it.
 
     Args:
@@ -80,17 +73,7 @@ class MicroModule(StageHeadModule):
         self.space = datamodule.space
         self.require_space()
         instructions = datamodule.train.instructions()
-        self.eyes = small_base(
-            self.architecture,
-            image_size=self.image_size,
-            views=self.views,
-            use_proprio=self.use_proprio,
-            chunk_length=self.chunk_length,
-            space=self.space,
-            instructions=instructions,
-            seed=self.seed,
-        )
-        self.model = self.eyes.model
+        self.open_eyes(self.space, instructions)
         self.head = StageHead(
             code_shape=self.tokenizer.code_shape,
             hidden_dim=self.model.llm_config.hidden_size,
@@ -103,32 +86,11 @@ class MicroModule(StageHeadModule):
             raise SettingError(
                 f"draft {count:,} parameters, expected at most {MAX_PARAMETERS:,}; make draft.architecture smaller"
             )
-        self.prompts = self.eyes.prompts(sorted(set(instructions)))
-        self.prompt_rows = {text: row for row, text in enumerate(sorted(set(instructions)))}
         self._numbers: Tensor | None = None  # the small model's own chunk of the last batch
 
     def _states(self, batch: HiddenStateBatch) -> Tensor:
         """What the head reads, [B, T, H]; the chunk is kept for the loss."""
-        frames: DistilledBatch = batch  # type: ignore[assignment]  # the datamodule's
-        pictures = frames["pictures"].flatten(0, 1)  # [B*M, S, S, 3]
-        if self.training and self.image_augmentation:
-            pictures = augment(pictures, step_generator(self.seed, self.global_step, stream=1, rank=self.global_rank))
-        else:
-            pictures = center_crop(pictures)
-        rows = [self.prompt_rows[text] for text in frames["instructions"]]
-        inputs = {"pixel_values": self.eyes.pixel_values(pictures)}
-        inputs |= {name: value[rows] for name, value in self.prompts.items()}
-        if self.use_proprio:
-            proprio = self.eyes.normalized_proprio([*frames["proprio"].cpu().numpy()])  # [B, P]
-            if self.training and self.proprio_dropout:
-                generator = step_generator(self.seed, self.global_step, stream=2, rank=self.global_rank)
-                proprio = proprio * (torch.rand(len(proprio), generator=generator) >= self.proprio_dropout)[:, None]
-            inputs["proprio"] = proprio
-        inputs = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
-        last = self.model.num_layers
-        states, _ = self.model(**inputs, chunk_length=self.eyes.chunk_length, layers=[last])
-        features = l1_head(self.model).features(states[last])
-        self._numbers = l1_head(self.model).chunk(features)
+        features, self._numbers = self.look_at(batch)  # type: ignore[arg-type]  # the datamodule's are DistilledBatch
         return features
 
     def training_step(self, batch: HiddenStateBatch, batch_idx: int) -> Tensor:
@@ -143,8 +105,5 @@ class MicroModule(StageHeadModule):
 
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, Any]:
         """Write the checkpoint, the small model in its folder inside, and the plot; return the metrics."""
-        eyes = directory.with_name(EYES)
-        save_base(eyes, self.eyes, {**provenance, "unnorm_key": self.space.name})
-        report = super().export(directory, {**provenance, EYES: file_sha256(eyes / JSON_FILE)})
-        eyes.rename(directory / EYES)
-        return report
+        with self.kept_eyes(directory, provenance) as kept:
+            return super().export(directory, {**provenance, **kept})

@@ -3,7 +3,9 @@
 import pytest
 from hydra.errors import InstantiationException
 
-from rsd.commands.configured import folder_options, policy_fields
+import rsd
+from rsd.clock import Clock, DelayError, Naive
+from rsd.commands.configured import check_clock, configured_clock, folder_options, policy_fields
 from rsd.commands.entry_point import cause_of
 from rsd.errors import SettingError
 from tests.test_configs import composed
@@ -36,6 +38,42 @@ def test_an_earlier_draft_goes_to_the_parts_of_a_composed_policy_and_into_the_pl
     assert fields["options"]["tolerance"] == 0.02 and fields["checkpoints"]["earlier"] == fields["checkpoints"]["draft"]
     plain = policy_fields(composed("eval", overrides[:1]), overrides[:1])
     assert plain["options"]["tolerance"] is None and plain["checkpoints"]["earlier"] is None
+
+
+@pytest.mark.parametrize("name", ["eval", "serve"])
+def test_delay_and_async_make_the_clock(name):
+    def clock(*overrides):
+        return configured_clock(composed(name, ["policy=released", *overrides]), ["policy=released", *overrides])
+
+    assert clock() == Clock(delay=0) and clock("delay=2") == Clock(delay=2)
+    assert clock("decoding=l1", "delay=2", "async=naive") == Naive(delay=2) != Clock(delay=2)
+    with pytest.raises(InstantiationException) as raised:
+        clock("async=rtc")
+    assert "async=rtc is real-time chunking" in str(cause_of(raised.value))
+    for delay in ("-1", "1.5", "two", "null"):
+        with pytest.raises(SettingError, match=r"delay is .*, expected a whole number of at least 0"):
+            clock(f"delay={delay}")
+
+
+@pytest.mark.parametrize("policy", [["policy=released"], []])
+def test_a_delay_is_held_to_the_chunk_before_anything_is_loaded(policy):
+    overrides = [*policy, "delay=8", "async=naive"]
+    with pytest.raises(DelayError, match="delay=8 with async=naive, but a chunk has 8 actions"):
+        configured_clock(composed("eval", overrides), overrides)
+
+
+def test_nobody_stands_still_who_does_not_know_how():
+    policy = rsd.load("released", decoding="l1")
+    check_clock(policy, Naive(delay=7))
+    with pytest.raises(DelayError, match="a chunk has 8 actions"):
+        check_clock(policy, Naive(delay=8))
+    with pytest.raises(DelayError, match="a chunk has 8 actions"):
+        policy.queue(clock=Naive(delay=8))
+    assert policy.queue(clock=Clock(delay=2)).needs_observation
+    object.__setattr__(policy.base.spec.space, "gripper", "unchanged")
+    check_clock(policy, Clock())
+    with pytest.raises(SettingError, match=r"delay=1 has the robot stand still at times, .* space has 'unchanged'"):
+        check_clock(policy, Clock(delay=1))
 
 
 @pytest.mark.parametrize("decoding", ["exit", "early_exit"])

@@ -101,7 +101,7 @@ def test_a_required_choice_is_asked_for_in_one_line(tmp_path):
             "logger is null, which is no choice; choose a logger: logger=csv logger=wandb; --help",
         ),
         ("train", "trainer=", "trainer is '', which is no choice; choose a trainer: trainer=cpu trainer=finetune "),
-        ("train", "phase=null", "phase is null, which is no choice; choose a phase: phase=draft phase=head "),
+        ("train", "phase=null", "phase is null, which is no choice; choose a phase: phase=correction phase=draft "),
         ("train", "paths=null", "paths is null, which is no choice; choose a paths: paths=default; --help"),
         ("train", "hydra/launcher=null", "hydra/launcher is null, which is no choice; choose a hydra/launcher"),
         ("train", "experiment=null", "experiment is null, which is no choice; leave out experiment=null for none, or "),
@@ -112,7 +112,11 @@ def test_a_required_choice_is_asked_for_in_one_line(tmp_path):
         ),
         ("cache", "hidden_states@cache=null", "hidden_states is null, which is no choice; choose a hidden_states: "),
         ("eval", "decoding=[]", "decoding is [], expected one choice; choose a decoding: decoding=depth_ar "),
-        ("train", "phase=[rfsq,oft]", "phase is ['rfsq', 'oft'], expected one choice; choose a phase: phase=draft "),
+        (
+            "train",
+            "phase=[rfsq,oft]",
+            "phase is ['rfsq', 'oft'], expected one choice; choose a phase: phase=",
+        ),
         ("eval", "ablation=null,zero_proprio", "ablation is null, which is no choice; leave out ablation=null,zero_"),
     ],
 )

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from rsd.clock import Clock
 from rsd.demos.policy_demonstrator import PolicyDemonstrator
 from rsd.types import Chunk
 from tests.fakes import PointMassEnv
@@ -29,10 +30,11 @@ class CountingPolicy:
 class Demonstrator(PolicyDemonstrator):
     """Without a simulator's scene, of which a policy's demonstrator reads nothing when it acts."""
 
-    def __init__(self, policy):
+    def __init__(self, policy, **options):
         goals = [["on", "bowl_1", "plate_1"]]
         domain = SimpleNamespace(parsed_problem={"goal_state": goals}, object_sites_dict={}, fixtures_dict={})
-        super().__init__(SimpleNamespace(simulator=SimpleNamespace(env=domain)), make_policy=lambda: policy)
+        env = SimpleNamespace(simulator=SimpleNamespace(env=domain))
+        super().__init__(env, make_policy=lambda: policy, **options)
         self._skill = SimpleNamespace(begin=lambda: None)
 
 
@@ -45,6 +47,17 @@ def test_actions_come_from_the_first_steps_of_each_chunk_clipped():
     assert all(action[1] == -1.0 and harmless for action, harmless in steps) and len(policy.seen) == 2
     demonstrator.begin()  # a new episode begins with a new chunk
     assert demonstrator.act(observation)[0][0] == pytest.approx(0.30)
+
+
+def test_a_demonstrator_whose_chunks_are_late_stands_still_undisturbed():
+    observation = PointMassEnv(image_size=16).reset(0)
+    demonstrator = Demonstrator(CountingPolicy(), clock=Clock(delay=2))
+    for _ in range(2):  # the second episode waits again
+        demonstrator.begin()
+        steps = [demonstrator.act(observation) for _ in range(6)]
+        assert [harmless for _, harmless in steps] == [False, False, True, True, True, False]
+        assert [action[6] for action, _ in steps] == [-1, -1, 0, 0, 0, 0]
+        assert not steps[0][0][:6].any() and not steps[5][0][:6].any()
 
 
 def test_without_pictures_it_says_so():

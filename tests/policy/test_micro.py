@@ -257,7 +257,7 @@ def test_a_chunk_that_is_held_repeats_its_last_action_and_a_shorter_horizon_exec
     assert held.num_steps == 10 and (held.actions[:8] == expected.actions).all()
     assert (held.actions[8:] == expected.actions[-1]).all()
     queue = make(counted, root, Hold(full=L1(), num_repeats=2)).queue(seed=0)
-    actions = [queue.next(observation(0) if queue.is_empty else None) for _ in range(11)]
+    actions = [queue.next(observation(0) if queue.needs_observation else None) for _ in range(11)]
     assert queue.num_chunks == 2 and (actions[9] == actions[7]).all()
     (short,) = run_episode(make(counted, root, FixedHorizon(full=L1(), num_steps=3)), 1)
     assert short.num_steps == 3 and (short.actions == expected.actions).all()

@@ -191,7 +191,7 @@ def test_the_policys_queue_hands_out_its_first_steps_within_the_spaces_limits(ba
     assert chunk.num_steps == 3
     for step in range(3):
         np.testing.assert_array_equal(queue.next(observation(0)), np.clip(chunk.actions[step], -1, 1))
-    assert queue.is_empty and queue.num_chunks == 1
+    assert queue.needs_observation and queue.num_chunks == 1
 
 
 # --- what goes wrong

@@ -31,11 +31,11 @@ class NumberingPolicy:
 def test_the_first_actions_of_each_chunk_are_handed_out_and_the_account_is_kept():
     policy = NumberingPolicy()
     queue = Queue(policy, seed=7, limits=(-10.0, 10.0))
-    assert queue.is_empty and queue.chunk is None
+    assert queue.needs_observation and queue.chunk is None
     actions = []
     for step in range(7):
         actions.append(float(queue.next(SEEN if step % 3 == 0 else None)[0]))  # between chunks nobody has to look
-        assert queue.is_empty == (step % 3 == 2)
+        assert queue.needs_observation == (step % 3 == 2)
     assert actions == pytest.approx([1.0, 1.01, 1.02, 2.0, 2.01, 2.02, 3.0])
     assert queue.num_chunks == 3 and queue.model_ms == 6.0
     assert queue.work == {"num_chunks": 3, "target_passes": 1 + 2 + 3, "accept_counts": [3, 0]}

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 
+from rsd.clock import Naive
 from rsd.evaluation.plan import plan_episodes
 from rsd.evaluation.rollout import Episode
 from rsd.serving.messages import CAMERAS, ObservationReader, ProtocolVersionError, decode_array, encode_array
@@ -27,8 +28,8 @@ class SeedKeepingPolicy(SeeingPolicy):
         return super().predict(requests)
 
 
-def started(policy, *, task=TASK, reader=READER) -> Session:
-    session = Session(policy, reader=reader, seed=7, about={"model_server": "rsd"})
+def started(policy, *, task=TASK, reader=READER, **options) -> Session:
+    session = Session(policy, reader=reader, seed=7, about={"model_server": "rsd"}, **options)
     session.answer(HELLO)
     session.answer(message("episode_start", {"task": task}))
     return session
@@ -66,6 +67,16 @@ def test_one_chunk_lasts_for_its_open_loop_steps():
     assert [action[1] for action in actions] == [10, 10, 10, 13, 13]  # from the picture that came first, and fourth
     assert actions[0] == [0, 10, 100, 110, 200, 3.5, 1]
     assert len(policy.seen) == 2
+
+
+def test_a_server_with_a_delay_decodes_what_its_clock_asks_for():
+    """Chunks of four: the first is waited for, and of the second the first action is over."""
+    policy = TellingPolicy(num_open_loop_steps=4)
+    session = started(policy, clock=Naive(delay=1))
+    actions = [act(session, first_pixel=10 + step) for step in range(7)]
+    assert actions[0] == [0, 0, 0, 0, 0, 0, -UNIT]
+    assert [action[0] for action in actions[1:]] == [0, 1, 2, 3, 1, 2]
+    assert [action[1] for action in actions[1:]] == [10, 10, 10, 10, 14, 14] and len(policy.seen) == 2
 
 
 def test_a_new_episode_forgets_the_queue():

@@ -12,7 +12,8 @@ from hydra.utils import instantiate
 
 import rsd
 from rsd.queue import Queue
-from scripts.record_policy import EPISODE_TASK, SEED, SUITES, arithmetic_id
+from scripts.record_policy import EPISODE_TASK, SUITES, arithmetic_id
+from scripts.recorded import SEED
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.sim
@@ -36,7 +37,7 @@ def test_an_episode(suite, recorded):
     observation, executed, success = env.reset(0), [], False
     while not success and len(executed) < env.task.max_steps:
         executed.append(queue.next(observation))
-        step = env.step(executed[-1], observe=queue.is_empty)
+        step = env.step(executed[-1], observe=queue.needs_observation)
         observation, success = step.observation, step.success
     env.close()
     assert success == bool(recorded[f"episode.{suite}.success"])
