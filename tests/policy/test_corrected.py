@@ -1,7 +1,10 @@
 """async=corrected: what a correction changes, what it costs, and what it was not trained for."""
 
+import importlib
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import torch
 
 from rsd.checkpoint import CheckpointError, file_sha256, save_checkpoint
 from rsd.clock import Clock, Corrected, Naive
+from rsd.commands import entry_point
 from rsd.commands.configured import check_clock, configured_policy, policy_fields
 from rsd.decoding import L1
 from rsd.errors import SettingError
@@ -21,10 +25,11 @@ from rsd.stages.files import EYES
 from rsd.types import Memory, Request
 from scripts.restamp import restamp
 from tests.evaluation.policies import SeeingPolicy
-from tests.models.openvla_tiny import UNNORM_KEY, build_base, observation, statistics
+from tests.models.openvla_tiny import SHORT, UNNORM_KEY, build_base, observation, statistics
 from tests.policy.policies import make_policy, save_parts
 from tests.test_configs import composed
 
+ROOT = Path(__file__).parents[2]
 DELAY = 3
 DELAYS = (1, 4)
 
@@ -246,3 +251,37 @@ def test_a_correction_of_another_base_model_is_not_taken_up(folder, tmp_path):
     save(other / "correction" / "tiny", build_base(seed=1))
     with pytest.raises(CheckpointError, match=r"correction.tiny was made for something else: base\."):
         restamp(other)
+
+
+def test_eval_runs_it_from_its_folder_and_the_report_tells(folder, tmp_path, monkeypatch, capfd):
+    """eval.py with its own configuration, in another environment than LIBERO's: one episode of 60 steps each."""
+    if not (folder / "correction" / "tiny").exists():
+        save(folder / "correction" / "tiny", load_own(folder / "base" / "tiny"), added=0.02)
+    restamp(folder)
+    monkeypatch.syspath_prepend(ROOT)
+    evaluation = importlib.import_module("eval")
+
+    def run_eval(name: str, *more: str):
+        run_dir = tmp_path / name
+        given = ["-cp", str(ROOT / "conf"), f"hydra.searchpath=[file://{ROOT}/tests/evaluation/conf]"]
+        given += ["env=point_mass", f"env.instruction='{SHORT}'", "env.num_tasks=1", "data=libero_spatial"]
+        given += ["num_trials=1", "save_videos=0", f"policy={folder}", f"hydra.run.dir={run_dir}", *more]
+        monkeypatch.setattr(sys, "argv", ["eval.py", *given])
+        try:
+            entry_point.run(evaluation.main, evaluation.CONFIG)
+        except SystemExit as stop:
+            assert not stop.code, f"{stop.code} {capfd.readouterr().err}"
+        return json.loads((run_dir / "report.json").read_text()), run_dir
+
+    report, run_dir = run_eval("corrected", "delay=3", "async=corrected")
+    policy = report["plan"]["policy"]
+    assert policy["clock"] == {"delay": 3, "async": "corrected"} and policy["decoding"] == "l1"
+    weights = json.loads((folder / "correction/tiny/checkpoint.json").read_text())["sha256"]
+    assert policy["checkpoints"]["correction"] == {"name": "tiny", "sha256": weights}
+    # chunks are asked for at 0, 8, 13, 18 … 58; the first is waited for, and the last has not come
+    assert report["delay"]["num_still"] == 3 and report["delay"]["age_max"] == 10
+    counted = {one["counter"]: one["total"] for one in report["work"]["counters"]}
+    assert report["work"]["num_chunks"] == 12 and counted["corrections"] == 10
+    assert "correction" in {one["part"] for one in report["latency"]["parts"]}
+    page = (run_dir / "report.html").read_text()
+    assert "Corrections of late chunks" in page and "Delay: 3 control steps, async=corrected." in page
