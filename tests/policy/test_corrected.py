@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -242,6 +243,18 @@ def test_a_folder_without_the_part_names_it_and_with_it_is_corrected(folder):
         assert policy_fields(*plain)["checkpoints"]["correction"] is None
         assert not isinstance(configured_policy(*plain), CorrectedPolicy)
     assert load_folder(folder, canaries=False).decoding == L1()
+
+
+def test_another_correction_than_the_folders_is_refused(folder, tmp_path):
+    other = tmp_path / "policy"
+    shutil.copytree(folder, other)
+    shutil.rmtree(other / "correction")
+    save(other / "correction" / "tiny", load_own(folder / "base" / "tiny"), added=0.5)
+    restamp(other)
+    part = other / "correction" / "tiny" / "checkpoint.json"
+    part.write_text(part.read_text().replace("  ", " "))
+    with pytest.raises(CheckpointError, match=r"correction of .* is not the one that policy\.json names"):
+        configured_policy(*options(other))
 
 
 def test_a_correction_of_another_base_model_is_not_taken_up(folder, tmp_path):
