@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from rsd.commands.entry_point import begin_run, report_errors, run
-from rsd.envs.ablations import with_ablation
+from rsd.envs.ablations import describe_ablation, with_ablation
 from rsd.evaluation.evaluate import Recording, check_all_kept, check_no_crash, resume_results
 from rsd.evaluation.parallel import device_names, evaluate_parallel
 from rsd.evaluation.plan import keep_plan
@@ -45,9 +45,10 @@ def main(cfg: DictConfig) -> float | None:
     ablation = instantiate(cfg.get("ablation"))
     require_base(cfg)
     fields, clock = policy_fields(cfg, overrides), configured_clock(cfg, overrides)
+    tasks = instantiate(cfg.env.tasks)
     plan = instantiate(cfg.plan)(
-        tasks=instantiate(cfg.env.tasks),
-        ablation=None if ablation is None else ablation.func.__name__,
+        tasks=tasks,
+        ablation=describe_ablation(ablation, tasks),
         stopping=None if stopping is None else describe_rule(stopping),
         policy=fields | {"clock": clock.to_json()},
     )

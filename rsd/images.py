@@ -115,12 +115,17 @@ def _sample_positions(start: Tensor, stop: Tensor, size: int) -> tuple[Tensor, T
 
 def center_crop(pictures: Tensor) -> Tensor:
     """Evaluation's crop: the central CROP_AREA of the picture, back at full size. [N, S, S, 3], uint8 in and out."""
+    box = center_box().to(pictures.device)
+    cropped = crop_and_resize(to_float(pictures), box.expand(len(pictures), 4))
+    return to_uint8(cropped.clamp(0, 1))
+
+
+def center_box() -> Tensor:
+    """The evaluation crop's box, [4], float32; see `crop_and_resize`."""
     # numpy's float32 root, as TensorFlow's: torch's is one ulp off, and the last bit moves pixels by a level
     side = np.sqrt(np.float32(CROP_AREA))
     start = (1 - side) / np.float32(2)
-    box = torch.tensor([start, start, start + side, start + side], device=pictures.device)
-    cropped = crop_and_resize(to_float(pictures), box.expand(len(pictures), 4))
-    return to_uint8(cropped.clamp(0, 1))
+    return torch.tensor([start, start, start + side, start + side])
 
 
 def adjust_brightness(pictures: Tensor, delta: Tensor) -> Tensor:

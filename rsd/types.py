@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor  # simulator workers and readers of records need no torch
 
 ALL_TOKENS = "all"  # of the pictures
+IN_NUMBERS = -1  # in the place of a depth: the code is no tokens, but a chunk
 IMAGE_VIEWS = ("image", "wrist_image")  # RLDS names: third person first, then wrist (OpenVLA-OFT's order)
 
 
@@ -97,13 +98,17 @@ class Code:
 
     Attributes:
         indices: [B, T, D, Q], int64.
-        depth: Leading stages that count, [B], int64, in 0..Q. 0: the base model's own chunk is executed instead.
+        depth: Leading stages that count, [B], int64, in 0..Q. 0: the base model's own chunk is executed instead;
+            IN_NUMBERS: `chunk` is.
         work: What the decoding did.
         proposal: The draft's first proposal, [B, T, D, m], int64; None without a draft.
-        bound: Largest error of each action dim that the stages beyond `depth` can make, model space, [B, A], float32;
-            None where nobody certifies one. The policy fills it in, from the tokenizer.
+        bound: Largest error of each action dim, model space, [B, A] or [B, 1], float32; inf where nobody certifies one.
+            A decoding says it of codes that are only near the target's: against the target's chunk. Where it says
+            none, None or NaN, the policy fills in what the stages beyond `depth` can make, from the tokenizer.
         num_steps: Steps of the chunk to execute, [B], int64; more than T repeats the last action; 0, and None for all
             rows, leaves it to the policy.
+        chunk: What a draft in numbers says, model space, [B, T, A], float32; of rows of depth IN_NUMBERS alone it
+            means something. None where no row is.
     """
 
     indices: Tensor
@@ -112,6 +117,7 @@ class Code:
     proposal: Tensor | None = None
     bound: Tensor | None = None
     num_steps: Tensor | None = None
+    chunk: Tensor | None = None
 
     def put(self, rows: Tensor, other: Code) -> None:
         """Let these rows, [n] int64, be what `other` says of them, and charge them with its work, too."""
@@ -121,6 +127,14 @@ class Code:
             if self.num_steps is None:
                 self.num_steps = self.depth.new_zeros(len(self.depth))
             self.num_steps[rows] = other.num_steps
+        if other.chunk is not None:
+            if self.chunk is None:
+                self.chunk = other.chunk.new_zeros(len(self.depth), *other.chunk.shape[1:])
+            self.chunk[rows] = other.chunk
+        if other.bound is not None:
+            if self.bound is None:
+                self.bound = other.bound.new_full((len(self.depth), other.bound.shape[1]), float("nan"))
+            self.bound[rows] = other.bound
 
 
 @dataclass(frozen=True)
@@ -259,6 +273,10 @@ class EpisodeResult:
         trace: Path of the episode's chunks as JSON, relative to the run directory, or None; see rsd.evaluation.trace.
         model_ms: Milliseconds of the policy for this episode: of each chunk the time of its call, divided by the number
             of observations in that call. 0 when it was not measured.
+        jerk: Mean absolute second difference of the executed motions (all action dims but the gripper), in units of an
+            action per control step squared; None of fewer than three steps, or where it was not measured.
+        chunk_steps: Control step at which each chunk was asked for; empty where it was not kept.
+        exit_steps: Those of them at which the chunk was decided before the base model's end.
         num_still: Control steps in which the robot stood still because no chunk was there; see `rsd.clock`.
         action_ages: Executed actions by age, entry n: those of n control steps after the picture that they came of.
     """
@@ -280,6 +298,9 @@ class EpisodeResult:
     time_s: dict[str, Measured] = field(default_factory=dict)
     trace: str | None = None
     model_ms: Measured = 0.0
+    jerk: Measured | None = None
+    chunk_steps: list[Total] = field(default_factory=list)
+    exit_steps: list[Total] = field(default_factory=list)
     num_still: Total = 0
     action_ages: list[Total] = field(default_factory=list)
 

@@ -3,14 +3,16 @@
     python -m scripts.benchmark_tokens --tokens 24 16 8 4                       # of released/; three minutes
     python -m scripts.benchmark_tokens --tokens 16 --scorer outputs/checkpoints/scorer/…
 
-Every selection sees one observation before any sees the next one, in an order drawn anew each time, as in
-benchmark_decodings.py. The distance is the mean absolute difference to the chunk of the same model with all of its
-tokens, model space. What surprises first: it says nothing about success; a chunk may be another one and as good.
+Every selection sees one observation before any sees the next one, in an order drawn anew each time. The distance is the
+mean absolute difference to the chunk of the same model with all of its tokens, model space. What surprises first: it
+says nothing about success; a chunk may be another one and as good.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,11 +24,20 @@ from rsd.checkpoint import load_checkpoint
 from rsd.decoding import L1
 from rsd.files import write_atomically
 from rsd.models.openvla.visual_tokens import KIND, PRODUCE, Grid, Learned, Random, VisualTokens
-from rsd.options import Options, any_path, held, reported
-from rsd.settings import Count
+from rsd.options import Options, any_path, held, new_file, reported
+from rsd.settings import Count, Device, Processes, require_device
 from rsd.types import ALL_TOKENS
-from scripts.benchmark_decodings import LEVEL, in_turn, options_of, times
-from scripts.record_policy import recorded_observations
+from scripts.latency.replay import LEVEL, RESAMPLES, in_turn
+from scripts.recorded import recorded_observations
+
+ROOT = Path(__file__).parents[1]
+WARMUP = 5  # chunks of each selection before those that count
+
+
+def interval(ratios: np.ndarray) -> list[float]:
+    """Bootstrap percentile interval of the median of [n] ratios."""
+    drawn = np.random.default_rng(0).choice(ratios, (RESAMPLES, len(ratios)))
+    return [float(value) for value in np.percentile(np.median(drawn, axis=1), [50 - LEVEL / 2, 50 + LEVEL / 2])]
 
 
 def selections(counts: Sequence[int], scorers: Sequence[Path]) -> dict[str, VisualTokens | None]:
@@ -54,16 +65,21 @@ def benchmark(
     policies = {name: rsd.load(folder, visual_tokens=one, **options) for name, one in arms.items()}
     observations = recorded_observations()
     whole = torch.stack([policies[ALL_TOKENS].base.look([one]).chunk()[0] for one in observations])  # [N, T, A]
-    made = in_turn(policies, chunks)
+    made = in_turn(policies, [[one] for one in observations], warmup=WARMUP, calls=chunks)
+    wall = {name: np.array([asked.ms for asked in all_asked]) for name, all_asked in made.items()}
     result = {}
-    for name, timed in times(made, ALL_TOKENS).items():
+    for name, ms in wall.items():
         got = torch.stack([policies[name].base.look([one]).chunk()[0] for one in observations])
         moved = (got - whole).abs().mean(dim=(1, 2))  # [N]
-        result[name] = timed | {
-            "visual_tokens": made[name][-1][1].work["visual_tokens"],
+        ratios = ms / wall[ALL_TOKENS]
+        result[name] = {
+            "median_ms": float(np.median(ms)),
+            "ratio": float(np.median(ratios)),
+            "interval": interval(ratios),
+            "visual_tokens": made[name][-1].chunk.work["visual_tokens"],
             "l1": float(moved.mean()),
             "largest_l1": float(moved.max()),
-            "base_ms": float(np.median([chunk.latency_ms["base_model"] for _, chunk in made[name]])),
+            "base_ms": float(np.median([asked.chunk.latency_ms["base_model"] for asked in made[name]])),
         }
     return result
 
@@ -76,7 +92,15 @@ def main() -> None:
         "--tokens", type=held(Count), nargs="+", default=[16], help="tokens a view, of grid and random (16)"
     )
     parser.add_argument("--scorer", type=any_path, nargs="+", default=[], metavar="DIR", help="of phase=tokens")
-    options = options_of(parser)
+    parser.add_argument("--policy", type=any_path, default=ROOT / "released", metavar="DIR", help="policy (released)")
+    parser.add_argument("--chunks", type=held(Count), default=100, help="timed chunks of each (100)")
+    parser.add_argument(
+        "--threads", type=held(Processes), default=os.cpu_count() or 1, help="computing threads (all cores)"
+    )
+    parser.add_argument("--device", type=held(Device), default="cpu", help="where the policy runs (cpu)")
+    parser.add_argument("--out", type=new_file, metavar="FILE", help="write the figures as JSON, too")
+    options: argparse.Namespace = parser.parse_args()
+    require_device(options.device)
     arms = selections(options.tokens, options.scorer)
     result = benchmark(options.policy, arms, chunks=options.chunks, threads=options.threads, device=options.device)
     print(

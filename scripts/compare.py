@@ -20,7 +20,7 @@ from rsd.comparison.candidates import group_by_seed, read_run
 from rsd.comparison.comparison import COMPARISON_JSON, build_comparison
 from rsd.comparison.comparison_page import COMPARISON_HTML, render_comparison
 from rsd.comparison.published import load_published
-from rsd.evaluation.page import format_percent
+from rsd.evaluation.page import format_number, format_percent
 from rsd.files import write_atomically
 from rsd.options import Options, any_path, held, new_folder, reported
 from rsd.settings import Share, Text
@@ -90,12 +90,57 @@ def paired_table(comparison: dict[str, Any]) -> Table:
     return table
 
 
+def failure_table(comparison: dict[str, Any]) -> Table:
+    """One row a comparison with the reference: what acceleration cost, and what it saved, on the same episodes."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "induced failures", "at most %", "base calls %", "base layers %", "steps", "goal"):
+        table.add_column(column, justify="left" if column in ("", "goal") else "right")
+    for pair in comparison["comparisons"]:
+        failures, shares, steps = pair["induced_failures"], pair["work_shares"], pair["steps_where_both_solve"]
+        table.add_row(
+            f"{pair['other']} − {pair['reference']}",
+            f"{failures['count']}/{failures['num_pairs']}",
+            format_percent(failures["bound"]),
+            format_percent(shares["base_calls"]),
+            format_percent(shares["base_layers"]),
+            "–" if steps is None else f"{steps[0]:.1f} → {steps[1]:.1f}",
+            "–" if pair["goal"] is None else "[green]met[/]" if pair["goal"] else "missed",
+        )
+    return table
+
+
+def cost_table(comparison: dict[str, Any]) -> Table:
+    """One row a candidate: costs of a solved episode; a star marks its Pareto front, with success."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "success %", "steps to success", "calls", "base calls", "base layers", "model ms", "jerk"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    fronts = comparison["costs"]["fronts"]
+    for row in comparison["costs"]["candidates"]:
+        star = {cost: " *" if row["letter"] in front else "" for cost, front in fronts.items()}
+        table.add_row(
+            row["letter"],
+            format_percent(row["success_rate"]),
+            format_number(row["steps_to_success"]),
+            format_number(row["calls"]),
+            *(f"{format_number(row[cost])}{star[cost]}" for cost in ("base_calls", "base_layers", "model_ms")),
+            format_number(row["jerk"], 4),
+        )
+    return table
+
+
 def show(comparison: dict[str, Any], out: Path, console: Console) -> None:
     """Print the tables, what was left out, and where the files are."""
     console.print(success_table(comparison))
     console.print()
     console.print(paired_table(comparison))
-    lines = [*comparison["notes"]]
+    console.print()
+    console.print(failure_table(comparison))
+    console.print()
+    console.print(cost_table(comparison))
+    lines = [
+        f"costs: a solved episode, over {comparison['costs']['num_episodes']} episodes that all have; *: Pareto front",
+        *comparison["notes"],
+    ]
     for pair in comparison["comparisons"]:
         if pair["num_crashed"]:
             lines.append(f"{pair['other']} − {pair['reference']}: {pair['num_crashed']} pairs with a crashed episode")

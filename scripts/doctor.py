@@ -239,7 +239,7 @@ def model_findings(cfg: DictConfig) -> Iterator[Finding]:
     """Files first, on torch's device "meta"; weights are loaded only when the rest is in order."""
     from rsd.policy.examination import contract, finite_parts, memory
 
-    base = instantiate(cfg.model.backbone, canaries=False, device="meta", execution="eager")
+    base = instantiate(cfg.model.backbone, canaries=False, device="meta")
     yield from contract(base)
     parts = {
         "tokenizer": cfg.paths.tokenizer,

@@ -1,6 +1,7 @@
 """What the released policy says, written down once, so that a rebuilt policy can be held to it.
 
     python scripts/record_policy.py --out tests/golden/released_policy.npz     # needs the simulator; two minutes
+    python scripts/record_policy.py --episodes --out tests/golden/episodes.npz # what it is shown, to time it with
 
 Recorded at commit 7eff0a3 and not meant to be made again: a change of these numbers is a change of the policy. What
 surprises first: last bits depend on the processor and on the libraries. `arithmetic_id` names a machine's arithmetic;
@@ -21,19 +22,17 @@ from hydra.utils import instantiate
 
 from rsd.commands.configured import configured_policy
 from rsd.evaluation.rollout import Episode
-from rsd.jpeg import decode_jpeg, encode_jpeg
 from rsd.options import Options, new_file, reported
 from rsd.policy import VLAPolicy
 from rsd.queue import chunk_seed
 from rsd.types import Chunk, Observation, Policy, Request, Step
+from scripts.recorded import LENGTHS, SEED, numbered, restored, stored
 
 ROOT = Path(__file__).parents[1]
-FIXTURE = ROOT / "tests" / "golden" / "released_policy.npz"
 SUITES = ("libero_spatial", "libero_object", "libero_goal")
-VIEWS = ("image", "wrist_image")
 EPISODE_TASK, OTHER_TASKS = 0, (1, 2, 4, 5)  # task 3 of libero_goal has words that the policy does not know
+TIMED_INIT_STATE = 10  # of the episodes to time with: no threshold was chosen on it
 NUM_OF_EPISODE = 4  # observations kept of each suite's episode, beside one of each other task
-SEED = 7
 DECODINGS = {  # name → overrides of the configuration
     "l1": ["decoding=l1"],
     "parallel": ["decoding=parallel"],
@@ -86,29 +85,16 @@ class Watching:
         return self._policy.predict(requests)
 
 
-def stored(observation: Observation) -> dict[str, Any]:
-    """An observation as plain data; its pictures as JPEG."""
-    return {
-        **{view: np.frombuffer(encode_jpeg(observation.images[view]), dtype=np.uint8) for view in VIEWS},
-        "proprio": observation.proprio,
-        "instruction": observation.instruction,
-    }
-
-
-def restored(record: dict[str, Any]) -> Observation:
-    """The observation that the fixture means: its decoded JPEGs are the camera's pictures."""
-    images = {view: decode_jpeg(record[view].tobytes()) for view in VIEWS}
-    return Observation(images=images, proprio=record["proprio"], instruction=str(record["instruction"]))
-
-
-def recorded_observations(path: Path = FIXTURE) -> list[Observation]:
-    """All observations of a recorded fixture."""
-    with np.load(path) as arrays:
-        count = sum(name.endswith(".proprio") for name in arrays.files)
-        return [
-            restored({name: arrays[f"observation.{number}.{name}"] for name in (*VIEWS, "proprio", "instruction")})
-            for number in range(count)
-        ]
+def episodes() -> dict[str, Any]:
+    """All that `l1` is shown in one episode of each suite."""
+    seen = []
+    for suite in SUITES:
+        cfg = configured(suite, [])
+        env, policy = instantiate(cfg.env.make)(task_id=EPISODE_TASK), Watching(configured_policy(cfg, []))
+        Episode(env, policy).run(init_state_id=TIMED_INIT_STATE, seed=SEED)
+        env.close()
+        seen.append([stored(one) for one in policy.seen])
+    return {LENGTHS: np.array([len(one) for one in seen]), **numbered([one for records in seen for one in records])}
 
 
 def closed_loop(suite: str) -> tuple[list[Observation], dict[str, Any]]:
@@ -157,17 +143,24 @@ def main() -> None:
     """Record observations, answers and episodes."""
     parser = Options(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=new_file, required=True, help="the .npz to write")
-    out = parser.parse_args().out
+    parser.add_argument("--episodes", action="store_true", help="what an episode of each suite shows, and no answers")
+    options = parser.parse_args()
+    out = options.out
     torch.set_num_threads(1)
-    fixture: dict[str, Any] = {"arithmetic_id": arithmetic_id(), "suites": SUITES}
+    if options.episodes:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            fixture = episodes()
+        np.savez(out, **fixture)
+        print(f"{out}: episodes of {fixture[LENGTHS].tolist()} observations, {out.stat().st_size / 1e6:.2f} MB")
+        return
+    fixture = {"arithmetic_id": arithmetic_id(), "suites": SUITES}
     records = []
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for suite in SUITES:
             seen, episode = closed_loop(suite)
             records += [stored(one) for one in seen]
             fixture |= {f"episode.{suite}.{name}": value for name, value in episode.items()}
-        for number, record in enumerate(records):
-            fixture |= {f"observation.{number}.{name}": value for name, value in record.items()}
+        fixture |= numbered(records)
         for name, value in answers([restored(record) for record in records]).items():
             if name.startswith("state."):
                 fixture[f"{name}.sha256"] = np.array([digest(one) for one in value])

@@ -30,10 +30,19 @@ from rsd.files import write_atomically
 from rsd.models.openvla import OpenVLABase, load_base
 from rsd.models.openvla.loading import own_inputs
 from rsd.options import Options, any_path, reported
-from rsd.policy.folder import CALIBRATIONS, PARTS, POLICY_FILE, SCORER, read_record, with_visual_tokens, write_folder
+from rsd.policy.folder import (
+    CALIBRATIONS,
+    DRAFTS,
+    PARTS,
+    POLICY_FILE,
+    SCORER,
+    read_record,
+    with_visual_tokens,
+    write_folder,
+)
 from rsd.record import shown
 from rsd.stages.correction import KIND as CORRECTION
-from rsd.stages.files import as_stored, head_config
+from rsd.stages.files import NUMBERS, as_stored, head_config, numbers_config, says_numbers
 from rsd.tokenizer import load_tokenizer
 from rsd.types import CodeShape
 
@@ -44,14 +53,9 @@ RENAMED = (  # entries of a head's provenance that one version has and another l
     "base.space",
     "base.unnorm_key",
 )
-PHASES = {  # of train.py
-    "head": "head",
-    "draft": "draft",
-    "micro": "draft draft=micro",
-    EARLIER: "draft",
-    CORRECTION: "correction",
-}
-KINDS = {"micro": "draft", EARLIER: "draft"}  # of a part's checkpoint, where it is another
+PHASES = {"head": "head", "draft": "draft", EARLIER: "draft", CORRECTION: "correction"}  # of train.py
+PHASES |= {"micro": "draft draft=micro", NUMBERS: "draft draft=numbers"}
+KINDS = {"micro": "draft", NUMBERS: "draft", EARLIER: "draft"}  # of a part's checkpoint, where it is another
 THRESHOLD = -0.06  # nats a token, of early_exit: lets half of the chunks of libero_spatial end early; not calibrated
 SKIPPED, MAX_UNVERIFIED = -0.2833, 2  # of temporal: see conf/decoding/temporal.yaml
 
@@ -109,6 +113,9 @@ def restamped(
     """
     loaded = load(directory, kind)
     provenance = loaded.provenance
+    in_numbers = kind == NUMBERS or (kind == EARLIER and says_numbers(directory))
+    if in_numbers:
+        expected = {name: value for name, value in expected.items() if name != "tokenizer"}
     stored = {name: provenance[name] for name in expected if name in provenance}
     different = [
         f"{one.key} is {shown(one.right)}, expected {shown(one.left)}"
@@ -119,7 +126,9 @@ def restamped(
         raise CheckpointError(f"{directory} was made for something else: {'; '.join(different)}; train it again")
     remedy = f"copy it again, or make it again with: python train.py phase={PHASES[kind]}"
     own = {name: value for name, value in loaded.config.items() if name != "layer"}
-    if kind != CORRECTION:
+    if in_numbers:
+        numbers_config(loaded, directory, remedy)
+    elif kind != CORRECTION:
         config, point = head_config(loaded, directory, remedy)
         if code_shape not in (None, config.code_shape):
             raise CheckpointError(f"{directory} speaks another code than the folder's tokenizer; {remedy}")
@@ -148,8 +157,7 @@ def decodings_of(folder: Path, parts: dict[str, Path]) -> tuple[str, Decodings, 
     record = read_record(folder)
     named = {name: dict(options) for name, options in record["decodings"].items()}
     there = {name: (from_json(_without(one)), one.get("target")) for name, one in named.items()}
-    if "micro" in parts and "micro" not in record["parts"]:
-        there = {name: possible[name] for name in drafts} | there
+    there = {name: possible[name] for name, part in drafts.items() if part not in record["parts"]} | there
     drafts = {name: one["draft"] for name, one in named.items() if "draft" in one} | {
         name: part for name, part in drafts.items() if name not in named and name in there
     }
@@ -174,7 +182,10 @@ def possible_decodings(parts: dict[str, Path]) -> tuple[Decodings, dict[str, str
         open_gate = MeanLogProb(threshold=SKIPPED)
         skipping = Temporal(gate=open_gate, full=L1(), num_draft_stages=None, max_unverified=MAX_UNVERIFIED)
         decodings["temporal"] = (skipping, None)
-    return decodings, {"temporal": "micro"} if "temporal" in decodings else {}
+    drafts = {"temporal": "micro"} if "temporal" in decodings else {}
+    if NUMBERS in parts and "exit" not in decodings:
+        decodings["exit"], drafts["exit"] = (Exit(num_draft_stages=None), None), NUMBERS
+    return decodings, drafts
 
 
 def _without(options: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +207,7 @@ def restamp(folder: Path) -> None:
         tokenizer = load_tokenizer(parts["tokenizer"], space=base.space)
     expected = made_for(base, None if tokenizer is None else tokenizer.sha256)
     code_shape = None if tokenizer is None else tokenizer.tokenizer.code_shape
-    made = {kind: expected for kind in ("head", "draft", "micro", EARLIER)}
+    made = {kind: expected for kind in ("head", *DRAFTS, EARLIER)}
     made[CORRECTION] = {name: value for name, value in expected.items() if name != "tokenizer"}
     heads = {
         parts[kind] / JSON_FILE: restamped(parts[kind], kind, base, said, code_shape)
@@ -227,7 +238,7 @@ def main() -> None:
     parser.add_argument(
         "folder",
         type=any_path,
-        help="folder with policy.json, or with base/, tokenizer/, head/, draft/, earlier/, micro/, correction/",
+        help="folder with policy.json, or a folder for each part",
     )
     restamp(parser.parse_args().folder)
 

@@ -8,6 +8,8 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from rsd.commands.settings import check_settings
+from rsd.decoding import Certificate, Levels
+from rsd.decoding.accept import exact
 
 CONF = Path(__file__).parents[1] / "conf"
 PHASES = {  # with the least that each needs
@@ -118,6 +120,16 @@ def test_every_full_decoding_behind_an_early_exit(choice):
     assert cfg.decoding.decode.full == cfg.decoding.full.decode
 
 
+@pytest.mark.parametrize("choice", choices("accept"))
+def test_every_rule_of_acceptance_reaches_the_decoding(choice):
+    from hydra.utils import instantiate
+
+    cfg = composed("eval", ["decoding=speculative", f"accept={choice}"])
+    check(cfg)
+    expected = {"exact": exact, "levels": Levels(r=1), "certificate": Certificate()}[choice]
+    assert instantiate(cfg.decoding.decode).accept == expected
+
+
 def test_a_policy_folder_for_the_composed_policy():
     check(composed("eval", ["policy=released"]))
 
@@ -125,7 +137,7 @@ def test_a_policy_folder_for_the_composed_policy():
 def test_every_group_is_composed_somewhere():
     """A new folder of conf/ has to be named above."""
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
-    elsewhere = {"composed", "demonstrator", "hidden_states", "hydra", "paths", "phase", "robot"}
+    elsewhere = {"accept", "composed", "demonstrator", "hidden_states", "hydra", "paths", "phase", "robot"}
     assert groups == {*READERS, *EVAL_GROUPS} | elsewhere
 
 

@@ -7,10 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
-from rsd.decoding import Noise
-from rsd.stages import Absent
 from tests.test_architecture import ALLOWED
 from tests.test_readme import python_blocks
 
@@ -88,21 +85,3 @@ def test_paths_in_backticks_exist(page):
     quoted = [word for code in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")) for word in code.split()]
     paths = {word for word in quoted if PATH.fullmatch(word)} - MADE_UP
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
-
-
-def test_the_example_of_a_decoding_runs():
-    (example,) = python_blocks(ROOT / "docs" / "architecture.md")
-    room: dict = {"__name__": __name__}
-    exec(example, room)
-    levels = torch.full((2, 3, 4), 5)  # [T, D, Q]
-    logits = torch.randn(2, 2, 3, 1, 5, generator=torch.Generator().manual_seed(0))  # [B, T, D, 1, L]
-    asked = []
-
-    def target(known, start, stop):
-        asked.append((tuple(known.shape), start, stop))
-        return logits
-
-    code = room["FirstStage"]().run(target, Absent("draft"), levels, Noise([0, 1]))
-    assert asked == [((2, 2, 3, 0), 0, 1)]
-    assert torch.equal(code.indices[..., 0], logits[..., 0, :].argmax(dim=-1)) and not code.indices[..., 1:].any()
-    assert code.depth.tolist() == code.work.target_passes.tolist() == [1, 1]

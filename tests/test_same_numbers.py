@@ -12,7 +12,8 @@ import rsd
 from rsd.decoding import Speculative
 from rsd.queue import chunk_seed
 from rsd.types import Request
-from scripts.record_policy import FIXTURE, SEED, arithmetic_id, digest, recorded_observations
+from scripts.record_policy import arithmetic_id, digest
+from scripts.recorded import FIXTURE, SEED, recorded_observations
 
 RELEASED = Path(__file__).parents[1] / "released"
 CHOICES = {

@@ -137,6 +137,21 @@ def test_drafts_at_several_layers_come_from_one_command_and_have_names_of_their_
     assert plain.resolve() == before
 
 
+def test_drafts_in_numbers_come_from_the_same_cache_without_a_tokenizer(pipeline, run_train, capsys):
+    folder = pipeline / "runs" / "in_numbers"
+    made = ("phase=draft", "draft=numbers", "quantizer=dct_d4", "phase.max_steps=2")  # a tokenizer that nobody has made
+    code, error = run_train(*made, "draft.layer=[2,3]", f"hydra.run.dir={folder}")
+    assert code == 0, error
+    table = capsys.readouterr().out
+    assert all(f"layer.{point}/said_to_base_l1" in table for point in (2, 3))
+    assert not (pipeline / "checkpoints" / "tokenizer" / f"dct_d4-{NAME}-t8").exists()
+    for point in (2, 3):
+        name = pipeline / "checkpoints" / "draft" / f"oft_tiny-numbers-dct_d4-{NAME}-t8-layer.{point}"
+        assert name.resolve() == folder / f"layer.{point}" / "checkpoint"
+        config = json.loads((name / "checkpoint.json").read_text())["config"]
+        assert (config["readout"], config["point"]) == ("numbers", f"layer.{point}")
+
+
 def test_heads_on_fewer_picture_tokens_have_a_cache_and_a_name_of_their_own(pipeline, run_train):
     before = {*(pipeline / "cache").iterdir()}
     code, error = run_train("phase=head", "quantizer=dct_d2", "phase.max_steps=2", *LEARNED_TOKENS)

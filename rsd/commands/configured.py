@@ -17,6 +17,7 @@ from rsd.errors import SettingError
 from rsd.models.openvla import require_checkpoint
 from rsd.points import draft_folder
 from rsd.policy import Checkpoints, CorrectedPolicy, VLAPolicy, assemble, describe_folder, load_corrected, load_folder
+from rsd.policy.assemble import in_numbers_alone
 from rsd.policy.folder import parts_in
 from rsd.settings import Count, Device, Processes, checked
 from rsd.space import LIBERO_GRIPPER
@@ -192,7 +193,8 @@ def policy_fields(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         return fields | {"checkpoints": fields["checkpoints"] | {CORRECTION: correction_folder(cfg)}}
     decoding = instantiate(cfg.decoding.decode)
     scorer = OmegaConf.select(cfg, "visual_tokens.checkpoint")
-    asked = {"base": True, "tokenizer": bool(decoding.needs), "head": TARGET in decoding.needs}
+    in_tokens = bool(decoding.needs) and not in_numbers_alone(decoding, instantiate(cfg.composed.checkpoints))
+    asked = {"base": True, "tokenizer": in_tokens, "head": TARGET in decoding.needs}
     asked["draft"] = DRAFT in decoding.needs and cfg.draft.control is None
     asked[EARLIER] = EARLIER in decoding.needs and cfg.draft.earlier is not None
     asked["visual_tokens"], asked[CORRECTION] = scorer is not None, True

@@ -164,6 +164,7 @@ KEYS: dict[str, Any] = {
     "visual_tokens.typed": str,
     "visual_tokens.select": Made,
     "draft.part": Text | None,
+    "draft.readout": Literal["tokens", "numbers"] | None,
     "draft.num_stages": Depth | None,
     "draft.layer": Points | None,
     "draft.earlier": Point | None,

@@ -10,7 +10,12 @@
                     the reference
     comparisons     list of {reference, other, both, only_reference, only_other, neither, num_pairs, num_crashed,
                     num_unpaired ([reference, other]), difference (other - reference), low, high (95 %), p_value (exact
-                    McNemar), verdict, tasks, discordant}
+                    McNemar), verdict, induced_failures ({count, num_pairs, share, bound}: episodes that the reference
+                    solved and the other failed, with the one-sided 95 % bound of Clopper and Pearson), work_shares
+                    (base_calls and base_layers of the other ÷ the reference's on the same episodes, or null), goal
+                    (whether both are at most costs.GOAL and the verdict is non-inferior, or null: not recorded),
+                    steps_where_both_solve ([reference, other] or null), tasks, discordant}
+    costs           costs.summarize_costs, over the episodes that all candidates have
     latency_note    null, or why latencies are not shown side by side
     configuration   list of {key, values}: settings of the plans that differ, one value a candidate; null: not recorded
                     by all
@@ -32,7 +37,8 @@ from rsd.comparison.candidates import (
     check_comparable,
     shared_episodes,
 )
-from rsd.comparison.paired import PairedCounts, difference_interval, mcnemar, noninferiority
+from rsd.comparison.costs import GOAL, steps_where_both_solve, summarize_costs, work_shares
+from rsd.comparison.paired import PairedCounts, difference_interval, mcnemar, noninferiority, upper_bound
 from rsd.comparison.published import compare_with_published, look_up
 from rsd.differences import differences
 from rsd.evaluation.latency import busy_note, summarize_latency
@@ -40,7 +46,7 @@ from rsd.evaluation.statistics import summarize_decoding, summarize_seeds, summa
 from rsd.types import EpisodeResult
 from rsd.work import add_counts
 
-SCHEMA = 1
+SCHEMA = 2
 COMPARISON_JSON = "comparison.json"
 RULE = (
     "non-inferior: the whole 95 % interval of the difference lies above the negative margin; "
@@ -72,6 +78,7 @@ def build_comparison(
         "rule": RULE,
         "candidates": shown,
         "comparisons": [_compare(reference, other, margin) for other in others],
+        "costs": summarize_costs(candidates),
         "latency_note": _latency_note(candidates),
         "configuration": _differences(
             [None if run.plan is None else run.plan.settings() for run in _firsts(candidates)]
@@ -111,6 +118,8 @@ def _compare(reference: Candidate, other: Candidate, margin: float) -> dict[str,
     pairs = [pair for pair in shared if pair[1].error is None and pair[2].error is None]
     counts = count_pairs(pairs)
     low, high = difference_interval(counts)
+    verdict, shares = noninferiority(low, high, margin), work_shares(pairs)
+    known = [share for share in shares.values() if share is not None]
     tasks = []
     for task_id in sorted({key[1] for key, _, _ in pairs}):
         own = [pair for pair in pairs if pair[0][1] == task_id]
@@ -122,7 +131,11 @@ def _compare(reference: Candidate, other: Candidate, margin: float) -> dict[str,
         "num_crashed": len(shared) - len(pairs),
         "num_unpaired": [len(reference.results) - len(shared), len(other.results) - len(shared)],
         "p_value": mcnemar(counts),
-        "verdict": noninferiority(low, high, margin),
+        "verdict": verdict,
+        "induced_failures": induced_failures(counts),
+        "work_shares": shares,
+        "goal": verdict == "non-inferior" and max(known) <= GOAL if len(known) == len(shares) else None,
+        "steps_where_both_solve": steps_where_both_solve(pairs),
         "tasks": tasks,
         "discordant": [
             {
@@ -147,6 +160,19 @@ def count_pairs(pairs: Sequence[tuple[Any, EpisodeResult, EpisodeResult]]) -> Pa
         only_second=outcomes.count((False, True)),
         neither=outcomes.count((False, False)),
     )
+
+
+def induced_failures(counts: PairedCounts) -> dict[str, Any]:
+    """Acceleration-induced failures: episodes that the reference solved and the other failed, of all pairs.
+
+    Counted per episode, as CARE does (arXiv 2610.08917): what the other solves instead is not set off against them.
+    """
+    return {
+        "count": counts.only_first,
+        "num_pairs": counts.num_pairs,
+        "share": counts.only_first / counts.num_pairs if counts.num_pairs else None,
+        "bound": upper_bound(counts.only_first, counts.num_pairs),
+    }
 
 
 def _counted(counts: PairedCounts) -> dict[str, Any]:

@@ -9,12 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rsd.comparison.axes import Axis
 from rsd.comparison.candidates import Candidate
 from rsd.evaluation.page import render_page
 from rsd.types import EpisodeResult
 
 WIDEST = 1000  # columns that all tasks share
 COMPARISON_HTML = "comparison.html"
+PLOTTED = {  # of costs.COSTS, what stands below the plot
+    "model_ms": "model-milliseconds a solved episode",
+    "base_calls": "base calls a solved episode",
+    "base_layers": "base layers a solved episode",
+}
+LEFT, RIGHT, TOP, BOTTOM = 44, 348, 12, 212  # of a plot in its 360 x 250 units
 
 
 def render_comparison(comparison: dict[str, Any], candidates: Sequence[Candidate]) -> str:
@@ -27,6 +34,7 @@ def render_comparison(comparison: dict[str, Any], candidates: Sequence[Candidate
         suite=candidates[0].results[0].suite,
         grid=trial_grid(candidates),
         span=min(1.0, 1.1 * max([2 * comparison["margin"], *bounds])),  # half width of the graphs of differences
+        plots=pareto_plots(comparison),
         latency_rows=_latency_rows(comparison["candidates"]),
     )
 
@@ -54,6 +62,50 @@ def trial_grid(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
             cells.append({"title": f"{place}: {told}", "outcomes": outcomes, "discordant": discordant})
         rows.append({"task_id": task_id, "cells": cells})
     return rows
+
+
+def pareto_plots(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """Success against each cost, as places in an SVG: {cost, label, points, front, x_ticks, y_ticks, missing}.
+
+    A point is {letter, x, y, y_low, y_high (its 95 % interval), title, on_front, is_reference}; front is the polyline
+    of its points; ticks are {place, text}; missing are the letters of candidates that cannot be shown. Milliseconds
+    are left out where latencies are not comparable.
+    """
+    rows = comparison["costs"]["candidates"]
+    plots = []
+    for cost, label in PLOTTED.items():
+        shown = [row for row in rows if row[cost] is not None and row["success_rate"] is not None]
+        if not shown or (cost == "model_ms" and comparison["latency_note"]):
+            continue
+        x = Axis(0.0, 1.08 * max(row[cost] for row in shown) or 1.0, LEFT, RIGHT)
+        y = Axis(min(0.9, min(row["success_low"] for row in shown)), 1.0, BOTTOM, TOP)
+        front = comparison["costs"]["fronts"][cost]
+        points = [
+            {
+                "letter": row["letter"],
+                "x": x.at(row[cost]),
+                "y": y.at(row["success_rate"]),
+                "y_low": y.at(row["success_low"]),
+                "y_high": y.at(row["success_high"]),
+                "title": f"{row['letter']}: {100 * row['success_rate']:.1f} %, {row[cost]:.4g} {label}",
+                "on_front": row["letter"] in front,
+                "is_reference": row["letter"] == rows[0]["letter"],
+            }
+            for row in shown
+        ]
+        places = {point["letter"]: point for point in points}
+        plots.append(
+            {
+                "cost": cost,
+                "label": label,
+                "points": points,
+                "front": " ".join(f"{places[letter]['x']},{places[letter]['y']}" for letter in front),
+                "x_ticks": [{"place": x.at(tick), "text": f"{tick:g}"} for tick in x.ticks],
+                "y_ticks": [{"place": y.at(tick), "text": f"{100 * tick:g}"} for tick in y.ticks],
+                "missing": [row["letter"] for row in rows if row["letter"] not in places],
+            }
+        )
+    return plots
 
 
 def _outcome(result: EpisodeResult | None) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scipy.optimize import brentq
-from scipy.stats import binomtest, norm
+from scipy.stats import beta, binomtest, norm
 
 from rsd.errors import SettingError
 from rsd.evaluation.statistics import CONFIDENCE, wilson_interval
@@ -50,6 +50,16 @@ def mcnemar(counts: PairedCounts) -> float:
     """
     discordant = counts.only_first + counts.only_second
     return float(binomtest(counts.only_second, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+def upper_bound(num_failures: int, num_trials: int, confidence: float = CONFIDENCE) -> float:
+    """One-sided upper bound of a failure probability (Clopper & Pearson, Biometrika 26 (1934) 404); 1 without trials.
+
+    The largest probability at which so few failures still happen in 1 - confidence of all cases.
+    """
+    if num_failures >= num_trials:
+        return 1.0
+    return float(beta.ppf(confidence, num_failures + 1, num_trials - num_failures))
 
 
 def difference_interval(counts: PairedCounts, confidence: float = CONFIDENCE) -> tuple[float, float]:

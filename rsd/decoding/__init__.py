@@ -4,7 +4,18 @@ Within a stage tokens are independent given the stages before it. A *pass* is on
 every distribution is one-hot and needs no noise, so greedy decoding has no code of its own.
 """
 
-from rsd.decoding.decoding import DRAFT, EARLIER, KIND, TARGET, Decoding, from_json, stages_of_draft, to_json
+from rsd.decoding.accept import Certificate, Levels
+from rsd.decoding.decoding import (
+    DRAFT,
+    EARLIER,
+    KIND,
+    TARGET,
+    Decoding,
+    asks_tokens,
+    from_json,
+    stages_of_draft,
+    to_json,
+)
 from rsd.decoding.depth_ar import DepthAR
 from rsd.decoding.early_exit import EarlyExit
 from rsd.decoding.exit import Exit
@@ -13,7 +24,7 @@ from rsd.decoding.horizon import FixedHorizon, Hold
 from rsd.decoding.l1 import L1
 from rsd.decoding.parallel import Parallel
 from rsd.decoding.sampling import Noise
-from rsd.decoding.speculative import Speculative
+from rsd.decoding.speculative import Speculative, relaxed
 from rsd.decoding.temporal import Temporal
 
 __all__ = [
@@ -22,6 +33,7 @@ __all__ = [
     "KIND",
     "L1",
     "TARGET",
+    "Certificate",
     "Decoding",
     "DepthAR",
     "EarlyExit",
@@ -29,12 +41,15 @@ __all__ = [
     "FixedHorizon",
     "Gate",
     "Hold",
+    "Levels",
     "MeanLogProb",
     "Noise",
     "Parallel",
     "Speculative",
     "Temporal",
+    "asks_tokens",
     "from_json",
+    "relaxed",
     "stages_of_draft",
     "to_json",
 ]

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from rsd.decoding.sampling import draw
+from rsd.settings import Count, checked
+
+BIT = 2  # levels of an entry that has nothing between: a gripper
 
 
 class Accept(Protocol):
     """A rule for the tokens of one stage."""
 
     def __call__(
-        self, proposal: Tensor, draft_probs: Tensor, target_probs: Tensor, uniform: tuple[Tensor, Tensor] | None
+        self,
+        proposal: Tensor,
+        draft_probs: Tensor,
+        target_probs: Tensor,
+        uniform: tuple[Tensor, Tensor] | None,
+        levels: Tensor,
+        repairable: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Decide token by token.
 
@@ -24,14 +34,30 @@ class Accept(Protocol):
             target_probs: p, [..., L].
             uniform: Numbers in [0, 1) for the decision and for the replacement, [...] each; None when both
                 distributions are one-hot and nothing is left to chance.
+            levels: Of each entry at this stage, broadcastable to [...], int64.
+            repairable: Whether the next stage has a token whose digit, as the target says it after the proposal, is
+                not saturated, [...], bool.
 
         Returns:
             (tokens [...], int64; kept [...], bool).
         """
 
 
+@runtime_checkable
+class Relaxed(Accept, Protocol):
+    """A rule that is greedy and keeps tokens which are not the target's, so that the result is only near the target."""
+
+    def off(self, tokens: Tensor, wanted: Tensor) -> Tensor:
+        """How many levels of the target's tokens those that were kept are off for good, [...], int64; for the bound."""
+
+
 def exact(
-    proposal: Tensor, draft_probs: Tensor, target_probs: Tensor, uniform: tuple[Tensor, Tensor] | None = None
+    proposal: Tensor,
+    draft_probs: Tensor,
+    target_probs: Tensor,
+    uniform: tuple[Tensor, Tensor] | None = None,
+    levels: Tensor | None = None,
+    repairable: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Speculative sampling (arXiv 2211.17192, algorithm 1, for independent tokens); see `Accept`.
 
@@ -47,3 +73,58 @@ def exact(
     kept = (decision * q < p) | equal
     leftover = torch.where(kept[..., None], target_probs, leftover)  # any valid row; its draw is not used
     return torch.where(kept, proposal, draw(leftover, replacement)), kept
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """Relaxed, greedy: a token is kept within some levels of the target's; a gripper's bit only where it is equal.
+
+    Attributes:
+        r: Largest distance, 1 or more; `exact` is 0.
+    """
+
+    r: Count
+
+    def __call__(
+        self,
+        proposal: Tensor,
+        draft_probs: Tensor,
+        target_probs: Tensor,
+        uniform: tuple[Tensor, Tensor] | None,
+        levels: Tensor,
+        repairable: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        wanted = target_probs.argmax(dim=-1)
+        kept = (proposal - wanted).abs() <= self.r * (levels > BIT)
+        return torch.where(kept, proposal, wanted), kept
+
+    def off(self, tokens: Tensor, wanted: Tensor) -> Tensor:
+        """See `Relaxed.off`."""
+        return (tokens - wanted).abs()
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Carry-tolerant, greedy: any token is kept that the next stage can make up for; a gripper's bit where it is equal.
+
+    With greedy refinement by the base model's chunk (target=base) the latent error ends within half the last step, as
+    if the target had chosen every digit (`ResidualQuantizer.captured`). The last stage has to be exact.
+    """
+
+    def __call__(
+        self,
+        proposal: Tensor,
+        draft_probs: Tensor,
+        target_probs: Tensor,
+        uniform: tuple[Tensor, Tensor] | None,
+        levels: Tensor,
+        repairable: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        wanted = target_probs.argmax(dim=-1)
+        kept = (proposal == wanted) | (repairable & (levels > BIT))
+        return torch.where(kept, proposal, wanted), kept
+
+    def off(self, tokens: Tensor, wanted: Tensor) -> Tensor:
+        """See `Relaxed.off`: the next stage makes up for it."""
+        return torch.zeros_like(tokens)

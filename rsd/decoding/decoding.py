@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -56,6 +56,22 @@ def stages_of_draft(decoding: Decoding, num_stages: int, role: str = DRAFT) -> i
     return max([own, *(stages_of_draft(one, num_stages, role) for one in inside if hasattr(one, "run"))])
 
 
+@runtime_checkable
+class TakesNumbers(Protocol):
+    """A decoding whose draft may say numbers; one that does not say so needs a draft's tokens."""
+
+    @property
+    def asks_tokens(self) -> str | None:
+        """Who, in it, asks the draft for tokens all the same; None for nobody."""
+
+
+def asks_tokens(decoding: Decoding) -> str | None:
+    """Who, in a decoding, asks the draft for tokens, in words; None where a draft in numbers serves as well."""
+    if DRAFT not in decoding.needs:
+        return None
+    return decoding.asks_tokens if isinstance(decoding, TakesNumbers) else f"decoding {type(decoding).__name__}"
+
+
 def to_json(decoding: Decoding) -> dict[str, Any]:
     """A decoding as JSON: its kind and its options, nested ones too.
 
@@ -90,7 +106,11 @@ def from_json(record: Mapping[str, Any]) -> Any:
     if not (isinstance(made, type) and dataclasses.is_dataclass(made) and record[KIND] in room.__all__):
         kinds = [name for name in room.__all__ if dataclasses.is_dataclass(getattr(room, name))]
         raise SettingError(f"decoding of kind {record.get(KIND)!r}, expected one of {kinds}")
-    fields = {one.name: one for one in dataclasses.fields(made) if not callable(one.default)}
+    fields = {
+        one.name: one
+        for one in dataclasses.fields(made)
+        if not callable(one.default) or isinstance(record.get(one.name), Mapping)
+    }
     options = {name: value for name, value in record.items() if name != KIND}
     if unknown := sorted(options.keys() - fields.keys()):
         raise SettingError(f"decoding {record[KIND]} has no options {unknown}; it has {sorted(fields)}")

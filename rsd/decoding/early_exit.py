@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rsd.decoding.decoding import DRAFT, EARLIER, Decoding
+from rsd.decoding.decoding import DRAFT, EARLIER, Decoding, asks_tokens
 from rsd.decoding.exit import Exit
 from rsd.decoding.gates import Gate
 from rsd.decoding.past import Past
@@ -31,7 +31,8 @@ class EarlyExit:
     Attributes:
         gate: Which rows the draft decides; None leaves it to the tolerance.
         full: What decodes the others.
-        num_draft_stages: Stages that the draft is asked for, 1..Q, None for Q; `full` may ask it for more.
+        num_draft_stages: Stages that the draft is asked for, 1..Q, None for Q; `full` may ask it for more. A draft in
+            numbers has none, and no likelihood: it takes a tolerance, and no gate.
         tolerance: Rows that the draft decides are those, of what the gate lets through, whose chunk is at most so far
             from that of the draft at an earlier point (`Twofold.distance`); None asks that draft nothing.
     """
@@ -53,6 +54,11 @@ class EarlyExit:
     def needs(self) -> frozenset[str]:
         return self.full.needs | ({DRAFT} if self.tolerance is None else {DRAFT, EARLIER})
 
+    @property
+    def asks_tokens(self) -> str | None:
+        """See `asks_tokens`."""
+        return asks_tokens(self.full) if self.gate is None else f"the gate {type(self.gate).__name__}"
+
     def run(
         self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise, past: Past | None = None
     ) -> Code:
@@ -65,11 +71,12 @@ class EarlyExit:
             before = exits.run(target, draft.earlier, levels, noise)  # first: the base model comes by there first
             code, log_probs = exits.propose(draft, levels, noise)
             code.work.draft_passes += before.work.draft_passes
-            said = [one.indices[..., : int(one.depth[0])] for one in (before, code)]  # [B, T, D, m] each
-            decided = draft.distance(*said) <= self.tolerance  # [B]
+            decided = draft.distance(before, code) <= self.tolerance  # [B]
         else:
             raise LookupError(f"the decoding asks for a draft that has an {EARLIER} one, and the policy has none")
         if self.gate is not None:
+            if log_probs is None:
+                raise LookupError(f"{self.asks_tokens} asks how likely tokens are, and the draft says numbers")
             decided = decided & self.gate(log_probs, levels)
         code.work.early_exits = decided.long()
         going_on = (~decided).nonzero()[:, 0]  # [n]

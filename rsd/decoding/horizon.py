@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rsd.decoding.decoding import Decoding
+from rsd.decoding.decoding import Decoding, asks_tokens
 from rsd.decoding.past import Past
 from rsd.decoding.sampling import Noise
 from rsd.errors import SettingError
@@ -41,6 +41,11 @@ class _Horizon:
     @property
     def num_draft_stages(self) -> int | None:
         return self.full.num_draft_stages
+
+    @property
+    def asks_tokens(self) -> str | None:
+        """See `asks_tokens`."""
+        return asks_tokens(self.full)
 
     def steps(self, chunk_length: int) -> int:
         """Steps to execute of a chunk of so many."""

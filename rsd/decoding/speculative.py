@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rsd.decoding.accept import Accept, exact
-from rsd.decoding.decoding import DRAFT, TARGET
+from rsd.decoding.accept import Accept, Relaxed, exact
+from rsd.decoding.decoding import DRAFT, TARGET, Decoding
 from rsd.decoding.past import Past
 from rsd.decoding.sampling import FOR_DECISION, FOR_DRAFT, FOR_REPLACEMENT, FOR_TARGET, Noise, distribution, draw
 from rsd.errors import SettingError
 from rsd.settings import NotNegative, checked
-from rsd.stages import StageLogits
+from rsd.stages import Numbers, StageLogits
 from rsd.types import Code
 from rsd.work import Work
 
@@ -32,12 +32,21 @@ class Speculative:
     Attributes:
         num_draft_stages: The draft proposes up to this stage, 1..Q; None for Q.
         temperature: 0 is greedy.
-        accept: Which proposed tokens are kept.
+        accept: Which proposed tokens are kept; a rule other than `exact` is greedy.
     """
 
     num_draft_stages: int | None
     temperature: NotNegative = 0.0
     accept: Accept = exact
+
+    def __post_init__(self) -> None:
+        if not callable(self.accept):
+            raise SettingError(f"accept {self.accept!r}, expected a rule such as Levels or Certificate")
+        if self.temperature > 0 and isinstance(self.accept, Relaxed):
+            raise SettingError(
+                f"temperature {self.temperature} with accept {type(self.accept).__name__}, expected 0: a relaxed rule "
+                "is greedy; set decoding.decode.temperature=0 or accept=exact"
+            )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -61,7 +70,23 @@ class Speculative:
                 proposal = running.indices[..., :stages].clone()
             running.verify(target, draft_probs)
         depth = torch.full_like(running.final, num_stages)
-        return Code(running.indices, depth, running.work, proposal)
+        bound = None if self.accept is exact else self._bound(target, running.off)
+        return Code(running.indices, depth, running.work, proposal, bound)
+
+    def _bound(self, target: StageLogits, off: Tensor) -> Tensor:
+        """Largest error against the target's chunk, [B, A]; infinite, [B, 1], where nobody certifies one."""
+        if isinstance(self.accept, Relaxed) and isinstance(target, Numbers):
+            return target.error_bound(off)
+        return torch.full((len(off), 1), torch.inf, device=off.device)
+
+
+def relaxed(decoding: Decoding | None) -> Relaxed | None:
+    """The relaxed rule of a decoding, or of the one inside of it; None where every token is the target's."""
+    while decoding is not None:
+        if isinstance(rule := getattr(decoding, "accept", None), Relaxed):
+            return rule
+        decoding = getattr(decoding, "full", None)
+    return None
 
 
 def stages_asked(num_draft_stages: int | None, num_stages: int) -> int:
@@ -82,6 +107,7 @@ class _Running:
 
     Attributes:
         indices: [B, T, D, Q], int64; decided, drafted or still zero.
+        off: How many levels of the target's they are off for good, where a relaxed rule has kept them, [B, T, D, Q].
         final: Leading stages that are decided, [B], int64.
         number: Of the pass; the same for all samples that are still in work.
     """
@@ -89,6 +115,7 @@ class _Running:
     def __init__(self, options: Speculative, levels: Tensor, noise: Noise) -> None:
         self.options, self.levels, self.noise = options, levels, noise
         self.indices = torch.zeros(len(noise), *levels.shape, dtype=torch.long, device=levels.device)
+        self.off = torch.zeros_like(self.indices)
         self.final = torch.zeros(len(noise), dtype=torch.long, device=levels.device)
         self.work = Work.none(len(noise), levels.shape[2], levels.device)
         self.number = 0
@@ -121,7 +148,8 @@ class _Running:
             here = valid & (self.final == stage)  # [B]
             probs = distribution(logits[..., stage - start, :], self.options.temperature)  # [B, T, D, L]
             if stage < stages:
-                tokens, whole = self._check(stage, draft_probs[stage], probs, here)
+                repairable = self._repairable(stage + 1, logits, start)
+                tokens, whole = self._check(stage, draft_probs[stage], probs, here, repairable)
                 valid = valid & (whole | ~here)
             else:
                 tokens = draw(probs, self._uniform(stage, FOR_TARGET))
@@ -132,11 +160,25 @@ class _Running:
             self.work.accept_counts.scatter_(1, self.work.accepted_stages[:, None], 1)
         self.number += 1
 
-    def _check(self, stage: int, draft_probs: Tensor, probs: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
+    def _repairable(self, stage: int, logits: Tensor, start: int) -> Tensor:
+        """Whether this stage's digit, after what is proposed before it, is not saturated, [B, T, D]."""
+        if stage - start >= logits.shape[3]:
+            return torch.zeros_like(self.indices[..., 0], dtype=torch.bool)
+        digit = logits[..., stage - start, :].argmax(dim=-1)
+        return (digit > 0) & (digit < self.levels[..., stage] - 1)
+
+    def _check(
+        self, stage: int, draft_probs: Tensor, probs: Tensor, here: Tensor, repairable: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The stage's tokens after acceptance, [B, T, D], and whether the whole proposal was kept, [B]."""
         decision, replacement = self._uniform(stage, FOR_DECISION), self._uniform(stage, FOR_REPLACEMENT)
         chances = None if decision is None or replacement is None else (decision, replacement)
-        tokens, kept = self.options.accept(self.indices[..., stage], draft_probs, probs, chances)
+        tokens, kept = self.options.accept(
+            self.indices[..., stage], draft_probs, probs, chances, self.levels[..., stage], repairable
+        )
+        if isinstance(self.options.accept, Relaxed):
+            off = self.options.accept.off(tokens, probs.argmax(dim=-1))
+            self.off[..., stage] = torch.where(here[:, None, None], off, self.off[..., stage])
         whole = kept.flatten(1).all(dim=1)
         self.work.accepted_tokens[:, stage] += here * (kept.flatten(1) & self._tokens[:, stage]).sum(dim=1)
         self.work.checked_tokens[:, stage] += here * self._tokens[:, stage].sum()

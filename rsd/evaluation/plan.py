@@ -112,7 +112,7 @@ class Plan:
     num_workers, max_batch: Processes that ran episodes, and the largest number of observations in one call of the
         policy: with more than one of either, milliseconds are those of a busy machine.
     variant: A perturbed version of the suite, or None.
-    ablation: What was withheld from the policy (the class's name), or None.
+    ablation: What was withheld from the policy (the class's name, of a broken camera with its options), or None.
     stopping: The rule that may end the run early, or None.
     score_versions: Packages whose version changes scores.
     allowed_versions: Package to a version that was accepted by name although scores are not comparable.

@@ -6,7 +6,7 @@ Only pictures that the policy will see are rendered: the one before the step at 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ class Episode:
         time_s: Seconds by kind of work; see EpisodeResult.
         frames: Pictures for a video, each [H, W, 3], uint8, views side by side; empty unless `record`.
         chunks: Their records for a trace; empty unless `record`.
+        chunk_steps, exit_steps: See EpisodeResult.
 
     Args:
         clip_actions: Actions outside the task's limits are clipped, as the protocol says; False makes them an error.
@@ -52,6 +53,9 @@ class Episode:
         self.time_s = dict.fromkeys(("reset", "physics", "rendering", "policy"), 0.0)
         self.frames: list[np.ndarray] = []
         self.chunks: list[dict[str, Any]] = []
+        self.chunk_steps: list[int] = []
+        self.exit_steps: list[int] = []
+        self._executed: list[np.ndarray] = []  # actions, [A] each
         self._clip_actions = clip_actions
         self._clock = clock
         self._record = record
@@ -80,6 +84,7 @@ class Episode:
         )
         while self.num_steps < task.max_steps and not self.success:
             action = self._next_action(observation)
+            self._executed.append(np.asarray(action))
             last = self.num_steps + 1 == task.max_steps
             observe = self._record_every_step or (self._record if last else self.queue.needs_observation)
             with self._timed("physics"), simulator_turn():
@@ -98,7 +103,12 @@ class Episode:
         num_before = self.queue.num_chunks
         with self._timed("policy"):
             action = self.queue.next(observation)
-        if self._record and self.queue.num_chunks > num_before and self.queue.chunk is not None:
+        is_new = self.queue.num_chunks > num_before
+        if is_new and self.queue.chunk is not None:
+            self.chunk_steps.append(self.num_steps)
+            if self.queue.chunk.work.get("early_exits"):
+                self.exit_steps.append(self.num_steps)
+        if self._record and is_new and self.queue.chunk is not None:
             self.chunks.append(chunk_record(self.queue.chunk, step=self.num_steps, frame=len(self.frames) - 1))
         return action
 
@@ -137,6 +147,9 @@ class Episode:
             versions=task.versions,
             time_s={kind: max(0.0, round(seconds, 3)) for kind, seconds in self.time_s.items()},
             trace=trace,
+            jerk=jerk(self._executed, task.action_names),
+            chunk_steps=self.chunk_steps,
+            exit_steps=self.exit_steps,
             num_still=self.queue.num_still,
             action_ages=self.queue.ages,
         )
@@ -144,3 +157,19 @@ class Episode:
     def _keep_frame(self, observation: Observation) -> None:
         if self._record:
             self.frames.append(np.concatenate(list(observation.images.values()), axis=1))  # [H, views*W, 3]
+
+
+def jerk(actions: Sequence[np.ndarray], names: Sequence[str]) -> float | None:
+    """Mean absolute second difference of executed motions; None of fewer than three.
+
+    Actions are motions a step, velocities; so this is a third difference of the pose. It is that of what was
+    commanded, whatever the robot's controller made of it.
+
+    Args:
+        actions: [A] each, in the order of execution.
+        names: Of the action dims; that of the gripper is left out.
+    """
+    moving = [dim for dim, name in enumerate(names) if name != "gripper"]
+    if len(actions) < 3 or not moving:
+        return None
+    return round(float(np.abs(np.diff(np.stack(actions)[:, moving], n=2, axis=0)).mean()), 6)

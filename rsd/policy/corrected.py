@@ -125,7 +125,7 @@ def load_corrected(policy: VLAPolicy, folder: Path, *, delay: int) -> CorrectedP
         CheckpointError: it is missing, damaged, or was made for another Space, base model, chunk or delay.
     """
     folder, spec, device = Path(folder), policy.base.spec, policy.device
-    eyes = load_eyes(folder, spec, device=str(device), kind=KIND, produce=PRODUCE)
+    eyes = load_eyes(folder, spec, device=str(device), kind=KIND, produce=PRODUCE, run_as=policy.base)
     if eyes is None:
         missing = folder / EYES if folder.is_dir() else folder
         raise CheckpointError(

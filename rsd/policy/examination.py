@@ -37,8 +37,8 @@ def openvla_base(policy: VLAPolicy) -> OpenVLABase:
 
 def parts_of(policy: VLAPolicy) -> str:
     """The parts that its decoding uses, in words."""
-    others = sorted(policy.decoding.needs)
-    return ", ".join(["base model", *(["tokenizer"] if others else []), *others])
+    in_tokens = policy.tokens is not None and policy.tokens.tokenizer is not None
+    return ", ".join(["base model", *(["tokenizer"] if in_tokens else []), *sorted(policy.decoding.needs)])
 
 
 def contract(base: OpenVLABase) -> Iterator[Finding]:

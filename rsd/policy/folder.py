@@ -3,9 +3,9 @@
     policy.json
         schema               int, this layout's version
         parts                part → {path, sha256}: base, tokenizer, head, draft, micro (a draft with eyes of its own),
-                             earlier (a draft at an earlier point than the draft's), correction (of late chunks), and
-                             visual_tokens where a scorer chooses them; the hash is of its checkpoint.json, which
-                             holds that of the weights
+                             numbers (a draft in numbers), earlier (a draft at an earlier point than the one that
+                             drafts), correction (of late chunks), and visual_tokens where a scorer chooses them; the
+                             hash is of its checkpoint.json, which holds that of the weights
         base                 arguments of `load_base` beside the checkpoint; visual_tokens as {kind, num_tokens, …}
         space                digest of the base model's space
         num_open_loop_steps  actions of a chunk that are executed
@@ -22,7 +22,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256
 from rsd.decoding import DRAFT, EARLIER, KIND, TARGET, Decoding, from_json, to_json
@@ -31,13 +31,14 @@ from rsd.errors import SettingError
 from rsd.files import stranger
 from rsd.models.openvla.loading import load_base
 from rsd.models.openvla.visual_tokens import from_json as tokens_from_json
-from rsd.policy.assemble import Checkpoints, assemble
+from rsd.policy.assemble import Checkpoints, assemble, in_numbers_alone
 from rsd.policy.contract import PolicyError
 from rsd.policy.policy import VLAPolicy
 from rsd.record import EntryError, conform, read, shown, write
 from rsd.settings import Count
 from rsd.stages import Binder
 from rsd.stages.correction import KIND as CORRECTION
+from rsd.stages.files import NUMBERS, TOKENS
 from rsd.tokenizer import ActionTokenizer
 
 POLICY_FILE = "policy.json"
@@ -45,7 +46,7 @@ SCHEMA = 1
 CALIBRATIONS = "calibrations"
 LONGEST = 250  # letters of a part's path; no file's name may be longer
 SCORER = "visual_tokens"
-DRAFTS = ("draft", "micro")  # parts that can draft
+DRAFTS = ("draft", "micro", NUMBERS)  # parts that can draft
 PARTS = ("base", "tokenizer", "head", *DRAFTS, EARLIER, CORRECTION, SCORER)
 BASE = {  # types of what entry "base" may hold, as far as JSON tells them
     "views": list[str],
@@ -81,8 +82,8 @@ def load_folder(
         decoding: Name of one of the folder's decodings, or a decoding; None takes the folder's own choice.
         target: "head" or "base": who verifies; None takes what the folder says of the decoding (without a word, the
             head where there is one).
-        draft: Who drafts: "draft", "micro", or what makes a control of the tokenizer (rsd/stages/controls.py); None
-            takes what the folder says of the decoding, the part "draft" without a word.
+        draft: Who drafts: "draft", "micro", "numbers", or what makes a control of the tokenizer
+            (rsd/stages/controls.py); None takes what the folder says of the decoding, the part "draft" without a word.
         device: Where the models run.
         num_open_loop_steps: Actions of a chunk that are executed; None takes the folder's.
         num_threads, offered: See `assemble`.
@@ -117,6 +118,7 @@ def load_folder(
             head=None if target == "base" else paths["head"],
             draft=None if drafting is None else paths[drafting],
             earlier=paths[EARLIER],
+            readout=_readout(drafting),
             control=draft if callable(draft) else None,
         ),
         num_open_loop_steps=record["num_open_loop_steps"] if num_open_loop_steps is None else num_open_loop_steps,
@@ -130,8 +132,13 @@ def describe_folder(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """What `load_folder` with these options would give, in plain words and without loading it; see plan.json."""
     record = read_record(folder)
     name, decoding, target = _choose(folder, record, options.get("decoding"), options.get("target"))
-    asked = {"base": True, "tokenizer": bool(decoding.needs), "head": TARGET in decoding.needs and target != "base"}
     drafting = _drafting(folder, record, name, decoding, options.get("draft"))
+    drafts = Checkpoints(
+        draft=None if drafting is None else _part(folder, record["parts"], drafting),
+        earlier=_part(folder, record["parts"], EARLIER) if EARLIER in decoding.needs else None,
+    )
+    in_tokens = bool(decoding.needs) and not in_numbers_alone(decoding, drafts)
+    asked = {"base": True, "tokenizer": in_tokens, "head": TARGET in decoding.needs and target != "base"}
     asked |= {part: part == drafting for part in DRAFTS}
     asked |= {EARLIER: EARLIER in decoding.needs, CORRECTION: False}  # whether one is asked is the clock's to say
     asked[SCORER] = SCORER in record["base"]
@@ -189,13 +196,20 @@ def _drafting(folder: Path, record: Mapping[str, Any], name: str, decoding: Deco
     if part not in DRAFTS:
         raise CheckpointError(f"draft {part!r} of {folder}, expected one of {list(DRAFTS)}")
     if part not in record["parts"]:
-        command = "phase=draft draft=micro" if part == "micro" else "phase=draft"
+        command = "phase=draft" if part == "draft" else f"phase=draft draft={part}"
         raise PolicyError(
             f"decoding {type(decoding).__name__} needs a draft, the part {part!r}, and {folder} has "
             f"{sorted(record['parts'])}; train one with {command}, copy it into the folder "
             "and run scripts/restamp.py"
         )
     return str(part)
+
+
+def _readout(drafting: str | None) -> Literal["tokens", "numbers"] | None:
+    """What the part that drafts has to say."""
+    if drafting is None:
+        return None
+    return NUMBERS if drafting == NUMBERS else TOKENS
 
 
 def _name_of(control: Callable[..., object]) -> str:

@@ -24,15 +24,18 @@ from rsd.policy.contract import IOContract, PolicyError
 from rsd.queue import NO_DELAY, Queue
 from rsd.stages import Absent, Binder
 from rsd.tokenizer import ActionTokenizer
-from rsd.types import BaseModel, Chunk, Code, Memory, Pass, ReadsInstructions, Request
+from rsd.types import IN_NUMBERS, BaseModel, Chunk, Code, Memory, Pass, ReadsInstructions, Request
 from rsd.work import Counts
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a decoding over tokens needs beside the base model; a role that it does not ask may be `Absent`."""
+    """What a decoding that asks somebody needs beside the base model; a role that it does not ask may be `Absent`.
 
-    tokenizer: ActionTokenizer
+    Where the draft says numbers, and nobody else is asked, there is no tokenizer.
+    """
+
+    tokenizer: ActionTokenizer | None
     target: Binder
     draft: Binder
 
@@ -72,15 +75,16 @@ class VLAPolicy:
         self.num_open_loop_steps = num_open_loop_steps
         self.device = device
         self._levels = torch.zeros(spec.chunk_length, 0, 0, dtype=torch.long, device=device)  # [T, D, Q]
-        if tokens is not None:
-            code = tokens.tokenizer.code_shape
+        self._tokenizer = None if tokens is None else tokens.tokenizer
+        if self._tokenizer is not None:
+            code = self._tokenizer.code_shape
             if (code.chunk_length, code.action_dim) != (spec.chunk_length, spec.action_dim):
                 raise PolicyError(
                     f"the tokenizer's chunk is {(code.chunk_length, code.action_dim)}, the base model's "
                     f"({spec.chunk_length}, {spec.action_dim}); set chunk to the length that both were trained with"
                 )
             self._levels = torch.tensor(code.levels, device=device)
-            bounds = [tokens.tokenizer.action_bound(depth).amax(dim=0) for depth in range(1, code.num_stages + 1)]
+            bounds = [self._tokenizer.action_bound(depth).amax(dim=0) for depth in range(1, code.num_stages + 1)]
             self._bounds = torch.stack(
                 [torch.zeros_like(bounds[0]), *bounds]
             )  # [Q + 1, A]  nothing is left out of l1's
@@ -141,8 +145,9 @@ class VLAPolicy:
         normalized = self._decode(code, looked)  # [B, T, A]
         with clock.part("unnormalize"):
             actions = self.to_robot(normalized)
-        if self.tokens is not None:
-            code.bound = self._bounds[code.depth]  # [B, A]
+        stages = code.depth.clamp_min(0)  # [B]  IN_NUMBERS is none
+        if self._tokenizer is not None:
+            code.bound = self._bound(code, stages)
         work = looked.work + code.work
         num_steps = [self.num_open_loop_steps] * len(requests)
         if code.num_steps is not None:
@@ -155,8 +160,8 @@ class VLAPolicy:
                 work=work.row(row),
                 latency_ms=dict(latency_ms),
                 model_ms=latency_ms["total"] / len(requests),
-                depth=None if self.tokens is None else int(code.depth[row]),
-                bound=None if code.bound is None else code.bound[row].float().cpu().numpy(),
+                depth=None if self._tokenizer is None else int(stages[row]),
+                bound=None if code.bound is None else _certified(code.bound[row]),
                 memory=Memory(
                     normalized[row].float().cpu().numpy(), num_unverified=_unverified(request.memory, work.row(row))
                 ),
@@ -172,13 +177,16 @@ class VLAPolicy:
             rows = (code.depth == depth).nonzero()[:, 0]
             if depth == 0:
                 parts[depth] = _finite(looked.of(rows).chunk(), "the base model")
-            elif self.tokens is None:
+            elif depth == IN_NUMBERS:
+                assert code.chunk is not None
+                parts[depth] = _finite(code.chunk[rows], "the draft")
+            elif self._tokenizer is None:
                 raise PolicyError(f"decoding {type(self.decoding).__name__} gave tokens, and there is no tokenizer")
             else:
                 with looked.clock.part("tokenizer"):
                     indices = code.indices[..., :depth]
                     own = indices if len(rows) == len(looked) else indices[rows]
-                    parts[depth] = _finite(self.tokens.tokenizer.decode(own), "the tokenizer")
+                    parts[depth] = _finite(self._tokenizer.decode(own), "the tokenizer")
         if len(parts) == 1:
             return next(iter(parts.values()))
         first = next(iter(parts.values()))
@@ -186,6 +194,11 @@ class VLAPolicy:
         for depth, part in parts.items():
             chunks[code.depth == depth] = part
         return chunks
+
+    def _bound(self, code: Code, stages: Tensor) -> Tensor:
+        """`Code.bound` of every row, [B, A]: what the decoding says, else what is beyond its stages [B] can make."""
+        tail = self._bounds[stages]
+        return tail if code.bound is None else torch.where(code.bound.isnan(), tail, code.bound)
 
     def to_robot(self, normalized: Tensor) -> np.ndarray:
         """Model space [..., T, A] → robot commands, float64."""
@@ -197,9 +210,9 @@ class VLAPolicy:
 
     def _proposal(self, code: Code, row: int) -> np.ndarray | None:
         """What the draft's first proposal alone decodes to, [T, A]; for people, and not part of the time."""
-        if code.proposal is None or self.tokens is None:
+        if code.proposal is None or self._tokenizer is None:
             return None
-        decoded = self.tokens.tokenizer.decode(code.proposal[row : row + 1])
+        decoded = self._tokenizer.decode(code.proposal[row : row + 1])
         return self.to_robot(_finite(decoded, "the tokenizer"))[0]
 
 
@@ -208,6 +221,11 @@ def _finite(actions: Tensor, part: str) -> Tensor:
     if not bool(actions.isfinite().all()):
         raise PolicyError(f"{part} produced NaN or infinite actions; check its weights and dtype")
     return actions
+
+
+def _certified(bound: Tensor) -> np.ndarray | None:
+    """A row's bound [A]; None where it is infinite."""
+    return bound.float().cpu().numpy() if bool(bound.isfinite().all()) else None
 
 
 def held(actions: np.ndarray, num_steps: int) -> np.ndarray:

@@ -7,7 +7,8 @@ decoding knows; what it reads of the base model is computed when it is first ask
 from rsd.stages.base_chunk import BaseChunk
 from rsd.stages.head import StageHead
 from rsd.stages.head_at import HeadAt, HeadLogits
-from rsd.stages.logits import Absent, Binder, NotFiniteError, StageLogits
+from rsd.stages.logits import Absent, Binder, NotFiniteError, Numbers, StageLogits
+from rsd.stages.numbers import InNumbers, NumberHead, NumbersAt
 from rsd.stages.own_look import OwnLook
 from rsd.stages.two_exits import TwoExits, Twofold
 
@@ -17,7 +18,11 @@ __all__ = [
     "Binder",
     "HeadAt",
     "HeadLogits",
+    "InNumbers",
     "NotFiniteError",
+    "NumberHead",
+    "Numbers",
+    "NumbersAt",
     "OwnLook",
     "StageHead",
     "StageLogits",

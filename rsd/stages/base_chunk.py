@@ -47,18 +47,26 @@ class BoundChunk:
 
     def __call__(self, known: Tensor, start: int, stop: int) -> Tensor:
         with self._looked.clock.part(ROLE):
-            if self._logits is None:
-                chunk = require_finite(self._looked.chunk(), "the base model's chunk")
-                self._logits = ChunkLogits(self._tokenizer, chunk)
-            logits = self._logits(known, start, stop)
+            logits = self._made()(known, start, stop)
             levels = self._tokenizer.quantizer.levels[..., start:stop, None]  # [T, D, q, 1]
             missing = torch.arange(logits.shape[-1], device=logits.device) >= levels  # [T, D, q, L]
             return require_finite(logits, f"what the tokenizer makes of stages {start}..{stop - 1}", missing)
+
+    def error_bound(self, off: Tensor) -> Tensor:
+        """See `Numbers.error_bound`."""
+        with self._looked.clock.part(ROLE):
+            return self._made().error_bound(off)
 
     def of(self, rows: Tensor) -> BoundChunk:
         some = BoundChunk(self._tokenizer, self._looked.of(rows))
         some._logits = None if self._logits is None else self._logits.of(rows)
         return some
+
+    def _made(self) -> ChunkLogits:
+        if self._logits is None:
+            chunk = require_finite(self._looked.chunk(), "the base model's chunk")
+            self._logits = ChunkLogits(self._tokenizer, chunk)
+        return self._logits
 
 
 class ChunkLogits:
@@ -79,6 +87,12 @@ class ChunkLogits:
 
     def of(self, rows: Tensor) -> ChunkLogits:
         return ChunkLogits(self._tokenizer, self._chunk[rows])
+
+    def error_bound(self, off: Tensor) -> Tensor:
+        """See `Numbers.error_bound`."""
+        within = (self._latents.abs() <= self._tokenizer.quantizer.captured(0)).flatten(1).all(dim=1)  # [B]
+        bound = self._tokenizer.hand_over_bound(off).amax(dim=1)  # [B, A]
+        return torch.where(within[:, None], bound, torch.inf)
 
     def __call__(self, known: Tensor, start: int, stop: int) -> Tensor:
         """[B, T, D, stop - start, L], float32; known is [B, T, D, n], int64."""

@@ -1,11 +1,15 @@
-"""Checkpoints of target heads and drafts, and the contract between them, the tokenizer and the base model."""
+"""Checkpoints of target heads and drafts, and the contract between them, the tokenizer and the base model.
+
+A draft may say numbers instead of tokens (rsd/stages/numbers.py). Its checkpoint is of the same kind, says so in its
+config (readout: numbers), and is held to no tokenizer.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,11 +26,16 @@ from rsd.checkpoint import (
 from rsd.errors import SettingError
 from rsd.points import HEAD, point_name
 from rsd.record import EntryError, conform, shown
-from rsd.settings import Count, Total
+from rsd.settings import ChunkLength, Count, Total
 from rsd.stages.head import StageHead
+from rsd.stages.numbers import NumberHead
 from rsd.types import ALL_TOKENS, BaseSpec, CodeShape
 
 VISUAL_TOKENS = "visual_tokens"  # entry of a base model's fingerprint, absent where it reads all
+
+READOUT = "readout"  # entry of a draft's config, absent where it says tokens
+TOKENS: Literal["tokens"] = "tokens"
+NUMBERS: Literal["numbers"] = "numbers"
 
 EYES = "eyes"  # folder, inside a draft's, of the base model that it reads instead of the policy's
 
@@ -63,6 +72,25 @@ class HeadConfig:
         return {name: getattr(self, name) for name in names}
 
 
+@dataclass(frozen=True)
+class NumbersConfig:
+    """Entry "config" of the checkpoint.json of a draft in numbers."""
+
+    readout: Literal["numbers"]
+    chunk_length: ChunkLength
+    action_dim: Count
+    hidden_dim: Count
+    states_per_step: Count
+    width: Count
+    num_layers: Count
+    num_heads: Count
+    point: str
+
+    @property
+    def size(self) -> dict[str, int]:
+        return {name: value for name, value in asdict(self).items() if name not in (READOUT, "point")}
+
+
 def save_stage_head(head: StageHead, directory: Path, *, kind: str, point: str, provenance: dict[str, Any]) -> None:
     """Write a head's or draft's checkpoint folder.
 
@@ -73,6 +101,27 @@ def save_stage_head(head: StageHead, directory: Path, *, kind: str, point: str, 
     """
     config = {**head.config, "point": point, "code_shape": asdict(head.code_shape)}
     save_checkpoint(directory, kind=kind, config=config, weights=head.state_dict(), provenance=provenance)
+
+
+def save_numbers(head: NumberHead, directory: Path, *, point: str, provenance: dict[str, Any]) -> None:
+    """Write the checkpoint folder of a draft in numbers.
+
+    Args:
+        point: Point of the base model whose states it reads.
+        provenance: Must hold "base" (fingerprint) and "unnorm_key".
+    """
+    config = {READOUT: NUMBERS, **head.config, "point": point}
+    save_checkpoint(directory, kind="draft", config=config, weights=head.state_dict(), provenance=provenance)
+
+
+def says_numbers(directory: Path | str) -> bool:
+    """Whether a draft's folder holds one that says numbers; what is wrong with it is for its loader to say."""
+    path = Path(directory) / JSON_FILE
+    try:
+        config = json.loads(path.read_text())["config"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return isinstance(config, dict) and config.get(READOUT) == NUMBERS
 
 
 def load_stage_head(
@@ -106,20 +155,13 @@ def load_stage_head(
     made_for = {"tokenizer": tokenizer_sha256, "unnorm_key": base.space.name, "base": dict(base.fingerprint)}
     config, point = head_config(loaded, directory, remedy)
     states = config.states
-    try:
-        conform(loaded.provenance, dict.fromkeys(made_for, Any), where, "provenance")
-    except EntryError as error:
-        raise CheckpointError(f"{error}; {remedy}") from error
+    _check_entries(loaded, made_for, where, remedy)
     if config.code_shape != code_shape:
         raise CheckpointError(
             f"{kind} {directory} speaks another code than the tokenizer: {_describe(config.code_shape)} in the "
             f"checkpoint, {_describe(code_shape)} in the tokenizer; {remedy}"
         )
-    points = (base if eyes is None else eyes).points
-    if point not in points:
-        raise CheckpointError(
-            f"{kind} {directory} reads {shown(point)}, the base model has {', '.join(points)}; {remedy}"
-        )
+    _check_point(f"{kind} {directory}", point, base if eyes is None else eyes, remedy)
     if eyes is not None and eyes.space.digest != base.space.digest:
         raise CheckpointError(
             f"{kind} {directory} sees in the space {eyes.space.name!r}, {eyes.space.digest}, the base model acts in "
@@ -135,6 +177,63 @@ def load_stage_head(
     head = StageHead(code_shape=code_shape, states_per_step=states, **config.size)
     load_weights(head, loaded, directory)
     return head.eval().requires_grad_(False), point
+
+
+def load_numbers(directory: Path, *, base: BaseSpec) -> tuple[NumberHead, str]:
+    """Read a draft in numbers and hold it to the base model that it will work with.
+
+    Returns:
+        The head in evaluation mode, and the base model's point that it reads.
+
+    Raises:
+        CheckpointError: missing, damaged, made for another base model or data set, or a draft in tokens.
+    """
+    command = "python train.py phase=draft draft=numbers"
+    loaded = load_checkpoint(directory, kind="draft", produce=command)
+    remedy, where = f"train it again for this combination with {command}", str(Path(directory) / JSON_FILE)
+    made_for = {"unnorm_key": base.space.name, "base": dict(base.fingerprint)}
+    config = numbers_config(loaded, directory, remedy)
+    _check_entries(loaded, made_for, where, remedy)
+    chunk, of_base = (config.chunk_length, config.action_dim), (base.chunk_length, base.action_dim)
+    if chunk != of_base:
+        raise CheckpointError(f"draft {directory} says chunks of {chunk}, the base model's are {of_base}; {remedy}")
+    _check_point(f"draft {directory}", config.point, base, remedy)
+    check_made_for(f"draft {directory}", loaded.provenance, as_stored(made_for), command, remedy)
+    try:
+        with torch.device("meta"):  # as above
+            outline = NumberHead(**config.size)
+    except SettingError as error:
+        raise CheckpointError(f"{where}: entry 'config': {error}; {remedy}") from error
+    check_names(directory, shapes_of(outline.state_dict()), shapes_of(loaded.weights))
+    head = NumberHead(**config.size)
+    load_weights(head, loaded, directory)
+    return head.eval().requires_grad_(False), config.point
+
+
+def numbers_config(loaded: Checkpoint, directory: Path, remedy: str) -> NumbersConfig:
+    """Arguments of a draft in numbers, and the point that it reads.
+
+    Raises:
+        CheckpointError: it is one in tokens; or an entry is missing, or of another type or range.
+    """
+    if loaded.config.get(READOUT) != NUMBERS:
+        raise CheckpointError(f"draft {directory} says tokens, expected numbers; {remedy}")
+    try:
+        return conform(loaded.config, NumbersConfig, str(Path(directory) / JSON_FILE), "config")
+    except EntryError as error:
+        raise CheckpointError(f"{error}; {remedy}") from error
+
+
+def _check_entries(loaded: Checkpoint, made_for: dict[str, Any], where: str, remedy: str) -> None:
+    try:
+        conform(loaded.provenance, dict.fromkeys(made_for, Any), where, "provenance")
+    except EntryError as error:
+        raise CheckpointError(f"{error}; {remedy}") from error
+
+
+def _check_point(who: str, point: str, base: BaseSpec, remedy: str) -> None:
+    if point not in base.points:
+        raise CheckpointError(f"{who} reads {shown(point)}, the base model has {', '.join(base.points)}; {remedy}")
 
 
 def check_made_for(who: str, provenance: dict[str, Any], here: dict[str, Any], command: str, remedy: str) -> None:
@@ -166,6 +265,8 @@ def head_config(loaded: Checkpoint, directory: Path, remedy: str) -> tuple[HeadC
         CheckpointError: an entry is missing, or of another type or range.
     """
     where = str(Path(directory) / JSON_FILE)
+    if loaded.config.get(READOUT) == NUMBERS:
+        raise CheckpointError(f"{loaded.kind} {directory} says numbers, expected tokens; {remedy}")
     try:
         config = conform(loaded.config, HeadConfig, where, "config")
     except EntryError as error:
@@ -196,9 +297,13 @@ def former_point(layer: int, states_per_step: int) -> str:
 
 
 def _restamp(stored: Any, here: Any) -> str | None:
-    """What to do when the same weights are described in another way than an earlier version did; None when not."""
+    """What to do when the same weights are run with another precision, or were described otherwise by an earlier
+    version; None when neither.
+    """
     if not (isinstance(stored, dict) and isinstance(here, dict)):
         return None
+    if ("fp8" in stored) != ("fp8" in here):
+        return "states in eight bits are others: run it as it was trained (model.backbone.execution), or train it again"
     same = stored.get("weights_sha256") == here.get("weights_sha256") is not None
     if not same or stored.keys() == here.keys():
         return None

@@ -32,6 +32,26 @@ def check_heads(name: str, num_heads: int, width: int) -> None:
         raise SettingError(f"{name} is {num_heads}, expected a divisor of the width {width}")
 
 
+def states_of_steps(hidden: Tensor, length: int, states_per_step: int, hidden_dim: int) -> Tensor:
+    """The states of each step of the chunk side by side: [B, K or T, H] → [B, T, A*H or H].
+
+    Raises:
+        ValueError: another number of states or another hidden width.
+    """
+    expected = (length * states_per_step, hidden_dim)
+    if tuple(hidden.shape[1:]) != expected:
+        raise ValueError(f"hidden states are {list(hidden.shape)}, expected [B, {expected[0]}, {expected[1]}]")
+    return hidden.reshape(hidden.shape[0], length, -1)
+
+
+def blocks_over_steps(width: int, num_layers: int, num_heads: int) -> nn.TransformerEncoder:
+    """Transformer layers over the T steps of a chunk, [B, T, W] → [B, T, W]."""
+    layer = nn.TransformerEncoderLayer(
+        width, num_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    return nn.TransformerEncoder(layer, num_layers, enable_nested_tensor=False)
+
+
 class StageHead(nn.Module):
     """Transformer over the T code steps, run once per asked stage on shared features.
 
@@ -90,10 +110,7 @@ class StageHead(nn.Module):
         self.unknown = nn.Parameter(0.02 * torch.randn(num_stages, width))
         self.digit_embedding = nn.Embedding(num_stages * latent_dim * num_levels, width)
         nn.init.normal_(self.digit_embedding.weight, std=0.02)
-        layer = nn.TransformerEncoderLayer(
-            width, num_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.blocks = nn.TransformerEncoder(layer, num_layers, enable_nested_tensor=False)
+        self.blocks = blocks_over_steps(width, num_layers, num_heads)
         self.output_norm = nn.LayerNorm(width)
         self.output = nn.Parameter(0.02 * torch.randn(num_stages, width, latent_dim * num_levels))
 
@@ -103,12 +120,9 @@ class StageHead(nn.Module):
         Raises:
             ValueError: another number of states or another hidden width.
         """
-        length = self.code_shape.chunk_length
-        expected = (length * self.config["states_per_step"], self.config["hidden_dim"])
-        if tuple(hidden.shape[1:]) != expected:
-            raise ValueError(f"hidden states are {list(hidden.shape)}, expected [B, {expected[0]}, {expected[1]}]")
-        hidden = hidden.reshape(hidden.shape[0], length, -1).to(self.feature_proj.weight.dtype)  # [B, T, A*H or H]
-        return self.feature_proj(self.feature_norm(hidden)) + self.step_embedding
+        states, hidden_dim = self.config["states_per_step"], self.config["hidden_dim"]
+        hidden = states_of_steps(hidden, self.code_shape.chunk_length, states, hidden_dim)  # [B, T, A*H or H]
+        return self.feature_proj(self.feature_norm(hidden.to(self.feature_proj.weight.dtype))) + self.step_embedding
 
     def _prefix(self, known: Tensor) -> Tensor:
         """Sum of embeddings of the stages before each stage: [B, T, D, n] → [B, T, Q, W]."""

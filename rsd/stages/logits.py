@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -34,6 +34,23 @@ class StageLogits(Protocol):
 
     def of(self, rows: Tensor) -> StageLogits:
         """The same for some of the observations, [n] int64; nothing is computed for the others any more."""
+
+
+@runtime_checkable
+class Numbers(StageLogits, Protocol):
+    """A target that knows its chunk as numbers, and so how near a code comes to it."""
+
+    def error_bound(self, off: Tensor) -> Tensor:
+        """Largest error of each action dim of what is refined greedily to this chunk, as it is executed: [B, A].
+
+        Infinite for a chunk that lies outside of the tokenizer's grid, where no digits come near it.
+
+        Args:
+            off: How many levels each digit is away from the greedy one at most, [B, T, D, Q], int64.
+
+        Raises:
+            SettingError: the tokenizer's stages leave gaps.
+        """
 
 
 class Binder(Protocol):

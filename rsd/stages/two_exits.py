@@ -1,6 +1,7 @@
 """Two drafts at two points of the base model: the later one drafts, the earlier one says whether it agrees.
 
-How far two codes are apart is said of what they decode to, which a decoding cannot know, so the bound pair measures it.
+Each may say tokens or numbers. How far two answers are apart is said of their chunks, which a decoding cannot know of
+tokens, so the bound pair measures it.
 What surprises first: the pass stops at the earlier point also when the later draft is asked first, since a pass that
 has gone by a point has to begin anew to read it.
 """
@@ -9,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
+from rsd.stages.base_chunk import executed
 from rsd.stages.head_at import BoundHead, HeadAt
 from rsd.stages.logits import StageLogits, require_finite
+from rsd.stages.numbers import BoundNumbers, NumbersAt
 from rsd.tokenizer import ActionTokenizer
-from rsd.types import Pass, Request
+from rsd.types import Code, Pass, Request
 
 
 @runtime_checkable
@@ -27,11 +30,11 @@ class Twofold(StageLogits, Protocol):
     def earlier(self) -> StageLogits:
         """The other one, for the same observations."""
 
-    def distance(self, one: Tensor, other: Tensor) -> Tensor:
-        """How far two codes are apart, [B]: mean absolute difference of their chunks, model space.
+    def distance(self, one: Code, other: Code) -> Tensor:
+        """How far two answers are apart, [B]: mean absolute difference of their chunks, model space.
 
         Args:
-            one, other: Indices of the first m stages, [B, T, D, m], int64.
+            one, other: Of a draft each, all rows of the same depth.
 
         Raises:
             NotFiniteError: what they decode to is NaN or infinite.
@@ -43,22 +46,25 @@ class TwoExits:
     """Binder of both.
 
     Attributes:
-        earlier, later: Heads at two points, in the order in which the base model comes by.
-        tokenizer: On the base model's device.
+        earlier, later: Drafts at two points, in the order in which the base model comes by.
+        tokenizer: On the base model's device; None where both say numbers.
     """
 
-    earlier: HeadAt
-    later: HeadAt
-    tokenizer: ActionTokenizer
+    earlier: HeadAt | NumbersAt
+    later: HeadAt | NumbersAt
+    tokenizer: ActionTokenizer | None
 
     def bind(self, looked: Pass, requests: Sequence[Request]) -> BoundExits:
-        return BoundExits(self, looked, self.earlier.bind(looked, requests), self.later.bind(looked, requests))
+        bound = BoundExits if isinstance(self.later, HeadAt) else BoundNumberExits
+        return bound(self, looked, self.earlier.bind(looked, requests), self.later.bind(looked, requests))
 
 
 class BoundExits:
-    """`Twofold` of two heads for the observations of one pass."""
+    """`Twofold` of two drafts for the observations of one pass."""
 
-    def __init__(self, place: TwoExits, looked: Pass, earlier: BoundHead, later: BoundHead) -> None:
+    def __init__(
+        self, place: TwoExits, looked: Pass, earlier: BoundHead | BoundNumbers, later: BoundHead | BoundNumbers
+    ) -> None:
         self._place, self._looked, self._later = place, looked, later
         self.earlier = earlier
 
@@ -66,12 +72,27 @@ class BoundExits:
         self._looked.at(self._place.earlier.point)
         return self._later(known, start, stop)
 
-    def distance(self, one: Tensor, other: Tensor) -> Tensor:
+    def distance(self, one: Code, other: Code) -> Tensor:
         with self._looked.clock.part("tokenizer"):
-            chunks = [self._place.tokenizer.decode(indices) for indices in (one, other)]  # [B, T, A] each
+            chunks = [self._executed(code) for code in (one, other)]  # [B, T, A] each
             apart = (chunks[0] - chunks[1]).abs().mean(dim=(1, 2))  # [B]
             return require_finite(apart, "what the tokenizer makes of the draft's or the earlier draft's stages")
 
-    def of(self, rows: Tensor) -> BoundExits:
+    def _executed(self, code: Code) -> Tensor:
+        if code.chunk is not None:
+            return executed(code.chunk)
+        assert self._place.tokenizer is not None  # whoever says tokens has one
+        return self._place.tokenizer.decode(code.indices[..., : int(code.depth[0])])
+
+    def of(self, rows: Tensor) -> Self:
         looked = self._looked.of(rows)  # one for both, or the layers up to the earlier point would be run twice
-        return BoundExits(self._place, looked, self.earlier.of(rows, looked), self._later.of(rows, looked))
+        return type(self)(self._place, looked, self.earlier.of(rows, looked), self._later.of(rows, looked))
+
+
+class BoundNumberExits(BoundExits):
+    """The same where the later draft says numbers: `InNumbers`, too."""
+
+    def chunk(self) -> Tensor:
+        assert isinstance(self._later, BoundNumbers)
+        self._looked.at(self._place.earlier.point)
+        return self._later.chunk()

@@ -37,12 +37,31 @@ class ActionTokenizer(nn.Module):
         """Synthesis: [B, T, D] → [B, T, A]."""
         raise NotImplementedError
 
+    def spread(self, moved: Tensor) -> Tensor:
+        """Largest change of each action entry, [..., T, A], when a latent entry moves by at most this, [..., T, D]."""
+        raise NotImplementedError
+
     def action_bound(self, depth: int) -> Tensor:
         """Largest change of each action entry that stages after `depth` can make, whatever their indices: [T, A].
 
-        The change is between decode(indices[..., :depth]) and decode of any continuation of it.
+        The change is between decode(indices[..., :depth]) and decode of any continuation of it: the tail bound.
         """
-        raise NotImplementedError
+        return self.spread(self.quantizer.reach(depth))
+
+    def hand_over_bound(self, off: Tensor | None = None) -> Tensor:
+        """Largest error of each action entry against a chunk that the grid captures, refined greedily: [..., T, A].
+
+        Whoever chose the first digits, what `quantizer.captured` allows ends within s_Q / 2 in each latent entry: the
+        carry-tolerant hand-over.
+
+        Args:
+            off: As in `ResidualQuantizer.refined`; None for none.
+
+        Raises:
+            SettingError: the tokenizer's stages leave gaps.
+        """
+        off = torch.zeros_like(self.quantizer.levels) if off is None else off
+        return self.spread(self.quantizer.refined(off))
 
     def fit(self, chunks: Tensor) -> None:
         """Set the constants that are computed from data rather than trained; chunks [N, T, A] of the training split."""

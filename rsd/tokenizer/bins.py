@@ -41,5 +41,5 @@ class BinTokenizer(ActionTokenizer):
     def to_actions(self, latents: Tensor) -> Tensor:
         return latents
 
-    def action_bound(self, depth: int) -> Tensor:
-        return self.quantizer.reach(depth)
+    def spread(self, moved: Tensor) -> Tensor:
+        return moved

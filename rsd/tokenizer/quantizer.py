@@ -10,6 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rsd.errors import SettingError
+
+ROUNDING = 1e-5  # of steps in float32, relative
+
 
 def quantize(values: Tensor, steps: Tensor, levels: Tensor) -> Tensor:
     """Nearest level of a uniform grid centred on zero.
@@ -87,3 +91,43 @@ class ResidualQuantizer(nn.Module):
         """Farthest that stages after `depth` can move a latent entry, whatever their indices: [T, D]."""
         half_width = (self.levels[..., depth:] - 1) / 2
         return (half_width * self.steps()[..., depth:]).sum(dim=-1)
+
+    def captured(self, depth: int) -> Tensor:
+        """Largest error after `depth` stages that greedy refinement still brings to within s_Q / 2: [T, D].
+
+        The carry-tolerant hand-over: a first digit that is off is made up for by the later ones, as long as what is
+        left lies within the grid of the next stage that has a token, (L / 2) s. Entries without a later token keep
+        what they have, so for them it is s_Q / 2 itself: a gripper's one bit has to be exact.
+
+        Raises:
+            SettingError: a stage's step is more than L steps of the next, and refinement leaves gaps.
+        """
+        steps, levels = self.steps(), self.levels
+        captured = steps[..., -1] / 2
+        for stage in reversed(range(depth, self.num_stages)):
+            has_token, leaves = levels[..., stage] > 1, steps[..., stage] / 2
+            if (has_token & (leaves > captured * (1 + ROUNDING))).any():
+                raise SettingError(
+                    f"stage {stage + 1} of the tokenizer leaves more than the later ones can refine; expected steps of "
+                    "at most num_levels steps of the next stage (accept=exact asks for no such promise)"
+                )
+            captured = torch.where(has_token, levels[..., stage] * leaves, captured)
+        return captured
+
+    def refined(self, off: Tensor) -> Tensor:
+        """Largest error after greedy refinement of what lies within the grid, `captured(0)`: [..., T, D].
+
+        Args:
+            off: How many levels each digit is away from the greedy one after the digits before it at most,
+                [..., T, D, Q], int64. Zeros end within s_Q / 2.
+
+        Raises:
+            SettingError: as `captured`.
+        """
+        steps, levels = self.steps(), self.levels
+        left = self.captured(0)
+        for stage in range(self.num_stages):
+            half = steps[..., stage] / 2
+            greedy = torch.maximum(half, left - (levels[..., stage] - 1) * half)  # the last level takes what is beyond
+            left = torch.where(levels[..., stage] > 1, greedy + off[..., stage] * steps[..., stage], left)
+        return left

@@ -71,8 +71,8 @@ class RFSQTokenizer(ActionTokenizer):
     def to_actions(self, latents: Tensor) -> Tensor:
         return self.decoder(latents)
 
-    def action_bound(self, depth: int) -> Tensor:
+    def spread(self, moved: Tensor) -> Tensor:
         """Lipschitz bound through the decoder, entry by entry; valid but loose (6-16 times what is observed)."""
         widen, narrow = (layer.weight.abs().T for layer in self.decoder if isinstance(layer, nn.Linear))
-        hidden = self.quantizer.reach(depth) @ widen * GELU_LIPSCHITZ  # [T, hidden]
+        hidden = moved @ widen * GELU_LIPSCHITZ  # [T, hidden]
         return hidden @ narrow  # [T, A]

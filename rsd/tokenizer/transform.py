@@ -116,6 +116,9 @@ class TransformTokenizer(ActionTokenizer):
     def to_actions(self, latents: Tensor) -> Tensor:
         return torch.cat([self.basis.T @ latents[..., :-1], latents[..., -1:] + 0.5], dim=-1)
 
-    def action_bound(self, depth: int) -> Tensor:
-        reach = self.quantizer.reach(depth)  # [T, A]
-        return torch.cat([self.basis.T.abs() @ reach[:, :-1], reach[:, -1:]], dim=-1)
+    def spread(self, moved: Tensor) -> Tensor:
+        return torch.cat([self.basis.T.abs() @ moved[..., :-1], moved[..., -1:]], dim=-1)
+
+    def hand_over_bound(self, off: Tensor | None = None) -> Tensor:
+        bound = super().hand_over_bound(off)
+        return torch.cat([bound[..., :-1], torch.zeros_like(bound[..., -1:])], dim=-1)  # the gripper's bit says it all

@@ -1,14 +1,15 @@
 """phase=draft at one point of the base model, or at several at once: draft.layer=3, draft.layer=[2,3,4].
 
-Several drafts read the same batches of one cache, and nothing else of one another: each has its own loss, its own
-clipped gradient and its own draws, so that it becomes what it would have become alone, bit for bit.
+Several drafts, in tokens or in numbers, read the same batches of one cache, and nothing else of one another: each has
+its own loss, its own clipped gradient and its own draws, so that it becomes what it would have become alone, bit for
+bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeGuard, cast
 
 import torch
 from pytorch_lightning import LightningModule
@@ -17,36 +18,40 @@ from torch import Tensor, nn
 
 from rsd.points import point_names
 from rsd.settings import Length, Point, Points, checked
+from rsd.training.numbers import NumberHeadModule
 from rsd.training.stage_head import StageHeadModule
 from rsd.training.steps import one_cycle
 from rsd.types import HiddenStateBatch
 
 
-class DraftModule(StageHeadModule):
-    """A draft as `StageHeadModule` trains it, where `layer` is one point; of several points, a `DraftsModule`.
+class _OneOfSeveral(LightningModule):
+    """A draft that logs under the name of its point, with those that it is trained with."""
 
-    Args:
-        layer: A point, or several.
-        draft: The rest of `StageHeadModule`'s.
-    """
+    point: str
 
-    def __new__(cls, *, layer: Points, **draft: Any) -> Any:
-        """One class for conf/phase/draft.yaml, whatever was typed; what it makes of several points is none of it."""
-        if isinstance(layer, Sequence) and not isinstance(layer, str):
-            return DraftsModule(layer=layer, **draft)
-        return super().__new__(cls)
+    def __init__(self, all_of_them: LightningModule, **draft: Any) -> None:
+        super().__init__(**draft)
+        self._tell = all_of_them.log
 
-    @checked
-    def __init__(self, *, layer: Points, **draft: Any) -> None:
-        super().__init__(layer=cast("Point", layer), **draft)
+    def log(self, name: str, value: Any, *_: Any, **__: Any) -> None:
+        self._tell(f"{self.point}/{name}", value)
+
+
+class _TokensOfSeveral(_OneOfSeveral, StageHeadModule):
+    """`StageHeadModule` among others."""
+
+
+class _NumbersOfSeveral(_OneOfSeveral, NumberHeadModule):
+    """`NumberHeadModule` among others."""
 
 
 class DraftsModule(LightningModule):
     """Drafts at several points, from one pass over the cache.
 
     Args:
+        one: Makes each of them.
         layer: The points, as `point_name` takes them; one that is named twice is trained once.
-        draft: The rest of `StageHeadModule`'s, the same for all.
+        draft: The rest of `StageHeadModule`'s or `NumberHeadModule`'s, the same for all.
 
     Attributes:
         points: Their names.
@@ -54,19 +59,21 @@ class DraftsModule(LightningModule):
     """
 
     @checked
-    def __init__(self, *, layer: Annotated[Sequence[Point], Length()], **draft: Any) -> None:
+    def __init__(
+        self, one: Callable[..., LightningModule], *, layer: Annotated[Sequence[Point], Length()], **draft: Any
+    ) -> None:
         super().__init__()
         self.points = point_names(layer)
         drafts = []
         drawn = torch.get_rng_state()
         for point in self.points:
             torch.set_rng_state(drawn)  # a learned tokenizer draws, too: for each draft what it would have alone
-            drafts.append(_OneOfSeveral(self, layer=point, **draft))
+            drafts.append(one(self, layer=point, **draft))
         self.drafts = nn.ModuleList(drafts)
 
     @property
-    def _each(self) -> list[StageHeadModule]:
-        return cast("list[StageHeadModule]", list(self.drafts))
+    def _each(self) -> list[_TokensOfSeveral | _NumbersOfSeveral]:
+        return cast("list[_TokensOfSeveral | _NumbersOfSeveral]", list(self.drafts))
 
     def setup(self, stage: str) -> None:
         drawn = torch.get_rng_state()
@@ -109,12 +116,38 @@ class DraftsModule(LightningModule):
         return self.report
 
 
-class _OneOfSeveral(StageHeadModule):
-    """A draft that logs under the name of its point, with those that it is trained with."""
+def _are_several(layer: Points) -> TypeGuard[Sequence[Point]]:
+    return isinstance(layer, Sequence) and not isinstance(layer, str)
 
-    def __init__(self, all_of_them: DraftsModule, **draft: Any) -> None:
-        super().__init__(**draft)
-        self._tell = all_of_them.log
 
-    def log(self, name: str, value: Any, *_: Any, **__: Any) -> None:
-        self._tell(f"{self.point}/{name}", value)
+class DraftModule(StageHeadModule):
+    """A draft as `StageHeadModule` trains it, where `layer` is one point; of several points, a `DraftsModule`.
+
+    Args:
+        layer: A point, or several.
+        draft: The rest of `StageHeadModule`'s.
+    """
+
+    def __new__(cls, *, layer: Points, **draft: Any) -> Any:
+        """One class for conf/phase/draft.yaml, whatever was typed; what it makes of several points is none of it."""
+        if _are_several(layer):
+            return DraftsModule(_TokensOfSeveral, layer=layer, **draft)
+        return super().__new__(cls)
+
+    @checked
+    def __init__(self, *, layer: Points, **draft: Any) -> None:
+        super().__init__(layer=cast("Point", layer), **draft)
+
+
+class NumbersModule(NumberHeadModule):
+    """The same in numbers, as `NumberHeadModule` trains it."""
+
+    def __new__(cls, *, layer: Points, **draft: Any) -> Any:
+        """See `DraftModule`."""
+        if _are_several(layer):
+            return DraftsModule(_NumbersOfSeveral, layer=layer, **draft)
+        return super().__new__(cls)
+
+    @checked
+    def __init__(self, *, layer: Points, **draft: Any) -> None:
+        super().__init__(layer=cast("Point", layer), **draft)

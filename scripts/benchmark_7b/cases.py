@@ -33,7 +33,7 @@ class FixedText:
         return {"prompt_length": PROMPT_LENGTH}
 
 
-def make_base(model: OpenVLAOFT, views: tuple[str, ...]) -> OpenVLABase:
+def make_base(model: OpenVLAOFT, views: tuple[str, ...], **options: Any) -> OpenVLABase:
     dino = model.architecture.dino
     assert dino is not None  # all cases have it
     size = dino.image_size
@@ -46,6 +46,7 @@ def make_base(model: OpenVLAOFT, views: tuple[str, ...]) -> OpenVLABase:
         chunk_length=8,
         center_crop=True,
         weights_sha256=lambda: "random",
+        **options,
     )
 
 

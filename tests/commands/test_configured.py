@@ -76,6 +76,19 @@ def test_nobody_stands_still_who_does_not_know_how():
         check_clock(policy, Clock(delay=1))
 
 
+@pytest.mark.parametrize("decoding", ["exit", "early_exit"])
+def test_a_draft_in_numbers_goes_to_the_parts_and_leaves_the_tokenizer_out_of_the_plan(tmp_path, decoding):
+    overrides = [f"decoding={decoding}", "draft=numbers", f"paths.draft={tmp_path}"]
+    cfg = composed("eval", overrides)
+    assert cfg.composed.checkpoints.readout == "numbers" and cfg.decoding.decode.num_draft_stages is None
+    fields = policy_fields(cfg, overrides)
+    used = {part for part, path in fields["checkpoints"].items() if path is not None}
+    assert (fields["draft"], used) == ("numbers", {"base", "draft"})
+    overrides = ["policy=released", "decoding=exit", "draft=numbers"]
+    assert folder_options(composed("eval", overrides), overrides)["draft"] == "numbers"
+    assert composed("eval", []).composed.checkpoints.readout == "tokens"
+
+
 def test_picture_tokens_go_to_the_folder_and_into_the_plan():
     overrides = ["policy=released", "visual_tokens=grid", "visual_tokens.num_tokens=8"]
     grid = {"kind": "grid", "num_tokens": 8}

@@ -23,6 +23,7 @@ OmegaConf.register_new_resolver("unused", unused_folder, replace=True)
 COMMANDS = [
     *(("train", f"phase={phase}", *more) for phase, more in PHASES.items()),
     ("train", "phase=draft", "draft=micro", "visual_tokens=random"),
+    ("train", "phase=draft", "draft=numbers"),
     ("train", "phase=draft", "draft=oracle", "logger=wandb"),
     ("train", "phase=rfsq", "quantizer=dct_d2", "trainer=finetune", "data=libero_suites"),
     ("train", "phase=rfsq", "quantizer=bins256"),

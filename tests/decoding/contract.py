@@ -83,6 +83,8 @@ class DecodingContract:
 
     def test_a_decoding_is_json(self, decoding):
         record = to_json(decoding)
+        if not type(decoding).__module__.startswith("rsd."):
+            pytest.skip("a policy's folder names what rsd.decoding exports, and nothing else")
         assert from_json(json.loads(json.dumps(record))) == decoding
         assert record["kind"] == type(decoding).__name__
         assert record.keys() - {"kind"} == {one.name for one in fields(decoding)} - {"accept"}

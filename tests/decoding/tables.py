@@ -92,7 +92,8 @@ class Pair:
         return model(*asked)
 
     def distance(self, one, other):
-        return (one - other).abs().float().mean(dim=(1, 2, 3))
+        stages = [code.indices[..., : int(code.depth[0])] for code in (one, other)]  # [B, T, D, m] each
+        return (stages[0] - stages[1]).abs().float().mean(dim=(1, 2, 3))
 
     def of(self, rows):
         return Pair(*(one.of(rows) for one in self._models), self.order)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rsd.evaluation.rollout import Episode
-from tests.evaluation.policies import BrokenPolicy, SeeingPolicy, StillPolicy
+from rsd.evaluation.rollout import Episode, jerk
+from tests.evaluation.policies import BrokenPolicy, EarlyExitPolicy, SeeingPolicy, StillPolicy
 from tests.fakes import PointMassEnv
 
 
@@ -117,3 +117,23 @@ def test_only_a_recorded_episode_asks_what_the_draft_proposed():
         episode.run(init_state_id=0, seed=0)
         assert (episode.queue.chunk.draft_actions is not None) == record
         assert all(np.shape(chunk["draft_actions"]) == (8, 7) for chunk in episode.chunks)
+
+
+def test_jerk_is_that_of_the_executed_motions_without_the_gripper():
+    names = ("x", "y", "gripper")
+    speeds = [0.0, 1.0, 3.0, 3.0]  # second differences 1 and -2; y stands still
+    assert jerk([np.array([speed, 0.5, (-1) ** n]) for n, speed in enumerate(speeds)], names) == 3 / 4
+    assert jerk([np.zeros(3)] * 2, names) is None
+
+
+def test_an_episode_keeps_when_it_asked_and_where_that_ended_early():
+    env, policy = RecordingEnv(max_steps=8, image_size=16), CountingPolicy(num_open_loop_steps=3)
+    episode = Episode(env, policy)
+    episode.run(init_state_id=0, seed=0)
+    found = episode.result(init_state_id=0, seed=0, wall_s=0.0, error=None, video=None, trace=None)
+    assert found.chunk_steps == [0, 3, 6] and found.exit_steps == []
+    moves = np.array(env.moves)
+    assert found.jerk == pytest.approx(np.abs(np.diff(moves[:, :6], 2, axis=0)).mean(), abs=1e-6) and found.jerk > 0
+    early = Episode(PointMassEnv(max_steps=17, image_size=16), EarlyExitPolicy())
+    early.run(init_state_id=0, seed=0)
+    assert early.chunk_steps == [0, 8, 16] and len(early.exit_steps) == early.queue.work["early_exits"] > 0

@@ -248,7 +248,9 @@ def test_no_logits_are_computed_for_a_head(base):
 
 
 def test_what_cannot_be_captured_is_refused_before_loading(tmp_path):
-    with pytest.raises(ExecutionError, match=r"'fast' is unknown; expected one of \['eager', 'captured', 'compiled'\]"):
+    with pytest.raises(
+        ExecutionError, match=r"'fast' is unknown; expected one of \['eager', 'captured', 'compiled', 'fp8'\]"
+    ):
         check_execution("fast", action_head="l1", device=CUDA)
     for action_head in ("diffusion", "autoregressive"):
         with pytest.raises(

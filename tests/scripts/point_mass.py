@@ -17,7 +17,7 @@ class RandomPointMassEnv(PointMassEnv):
     Args:
         seconds: Each episode takes this long at least.
         deadly: Task that kills the process: always ("3"), or once for each new file in `marks` ("3 once").
-        silent: The first episode of all stops its process (SIGSTOP) in its first step.
+        silent: The first episode of all stops its process (SIGSTOP) in its first step; `stopped` in `marks` names it.
         broken: Task whose construction fails.
         marks: Folder for notes between processes; every started episode leaves a file there.
         others: Arguments of LiberoEnv that mean nothing here.
@@ -57,7 +57,7 @@ class RandomPointMassEnv(PointMassEnv):
     def step(self, action: np.ndarray, observe: bool = True) -> Step:
         stopped = self._marks / "stopped"
         if self._silent and not stopped.exists():
-            stopped.touch()
+            stopped.write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGSTOP)
         return super().step(action, observe)
 

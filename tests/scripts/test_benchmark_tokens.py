@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from rsd.errors import SettingError
 from rsd.models.openvla.visual_tokens import Scorer, save_scorer
-from scripts.benchmark_tokens import benchmark, selections
+from scripts.benchmark_tokens import benchmark, interval, selections
 
 RELEASED = Path(__file__).parents[2] / "released"
 
@@ -31,3 +32,8 @@ def test_a_scorer_brings_its_own_number(tmp_path):
 def test_more_tokens_than_the_policy_has_are_refused():
     with pytest.raises(SettingError, match=r"num_tokens is 33, and the model has 32 tokens a view"):
         benchmark(RELEASED, selections([33], []), chunks=1, threads=1, device="cpu")
+
+
+def test_an_interval_holds_the_median():
+    low, high = interval(np.array([0.8, 0.9, 0.9, 0.9, 1.4]))
+    assert 0.8 <= low <= 0.9 <= high <= 1.4

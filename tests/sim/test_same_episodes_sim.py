@@ -12,7 +12,8 @@ from hydra.utils import instantiate
 
 import rsd
 from rsd.queue import Queue
-from scripts.record_policy import EPISODE_TASK, SEED, SUITES, arithmetic_id
+from scripts.record_policy import EPISODE_TASK, SUITES, arithmetic_id
+from scripts.recorded import SEED
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.sim

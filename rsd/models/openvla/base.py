@@ -13,10 +13,14 @@ from torch import Tensor
 from rsd import jpeg
 from rsd.errors import RSDError, SettingError
 from rsd.images import CAMERA_SIZE, CROP_AREA, center_crop, check_picture, resize_lanczos3, stack_pictures
+from rsd.models.openvla import segments
 from rsd.models.openvla.execution import make_run
+from rsd.models.openvla.fp8 import Fp8
 from rsd.models.openvla.model import Choose, OpenVLAOFT
 from rsd.models.openvla.passes import OpenVLAPass
+from rsd.models.openvla.pictures import DevicePictures, check_pictures
 from rsd.models.openvla.processor import PrismaticImageProcessor
+from rsd.models.openvla.segments import Tensors
 from rsd.models.openvla.text import BOS, STOP, TextEncoder, check_instructions
 from rsd.models.openvla.visual_tokens import PictureTokens, VisualTokens
 from rsd.points import HEAD, point_name
@@ -38,9 +42,11 @@ class OpenVLABase:
         model: The network; `base.model` is what phase=oft trains.
         views: Names of the pictures, in the order of the model's images.
         space: What the numbers of actions and proprio mean.
-        execution: How the model is run (see execution.py). No part of the fingerprint: states made in one way serve
-            heads that are run in another.
+        execution: How the model is run (see execution.py). No part of the fingerprint, but for fp8: states made in one
+            of the other ways serve heads that are run in another.
+        fp8: What execution="fp8" means; part of the fingerprint then.
         run: Runs the model's segments.
+        pictures_on: Where a camera's pictures are prepared: "cpu", or "device", the model's.
         visual_tokens: Which picture tokens the language model reads; None for all of them.
         pictures: What there is to choose from.
         choose: The same as `OpenVLAOFT.forward` takes it.
@@ -59,6 +65,8 @@ class OpenVLABase:
         weights_sha256: Callable[[], str],
         execution: str = "eager",
         visual_tokens: VisualTokens | None = None,
+        fp8: Fp8 | None = None,
+        pictures: str = "cpu",
     ) -> None:
         if not 1 <= len(views) <= MAX_IMAGES or len(set(views)) != len(views):
             raise SettingError(f"views {list(views)}, expected 1 to {MAX_IMAGES} different ones")
@@ -74,7 +82,12 @@ class OpenVLABase:
         self.image_size = processor.sizes[0]
         self._weights_sha256 = weights_sha256
         self.execution = execution
-        self.run = make_run(model, execution)
+        self.fp8 = fp8 or Fp8()
+        check_pictures(pictures)
+        self.pictures_on = pictures
+        self._device_pictures: DevicePictures | None = None
+        if pictures == "device" and self.device.type != "meta":
+            self._device_pictures = DevicePictures(processor, center_crop=center_crop, device=self.device)
         self.visual_tokens = visual_tokens
         self.pictures = PictureTokens(
             num_views=len(self.views),
@@ -87,6 +100,7 @@ class OpenVLABase:
         if visual_tokens is not None:
             visual_tokens.fit(self.pictures)
             self.choose = partial(visual_tokens.choose, self.pictures)
+        self.run = make_run(model, execution, self.fp8, self.selection)
 
     @cached_property
     def spec(self) -> BaseSpec:
@@ -114,6 +128,13 @@ class OpenVLABase:
             return ALL_TOKENS
         record = self.visual_tokens.to_json()
         return f"{record['kind']}, {record['num_tokens']} of {self.model.architecture.num_patches} a view"
+
+    @cached_property
+    def selection(self) -> partial[Tensors] | None:
+        """The segment that keeps some of the picture tokens; None where the language model reads all."""
+        if self.choose is None:
+            return None
+        return partial(segments.keep, choose=self.choose, num_pictures=self.num_pictures)
 
     @property
     def num_pictures(self) -> int:
@@ -157,12 +178,24 @@ class OpenVLABase:
             ObservationError: a view is missing, the proprio has another shape or is not finite, or the instruction is
                 no text or too long.
         """
-        pictures = stack_pictures([self._picture(obs, view) for obs in observations for view in self.views])
+        pictures = stack_pictures(self._pictures(observations))
         pictures = resize_lanczos3(pictures, self.image_size)  # [B*M, S, S, 3]
-        inputs = {
-            "pixel_values": self.pixel_values(center_crop(pictures) if self.center_crop else pictures),
-            **self.prompts([obs.instruction for obs in observations]),
-        }
+        pixels = self.pixel_values(center_crop(pictures) if self.center_crop else pictures)
+        return {"pixel_values": pixels, **self._words_and_numbers(observations)}
+
+    def prepare_live(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
+        """As `prepare`, in the process that runs the model: pictures on its device where they were asked for there."""
+        if self._device_pictures is None:
+            return self.prepare(observations)
+        live = not any(observation.stored for observation in observations)
+        pictures = np.stack(self._pictures(observations, jpeg_here=not live))
+        pixels = self._device_pictures(pictures, live=live)  # [B*M, C, S, S]
+        pixels = pixels.view(len(observations), -1, *pixels.shape[2:])
+        return {"pixel_values": pixels, **self._words_and_numbers(observations)}
+
+    def _words_and_numbers(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
+        """All inputs but the pictures."""
+        inputs = self.prompts([obs.instruction for obs in observations])
         if self.use_proprio:
             inputs["proprio"] = self.normalized_proprio([obs.proprio for obs in observations])
         if self.action_head == "diffusion":
@@ -176,6 +209,14 @@ class OpenVLABase:
             batch, -1, -1
         )
 
+    def _pictures(self, observations: Sequence[Observation], *, jpeg_here: bool = True) -> list[np.ndarray]:
+        """The M of an observation after each other, each [256, 256, 3], uint8; after JPEG with jpeg_here."""
+        return [
+            self._picture(obs, view) if obs.stored or not jpeg_here else jpeg.jpeg_round_trip(self._picture(obs, view))
+            for obs in observations
+            for view in self.views
+        ]
+
     def _picture(self, observation: Observation, view: str) -> np.ndarray:
         if view not in observation.images:
             raise ObservationError(
@@ -183,8 +224,7 @@ class OpenVLABase:
                 "set model.backbone.views to what environment and data offer"
             )
         check_picture(observation.images[view], view, CAMERA_SIZE)
-        picture = observation.images[view]
-        return picture if observation.stored else jpeg.jpeg_round_trip(picture)
+        return observation.images[view]
 
     def pixel_values(self, pictures: Tensor) -> Tensor:
         """Cropped pictures, the M of a sample after each other, [B*M, S, S, 3], uint8 → [B, 6M, S, S], float32.
@@ -272,11 +312,17 @@ class OpenVLABase:
         return moved | {"attention_mask": None if mask.all() else mask.to(self.device)}
 
     def fingerprint(self) -> dict[str, Any]:
-        """Weights, architecture, image pipeline, text, statistics, and the visual tokens where not all; JSON types."""
-        own = self._own_fingerprint()
-        return own if self.visual_tokens is None else {**own, "visual_tokens": self.visual_tokens.to_json()}
+        """Weights, architecture, image pipeline, text, statistics; visual tokens where not all, and eight bits where
+        they are; JSON types.
+        """
+        return {
+            **self._own_fingerprint(),
+            **({} if self.visual_tokens is None else {"visual_tokens": self.visual_tokens.to_json()}),
+            **({"fp8": self.fp8.to_json()} if self.execution == "fp8" else {}),
+        }
 
     def _own_fingerprint(self) -> dict[str, Any]:
+        """Of what a selection of tokens is trained for; nothing can be trained in eight bits."""
         return {
             "weights_sha256": self._weights_sha256(),
             "architecture": self.model.architecture.to_json(),

@@ -12,15 +12,22 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from rsd.models.openvla.fp8 import Fp8, to_fp8
 from rsd.models.openvla.model import OpenVLAOFT, VisionBackbone
 from rsd.models.openvla.vit import VisionTransformer
 
 MAX_SHAPES = 64  # that one block may be compiled for; torch's own limit is 8, and beyond it runs eagerly
 
 
-def compiled_twin(model: OpenVLAOFT) -> OpenVLAOFT:
-    """Compile the model's double for CUDA; the compiler runs when a shape is first seen."""
+def compiled_twin(model: OpenVLAOFT, fp8: Fp8 | None = None) -> OpenVLAOFT:
+    """Compile the model's double for CUDA; the compiler runs when a shape is first seen.
+
+    Args:
+        fp8: Which products are taken in eight bits, by weights of the double's own: half the model's memory once more.
+    """
     double = twin(model)
+    if fp8 is not None:
+        to_fp8(double, fp8)
     compile_blocks(double)
     if isinstance(double.vision_backbone, VisionBackbone):
         run_towers_side_by_side(double.vision_backbone)

@@ -1,4 +1,4 @@
-"""How a loaded base model is run: eagerly, as captured CUDA graphs, or as CUDA graphs of compiled blocks.
+"""How a loaded base model is run: eagerly, as CUDA graphs, as graphs of compiled blocks, or of eight-bit ones (fp8).
 
 At batch 1 a GPU waits longer for the next kernel of an OpenVLA to be launched than it computes. A CUDA graph launches
 the kernels of a whole segment (segments.py) at once. Only action heads of one parallel pass can be captured.
@@ -11,6 +11,7 @@ minutes, once a signature and process); and each new graph is held to the eager 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
@@ -20,13 +21,15 @@ import torch
 from torch import Tensor
 
 from rsd.errors import RSDError
+from rsd.models.openvla import segments
 from rsd.models.openvla.compilation import compiled_twin
+from rsd.models.openvla.fp8 import CAPABILITY, Fp8
 from rsd.models.openvla.model import OpenVLAOFT
-from rsd.models.openvla.segments import PARALLEL_HEADS, Eager, Run, Tensors
+from rsd.models.openvla.segments import PARALLEL_HEADS, Eager, Run, Tensors, given
 
 Capture = Callable[[Callable[[], Tensors]], Callable[[], Tensors]]
 
-EXECUTIONS = ("eager", "captured", "compiled")
+EXECUTIONS = ("eager", "captured", "compiled", "fp8")
 MAX_GRAPHS = 96  # segments x prompt lengths x batch sizes; each keeps inputs and outputs, what lies between is shared
 WARMUP_CALLS = 3  # libraries allocate and choose kernels in the first ones
 # Largest accepted deviation from eager, in parts of an output's largest value. Capturing changes no kernel; compiling
@@ -39,11 +42,14 @@ class ExecutionError(RSDError, RuntimeError):
     """A model cannot be run in the wanted way, or its graph does not give what the model gives."""
 
 
-def check_execution(execution: str, *, action_head: str, device: torch.device) -> None:
-    """See that a model with this action head can be run so, before it is loaded.
+def check_execution(
+    execution: str, *, action_head: str, device: torch.device, dtype: torch.dtype | None = None
+) -> None:
+    """See that a model with this action head can be run so, before it is loaded. Device "meta" runs nothing.
 
     Raises:
-        ExecutionError: the name is unknown, the action head is not one parallel pass, or the device has no CUDA graphs.
+        ExecutionError: the name is unknown, the action head is not one parallel pass, the device has no CUDA graphs, or
+            fp8 is wanted of a card without eight-bit products or of weights that are not bfloat16.
     """
     if execution not in EXECUTIONS:
         raise ExecutionError(f"model.backbone.execution {execution!r} is unknown; expected one of {list(EXECUTIONS)}")
@@ -54,22 +60,62 @@ def check_execution(execution: str, *, action_head: str, device: torch.device) -
             f"execution {execution!r} needs an action head of one parallel pass, {' or '.join(PARALLEL_HEADS)}; "
             f"this model's is {action_head!r}: set model.backbone.execution=eager"
         )
+    if execution == "fp8" and dtype not in (None, torch.bfloat16):
+        raise ExecutionError(
+            f"execution 'fp8' is held to the model in bfloat16, got dtype {str(dtype).removeprefix('torch.')}; set "
+            "model.backbone.dtype=bfloat16 or model.backbone.execution=compiled"
+        )
+    if device.type == "meta":
+        return
     if device.type != "cuda":
         raise ExecutionError(
             f"execution {execution!r} needs a CUDA device, got {device.type!r}; set device=cuda or "
             "model.backbone.execution=eager"
         )
+    if execution == "fp8":
+        _check_card(device)
 
 
-def make_run(model: OpenVLAOFT, execution: str) -> Run:
-    """What runs the model's segments: eagerly, or as graphs."""
+def _check_card(device: torch.device) -> None:
+    """Raise ExecutionError unless the card multiplies in eight bits."""
+    wanted = ".".join(map(str, CAPABILITY))
+    if not torch.cuda.is_available():
+        raise ExecutionError(
+            f"execution 'fp8' needs a card of compute capability {wanted} or more, torch finds none; set "
+            "model.backbone.execution=eager device=cpu"
+        )
+    found = torch.cuda.get_device_capability(device)
+    if found < CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        raise ExecutionError(
+            f"execution 'fp8' needs a card of compute capability {wanted} or more, {name} has {found[0]}.{found[1]} "
+            "and no eight-bit products; set model.backbone.execution=compiled"
+        )
+
+
+def make_run(
+    model: OpenVLAOFT, execution: str, fp8: Fp8 | None = None, selection: partial[Tensors] | None = None
+) -> Run:
+    """What runs the model's segments: eagerly, or as graphs.
+
+    Args:
+        model: Any that `check_execution` lets through.
+        execution: One of EXECUTIONS.
+        fp8: What execution="fp8" means.
+        selection: The segment that keeps some of the picture tokens, where the base model has one: fp8 is held to
+            bfloat16 over all segments.
+    """
     weight = model.projector.fc1.weight
-    check_execution(execution, action_head=model.architecture.action_head, device=weight.device)
-    if execution == "eager":
+    check_execution(execution, action_head=model.architecture.action_head, device=weight.device, dtype=weight.dtype)
+    if execution == "eager" or weight.device.type == "meta":
         return Eager(model)
     capture = CudaCapture(weight.device)
     if execution == "captured":
         return Graphs(model, capture=capture, limit=CAPTURED_LIMIT)
+    if execution == "fp8":
+        fp8 = fp8 or Fp8()
+        twin = compiled_twin(model, fp8)
+        return Quantised(model, twin=twin, capture=capture, limit=fp8.limit, selection=selection)
     return Graphs(model, twin=compiled_twin(model), capture=capture, limit=COMPILED_LIMITS[weight.dtype])
 
 
@@ -212,6 +258,75 @@ class Graphs:
     def _jumps(self, name: str) -> bool:
         """Whether an output is one of tokens: it jumps where two of them are about as probable."""
         return name == "chunk" and self.model.architecture.action_head != "l1"
+
+
+class Quantised(Graphs):
+    """Graphs of a model in eight bits. Not only each graph is held to the bfloat16 model, the whole is, too.
+
+    Once, on the first real observation: one whose pictures have more than one colour (those of the canaries have not).
+
+    Attributes:
+        deviation: What `deviation` found then, of the chunk, or of the last states where the chunk is made of tokens;
+            None before.
+    """
+
+    def __init__(
+        self,
+        model: OpenVLAOFT,
+        *,
+        selection: partial[Tensors] | None = None,
+        report: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, **options)
+        self.deviation: dict[str, float] | None = None
+        self._selection, self._report = selection, report or _to_stderr
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def __call__(self, segment: partial[Tensors], inputs: Tensors) -> Tensors:
+        """See `segments.Run`.
+
+        Raises:
+            ExecutionError: a new graph, or the whole on the first real observation, is too far from the model.
+        """
+        pixels = inputs.get("pixel_values")
+        if self.deviation is None and pixels is not None and bool((pixels.amax((2, 3)) > pixels.amin((2, 3))).any()):
+            self._hold(segment, inputs)
+        return super().__call__(segment, inputs)
+
+    def _hold(self, first: partial[Tensors], inputs: Tensors) -> None:
+        """Compare what both models make of these inputs, say how far they are apart, and refuse what is too far."""
+        whole = [_outcome(model, first, self._selection, inputs) for model in (self.model, self.twin)]
+        found = deviation(*whole)
+        what = "the chunk" if self.model.architecture.action_head == "l1" else "the last states"
+        said = (
+            f"moves {what} of the first real observation by {found['max_abs']:.3g}, {found['max_rel']:.3g} of the "
+            f"largest value of the bfloat16 model"
+        )
+        if not found["max_rel"] <= self.limit:
+            raise ExecutionError(
+                f"execution 'fp8' {said}, expected at most {self.limit:.3g}; keep more layers in sixteen bits "
+                "(model.backbone.fp8.keep), raise model.backbone.fp8.limit, or set model.backbone.execution=compiled"
+            )
+        self.deviation = found
+        self._report(f"execution=fp8 {said} (limit {self.limit:.3g})")
+
+
+def _outcome(model: OpenVLAOFT, first: partial[Tensors], selection: partial[Tensors] | None, inputs: Tensors) -> Tensor:
+    """All segments one after the other, without graphs: the chunk of an L1 head, the last states of a discrete one."""
+    sequence = first(model, inputs)
+    if selection is not None:
+        sequence = selection(model, {**sequence, **segments.told(inputs)})
+    states = segments.run_layers(model, sequence, start=0, stop=model.num_layers)
+    if model.architecture.action_head != "l1":
+        return given(states, "states")
+    features = segments.read_head(model, states)
+    return given(segments.read_chunk(model, features, chunk_length=first.keywords["chunk_length"]), "chunk")
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _shape(value: Tensor | None) -> tuple[tuple[int, ...], torch.dtype] | None:

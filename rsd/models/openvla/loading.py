@@ -28,7 +28,9 @@ from rsd.models.openvla import published
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.canaries import check_canaries
 from rsd.models.openvla.execution import check_execution
+from rsd.models.openvla.fp8 import Fp8
 from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
+from rsd.models.openvla.pictures import check_pictures
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.robots import Robot
 from rsd.models.openvla.text import PROMPT, VICUNA_PROMPT, LlamaText, TextEncoder, WordText
@@ -83,6 +85,8 @@ class Wanted:
     text: TextEncoder | None
     execution: str
     visual_tokens: VisualTokens | None
+    fp8: Fp8 | None
+    pictures: str
 
     @property
     def gripper(self) -> str:
@@ -106,6 +110,8 @@ def load_base(
     robot: Robot | None = None,
     text: TextEncoder | None = None,
     execution: str = "eager",
+    fp8: Fp8 | None = None,
+    pictures: str = "cpu",
     canaries: bool = True,
     visual_tokens: VisualTokens | None = None,
 ) -> OpenVLABase:
@@ -125,7 +131,9 @@ def load_base(
         num_images: M that a published checkpoint was trained with, which none of its files holds.
         robot: Constants of the robot that a published checkpoint was trained for; None checks what the files say alone.
         text: Replaces the checkpoint's own text encoder.
-        execution: eager, captured or compiled (see execution.py).
+        execution: eager, captured, compiled or fp8 (see execution.py).
+        fp8: Which layers execution=fp8 leaves alone, and how far it may be off; the defaults when None.
+        pictures: Where a camera's pictures are prepared: cpu, or device (the model's; see pictures.py).
         canaries: Try the model on made-up observations before anybody relies on it (see canaries.py).
         visual_tokens: Which picture tokens the language model reads (see visual_tokens.py); None for all.
 
@@ -137,7 +145,8 @@ def load_base(
     """
     if device != "meta":
         require_device(device)
-    check_execution(execution, action_head=action_head, device=torch.device(device))
+    check_execution(execution, action_head=action_head, device=torch.device(device), dtype=getattr(torch, dtype))
+    check_pictures(pictures)
     require_checkpoint(checkpoint, hub_id, published_layout=robot is not None)
     wanted = Wanted(
         unnorm_key=unnorm_key,
@@ -153,6 +162,8 @@ def load_base(
         text=text,
         execution=execution,
         visual_tokens=visual_tokens,
+        fp8=fp8,
+        pictures=pictures,
     )
     directory = Path(checkpoint)
     base = _load_own(directory, wanted) if is_own(directory) else _load_published(directory, wanted)
@@ -183,8 +194,12 @@ def own_inputs(directory: Path) -> dict[str, Any]:
     }
 
 
-def load_own(directory: Path, *, device: str = "cpu") -> OpenVLABase:
+def load_own(directory: Path, *, device: str = "cpu", execution: str = "eager", pictures: str = "cpu") -> OpenVLABase:
     """Load a base model of our own layout as it is: what it needs is what its files say.
+
+    Args:
+        directory: Holds checkpoint.json.
+        device, execution, pictures: See `load_base`.
 
     Raises:
         CheckpointError: the folder is missing, damaged, or of another kind.
@@ -198,6 +213,8 @@ def load_own(directory: Path, *, device: str = "cpu") -> OpenVLABase:
         chunk_length=config["chunk_length"],
         center_crop=config["center_crop"],
         device=device,
+        execution=execution,
+        pictures=pictures,
     )
 
 
@@ -288,6 +305,8 @@ def _load_own(directory: Path, wanted: Wanted) -> OpenVLABase:
         weights_sha256=lambda: checkpoint.sha256,
         execution=wanted.execution,
         visual_tokens=wanted.visual_tokens,
+        fp8=wanted.fp8,
+        pictures=wanted.pictures,
     )
 
 
@@ -320,6 +339,8 @@ def _load_published(directory: Path, wanted: Wanted) -> OpenVLABase:
         weights_sha256=partial(_published_sha256, directory),
         execution=wanted.execution,
         visual_tokens=wanted.visual_tokens,
+        fp8=wanted.fp8,
+        pictures=wanted.pictures,
     )
 
 

@@ -133,7 +133,7 @@ class OpenVLAPass:
         if self._inputs is None:
             assert self._observations is not None
             with self._clock.part(PREPROCESS):
-                self._inputs = self._base.prepare(self._observations)
+                self._inputs = self._base.prepare_live(self._observations)
             self._count("pictures_prepared", len(self._base.views))
         return self._base.on_device(self._inputs)
 
@@ -156,10 +156,8 @@ class OpenVLAPass:
             if self._sequence is None:
                 prepared = self._prepared()
                 self._sequence = base.run(partial(segments.embed, chunk_length=base.chunk_length), prepared)
-                if base.choose is not None:
-                    told = {name: prepared[name] for name in ("input_ids", "action_start")}
-                    picked = partial(segments.keep, choose=base.choose, num_pictures=base.num_pictures)
-                    self._sequence = base.run(picked, {**self._sequence, **told})
+                if base.selection is not None:
+                    self._sequence = base.run(base.selection, {**self._sequence, **segments.told(prepared)})
                 self._saw()
             inputs = self._sequence
             outputs = base.run(partial(segments.run_layers, start=self._depth, stop=stop), inputs)

@@ -66,6 +66,11 @@ def keep(model: OpenVLAOFT, inputs: Tensors, *, choose: Choose, num_pictures: in
     return {"x": sequence.embeds, "mask": sequence.mask, "slots": sequence.slots, "positions": sequence.positions}
 
 
+def told(inputs: Tensors) -> Tensors:
+    """What `keep` reads of the prepared inputs."""
+    return {name: inputs[name] for name in ("input_ids", "action_start")}
+
+
 def run_layers(model: OpenVLAOFT, inputs: Tensors, *, start: int, stop: int) -> Tensors:
     """x, mask, slots, perhaps positions → x behind layer `stop`, and states at the slots, [B, K, H]."""
     x = model.run_layers(given(inputs, "x"), inputs["mask"], start, stop, positions=inputs.get("positions"))

@@ -1,0 +1,1 @@
+"""Parts of `python scripts/benchmark_latency.py`."""

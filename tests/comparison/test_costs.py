@@ -1,0 +1,125 @@
+"""What candidates cost on the same episodes, whom nobody beats, and failures that an acceleration has brought."""
+
+import math
+import re
+import shutil
+import subprocess
+
+import pytest
+from scipy.stats import binom
+
+from rsd.comparison.axes import Axis
+from rsd.comparison.candidates import group_by_seed, read_run
+from rsd.comparison.comparison import build_comparison
+from rsd.comparison.comparison_page import pareto_plots, render_comparison
+from rsd.comparison.costs import pareto_front
+from rsd.comparison.paired import upper_bound
+from rsd.comparison.published import load_published
+from tests.comparison.run_folders import planned, provenance, write_run
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+WORK = {"num_chunks": 4, "vision_calls": 4, "base_layers": 24}
+LESS = {"num_chunks": 4, "vision_calls": 2, "base_layers": 12}
+
+
+@pytest.fixture
+def arms(tmp_path):
+    """The reference solves 3 of 4; B as many with half of the base model, losing one and winning one; C 1 of 4."""
+    given = {"l1": ("+++-", WORK, 8.0), "temporal": ("-+++", LESS, 3.0), "hold": ("+--- ", LESS, 4.0)}
+    runs = [
+        write_run(
+            tmp_path / name, {0: row}, plan=planned(num_tasks=1, num_trials=5, policy={"decoding": name}),
+            made_with=provenance(decoding=name), stats=stats, model_ms=ms, jerk=ms / 10,
+        )
+        for name, (row, stats, ms) in given.items()
+    ]  # fmt: skip
+    return group_by_seed([read_run(run) for run in runs])
+
+
+def build(candidates):
+    return build_comparison(candidates, margin=0.5, allow=(), published=load_published())
+
+
+def test_the_upper_bound_is_that_of_clopper_and_pearson():
+    assert upper_bound(0, 100) == pytest.approx(1 - 0.05 ** (1 / 100))  # the rule of three: 3.0 %
+    bound = upper_bound(3, 200)
+    assert binom.cdf(3, 200, bound) == pytest.approx(0.05) and 3 / 200 < bound < 0.04
+    assert upper_bound(5, 5) == upper_bound(0, 0) == 1.0
+
+
+def test_failures_that_only_the_acceleration_has_are_counted_with_their_bound(arms):
+    b, c = build(arms)["comparisons"]
+    assert b["induced_failures"] == {"count": 1, "num_pairs": 4, "share": 0.25, "bound": upper_bound(1, 4)}
+    assert c["induced_failures"]["count"] == 2 and b["only_other"] == 1  # which sets nothing off
+    assert b["work_shares"] == {"base_calls": 0.5, "base_layers": 0.5} and b["steps_where_both_solve"] == [20, 20]
+
+
+def test_the_goal_is_half_of_the_work_and_no_worse(arms, monkeypatch):
+    assert [pair["goal"] for pair in build(arms)["comparisons"]] == [False, False]  # 4 pairs show nothing
+    monkeypatch.setattr("rsd.comparison.comparison.noninferiority", lambda *_: "non-inferior")
+    assert [pair["goal"] for pair in build(arms)["comparisons"]] == [True, True]
+    monkeypatch.setattr("rsd.comparison.comparison.GOAL", 0.49)
+    assert [pair["goal"] for pair in build(arms)["comparisons"]] == [False, False]
+
+
+def test_costs_are_those_of_a_solved_episode_on_the_episodes_that_all_have(arms):
+    costs = build(arms)["costs"]
+    assert costs["num_episodes"] == 4
+    a, b, c = costs["candidates"]
+    assert (a["model_ms"], b["model_ms"], c["model_ms"]) == (32 / 3, 4.0, 16.0)
+    assert (a["base_calls"], b["base_calls"], c["base_calls"], a["calls"]) == (16 / 3, 8 / 3, 8.0, 16 / 3)
+    assert a["jerk"] == pytest.approx(0.8) and a["steps_to_success"] == 20
+    assert costs["fronts"] == {"model_ms": ["B"], "base_calls": ["B"], "base_layers": ["B"]}
+
+
+def test_an_episode_that_crashed_in_one_of_them_is_in_no_ones_costs(tmp_path):
+    runs = [write_run(tmp_path / name, {0: row}, stats=WORK) for name, row in (("a", "++"), ("b", "+!"))]
+    costs = build(group_by_seed([read_run(run) for run in runs]))["costs"]
+    assert costs["num_episodes"] == 1 and costs["candidates"][0]["base_calls"] == 4
+    assert costs["candidates"][0]["model_ms"] is None and costs["candidates"][0]["jerk"] is None  # of old runs
+
+
+def test_the_front_is_what_nobody_beats():
+    rows = [
+        {"letter": letter, "success_rate": success, "cost": cost}
+        for letter, success, cost in [
+            ("A", 0.98, 10), ("B", 0.97, 4), ("C", 0.97, 5), ("D", 0.9, 4), ("E", 0.5, 1), ("F", 0.98, 10),
+            ("G", None, 1), ("H", 0.99, None),
+        ]
+    ]  # fmt: skip
+    assert pareto_front(rows, "cost") == ["E", "B", "A", "F"]
+
+
+def test_axes_have_round_ticks_inside():
+    axis = Axis(0.0, 27.0, 44, 348)
+    assert axis.ticks == [0, 10, 20] and axis.at(0) == 44 and axis.at(27) == 348 and axis.at(99) == 348
+    assert Axis(0.83, 1.0, 212, 12).ticks == pytest.approx([0.85, 0.9, 0.95, 1.0])
+
+
+def test_plots_have_a_point_for_each_candidate_and_milliseconds_only_where_comparable(arms):
+    comparison = build(arms)
+    plots = {plot["cost"]: plot for plot in pareto_plots(comparison)}
+    assert list(plots) == ["model_ms", "base_calls", "base_layers"]
+    points = plots["model_ms"]["points"]
+    assert [(p["letter"], p["on_front"], p["is_reference"]) for p in points] == [
+        ("A", False, True), ("B", True, False), ("C", False, False)
+    ]  # fmt: skip
+    assert points[1]["x"] < points[0]["x"] < points[2]["x"] and points[2]["y"] > points[0]["y"] == points[1]["y"]
+    assert all(math.isfinite(p[key]) for p in points for key in ("x", "y", "y_low", "y_high"))
+    comparison["latency_note"] = "Latencies are not comparable: why."
+    assert [plot["cost"] for plot in pareto_plots(comparison)] == ["base_calls", "base_layers"]
+    assert "Milliseconds are not plotted. Latencies are not comparable" in render_comparison(comparison, arms)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on the PATH")
+def test_the_plot_in_a_browser(arms, tmp_path):
+    page = tmp_path / "comparison.html"
+    page.write_text(render_comparison(build(arms), arms))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom", page.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert not [line for line in shown.stderr.splitlines() if "CONSOLE" in line]
+    (plot,) = re.findall(r'<svg class="pareto"[^>]*data-cost="model_ms">.*?</svg>', shown.stdout, re.DOTALL)
+    assert plot.count("<circle") == 3 and plot.count('class="point reference"') == 1
+    assert plot.count("on-front") == 1 and "B: 75.0 %, 4 model-milliseconds a solved episode" in plot
