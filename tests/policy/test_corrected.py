@@ -14,19 +14,21 @@ import torch
 from rsd.checkpoint import CheckpointError, file_sha256, save_checkpoint
 from rsd.clock import Clock, Corrected, Naive
 from rsd.commands import entry_point
-from rsd.commands.configured import check_clock, configured_policy, policy_fields
+from rsd.commands.configured import check_clock, check_tasks, configured_policy, policy_fields
 from rsd.decoding import L1
 from rsd.errors import SettingError
 from rsd.models.openvla.loading import load_own, save_base
+from rsd.models.openvla.text import WordText
 from rsd.policy import CorrectedPolicy, PolicyError, load_corrected, load_folder, write_folder
+from rsd.policy.contract import Contracted
 from rsd.queue import Queue
 from rsd.space import Space
 from rsd.stages.correction import CorrectionHead, is_left, moved_on, save_correction
 from rsd.stages.files import EYES
-from rsd.types import Memory, Request
+from rsd.types import InstructionError, Memory, Request
 from scripts.restamp import restamp
 from tests.evaluation.policies import SeeingPolicy
-from tests.models.openvla_tiny import SHORT, UNNORM_KEY, build_base, observation, statistics
+from tests.models.openvla_tiny import LONG, SHORT, UNNORM_KEY, build_base, observation, statistics
 from tests.policy.policies import make_policy, save_parts
 from tests.test_configs import composed
 
@@ -132,6 +134,18 @@ def test_it_sees_the_newest_picture_and_proprio(policy, zero):
     mixed = corrected.predict([asked[0], Request(seen, 1), asked[1]])
     assert [len(one.actions) for one in mixed] == [6, 8, 6]
     np.testing.assert_allclose(mixed[0].actions, first.actions, atol=1e-6)
+
+
+def test_it_is_served_and_asked_as_the_policy_is_and_reads_what_both_understand(policy, zero):
+    corrected = load_corrected(policy, zero, delay=DELAY)
+    assert isinstance(corrected, Contracted) and corrected.contract == policy.contract
+    check_tasks(corrected, [])
+    corrected.check_instructions([SHORT, LONG])
+    corrected.eyes.text = WordText.from_instructions([SHORT])
+    policy.check_instructions([LONG])
+    for words in (LONG, "fry an egg"):
+        with pytest.raises(InstructionError):
+            corrected.check_instructions([words])
 
 
 @pytest.mark.parametrize("delay", [5, 7])
