@@ -53,6 +53,7 @@ class _Answer:
         first: Index of that action.
         actions: What may be executed, from index 0 on, [n, A].
         memory: The chunk's.
+        is_corrected: Whether the actions are those of a correction, from index `first` on.
     """
 
     number: int
@@ -61,6 +62,7 @@ class _Answer:
     first: int
     actions: np.ndarray
     memory: Memory | None
+    is_corrected: bool = False
 
     def index(self, step: int) -> int:
         """Of the action for a control step; len(actions) or more where there is none left."""
@@ -137,6 +139,13 @@ class Queue:
         """`needs_observation`, which without a delay is so when no action is left."""
         return self.needs_observation
 
+    @property
+    def corrected(self) -> np.ndarray | None:
+        """Actions that are executed in the place of those of the chunk that counts, [n, A]; None where it is as it was
+        predicted."""
+        running = self._running
+        return running.actions if running is not None and running.is_corrected else None
+
     def next(self, observation: Observation | None) -> np.ndarray:
         """The next action, [A], float64.
 
@@ -202,18 +211,16 @@ class Queue:
         assert coming is not None
         if coming.memory is None:
             raise ActionError("async=corrected needs a policy that remembers its last chunk; use async=naive")
-        seed, memory = (
-            chunk_seed(self._seed, coming.number),
-            dataclasses.replace(coming.memory, num_executed=coming.first),
-        )
-        (answer,) = self._policy.predict([Request(observation, seed, memory, corrects=True)])
+        memory = dataclasses.replace(coming.memory, num_executed=coming.first)
+        request = Request(observation, chunk_seed(self._seed, coming.number), memory, corrects=True)
+        (answer,) = self._policy.predict([request])
         corrected = executed_actions(answer, clip=self._clip, limits=self._limits, whole=True)
         num_left = len(coming.actions) - coming.first
         if corrected.shape[1] != coming.actions.shape[1] or len(corrected) > num_left:
             raise ActionError(f"the policy corrected {num_left} actions to an array of shape {corrected.shape}")
         held = np.repeat(corrected[-1:], num_left - len(corrected), axis=0)  # of a decoding that holds its last action
         actions = np.concatenate([coming.actions[: coming.first], corrected, held])
-        self._coming = dataclasses.replace(coming, actions=actions)
+        self._coming = dataclasses.replace(coming, actions=actions, is_corrected=True)
         self.work = add_counts(self.work, answer.work)
         for part, value in answer.latency_ms.items():
             if part == "total":

@@ -32,11 +32,12 @@ class PointMassEnv:
         image_size: int = 256,
         num_init_states: int = 5,
         end_at_success: bool = True,
+        instruction: str | None = None,
     ) -> None:
         self.task = Task(
             suite=suite,
             task_id=task_id,
-            instruction=f"move the point to goal {task_id}",
+            instruction=instruction or f"move the point to goal {task_id}",
             num_init_states=num_init_states,
             max_steps=max_steps,
             views=IMAGE_VIEWS,

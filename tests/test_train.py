@@ -329,7 +329,7 @@ def test_ctrl_c_then_kill_9_then_resume_equals_an_uninterrupted_run(root, tmp_pa
 def test_a_missing_phase_is_one_line_that_lists_them():
     result = subprocess.run([sys.executable, "train.py"], cwd=ROOT, capture_output=True, text=True)
     (line,) = result.stderr.splitlines()
-    assert result.returncode == 1 and line.startswith("error: choose a phase: phase=draft phase=head phase=oft ")
+    assert result.returncode == 1 and line.startswith("error: choose a phase: phase=correction phase=draft ")
     assert "--help" in line and result.stdout == ""
 
 

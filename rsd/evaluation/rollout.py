@@ -93,7 +93,7 @@ class Episode:
             observation, self.success = step.observation, step.success
             self.num_steps += 1
             if self._record:
-                count_step(self.chunks, self.queue.executed)
+                count_step(self.chunks, self.queue.executed, self.queue.corrected)
             if observe:
                 assert observation is not None  # it was asked for
                 self._keep_frame(observation)

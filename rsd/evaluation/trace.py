@@ -7,9 +7,12 @@ The file holds:
     chunks      list of {step: control step at which the chunk was asked for, frame: the video's frame that the policy
                 saw, num_executed: actions of it that were executed, first: index of the first of them, age: its control
                 steps since the picture (both null where none was), num_still: steps in which the robot stood still
-                until this chunk was there, actions [T][A], draft_actions [T][A] or null,
-                stats: the chunk's counters (rsd.work.Work), latency_ms, depth (stages that count) and
-                bound (largest change that later stages could make, by action dim) or null: as in rsd.types.Chunk}
+                until this chunk was there, actions [T][A] as they were predicted, corrected_actions [T][A] with what
+                was executed in their place from `first` on, or null where nobody corrected, draft_actions [T][A] or
+                null,
+                stats: the chunk's counters (rsd.work.Work), without those of its correction, latency_ms, depth (stages
+                that count) and bound (largest change that later stages could make, by action dim) or null: as in
+                rsd.types.Chunk}
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ def chunk_record(chunk: Chunk, *, step: int, frame: int) -> dict[str, Any]:
         "age": None,
         "num_still": 0,
         "actions": _rounded(chunk.actions),
+        "corrected_actions": None,
         "draft_actions": None if draft is None else _rounded(draft),
         "stats": chunk.work,
         "depth": chunk.depth,
@@ -46,8 +50,12 @@ def chunk_record(chunk: Chunk, *, step: int, frame: int) -> dict[str, Any]:
     }
 
 
-def count_step(chunks: list[dict[str, Any]], executed: Executed | None) -> None:
-    """Count a control step to the chunk whose action it was, or to the one that was waited for."""
+def count_step(chunks: list[dict[str, Any]], executed: Executed | None, corrected: np.ndarray | None) -> None:
+    """Count a control step to the chunk whose action it was, or to the one that was waited for.
+
+    Args:
+        corrected: See `Queue.corrected`.
+    """
     if executed is None:
         chunks[-1]["num_still"] += 1
         return
@@ -55,6 +63,7 @@ def count_step(chunks: list[dict[str, Any]], executed: Executed | None) -> None:
     chunk["num_executed"] += 1
     if chunk["first"] is None:
         chunk["first"], chunk["age"] = executed.index, executed.age
+        chunk["corrected_actions"] = None if corrected is None else _rounded(corrected)
 
 
 def write_trace(

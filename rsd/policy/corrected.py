@@ -22,7 +22,7 @@ from rsd.policy.policy import VLAPolicy
 from rsd.queue import NO_DELAY, Queue
 from rsd.stages.correction import KIND, PRODUCE, CorrectionHead, load_correction, moved_on
 from rsd.stages.files import EYES
-from rsd.types import BaseModel, Chunk, Memory, Request
+from rsd.types import BaseModel, Chunk, InstructionError, Memory, Request
 
 CORRECTIONS = "corrections"  # counter of work
 
@@ -47,9 +47,19 @@ class CorrectedPolicy:
         return self.policy.contract
 
     def check_instructions(self, instructions: Sequence[str], where: Mapping[str, str] | None = None) -> None:
-        """See `rsd.types.ReadsInstructions`; the eyes have words of their own."""
+        """See `rsd.types.ReadsInstructions`; the eyes have words of their own.
+
+        Raises:
+            InstructionError: the policy, or its correction, does not understand one.
+        """
         self.policy.check_instructions(instructions, where)
-        self.eyes.check_instructions(instructions, where)  # type: ignore[attr-defined]
+        try:
+            self.eyes.check_instructions(instructions, where)  # type: ignore[attr-defined]
+        except InstructionError as error:
+            raise InstructionError(
+                f"the correction was trained on data without these tasks; train it on some with {PRODUCE}, or use "
+                f"async=naive or async=none; of its own small base model: {error}"
+            ) from None
 
     def check_delay(self, delay: int) -> None:
         """See `rsd.types.Corrects`.
@@ -125,7 +135,7 @@ def load_corrected(policy: VLAPolicy, folder: Path, *, delay: int) -> CorrectedP
         CheckpointError: it is missing, damaged, or was made for another Space, base model, chunk or delay.
     """
     folder, spec, device = Path(folder), policy.base.spec, policy.device
-    eyes = load_eyes(folder, spec, device=str(device), kind=KIND, produce=PRODUCE)
+    eyes = load_eyes(folder, spec, device=str(device), kind=KIND, produce=PRODUCE, run_as=policy.base)
     if eyes is None:
         missing = folder / EYES if folder.is_dir() else folder
         raise CheckpointError(

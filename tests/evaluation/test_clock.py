@@ -325,6 +325,18 @@ def test_a_trace_says_which_actions_of_a_chunk_were_stale():
     episode, _, _ = run(Naive(delay=3), 8, 18, record=True)
     kept = [[chunk[name] for name in ("step", "first", "age", "num_executed", "num_still")] for chunk in episode.chunks]
     assert kept == [[0, 0, 3, 8, 3], [8, 3, 3, 5, 0], [13, 3, 3, 2, 0]]
+    assert [chunk["corrected_actions"] for chunk in episode.chunks] == [None] * 3
+
+
+def test_a_trace_says_what_was_executed_of_a_chunk_that_was_corrected():
+    env, policy = TimedEnv(max_steps=16, image_size=16), CorrectingPolicy(8)
+    episode = Episode(env, policy, clock=Corrected(delay=3), record=True)
+    episode.run(init_state_id=0, seed=7)
+    waited, late, coming = episode.chunks
+    assert waited["corrected_actions"] is None and coming["corrected_actions"] is None  # it has not come yet
+    executed = late["corrected_actions"][3:]
+    assert executed == np.round(env.actions[11:16], 5).tolist() != late["actions"][3:]
+    assert late["corrected_actions"][:3] == late["actions"][:3]
 
 
 def test_a_run_is_not_continued_with_another_delay(tmp_path):

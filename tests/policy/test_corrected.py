@@ -1,7 +1,11 @@
 """async=corrected: what a correction changes, what it costs, and what it was not trained for."""
 
+import importlib
 import json
+import shutil
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,22 +13,26 @@ import torch
 
 from rsd.checkpoint import CheckpointError, file_sha256, save_checkpoint
 from rsd.clock import Clock, Corrected, Naive
-from rsd.commands.configured import check_clock, configured_policy, policy_fields
+from rsd.commands import entry_point
+from rsd.commands.configured import check_clock, check_tasks, configured_policy, policy_fields
 from rsd.decoding import L1
 from rsd.errors import SettingError
 from rsd.models.openvla.loading import load_own, save_base
+from rsd.models.openvla.text import WordText
 from rsd.policy import CorrectedPolicy, PolicyError, load_corrected, load_folder, write_folder
+from rsd.policy.contract import Contracted
 from rsd.queue import Queue
 from rsd.space import Space
 from rsd.stages.correction import CorrectionHead, is_left, moved_on, save_correction
 from rsd.stages.files import EYES
-from rsd.types import Memory, Request
+from rsd.types import InstructionError, Memory, Request
 from scripts.restamp import restamp
 from tests.evaluation.policies import SeeingPolicy
-from tests.models.openvla_tiny import UNNORM_KEY, build_base, observation, statistics
+from tests.models.openvla_tiny import LONG, SHORT, UNNORM_KEY, build_base, observation, statistics
 from tests.policy.policies import make_policy, save_parts
 from tests.test_configs import composed
 
+ROOT = Path(__file__).parents[2]
 DELAY = 3
 DELAYS = (1, 4)
 
@@ -126,6 +134,20 @@ def test_it_sees_the_newest_picture_and_proprio(policy, zero):
     mixed = corrected.predict([asked[0], Request(seen, 1), asked[1]])
     assert [len(one.actions) for one in mixed] == [6, 8, 6]
     np.testing.assert_allclose(mixed[0].actions, first.actions, atol=1e-6)
+
+
+def test_it_is_served_and_asked_as_the_policy_is_and_reads_what_both_understand(policy, zero):
+    corrected = load_corrected(policy, zero, delay=DELAY)
+    assert isinstance(corrected, Contracted) and corrected.contract == policy.contract
+    check_tasks(corrected, [])
+    corrected.check_instructions([SHORT, LONG])
+    corrected.eyes.text = WordText.from_instructions([SHORT])
+    policy.check_instructions([LONG])
+    with pytest.raises(InstructionError, match="the correction was trained on data without these tasks; train it on"):
+        corrected.check_instructions([LONG])
+    with pytest.raises(InstructionError, match=r"has words .*'fry'") as raised:
+        corrected.check_instructions(["fry an egg"])
+    assert "correction" not in str(raised.value)
 
 
 @pytest.mark.parametrize("delay", [5, 7])
@@ -239,6 +261,18 @@ def test_a_folder_without_the_part_names_it_and_with_it_is_corrected(folder):
     assert load_folder(folder, canaries=False).decoding == L1()
 
 
+def test_another_correction_than_the_folders_is_refused(folder, tmp_path):
+    other = tmp_path / "policy"
+    shutil.copytree(folder, other)
+    shutil.rmtree(other / "correction")
+    save(other / "correction" / "tiny", load_own(folder / "base" / "tiny"), added=0.5)
+    restamp(other)
+    part = other / "correction" / "tiny" / "checkpoint.json"
+    part.write_text(part.read_text().replace("  ", " "))
+    with pytest.raises(CheckpointError, match=r"correction of .* is not the one that policy\.json names"):
+        configured_policy(*options(other))
+
+
 def test_a_correction_of_another_base_model_is_not_taken_up(folder, tmp_path):
     other = tmp_path / "policy"
     save_base(other / "base" / "tiny", build_base(), {})
@@ -246,3 +280,37 @@ def test_a_correction_of_another_base_model_is_not_taken_up(folder, tmp_path):
     save(other / "correction" / "tiny", build_base(seed=1))
     with pytest.raises(CheckpointError, match=r"correction.tiny was made for something else: base\."):
         restamp(other)
+
+
+def test_eval_runs_it_from_its_folder_and_the_report_tells(folder, tmp_path, monkeypatch, capfd):
+    """eval.py with its own configuration, in another environment than LIBERO's: one episode of 60 steps each."""
+    if not (folder / "correction" / "tiny").exists():
+        save(folder / "correction" / "tiny", load_own(folder / "base" / "tiny"), added=0.02)
+    restamp(folder)
+    monkeypatch.syspath_prepend(ROOT)
+    evaluation = importlib.import_module("eval")
+
+    def run_eval(name: str, *more: str):
+        run_dir = tmp_path / name
+        given = ["-cp", str(ROOT / "conf"), f"hydra.searchpath=[file://{ROOT}/tests/evaluation/conf]"]
+        given += ["env=point_mass", f"env.instruction='{SHORT}'", "env.num_tasks=1", "data=libero_spatial"]
+        given += ["num_trials=1", "save_videos=0", f"policy={folder}", f"hydra.run.dir={run_dir}", *more]
+        monkeypatch.setattr(sys, "argv", ["eval.py", *given])
+        try:
+            entry_point.run(evaluation.main, evaluation.CONFIG)
+        except SystemExit as stop:
+            assert not stop.code, f"{stop.code} {capfd.readouterr().err}"
+        return json.loads((run_dir / "report.json").read_text()), run_dir
+
+    report, run_dir = run_eval("corrected", "delay=3", "async=corrected")
+    policy = report["plan"]["policy"]
+    assert policy["clock"] == {"delay": 3, "async": "corrected"} and policy["decoding"] == "l1"
+    weights = json.loads((folder / "correction/tiny/checkpoint.json").read_text())["sha256"]
+    assert policy["checkpoints"]["correction"] == {"name": "tiny", "sha256": weights}
+    # chunks are asked for at 0, 8, 13, 18 … 58; the first is waited for, and the last has not come
+    assert report["delay"]["num_still"] == 3 and report["delay"]["age_max"] == 10
+    counted = {one["counter"]: one["total"] for one in report["work"]["counters"]}
+    assert report["work"]["num_chunks"] == 12 and counted["corrections"] == 10
+    assert "correction" in {one["part"] for one in report["latency"]["parts"]}
+    page = (run_dir / "report.html").read_text()
+    assert "Corrections of late chunks" in page and "Delay: 3 control steps, async=corrected." in page
