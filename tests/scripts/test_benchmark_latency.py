@@ -15,6 +15,7 @@ import torch
 
 from rsd.models.openvla import segments
 from rsd.models.openvla.visual_tokens import Grid
+from rsd.policy.folder import read_record
 from rsd.types import Chunk, Memory
 from scripts.benchmark_latency import on_cores
 from scripts.latency.arms import PARTS, Arm, arms_of, halves, selection_of
@@ -294,8 +295,14 @@ def test_decodings_of_the_released_policy_are_timed_and_held_to_what_they_promis
     assert "hold 2 | eager" in text and "Budget: policy released" in text
 
 
-def test_a_hold_needs_no_entry_in_the_folder():
-    assert chosen("hold 4").num_repeats == 4 and chosen("hold") == "hold" and chosen("exit") == "exit"
+def test_holds_and_other_numbers_of_skipped_chunks_need_no_entry_in_the_folder():
+    entries = read_record(ROOT / "released")["decodings"]
+    assert chosen("hold 4", entries)[0].num_repeats == 4 and chosen("hold", entries) == ("hold", None)
+    assert chosen("exit", entries) == ("exit", None) and chosen("temporal", entries) == ("temporal", "micro")
+    decoding, draft = chosen("temporal 5", entries)
+    assert decoding.max_unverified == 5 and draft == "micro"
+    assert decoding.gate.threshold == entries["temporal"]["gate"]["threshold"]
+    assert chosen("temporal 5", {}) == ("temporal 5", None)  # which the folder then has not
 
 
 def test_cores_are_given_back():
