@@ -97,7 +97,7 @@ class Policies:
         calls = per_pass * math.ceil(calls / per_pass)
         wanted = [name for name, (decoding, _) in self.arms.items() if decoding == REFERENCE or name not in known]
         if known >= self.arms.keys():
-            self.report("all arms have been timed; --again forgets them")
+            self.report("no arm is left that can be timed; --again forgets those that were")
             return
         ready: dict[str, VLAPolicy] = {}
         postponed: list[str] = []
