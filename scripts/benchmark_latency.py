@@ -127,7 +127,7 @@ class Benchmark:
         """A new run, and the arms that earlier ones have timed."""
         run: Run = {
             "section": section, "what": what, "torch": torch.__version__, "device": name_of(device),
-            "label": "", "command": sys.argv, "arms": {}, "failed": {},
+            "label": "", "command": sys.argv, "load": round(os.getloadavg()[0], 2), "arms": {}, "failed": {},
         }  # fmt: skip
         if self.options.again:
             self.runs = [one for one in self.runs if any(one[name] != run[name] for name in CIRCUMSTANCES)]
