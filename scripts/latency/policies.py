@@ -22,7 +22,7 @@ from scripts.latency.replay import AGREEING, REFERENCE, TOLERANCE, Answers, Aske
 DECODINGS = (REFERENCE, "speculative", "exit", "early_exit", "temporal", "hold 2")
 LABEL = "released weights, recorded episodes"
 WRITE_EVERY = 50  # rounds
-FIRST = 4  # calls of an arm by itself, at which it is compiled and captured: with and without a past
+FIRST = 2  # calls of an arm by itself, at which it is compiled and captured: with and without a past
 LOAD_S, COMPILE_S = 2.0, 40.0  # what loading an arm takes, and compiling it
 
 
