@@ -42,6 +42,7 @@ from rsd.settings import Count, Device, Natural, Positive, Processes, require_de
 from scripts.latency.budget import budget  # noqa: E402
 from scripts.latency.policies import DECODINGS, Policies  # noqa: E402
 from scripts.latency.runs import (  # noqa: E402
+    CIRCUMSTANCES,
     POLICY,
     RESULTS,
     SHAPES,
@@ -95,7 +96,7 @@ class Benchmark:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.started = options, time.perf_counter()
         self.file: Path = options.out / RESULTS
-        self.runs = [] if options.again else stored_runs(self.file)
+        self.runs = stored_runs(self.file)
         self.new: list[Run] = []
         self._shapes: Shapes | None = None
         self._end = self.started
@@ -126,8 +127,10 @@ class Benchmark:
         """A new run, and the arms that earlier ones have timed."""
         run: Run = {
             "section": section, "what": what, "torch": torch.__version__, "device": name_of(device),
-            "label": "", "command": sys.argv, "arms": {}, "failed": {},
+            "label": "", "command": sys.argv, "load": round(os.getloadavg()[0], 2), "arms": {}, "failed": {},
         }  # fmt: skip
+        if self.options.again:
+            self.runs = [one for one in self.runs if any(one[name] != run[name] for name in CIRCUMSTANCES)]
         self.runs.append(run)
         self.new.append(run)
         (group,) = [one for one in groups(self.runs, section) if one.last is run]
@@ -193,7 +196,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=held(Processes), default=2, help="cores of policy_cpu (2)")
     parser.add_argument("--warmup", type=held(Natural), default=20, help="calls of each before those that count (20)")
     parser.add_argument("--calls", type=held(Count), default=200, help="timed calls of each arm (200)")
-    parser.add_argument("--again", action="store_true", help="forget what the file holds, and begin anew")
+    parser.add_argument("--again", action="store_true", help="forget these sections' earlier runs here")
     parser.add_argument(
         "--budget", type=any_path, nargs="?", const=FOLDER / RESULTS, metavar="FILE",
         help="run nothing; print ceilings from the parts in FILE (docs/results/latency.json)",

@@ -31,6 +31,7 @@ from scripts.recorded import LENGTHS, SEED, numbered, restored, stored
 ROOT = Path(__file__).parents[1]
 SUITES = ("libero_spatial", "libero_object", "libero_goal")
 EPISODE_TASK, OTHER_TASKS = 0, (1, 2, 4, 5)  # task 3 of libero_goal has words that the policy does not know
+TIMED_TASKS = (0, 3, 6)
 TIMED_INIT_STATE = 10  # of the episodes to time with: no threshold was chosen on it
 NUM_OF_EPISODE = 4  # observations kept of each suite's episode, beside one of each other task
 DECODINGS = {  # name → overrides of the configuration
@@ -86,11 +87,11 @@ class Watching:
 
 
 def episodes() -> dict[str, Any]:
-    """All that `l1` is shown in one episode of each suite."""
+    """All that `l1` is shown in an episode of some tasks of the suite whose words every part of the policy knows."""
     seen = []
-    for suite in SUITES:
-        cfg = configured(suite, [])
-        env, policy = instantiate(cfg.env.make)(task_id=EPISODE_TASK), Watching(configured_policy(cfg, []))
+    for task in TIMED_TASKS:
+        cfg = configured(SUITES[0], [])
+        env, policy = instantiate(cfg.env.make)(task_id=task), Watching(configured_policy(cfg, []))
         Episode(env, policy).run(init_state_id=TIMED_INIT_STATE, seed=SEED)
         env.close()
         seen.append([stored(one) for one in policy.seen])
@@ -143,7 +144,7 @@ def main() -> None:
     """Record observations, answers and episodes."""
     parser = Options(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=new_file, required=True, help="the .npz to write")
-    parser.add_argument("--episodes", action="store_true", help="what an episode of each suite shows, and no answers")
+    parser.add_argument("--episodes", action="store_true", help="what some episodes show, and no answers")
     options = parser.parse_args()
     out = options.out
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """Observations of closed loops that were written down: what policies are timed with and held to without a simulator.
 
-`released_policy.npz` has some of each suite, `episodes.npz` all that `l1` was shown in one episode of each suite, in
-order. Pictures are JPEG; what they decode to counts as the camera's picture.
+`released_policy.npz` has some of each suite, `episodes.npz` all that `l1` was shown in three episodes of
+libero_spatial, in order. Pictures are JPEG; what they decode to counts as the camera's picture.
 """
 
 from __future__ import annotations

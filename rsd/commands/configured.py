@@ -25,7 +25,7 @@ from rsd.stages.correction import KIND as CORRECTION
 from rsd.stages.correction import PRODUCE
 from rsd.types import ALL_TOKENS, Corrects, Policy, ReadsInstructions, Task
 
-EXECUTION = "model.backbone.execution"
+EXECUTION, PICTURES = "model.backbone.execution", "model.backbone.pictures"
 FIXED = ("model", "quantizer", "chunk", "composed", "experiment")  # what a policy's folder decides on
 
 
@@ -146,7 +146,7 @@ def folder_options(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         SettingError: something was typed that the folder decides on.
     """
     decoding_typed, draft_typed = is_typed(overrides, "decoding"), is_typed(overrides, "draft")
-    free = (EXECUTION, "draft", *(("draft.num_stages",) if decoding_typed else ()))
+    free = (EXECUTION, PICTURES, "draft", *(("draft.num_stages",) if decoding_typed else ()))
     fixed = (*FIXED, "draft")
     typed = [one for one in overrides if one.partition("=")[0].lstrip("+~") not in free and is_typed([one], *fixed)]
     if typed:
@@ -163,6 +163,7 @@ def folder_options(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         "num_threads": cfg.composed.get("num_threads"),
         "offered": OmegaConf.to_container(cfg.composed.offered, resolve=True),
         **({"execution": cfg.model.backbone.execution} if is_typed(overrides, EXECUTION) else {}),
+        **({"pictures": cfg.model.backbone.pictures} if is_typed(overrides, PICTURES) else {}),
         **({"visual_tokens": instantiate(cfg.visual_tokens.select)} if is_typed(overrides, "visual_tokens") else {}),
     }
 
@@ -209,6 +210,10 @@ def policy_fields(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     base = cast("dict[str, Any]", OmegaConf.to_container(cfg.model.backbone, resolve=True))
     if OmegaConf.select(cfg, "visual_tokens.name", default=ALL_TOKENS) == ALL_TOKENS:
         base.pop("visual_tokens", None)
+    if base.get("execution") != "fp8":
+        base.pop("fp8", None)
+    if base.get("pictures") == "cpu":
+        base.pop("pictures")
     return {
         "model": cfg.model.name,
         "decoding": cfg.decoding.name,

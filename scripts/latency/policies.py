@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import rsd
-from rsd.decoding import L1, Decoding, Hold
+from rsd.decoding import L1, Decoding, Hold, from_json
 from rsd.errors import RSDError
 from rsd.models.openvla import ExecutionError
 from rsd.policy import VLAPolicy
@@ -22,14 +22,25 @@ from scripts.latency.replay import AGREEING, REFERENCE, TOLERANCE, Answers, Aske
 DECODINGS = (REFERENCE, "speculative", "exit", "early_exit", "temporal", "hold 2")
 LABEL = "released weights, recorded episodes"
 WRITE_EVERY = 50  # rounds
-FIRST = 4  # calls of an arm by itself, at which it is compiled and captured: with and without a past
+FIRST = 2  # calls of an arm by itself, at which it is compiled and captured: with and without a past
 LOAD_S, COMPILE_S = 2.0, 40.0  # what loading an arm takes, and compiling it
 
 
-def chosen(name: str) -> str | Decoding:
-    """A decoding of the folder by its name, or "hold N"."""
+def chosen(name: str, entries: Mapping[str, dict[str, Any]]) -> tuple[str | Decoding, str | None]:
+    """A decoding of the folder and its draft, by its name; or "hold N"; or "temporal N", the folder's with another
+    number of chunks from one asking of the base model to the next.
+
+    Args:
+        entries: Decodings of policy.json.
+    """
     word, _, count = name.partition(" ")
-    return Hold(num_repeats=int(count), full=L1()) if word == "hold" and count.isdigit() else name
+    if word == "hold" and count.isdigit():
+        return Hold(num_repeats=int(count), full=L1()), None
+    entry = entries.get(word, {})
+    if word == "temporal" and entry and count.isdigit():
+        options = {key: value for key, value in entry.items() if key not in ("draft", "target")}
+        return from_json({**options, "max_unverified": int(count)}), entry.get("draft")
+    return name, entry.get("draft")
 
 
 class Policies:
@@ -61,7 +72,7 @@ class Policies:
             self.options["pictures"] = "device"
         named = dict.fromkeys([REFERENCE, *decodings])
         self.arms = {f"{name}, {rung}": (name, rung) for rung in reversed(self.rungs) for name in named}
-        self._drafts = {name: one.get("draft") for name, one in read_record(folder)["decodings"].items()}
+        self.entries = read_record(folder)["decodings"]
 
     def load(self, name: str, rung: str) -> VLAPolicy:
         """One arm.
@@ -69,7 +80,8 @@ class Policies:
         Raises:
             CheckpointError: the folder is no policy, or has no such decoding.
         """
-        policy = rsd.load(self.folder, decoding=chosen(name), execution=rung, **self.options)
+        decoding, draft = chosen(name, self.entries)
+        policy = rsd.load(self.folder, decoding=decoding, draft=draft, execution=rung, **self.options)
         assert isinstance(policy, VLAPolicy)
         return policy
 
@@ -85,7 +97,7 @@ class Policies:
         calls = per_pass * math.ceil(calls / per_pass)
         wanted = [name for name, (decoding, _) in self.arms.items() if decoding == REFERENCE or name not in known]
         if known >= self.arms.keys():
-            self.report("all arms have been timed; --again forgets them")
+            self.report("no arm is left that can be timed; --again forgets those that were")
             return
         ready: dict[str, VLAPolicy] = {}
         postponed: list[str] = []
@@ -135,7 +147,7 @@ class Policies:
         decoding, rung = self.arms[name]
         references = [made[one] for one, (other, _) in self.arms.items() if other == REFERENCE and one in made]
         fastest = min(references, key=lambda one: sum(asked.ms for asked in one))
-        check = agreement(made[name], answers, policy.decoding, self._drafts.get(decoding))
+        check = agreement(made[name], answers, policy.decoding, chosen(decoding, self.entries)[1])
         passed = check["agreeing"] >= AGREEING[rung]
         return {
             "decoding": decoding, "execution": rung, **record(made[name], fastest),

@@ -115,15 +115,16 @@ class Shapes:
                 "fp8_deviation": found, "refused": race.refused, "failed": race.failed, "postponed": postponed,
             }  # fmt: skip
 
-        if wanted == [first] and known:
-            self.report("all arms have been timed; --again forgets them")
-            return
         for name in wanted:
             if name != first and self.left() < ENTRY_S + race.round_ms * (warmup + calls) / 1000:
                 postponed.append(name)
                 continue
             arm = self.arms[name]
             race.enter(name, partial(self.make, arm), partial(self.expected_of, arm.depth, arm.tokens, arm.pictures))
+        if not race.calls.keys() - known:
+            write(kept(0))
+            self.report("no arm is left that can be timed; --again forgets those that were")
+            return
         if postponed:
             self.report(f"{len(postponed)} arms are left for the next run: there is no time to compile for them")
         for number in range(warmup):

@@ -115,7 +115,8 @@ def _title(group: Group, what: str) -> Iterator[str]:
     yield f"## {last['what']}, {last['device']}"
     yield ""
     turns = f"{last['rounds']} calls an arm in turn after {last['warmup']}"
-    yield f"torch {last['torch']}, {last['label']}; {what}; {turns}"
+    load = f"; load {last['load']} at the start" if "load" in last else ""
+    yield f"torch {last['torch']}, {last['label']}; {what}; {turns}{load}"
     yield ""
 
 

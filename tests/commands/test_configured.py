@@ -25,6 +25,8 @@ def test_what_is_the_users_own_goes_to_the_folder():
     options = folder_options(composed("eval", overrides), overrides)
     assert options["decoding"].num_draft_stages == 1 and options["execution"] == "captured"
     assert options["num_open_loop_steps"] is None
+    here = [*overrides[:1], "model.backbone.pictures=device"]
+    assert folder_options(composed("eval", here), here)["pictures"] == "device"
     plain = folder_options(composed("eval", overrides[:1]), overrides[:1])
     assert plain["decoding"] is None and "execution" not in plain
 
@@ -100,6 +102,15 @@ def test_picture_tokens_go_to_the_folder_and_into_the_plan():
     plain = composed("eval", [])
     assert "visual_tokens" not in policy_fields(plain, [])["base"]  # plans are those of earlier versions
     assert "visual_tokens" not in folder_options(composed("eval", overrides[:1]), overrides[:1])
+
+
+def test_a_plan_says_how_a_composed_policy_is_run_where_it_is_not_as_ever():
+    plain = ["model=oft_spatial", "data=libero_spatial"]
+    base = policy_fields(composed("eval", plain), plain)["base"]
+    assert base["execution"] == "eager" and "fp8" not in base and "pictures" not in base
+    typed = [*plain, "model.backbone.execution=fp8", "model.backbone.pictures=device", "model.backbone.fp8.limit=0.1"]
+    base = policy_fields(composed("eval", typed), typed)["base"]
+    assert base["fp8"]["limit"] == 0.1 and base["pictures"] == "device"
 
 
 def test_a_number_of_picture_tokens_without_a_choice_is_refused():

@@ -36,6 +36,7 @@ def build_base(
     seed: int = 0,
     gripper: str = LIBERO_GRIPPER,
     visual_tokens: VisualTokens | None = None,
+    pictures: str = "cpu",
 ) -> OpenVLABase:
     """A base model with three layers and the words of SHORT and LONG."""
     text = WordText.from_instructions([SHORT, LONG])
@@ -67,6 +68,7 @@ def build_base(
         center_crop=True,
         weights_sha256=lambda: f"seed {seed}",
         visual_tokens=visual_tokens,
+        pictures=pictures,
     )
 
 

@@ -133,6 +133,16 @@ def test_widths_that_the_hardware_has_not_are_refused_by_name():
         eight_bits(model, Fp8(keep=["*"]))
 
 
+def test_a_name_that_is_no_layers_is_refused():
+    model = half_base().model
+    with pytest.raises(
+        Fp8Error, match=r"fp8.keep names \['layers.0'\], and the model has no such linear layer; it has"
+    ):
+        eight_bits(model, Fp8(keep=(*KEEP, "layers.0")))
+    double = eight_bits(model, Fp8(keep=(*KEEP, "language_model.model.layers.0")))  # and defaults need not be there
+    assert sum(isinstance(module, Fp8Linear) for module in double.modules()) == 2 * 4
+
+
 def test_without_a_card_that_has_it_it_is_refused_by_name(monkeypatch):
     with pytest.raises(ExecutionError, match=r"'fp8' needs a CUDA device, got 'cpu'; set device=cuda or"):
         check_execution("fp8", action_head="l1", device=torch.device("cpu"))

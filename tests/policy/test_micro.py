@@ -10,6 +10,7 @@ import torch
 from rsd.checkpoint import CheckpointError, file_sha256
 from rsd.decoding import L1, DepthAR, EarlyExit, Exit, FixedHorizon, Hold, MeanLogProb, Speculative, Temporal
 from rsd.errors import RSDError
+from rsd.models.openvla import ExecutionError
 from rsd.models.openvla.loading import load_own, save_base
 from rsd.policy import Checkpoints, load_folder, write_folder
 from rsd.space import Space
@@ -101,6 +102,19 @@ def test_chunks_that_the_draft_decides_cost_the_base_model_nothing(counted, root
         assert ("base_model" in chunk.latency_ms) != skipped
         assert sum(value for part, value in chunk.latency_ms.items() if part != "total") <= chunk.latency_ms["total"]
     assert chunks[1].latency_ms["draft"] > 0.5 * chunks[1].latency_ms["total"]  # the time of its eyes is its own
+
+
+def test_eyes_are_run_as_the_base_model_is(root, tmp_path):
+    """On one machine: pictures where the model is, and no graphs that the machine has not."""
+    base = build_base(pictures="device")
+    save_parts(tmp_path, base)
+    save_micro(tmp_path, base)
+    policy = make_policy(base, tmp_path, temporal(ALWAYS, 3), checkpoints=checkpoints(tmp_path, "micro"))
+    eyes = policy.tokens.draft.eyes
+    assert (eyes.execution, eyes.pictures_on) == ("eager", "device")
+    base.execution = "captured"
+    with pytest.raises(ExecutionError, match="'captured' needs a CUDA device, got 'cpu'"):
+        make_policy(base, tmp_path, temporal(ALWAYS, 3), checkpoints=checkpoints(tmp_path, "micro"))
 
 
 @pytest.mark.parametrize("decoding", [temporal(ALWAYS, 1), temporal(NEVER, 3)])

@@ -15,6 +15,7 @@ import torch
 
 from rsd.models.openvla import segments
 from rsd.models.openvla.visual_tokens import Grid
+from rsd.policy.folder import read_record
 from rsd.types import Chunk, Memory
 from scripts.benchmark_latency import on_cores
 from scripts.latency.arms import PARTS, Arm, arms_of, halves, selection_of
@@ -294,8 +295,14 @@ def test_decodings_of_the_released_policy_are_timed_and_held_to_what_they_promis
     assert "hold 2 | eager" in text and "Budget: policy released" in text
 
 
-def test_a_hold_needs_no_entry_in_the_folder():
-    assert chosen("hold 4").num_repeats == 4 and chosen("hold") == "hold" and chosen("exit") == "exit"
+def test_holds_and_other_numbers_of_skipped_chunks_need_no_entry_in_the_folder():
+    entries = read_record(ROOT / "released")["decodings"]
+    assert chosen("hold 4", entries)[0].num_repeats == 4 and chosen("hold", entries) == ("hold", None)
+    assert chosen("exit", entries) == ("exit", None) and chosen("temporal", entries) == ("temporal", "micro")
+    decoding, draft = chosen("temporal 5", entries)
+    assert decoding.max_unverified == 5 and draft == "micro"
+    assert decoding.gate.threshold == entries["temporal"]["gate"]["threshold"]
+    assert chosen("temporal 5", {}) == ("temporal 5", None)  # which the folder then has not
 
 
 def test_cores_are_given_back():
@@ -323,12 +330,36 @@ def test_cores_are_given_back():
 )
 def test_a_slip_is_one_line(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--out", "new", *options])
+    code = command(monkeypatch, "--out", "new", *options)
+    said = f"{capsys.readouterr().err}{code if isinstance(code, str) else ''}"
+    assert message in said and "Traceback" not in said and code != 0
+
+
+def command(monkeypatch, *options):
+    """The script's exit code, in this process."""
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options])
     monkeypatch.setattr(sys, "path", [*sys.path])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(SCRIPT), run_name="__main__")
-    said = f"{capsys.readouterr().err}{stopped.value.code if isinstance(stopped.value.code, str) else ''}"
-    assert message in said and "Traceback" not in said and stopped.value.code != 0
+    return stopped.value.code
+
+
+def test_the_same_command_goes_on_and_another_section_is_kept(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "latency.json"
+    store(file, [POLICY_RUN])
+    tiny = ["--device", "cpu", "--size", "tiny", "--warmup", "0", "--calls", "1", "--sections", "shapes"]
+    assert command(monkeypatch, *tiny, "--out", str(tmp_path)) == 0
+    assert command(monkeypatch, *tiny, "--out", str(tmp_path)) == 0
+    assert "no arm is left that can be timed" in capsys.readouterr().out
+    kept, run = stored_runs(file)
+    assert kept == POLICY_RUN and len(run["arms"]) == 7 and run["device"] == "CPU"
+    assert command(monkeypatch, *tiny, "--out", str(tmp_path), "--again") == 0
+    kept, again = stored_runs(file)
+    assert kept == POLICY_RUN and set(again["arms"]) == set(run["arms"]) and again != run
+    assert (tmp_path / "latency.md").read_text() in capsys.readouterr().out
+    assert command(monkeypatch, "--budget", str(file)) == 0
+    said = capsys.readouterr().out
+    assert "1 | 8 | bf16 | " in said and "1 | 8 | fp8 | not measured" in said and "temporal, eager | 10.00" in said
 
 
 @pytest.mark.slow

@@ -60,19 +60,17 @@ def check_execution(
             f"execution {execution!r} needs an action head of one parallel pass, {' or '.join(PARALLEL_HEADS)}; "
             f"this model's is {action_head!r}: set model.backbone.execution=eager"
         )
+    if device.type not in ("cuda", "meta"):
+        raise ExecutionError(
+            f"execution {execution!r} needs a CUDA device, got {device.type!r}; set device=cuda or "
+            "model.backbone.execution=eager"
+        )
     if execution == "fp8" and dtype not in (None, torch.bfloat16):
         raise ExecutionError(
             f"execution 'fp8' is held to the model in bfloat16, got dtype {str(dtype).removeprefix('torch.')}; set "
             "model.backbone.dtype=bfloat16 or model.backbone.execution=compiled"
         )
-    if device.type == "meta":
-        return
-    if device.type != "cuda":
-        raise ExecutionError(
-            f"execution {execution!r} needs a CUDA device, got {device.type!r}; set device=cuda or "
-            "model.backbone.execution=eager"
-        )
-    if execution == "fp8":
+    if execution == "fp8" and device.type == "cuda":
         _check_card(device)
 
 

@@ -53,11 +53,16 @@ class Fp8:
 
     def keeps(self, name: str) -> bool:
         """Whether the layer of this name stays in sixteen bits."""
-        return any(fnmatchcase(name, one) or fnmatchcase(name, f"{one}.*") for one in self.keep)
+        return any(_means(one, name) for one in self.keep)
 
     def to_json(self) -> dict[str, Any]:
         """What decides on the numbers, for the fingerprint."""
         return {"format": "e4m3", "weights": "output channel", "activations": "row", "keep": sorted(self.keep)}
+
+
+def _means(pattern: str, name: str) -> bool:
+    """Whether a name in `keep` is that of a layer, or of a module that the layer is below."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
 def scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,9 +153,17 @@ def to_fp8(model: nn.Module, fp8: Fp8) -> None:
     """Replace the linear layers that are not kept, in place: meant for a twin, whose weights are another model's too.
 
     Raises:
-        Fp8Error: a layer has a width that is no multiple of 16, or all are kept.
+        Fp8Error: a layer has a width that is no multiple of 16, all are kept, or a name in `keep` (but for the default
+            ones, of which not every model has all) is that of none.
     """
     names = {layer: name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    strange = [one for one in fp8.keep if one not in KEEP and not any(_means(one, name) for name in names.values())]
+    if strange:
+        tops = sorted({name.partition(".")[0] for name in names.values()})
+        raise Fp8Error(
+            f"model.backbone.fp8.keep names {strange}, and the model has no such linear layer; it has some in {tops}, "
+            f"such as {next(reversed(names.values()))}"
+        )
     blocks = [block for block in model.modules() if isinstance(block, LlamaDecoderLayer)]
     within = {layer for block in blocks for layer in block.modules()}
     for layer, name in names.items():
