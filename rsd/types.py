@@ -172,7 +172,7 @@ class Chunk:
         latency_ms: Part name to milliseconds of the call that produced the chunk; "total" is measured around all parts.
         model_ms: This observation's share of the call: total divided by the number of observations in it.
         depth: Stages of the code that count; None for a policy without tokens.
-        bound: Code.bound of this chunk, [A]; None where nobody certifies one.
+        bound: Code.bound of this chunk, model space, [A]; None where nobody certifies one.
         memory: To be handed back with the next request of this episode.
         draft_actions: What the draft's first proposal alone decodes to, as `actions`; None unless asked for.
     """
@@ -261,6 +261,7 @@ class EpisodeResult:
         trace: Path of the episode's chunks as JSON, relative to the run directory, or None; see rsd.evaluation.trace.
         model_ms: Milliseconds of the policy for this episode: of each chunk the time of its call, divided by the number
             of observations in that call. 0 when it was not measured.
+        bounds: Chunk.bound of every chunk, [A] each, or None where nobody certified one; empty when nobody ever did.
     """
 
     suite: str
@@ -280,6 +281,7 @@ class EpisodeResult:
     time_s: dict[str, Measured] = field(default_factory=dict)
     trace: str | None = None
     model_ms: Measured = 0.0
+    bounds: list[list[Measured] | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ report.json:
                     trace}
     decoding        statistics.summarize_decoding
     work            statistics.summarize_work
+    bound           statistics.summarize_bounds, or null
     busy            null, or why milliseconds are those of a busy machine
     latency         latency.summarize_latency (ms per chunk)
     time            time_shares.summarize_time or null
@@ -44,7 +45,13 @@ from rsd.evaluation.plan import Plan, missing_places
 from rsd.evaluation.player import VIDEO, is_video, recorded_episodes
 from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_episodes
 from rsd.evaluation.sequential import VERDICT_FILE, read_verdict
-from rsd.evaluation.statistics import summarize_decoding, summarize_success, summarize_tasks, summarize_work
+from rsd.evaluation.statistics import (
+    summarize_bounds,
+    summarize_decoding,
+    summarize_success,
+    summarize_tasks,
+    summarize_work,
+)
 from rsd.evaluation.time_shares import summarize_time
 from rsd.files import write_atomically
 from rsd.options import Options, any_path, reported
@@ -73,6 +80,7 @@ def build_report(
     results = sorted(results, key=lambda result: (result.task_id, result.init_state_id))
     try:
         totals: dict[str, Any] = reduce(add_counts, (result.stats for result in results), {})
+        bound = summarize_bounds(results, () if plan is None else plan.tasks[0].action_names)
     except ValueError as error:
         raise ResultsError(f"the episodes of {RESULTS_FILE} do not belong together: {error}") from error
     num_chunks = totals.get("num_chunks", 0)
@@ -91,6 +99,7 @@ def build_report(
         "episodes": [{name: getattr(result, name) for name in EPISODE_FIELDS} for result in results],
         "decoding": summarize_decoding(totals),
         "work": summarize_work(results),
+        "bound": bound,
         "busy": None if plan is None else busy_note(plan),
         "latency": summarize_latency(results, num_steps / num_chunks if num_chunks else None),
         "time": summarize_time(results),
@@ -114,6 +123,8 @@ def flat_metrics(report: dict[str, Any]) -> dict[str, float]:
     metrics["early_exit_share"] = work["early_exit_share"]
     spent = ("base_layers", "model_ms")
     metrics |= {f"{name}_per_solved_episode": counters[name]["per_solved_episode"] for name in spent}
+    if report["bound"] is not None:
+        metrics |= {"bounded_share": report["bound"]["bounded_share"], "bound_max": report["bound"]["max"]}
     metrics |= {name: success[name] for name in ("success_low", "success_high", "num_episodes", "num_success")}
     return {name: value for name, value in metrics.items() if value is not None}
 
@@ -126,6 +137,7 @@ def report_tables(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list
         "latency_ms": [*report["latency"]["parts"], *filter(None, [report["latency"]["total"]])],
         "stages": report["decoding"].get("stages", []),
         "work": [counter for counter in report["work"]["counters"] if counter["total"] is not None],
+        "bound": [] if report["bound"] is None else report["bound"]["dims"],
     }
     for name, rows in records.items():
         if rows:

@@ -162,6 +162,39 @@ def summarize_work(results: Sequence[EpisodeResult]) -> dict[str, Any]:
     }
 
 
+def summarize_bounds(results: Sequence[EpisodeResult], action_names: Sequence[str]) -> dict[str, Any] | None:
+    """What was certified of the chunks: how far an action can be off, see `rsd.types.Code.bound`.
+
+    Args:
+        action_names: See `Task`; empty when nobody knows, and then dims have their numbers.
+
+    Returns:
+        num_chunks, num_bounded (chunks that have a bound), bounded_share, max (over dims and chunks), dims: a record
+        for each action dim with dim, mean and max over the bounded chunks. None where no chunk has one.
+
+    Raises:
+        ValueError: the episodes' bounds are of different numbers of action dims.
+    """
+    bounds = [bound for result in results for bound in result.bounds if bound is not None]
+    if not bounds:
+        return None
+    if len(widths := {len(bound) for bound in bounds}) > 1:
+        raise ValueError(f"bounds are of {sorted(widths)} action dims, expected the same in every episode")
+    array = np.array(bounds)  # [N, A]
+    names = action_names if len(action_names) == array.shape[1] else [str(dim) for dim in range(array.shape[1])]
+    num_chunks = sum(result.stats.get("num_chunks", 0) for result in results)
+    return {
+        "num_chunks": num_chunks,
+        "num_bounded": len(bounds),
+        "bounded_share": len(bounds) / num_chunks,
+        "max": float(array.max(initial=0.0)),
+        "dims": [
+            {"dim": name, "mean": float(own.mean()), "max": float(own.max())}
+            for name, own in zip(names, array.T, strict=True)
+        ],
+    }
+
+
 def _total(acted: Sequence[EpisodeResult], counter: str) -> float | None:
     """Sum of a counter over episodes with chunks; None when one of them did not record it."""
     if counter == "model_ms":

@@ -7,7 +7,7 @@ The file holds:
     chunks      list of {step: control step at which the chunk was asked for, frame: the video's frame that the policy
                 saw, num_executed: actions of it that were executed, actions [T][A], draft_actions [T][A] or null,
                 stats: the chunk's counters (rsd.work.Work), latency_ms, depth (stages that count) and
-                bound (largest change that later stages could make, by action dim) or null: as in rsd.types.Chunk}
+                bound (largest error by action dim, model space) or null: as in rsd.types.Chunk}
 """
 
 from __future__ import annotations
