@@ -105,6 +105,7 @@ class Code:
             none, None or NaN, the policy fills in what the stages beyond `depth` can make, from the tokenizer.
         num_steps: Steps of the chunk to execute, [B], int64; more than T repeats the last action; 0, and None for all
             rows, leaves it to the policy.
+        ahead: What is executed until this code is known; None for nothing.
     """
 
     indices: Tensor
@@ -113,6 +114,7 @@ class Code:
     proposal: Tensor | None = None
     bound: Tensor | None = None
     num_steps: Tensor | None = None
+    ahead: Ahead | None = None
 
     def put(self, rows: Tensor, other: Code) -> None:
         """Let these rows, [n] int64, be what `other` says of them, and charge them with its work, too."""
@@ -126,6 +128,39 @@ class Code:
             if self.bound is None:
                 self.bound = other.bound.new_full((len(self.depth), other.bound.shape[1]), float("nan"))
             self.bound[rows] = other.bound
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """A draft's code, whose steps are executed as long as the chunk's own code is not known.
+
+    Attributes:
+        code: The draft's.
+        budget: What can be computed in a control step, in passes or milliseconds; above 0.
+        passes: Passes until the chunk's own code was known, [B], int64; None where milliseconds count.
+        ready_s: When the draft's code was known, as `time.perf_counter` says it.
+    """
+
+    code: Code
+    budget: float
+    passes: Tensor | None
+    ready_s: float
+
+    def steps(self, chunk_length: int, elapsed_ms: float, draft_ms: float) -> tuple[Tensor, Tensor]:
+        """Steps that fall due before the chunk's own code is known, and before the draft's is, [B] each, int64.
+
+        Args:
+            elapsed_ms, draft_ms: From the picture to either, where milliseconds count.
+        """
+        if self.passes is not None:
+            spent, draft = self.passes, self.passes * 0
+        else:
+            spent, draft = (self.code.depth * 0 + 1.0 * one for one in (elapsed_ms, draft_ms))
+        return self._due_before(spent, chunk_length), self._due_before(draft, chunk_length)
+
+    def _due_before(self, spent: Tensor, chunk_length: int) -> Tensor:
+        """Of the steps t = 0, 1, …, which fall due t + 1 budgets after the picture, those before so much is spent."""
+        return (spent / self.budget).clamp_max(chunk_length + 1).ceil().long().sub(1).clamp_min(0)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ every distribution is one-hot and needs no noise, so greedy decoding has no code
 """
 
 from rsd.decoding.accept import Certificate, Levels
+from rsd.decoding.anytime import Anytime
 from rsd.decoding.decoding import DRAFT, EARLIER, KIND, TARGET, Decoding, from_json, stages_of_draft, to_json
 from rsd.decoding.depth_ar import DepthAR
 from rsd.decoding.early_exit import EarlyExit
@@ -23,6 +24,7 @@ __all__ = [
     "KIND",
     "L1",
     "TARGET",
+    "Anytime",
     "Certificate",
     "Decoding",
     "DepthAR",

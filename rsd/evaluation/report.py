@@ -121,6 +121,8 @@ def flat_metrics(report: dict[str, Any]) -> dict[str, float]:
     counters = {counter["counter"]: counter for counter in work["counters"]}
     metrics |= {f"{name}_per_chunk": counters[name]["per_chunk"] for name in counters if name not in PASSES}
     metrics["early_exit_share"] = work["early_exit_share"]
+    if work["drafted_steps_per_chunk"]:
+        metrics |= {name: work[name] for name in ("drafted_steps_per_chunk", "late_steps_per_chunk")}
     spent = ("base_layers", "model_ms")
     metrics |= {f"{name}_per_solved_episode": counters[name]["per_solved_episode"] for name in spent}
     if report["bound"] is not None:

@@ -134,7 +134,8 @@ def summarize_work(results: Sequence[EpisodeResult]) -> dict[str, Any]:
     """What was run for the chunks, crashed episodes included.
 
     Returns:
-        num_chunks, num_success, early_exit_share (chunks that ended before the base model's end ÷ chunks), counters: a
+        num_chunks, num_success, early_exit_share (chunks that ended before the base model's end ÷ chunks),
+        drafted_steps_per_chunk, late_steps_per_chunk (see `rsd.work.Work`), counters: a
         record for each of COUNTERS with counter, label, total, per_chunk, per_solved_episode (everything that was run,
         failures too, ÷ solved episodes). None where an episode did not record it, or there is nothing to divide by.
     """
@@ -154,10 +155,12 @@ def summarize_work(results: Sequence[EpisodeResult]) -> dict[str, Any]:
             }
         )
     early_exits = _total(acted, "early_exits")
+    of_the_draft = {name: _total(acted, name) for name in ("drafted_steps", "late_steps")}
     return {
         "num_chunks": num_chunks,
         "num_success": num_success,
         "early_exit_share": None if early_exits is None else early_exits / num_chunks,
+        **{f"{name}_per_chunk": None if n is None else n / num_chunks for name, n in of_the_draft.items()},
         "counters": counters,
     }
 

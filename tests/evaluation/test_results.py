@@ -30,7 +30,7 @@ def test_append_and_read(tmp_path):
     ("bounds", "message"),
     [
         ([[0.1]], "entry 'bounds' has 1 entries, expected one for each of the 2 chunks, or none"),
-        ([[0.1], [0.1, 0.2]], r"entry 'bounds' is of \[1, 2\] action dims, expected as many for each chunk"),
+        ([[0.1], [0.1, 0.2]], r"entry 'bounds' is of \[1, 2\] action dims, expected the same for each chunk"),
         ([[-0.1], None], "bounds"),
         ([0.1, 0.2], "bounds"),
     ],
