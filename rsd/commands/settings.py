@@ -213,10 +213,16 @@ def check_settings(cfg: DictConfig) -> None:
     Values that cannot be told yet (required, or interpolated from what this command lacks) are left to their reader.
 
     Raises:
-        SettingError: a value does not fit, or a node has a key that its constructor lacks.
+        SettingError: a value does not fit, a node has a key that its constructor lacks, or nobody reads `accept`.
     """
     for node, name, annotation in held(cfg):
         _check_entry(node, name, annotation)
+    if "accept" in cfg and not any("accept" in node for node in _nodes(cfg.get("decoding"))):
+        rule, decoding = (OmegaConf.select(cfg, f"{group}.name") for group in ("accept", "decoding"))
+        raise SettingError(
+            f"accept={rule} is given, and decoding={decoding} accepts no tokens; choose decoding=speculative, which "
+            "brings accept along, or leave it out"
+        )
 
 
 def held(cfg: DictConfig) -> Iterator[tuple[DictConfig, str, Any]]:
