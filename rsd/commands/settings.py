@@ -45,7 +45,19 @@ PACKAGE = "rsd."
 LOADER = "rsd.commands.configured.loader"
 TASK_IDS = Annotated[list[Natural], Length()] | None
 KEYS_INSIDE = dict[str, Any]
-GROUPS = ("paths", "data", "env", "protocol", "model", "quantizer", "draft", "target", "decoding", "visual_tokens")
+GROUPS = (
+    "paths",
+    "data",
+    "env",
+    "protocol",
+    "model",
+    "quantizer",
+    "draft",
+    "target",
+    "decoding",
+    "accept",
+    "visual_tokens",
+)
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 Ratio = Annotated[float, Range(0, 64, above=True)]
 VIT = {
@@ -145,6 +157,8 @@ KEYS: dict[str, Any] = {
     "decoding.full": KEYS_INSIDE,
     "decoding.full.decode": Made,
     **{f"decoding.{where}.gate.threshold": THRESHOLD for where in ("decode", "full.decode")},
+    "accept.rule": Made,
+    "accept.rule.path": Text,
     "demonstrator": KEYS_INSIDE,
     "demonstrator.keep": Annotated[list[Literal["success", "failure"]], Length()],
     "demonstrator.make": Made,
