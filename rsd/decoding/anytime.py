@@ -14,7 +14,7 @@ settled by the budget alone.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -63,15 +63,24 @@ class Anytime:
         self, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise, past: Past | None = None
     ) -> Code:
         """See `Decoding.run`; raises ValueError when num_draft_stages is not in 1..Q."""
-        first = Exit(num_draft_stages=self.num_draft_stages).run(target, draft, levels, noise)
-        ready_s = time.perf_counter()
-        code = self.full.run(target, draft, levels, noise, past)
-        passes = code.work.target_passes.clamp_min(1).where(code.work.early_exits == 0, 0)  # [B]
+        return self.rest(self.first(draft, levels, noise), target, draft, levels, noise, past)
+
+    def first(self, draft: StageLogits, levels: Tensor, noise: Noise) -> Ahead:
+        """What can be executed before the target is asked anything."""
+        code = Exit(num_draft_stages=self.num_draft_stages).propose(draft, levels, noise)[0]
         budget = self.budget_passes or self.budget_ms
         assert budget is not None  # one of them is given, and above 0
-        code.work.draft_passes += first.work.draft_passes
-        code.proposal = first.proposal
-        code.ahead = Ahead(first, budget, None if self.budget_passes is None else passes, ready_s)
+        return Ahead(code, budget, passes=None, ready_s=time.perf_counter())
+
+    def rest(
+        self, first: Ahead, target: StageLogits, draft: StageLogits, levels: Tensor, noise: Noise, past: Past | None
+    ) -> Code:
+        """The whole of it, after `first`."""
+        code = self.full.run(target, draft, levels, noise, past)
+        passes = code.work.target_passes.clamp_min(1).where(code.work.early_exits == 0, 0)  # [B]
+        code.work.draft_passes += first.code.work.draft_passes
+        code.proposal = first.code.proposal
+        code.ahead = replace(first, passes=None if self.budget_passes is None else passes)
         return code
 
 

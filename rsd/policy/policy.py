@@ -9,14 +9,14 @@ What surprises first: `predict` runs no model. It hands the decoding two models 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rsd.decoding import Decoding, Noise
+from rsd.decoding import Anytime, Decoding, Noise
 from rsd.decoding.anytime import check_anytime
 from rsd.decoding.horizon import check_horizon
 from rsd.decoding.past import Past
@@ -112,8 +112,12 @@ class VLAPolicy:
             self.base.check_instructions(instructions, where)
 
     @torch.inference_mode()
-    def predict(self, requests: Sequence[Request]) -> list[Chunk]:
+    def predict(self, requests: Sequence[Request], act: Callable[[np.ndarray], None] | None = None) -> list[Chunk]:
         """One chunk a request, all from one pass of the base model; of no requests, none.
+
+        Args:
+            act: With `Anytime`, told what to execute until the chunks are there, robot commands [B, T, A], before the
+                target is asked anything: a robot begins with it, and goes on with the chunk that is returned.
 
         Raises:
             PolicyError: the models produced a value that is not finite.
@@ -129,7 +133,12 @@ class VLAPolicy:
         with clock.part("acceptance"):  # what the decoding takes beside the models that it asks
             noise = Noise([request.seed for request in requests], self.device)
             past = Past.remembered([request.memory for request in requests], self.device)
-            code = self.decoding.run(target, draft, self._levels, noise, past)
+            if act is not None and isinstance(self.decoding, Anytime):
+                first = self.decoding.first(draft, self._levels, noise)
+                act(self._to_robot(self._decode(first.code, looked)))
+                code = self.decoding.rest(first, target, draft, self._levels, noise, past)
+            else:
+                code = self.decoding.run(target, draft, self._levels, noise, past)
         normalized = self._decode(code, looked)  # [B, T, A]
         if code.ahead is not None:
             normalized = self._with_first_steps(code, looked, normalized, start)

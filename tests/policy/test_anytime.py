@@ -76,6 +76,31 @@ def test_a_budget_that_the_target_keeps_is_the_full_decoding_to_the_bit(counted,
         assert chunk.work["drafted_steps"] == 0 and (chunk.bound == 0).all()
 
 
+@pytest.mark.parametrize("name", FULL)
+def test_a_robot_is_told_what_to_do_before_the_target_is_asked(counted, root, seen, name):
+    """When it is told, hooks have counted the draft's layer and no more; it does not change the chunk."""
+    full, target = FULL[name]
+    policy = make_policy(counted.base, root, anytime(full, passes=0.3), target=target)
+    asked, told = requests(seen), []
+    counted.forget()
+    chunks = policy.predict(asked, act=lambda actions: told.append((actions, set(counted.layers))))
+    counted.check(chunks)
+    ((actions, layers),) = told
+    assert layers == {1} and actions.shape == (3, 8, 7)
+    for chunk, plain, first in zip(chunks, policy.predict(asked), actions, strict=True):
+        steps = chunk.work["drafted_steps"]
+        assert steps >= 3 and chunk.work == plain.work
+        np.testing.assert_array_equal(first[:steps], chunk.actions[:steps])
+        np.testing.assert_array_equal(chunk.actions, plain.actions)
+
+
+def test_other_decodings_tell_nobody(counted, root, seen):
+    def act(actions):
+        raise AssertionError("told")
+
+    make_policy(counted.base, root, EXIT).predict(requests(seen), act=act)
+
+
 @pytest.fixture
 def slow(counted, monkeypatch):
     """A clock on which every layer of the language model takes 30 ms, and nothing else any time."""
