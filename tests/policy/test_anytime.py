@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -64,6 +65,17 @@ def test_first_steps_are_the_drafts_later_ones_the_targets_and_the_account_is_wh
         assert chunk.work["draft_passes"] == late.work["draft_passes"] + NUM_DRAFT_STAGES
         assert chunk.depth == (late.depth or 0) and (chunk.bound >= early.bound).all()
         np.testing.assert_array_equal(chunk.memory.chunk[steps:], late.memory.chunk[steps:])
+
+
+@pytest.mark.parametrize("name", ["depth_ar", "speculative"])
+def test_passes_are_what_hooks_on_draft_and_target_count(counted, root, seen, name):
+    full = DepthAR() if name == "depth_ar" else Speculative(num_draft_stages=NUM_DRAFT_STAGES)
+    policy, calls = make_policy(counted.base, root, anytime(full, passes=1.0)), Counter()
+    for role, place in (("target", policy.tokens.target), ("draft", policy.tokens.draft)):
+        place.head.register_forward_hook(lambda *_, role=role: calls.update([role]))
+    (chunk,) = policy.predict(requests(seen[:1]))
+    assert calls == {role: chunk.work[f"{role}_passes"] for role in ("target", "draft")}
+    assert chunk.work["drafted_steps"] == calls["target"] - 1 > 0
 
 
 @pytest.mark.parametrize("name", FULL)
