@@ -160,7 +160,7 @@ class Ahead:
 
     def _due_before(self, spent: Tensor, chunk_length: int) -> Tensor:
         """Of the steps t = 0, 1, …, which fall due t + 1 budgets after the picture, those before so much is spent."""
-        return (spent / self.budget).clamp_max(chunk_length + 1).ceil().long().sub(1).clamp_min(0)
+        return (spent.double() / self.budget).clamp_max(chunk_length + 1).ceil().long().sub(1).clamp_min(0)
 
 
 @dataclass(frozen=True)
