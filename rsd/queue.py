@@ -18,6 +18,7 @@ from rsd.errors import RSDError, SettingError
 from rsd.types import Chunk, Memory, Observation, Policy, Request
 from rsd.work import Counts, add_counts
 
+DIGITS = 6  # of a bound
 LIMITS = (-1.0, 1.0)  # of what robosuite and its like take
 OPEN = -1.0  # command of a gripper that nothing was commanded yet; see `Chunk.actions`
 NO_DELAY = Clock()
@@ -85,6 +86,7 @@ class Queue:
         work: Sums of the chunks' counters, and "num_chunks".
         latency_ms: Part name to one value a chunk.
         model_ms: Sum of the chunks' shares of the policy's time.
+        bounds: Chunk.bound of every chunk, rounded; None where it has none.
         chunk: The last one that was asked for; None before the first.
         executed: Where the last action came from; None where the robot stood still, and before the first.
         num_still: Steps that it stood still.
@@ -117,6 +119,7 @@ class Queue:
         self.work: Counts = {"num_chunks": 0}
         self.latency_ms: dict[str, list[float]] = {}
         self.model_ms = 0.0
+        self.bounds: list[list[float] | None] = []
         self.chunk: Chunk | None = None
         self.executed: Executed | None = None
         self.num_still = 0
@@ -201,6 +204,7 @@ class Queue:
         for part, value in chunk.latency_ms.items():
             self.latency_ms.setdefault(part, []).append(round(value, 4))
         self.model_ms += chunk.model_ms
+        self.bounds.append(None if chunk.bound is None else [round(float(one), DIGITS) for one in chunk.bound])
 
     def _correct(self, observation: Observation) -> None:
         """Put what the policy makes of it now in the place of what is left of the chunk that comes.

@@ -109,6 +109,7 @@ class Code:
             rows, leaves it to the policy.
         chunk: What a draft in numbers says, model space, [B, T, A], float32; of rows of depth IN_NUMBERS alone it
             means something. None where no row is.
+        ahead: What is executed until this code is known; None for nothing.
     """
 
     indices: Tensor
@@ -118,6 +119,7 @@ class Code:
     bound: Tensor | None = None
     num_steps: Tensor | None = None
     chunk: Tensor | None = None
+    ahead: Ahead | None = None
 
     def put(self, rows: Tensor, other: Code) -> None:
         """Let these rows, [n] int64, be what `other` says of them, and charge them with its work, too."""
@@ -135,6 +137,39 @@ class Code:
             if self.bound is None:
                 self.bound = other.bound.new_full((len(self.depth), other.bound.shape[1]), float("nan"))
             self.bound[rows] = other.bound
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """A draft's code, whose steps are executed as long as the chunk's own code is not known.
+
+    Attributes:
+        code: The draft's.
+        budget: What can be computed in a control step, in passes or milliseconds; above 0.
+        passes: Passes until the chunk's own code was known, [B], int64; None where milliseconds count.
+        ready_s: When the draft's code was known, as `time.perf_counter` says it.
+    """
+
+    code: Code
+    budget: float
+    passes: Tensor | None
+    ready_s: float
+
+    def steps(self, chunk_length: int, elapsed_ms: float, draft_ms: float) -> tuple[Tensor, Tensor]:
+        """Steps that fall due before the chunk's own code is known, and before the draft's is, [B] each, int64.
+
+        Args:
+            elapsed_ms, draft_ms: From the picture to either, where milliseconds count.
+        """
+        if self.passes is not None:
+            spent, draft = self.passes, self.passes * 0
+        else:
+            spent, draft = (self.code.depth * 0 + 1.0 * one for one in (elapsed_ms, draft_ms))
+        return self._due_before(spent, chunk_length), self._due_before(draft, chunk_length)
+
+    def _due_before(self, spent: Tensor, chunk_length: int) -> Tensor:
+        """Of the steps t = 0, 1, …, which fall due t + 1 budgets after the picture, those before so much is spent."""
+        return (spent.double() / self.budget).clamp_max(chunk_length + 1).ceil().long().sub(1).clamp_min(0)
 
 
 @dataclass(frozen=True)
@@ -184,7 +219,7 @@ class Chunk:
         latency_ms: Part name to milliseconds of the call that produced the chunk; "total" is measured around all parts.
         model_ms: This observation's share of the call: total divided by the number of observations in it.
         depth: Stages of the code that count; None for a policy without tokens.
-        bound: Code.bound of this chunk, [A]; None where nobody certifies one.
+        bound: Code.bound of this chunk, model space, [A]; None where nobody certifies one.
         memory: To be handed back with the next request of this episode.
         draft_actions: What the draft's first proposal alone decodes to, as `actions`; None unless asked for.
     """
@@ -279,6 +314,7 @@ class EpisodeResult:
         exit_steps: Those of them at which the chunk was decided before the base model's end.
         num_still: Control steps in which the robot stood still because no chunk was there; see `rsd.clock`.
         action_ages: Executed actions by age, entry n: those of n control steps after the picture that they came of.
+        bounds: Chunk.bound of every chunk, [A] each, or None where nobody certified one; empty when nobody ever did.
     """
 
     suite: str
@@ -303,6 +339,7 @@ class EpisodeResult:
     exit_steps: list[Total] = field(default_factory=list)
     num_still: Total = 0
     action_ages: list[Total] = field(default_factory=list)
+    bounds: list[list[Measured] | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ class Work:
         base_layers: Layers of the base model's language model that the observation went through.
         draft_passes, target_passes: Calls of the draft and of the target.
         early_exits: 1 where the chunk was decided before the base model's end.
+        drafted_steps: Steps of the chunk that are the draft's, since they fell due before the target was finished.
+        late_steps: Those of them that fell due before even the draft was known: what a robot has to wait for.
         proposed_stages: Stages that the draft proposed to a target; those behind a wrong one count too, although they
             are void, and count again when they are proposed anew.
         accepted_stages: Those of them that were accepted whole.
@@ -49,6 +51,8 @@ class Work:
     draft_passes: Tensor
     target_passes: Tensor
     early_exits: Tensor
+    drafted_steps: Tensor
+    late_steps: Tensor
     proposed_stages: Tensor
     accepted_stages: Tensor
     proposed_tokens: Tensor

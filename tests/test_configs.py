@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rsd.commands.settings import check_settings
 from rsd.decoding import Certificate, Levels
 from rsd.decoding.accept import exact
+from rsd.errors import SettingError
 
 CONF = Path(__file__).parents[1] / "conf"
 PHASES = {  # with the least that each needs
@@ -128,6 +129,12 @@ def test_every_rule_of_acceptance_reaches_the_decoding(choice):
     check(cfg)
     expected = {"exact": exact, "levels": Levels(r=1), "certificate": Certificate()}[choice]
     assert instantiate(cfg.decoding.decode).accept == expected
+
+
+def test_a_rule_of_acceptance_that_nobody_reads_is_refused():
+    composed("eval", ["decoding=temporal", "decoding@decoding.full=speculative", "accept=levels"])
+    with pytest.raises(SettingError, match="accept=levels is given, and decoding=l1 accepts no tokens; choose"):
+        composed("eval", ["decoding=l1", "+accept=levels"])
 
 
 def test_a_policy_folder_for_the_composed_policy():

@@ -45,7 +45,19 @@ PACKAGE = "rsd."
 LOADER = "rsd.commands.configured.loader"
 TASK_IDS = Annotated[list[Natural], Length()] | None
 KEYS_INSIDE = dict[str, Any]
-GROUPS = ("paths", "data", "env", "protocol", "model", "quantizer", "draft", "target", "decoding", "visual_tokens")
+GROUPS = (
+    "paths",
+    "data",
+    "env",
+    "protocol",
+    "model",
+    "quantizer",
+    "draft",
+    "target",
+    "decoding",
+    "accept",
+    "visual_tokens",
+)
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 Ratio = Annotated[float, Range(0, 64, above=True)]
 VIT = {
@@ -147,6 +159,8 @@ KEYS: dict[str, Any] = {
     "decoding.full": KEYS_INSIDE,
     "decoding.full.decode": Made,
     **{f"decoding.{where}.gate.threshold": THRESHOLD for where in ("decode", "full.decode")},
+    "accept.rule": Made,
+    "accept.rule.path": Text,
     "demonstrator": KEYS_INSIDE,
     "demonstrator.keep": Annotated[list[Literal["success", "failure"]], Length()],
     "demonstrator.make": Made,
@@ -216,10 +230,16 @@ def check_settings(cfg: DictConfig) -> None:
     Values that cannot be told yet (required, or interpolated from what this command lacks) are left to their reader.
 
     Raises:
-        SettingError: a value does not fit, or a node has a key that its constructor lacks.
+        SettingError: a value does not fit, a node has a key that its constructor lacks, or nobody reads `accept`.
     """
     for node, name, annotation in held(cfg):
         _check_entry(node, name, annotation)
+    if "accept" in cfg and not any("accept" in node for node in _nodes(cfg.get("decoding"))):
+        rule, decoding = (OmegaConf.select(cfg, f"{group}.name") for group in ("accept", "decoding"))
+        raise SettingError(
+            f"accept={rule} is given, and decoding={decoding} accepts no tokens; choose decoding=speculative, which "
+            "brings accept along, or leave it out"
+        )
 
 
 def held(cfg: DictConfig) -> Iterator[tuple[DictConfig, str, Any]]:

@@ -5,6 +5,7 @@ every distribution is one-hot and needs no noise, so greedy decoding has no code
 """
 
 from rsd.decoding.accept import Certificate, Levels
+from rsd.decoding.anytime import Anytime
 from rsd.decoding.decoding import (
     DRAFT,
     EARLIER,
@@ -33,6 +34,7 @@ __all__ = [
     "KIND",
     "L1",
     "TARGET",
+    "Anytime",
     "Certificate",
     "Decoding",
     "DepthAR",

@@ -118,9 +118,9 @@ def chunk_figures(trace: dict[str, Any], action_names: Sequence[str]) -> list[di
         step, num_steps (executed), frame, num_frames (of the video, until the next chunk), accepted (leading stages of
         the draft's first proposal; None when nothing was proposed), target_passes and draft_passes (None without
         tokens), ended ("draft" where the chunk ended there, else "whole"; None without tokens), base_layers and depth
-        (None where the trace lacks them), difference (largest |draft - executed chunk| of the position dims, in robot
-        units), gripper_steps (on which the two differ in the gripper's sign; both None without a draft, where the chunk
-        is the draft's, or without such dims), latency_ms.
+        (None where the trace lacks them), bound (the largest over action dims; None without), difference (largest
+        |draft - executed chunk| of the position dims, in robot units), gripper_steps (on which the two differ in the
+        gripper's sign; both None without a draft, where the chunk is the draft's, or without such dims), latency_ms.
     """
     chunks = trace["chunks"]
     ends = [chunk["frame"] for chunk in chunks[1:]]
@@ -143,6 +143,7 @@ def chunk_figures(trace: dict[str, Any], action_names: Sequence[str]) -> list[di
                 "ended": ENDS.get(stats.get("early_exits")) if has_tokens else None,
                 "base_layers": stats.get("base_layers"),
                 "depth": chunk.get("depth"),
+                "bound": None if chunk.get("bound") is None else max(map(float, chunk["bound"])),
                 "difference": difference,
                 "gripper_steps": gripper_steps,
                 "latency_ms": {part: round(value, 2) for part, value in chunk["latency_ms"].items()},

@@ -19,6 +19,7 @@ report.json:
     decoding        statistics.summarize_decoding
     work            statistics.summarize_work
     delay           statistics.summarize_delay
+    bound           statistics.summarize_bounds, or null
     busy            null, or why milliseconds are those of a busy machine
     latency         latency.summarize_latency (ms per chunk)
     time            time_shares.summarize_time or null
@@ -46,6 +47,7 @@ from rsd.evaluation.player import VIDEO, is_video, recorded_episodes
 from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_episodes
 from rsd.evaluation.sequential import VERDICT_FILE, read_verdict
 from rsd.evaluation.statistics import (
+    summarize_bounds,
     summarize_decoding,
     summarize_delay,
     summarize_success,
@@ -80,6 +82,7 @@ def build_report(
     results = sorted(results, key=lambda result: (result.task_id, result.init_state_id))
     try:
         totals: dict[str, Any] = reduce(add_counts, (result.stats for result in results), {})
+        bound = summarize_bounds(results, () if plan is None else plan.tasks[0].action_names)
     except ValueError as error:
         raise ResultsError(f"the episodes of {RESULTS_FILE} do not belong together: {error}") from error
     num_chunks = totals.get("num_chunks", 0)
@@ -99,6 +102,7 @@ def build_report(
         "decoding": summarize_decoding(totals),
         "work": summarize_work(results),
         "delay": summarize_delay(results),
+        "bound": bound,
         "busy": None if plan is None else busy_note(plan),
         "latency": summarize_latency(results, num_steps / num_chunks if num_chunks else None),
         "time": summarize_time(results),
@@ -120,11 +124,15 @@ def flat_metrics(report: dict[str, Any]) -> dict[str, float]:
     counters = {counter["counter"]: counter for counter in work["counters"]}
     metrics |= {f"{name}_per_chunk": counters[name]["per_chunk"] for name in counters if name not in PASSES}
     metrics["early_exit_share"] = work["early_exit_share"]
+    if work["drafted_steps_per_chunk"]:
+        metrics |= {name: work[name] for name in ("drafted_steps_per_chunk", "late_steps_per_chunk")}
     spent = ("base_layers", "model_ms")
     metrics |= {f"{name}_per_solved_episode": counters[name]["per_solved_episode"] for name in spent}
     late = report["delay"]
     metrics |= {"action_age_mean": late["age_mean"], "action_age_max": late["age_max"]}
     metrics["still_share"] = late["still_share"]
+    if report["bound"] is not None:
+        metrics |= {"bounded_share": report["bound"]["bounded_share"], "bound_max": report["bound"]["max"]}
     metrics |= {name: success[name] for name in ("success_low", "success_high", "num_episodes", "num_success")}
     return {name: value for name, value in metrics.items() if value is not None}
 
@@ -137,6 +145,7 @@ def report_tables(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list
         "latency_ms": [*report["latency"]["parts"], *filter(None, [report["latency"]["total"]])],
         "stages": report["decoding"].get("stages", []),
         "work": [counter for counter in report["work"]["counters"] if counter["total"] is not None],
+        "bound": [] if report["bound"] is None else report["bound"]["dims"],
     }
     for name, rows in records.items():
         if rows:

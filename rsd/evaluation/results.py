@@ -137,6 +137,15 @@ def _episode(line: bytes, where: str) -> EpisodeResult:
             f"{where}: entry 'stats.accepted_tokens' has {len(accepted)} entries, expected the {len(checked)} of "
             "'stats.checked_tokens'"
         )
+    if len(result.bounds) not in (0, result.stats.get("num_chunks", 0)):
+        raise EntryError(
+            f"{where}: entry 'bounds' has {len(result.bounds)} entries, expected one for each of the "
+            f"{result.stats.get('num_chunks', 0)} chunks, or none"
+        )
+    if len(widths := {len(bound) for bound in result.bounds if bound is not None}) > 1:
+        raise EntryError(
+            f"{where}: entry 'bounds' is of {sorted(widths)} action dims, expected the same for each chunk"
+        )
     if result.time_s:
         conform(result.time_s, dict.fromkeys(KINDS, Measured), where, "time_s")
     for name in ("video", "trace"):

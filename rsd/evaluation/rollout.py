@@ -141,6 +141,7 @@ class Episode:
             stats=self.queue.work,
             latency_ms=self.queue.latency_ms,
             model_ms=round(self.queue.model_ms, 3),
+            bounds=self.queue.bounds if any(bound is not None for bound in self.queue.bounds) else [],
             wall_s=round(wall_s, 3),
             video=video,
             protocol=task.protocol,

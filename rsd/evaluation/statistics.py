@@ -135,7 +135,8 @@ def summarize_work(results: Sequence[EpisodeResult]) -> dict[str, Any]:
     """What was run for the chunks, crashed episodes included.
 
     Returns:
-        num_chunks, num_success, early_exit_share (chunks that ended before the base model's end ÷ chunks), counters: a
+        num_chunks, num_success, early_exit_share (chunks that ended before the base model's end ÷ chunks),
+        drafted_steps_per_chunk, late_steps_per_chunk (see `rsd.work.Work`), counters: a
         record for each of COUNTERS with counter, label, total, per_chunk, per_solved_episode (everything that was run,
         failures too, ÷ solved episodes). None where an episode did not record it, or there is nothing to divide by.
     """
@@ -155,10 +156,12 @@ def summarize_work(results: Sequence[EpisodeResult]) -> dict[str, Any]:
             }
         )
     early_exits = _total(acted, "early_exits")
+    of_the_draft = {name: _total(acted, name) for name in ("drafted_steps", "late_steps")}
     return {
         "num_chunks": num_chunks,
         "num_success": num_success,
         "early_exit_share": None if early_exits is None else early_exits / num_chunks,
+        **{f"{name}_per_chunk": None if n is None else n / num_chunks for name, n in of_the_draft.items()},
         "counters": counters,
     }
 
@@ -183,6 +186,39 @@ def summarize_delay(results: Sequence[EpisodeResult]) -> dict[str, Any]:
         "still_share": num_still / num_steps if num_steps else None,
         "age_mean": sum(age * count for age, count in ages) / num_executed if told else None,
         "age_max": max(age for age, _ in ages) if told else None,
+    }
+
+
+def summarize_bounds(results: Sequence[EpisodeResult], action_names: Sequence[str]) -> dict[str, Any] | None:
+    """What was certified of the chunks: how far an action can be off, see `rsd.types.Code.bound`.
+
+    Args:
+        action_names: See `Task`; empty when nobody knows, and then dims have their numbers.
+
+    Returns:
+        num_chunks, num_bounded (chunks that have a bound), bounded_share, max (over dims and chunks), dims: a record
+        for each action dim with dim, mean and max over the bounded chunks. None where no chunk has one.
+
+    Raises:
+        ValueError: the episodes' bounds are of different numbers of action dims.
+    """
+    bounds = [bound for result in results for bound in result.bounds if bound is not None]
+    if not bounds:
+        return None
+    if len(widths := {len(bound) for bound in bounds}) > 1:
+        raise ValueError(f"bounds are of {sorted(widths)} action dims, expected the same in every episode")
+    array = np.array(bounds)  # [N, A]
+    names = action_names if len(action_names) == array.shape[1] else [str(dim) for dim in range(array.shape[1])]
+    num_chunks = sum(result.stats.get("num_chunks", 0) for result in results)
+    return {
+        "num_chunks": num_chunks,
+        "num_bounded": len(bounds),
+        "bounded_share": len(bounds) / num_chunks,
+        "max": float(array.max(initial=0.0)),
+        "dims": [
+            {"dim": name, "mean": float(own.mean()), "max": float(own.max())}
+            for name, own in zip(names, array.T, strict=True)
+        ],
     }
 
 

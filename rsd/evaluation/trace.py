@@ -11,8 +11,7 @@ The file holds:
                 was executed in their place from `first` on, or null where nobody corrected, draft_actions [T][A] or
                 null,
                 stats: the chunk's counters (rsd.work.Work), without those of its correction, latency_ms, depth (stages
-                that count) and bound (largest change that later stages could make, by action dim) or null: as in
-                rsd.types.Chunk}
+                that count) and bound (largest error by action dim, model space) or null: as in rsd.types.Chunk}
 """
 
 from __future__ import annotations

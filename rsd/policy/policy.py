@@ -9,7 +9,7 @@ What surprises first: `predict` runs no model. It hands the decoding two models 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from rsd.clock import Clock
-from rsd.decoding import Decoding, Noise
+from rsd.decoding import Anytime, Decoding, Noise
+from rsd.decoding.anytime import check_anytime
 from rsd.decoding.horizon import check_horizon
 from rsd.decoding.past import Past
 from rsd.policy.contract import IOContract, PolicyError
@@ -55,7 +56,8 @@ class VLAPolicy:
 
     Raises:
         PolicyError: the tokenizer's chunk is not the base model's, or num_open_loop_steps is out of range.
-        SettingError: the decoding executes more steps than a chunk has.
+        SettingError: the decoding executes more steps than a chunk has, or has a budget that lets it execute none of
+            the target's.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class VLAPolicy:
         if type(num_open_loop_steps) is not int or not 1 <= num_open_loop_steps <= spec.chunk_length:
             raise PolicyError(f"num_open_loop_steps {num_open_loop_steps}, expected 1..{spec.chunk_length}")
         check_horizon(decoding, spec.chunk_length)
+        check_anytime(decoding, spec.chunk_length, num_open_loop_steps)
         self.base, self.decoding, self.tokens = base, decoding, tokens
         self.num_open_loop_steps = num_open_loop_steps
         self.device = device
@@ -122,8 +125,12 @@ class VLAPolicy:
             self.base.check_instructions(instructions, where)
 
     @torch.inference_mode()
-    def predict(self, requests: Sequence[Request]) -> list[Chunk]:
+    def predict(self, requests: Sequence[Request], act: Callable[[np.ndarray], None] | None = None) -> list[Chunk]:
         """One chunk a request, all from one pass of the base model; of no requests, none.
+
+        Args:
+            act: With `Anytime`, told what to execute until the chunks are there, robot commands [B, T, A], before the
+                target is asked anything: a robot begins with it, and goes on with the chunk that is returned.
 
         Raises:
             PolicyError: the models produced a value that is not finite.
@@ -141,8 +148,15 @@ class VLAPolicy:
         with clock.part("acceptance"):  # what the decoding takes beside the models that it asks
             noise = Noise([request.seed for request in requests], self.device)
             past = Past.remembered([request.memory for request in requests], self.device)
-            code = self.decoding.run(target, draft, self._levels, noise, past)
+            if act is not None and isinstance(self.decoding, Anytime):
+                first = self.decoding.first(draft, self._levels, noise)
+                act(self.to_robot(self._decode(first.code, looked)))
+                code = self.decoding.rest(first, target, draft, self._levels, noise, past)
+            else:
+                code = self.decoding.run(target, draft, self._levels, noise, past)
         normalized = self._decode(code, looked)  # [B, T, A]
+        if code.ahead is not None:
+            normalized = self._with_first_steps(code, looked, normalized, start)
         with clock.part("unnormalize"):
             actions = self.to_robot(normalized)
         stages = code.depth.clamp_min(0)  # [B]  IN_NUMBERS is none
@@ -195,10 +209,25 @@ class VLAPolicy:
             chunks[code.depth == depth] = part
         return chunks
 
+    def _with_first_steps(self, code: Code, looked: Pass, rest: Tensor, start: float) -> Tensor:
+        """The chunk [B, T, A], with the draft's steps where it was not known in time; they are charged to `code`."""
+        assert code.ahead is not None
+        elapsed_ms, draft_ms = (1000 * (one - start) for one in (time.perf_counter(), code.ahead.ready_s))
+        drafted, late = code.ahead.steps(rest.shape[1], elapsed_ms, draft_ms)  # [B] each
+        code.work.drafted_steps += drafted
+        code.work.late_steps += late
+        is_drafted = torch.arange(rest.shape[1], device=rest.device) < drafted[:, None]  # [B, T]
+        return torch.where(is_drafted[..., None], self._decode(code.ahead.code, looked), rest)
+
     def _bound(self, code: Code, stages: Tensor) -> Tensor:
         """`Code.bound` of every row, [B, A]: what the decoding says, else what is beyond its stages [B] can make."""
-        tail = self._bounds[stages]
-        return tail if code.bound is None else torch.where(code.bound.isnan(), tail, code.bound)
+        bound = self._bounds[stages]  # the tail bound
+        if code.bound is not None:
+            bound = torch.where(code.bound.isnan(), bound, code.bound)
+        if code.ahead is not None:
+            drafted = self._bounds[code.ahead.code.depth].where(code.work.drafted_steps[:, None] > 0, 0.0)
+            bound = torch.maximum(bound, drafted)
+        return bound
 
     def to_robot(self, normalized: Tensor) -> np.ndarray:
         """Model space [..., T, A] → robot commands, float64."""

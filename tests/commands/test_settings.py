@@ -28,6 +28,7 @@ COMMANDS = [
     ("train", "phase=rfsq", "quantizer=dct_d2", "trainer=finetune", "data=libero_suites"),
     ("train", "phase=rfsq", "quantizer=bins256"),
     *(("eval", f"decoding={one}") for one in choices("decoding") if one != "speculative_sampled"),
+    ("eval", "decoding=speculative", "accept=levels"),
     ("eval", "stopping=decided", "ablation=other_instruction", "visual_tokens=learned", "model=oft_spatial"),
     ("collect", "demonstrator=corrections"),
     ("collect", "demonstrator=policy"),

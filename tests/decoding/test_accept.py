@@ -125,3 +125,14 @@ def test_a_target_that_is_no_chunk_of_numbers_certifies_nothing(rule: object) ->
     code = run(options, TableModel(seed=1), TableModel(seed=2, agree_with=TableModel(seed=1), rate=0.9), range(3))
     assert code.bound is not None and code.bound.tolist() == [[float("inf")]] * 3
     assert run(Speculative(num_draft_stages=2), TableModel(seed=1), TableModel(seed=2), range(3)).bound is None
+
+
+@pytest.mark.parametrize("rule", [Levels(r=1), Certificate()])
+@pytest.mark.parametrize("seed", range(3))
+def test_passes_are_the_calls_of_draft_and_target(rule: object, seed: int) -> None:
+    target = TableModel(seed=seed)
+    asked, draft = TableModel(seed=seed), TableModel(seed=9, agree_with=target, rate=0.8)
+    options = Speculative(num_draft_stages=3, accept=rule)  # type: ignore[arg-type]
+    work = run(options, asked, draft).work
+    assert [asked.calls, draft.calls] == [int(work.target_passes), int(work.draft_passes)]
+    assert 1 <= asked.calls <= 4

@@ -49,6 +49,7 @@ def test_figures_of_a_speculative_trace():
         "ended": None,  # the trace does not say
         "base_layers": None,
         "depth": None,
+        "bound": None,
         "difference": 0.3,  # rotations do not count
         "gripper_steps": 1,
         "latency_ms": {"backbone": 3.0, "total": 4.0},
@@ -84,6 +85,12 @@ def test_a_decoding_with_stages_but_no_draft_accepts_nothing():
     stats = {"target_passes": 3, "draft_passes": 0, "accept_counts": [0, 0, 0, 0]}
     (only,) = chunk_figures({"every_step": False, "chunks": [chunk(0, 0, 2, stats=stats)]}, NAMES)
     assert only["accepted"] is None and only["target_passes"] == 3
+
+
+def test_of_a_bound_the_largest_over_action_dims_is_shown():
+    bounded = chunk(0, 0, 2) | {"bound": [0.02, 0.05, 0.0]}
+    figures = chunk_figures({"every_step": False, "chunks": [bounded, chunk(2, 1, 1) | {"bound": None}]}, NAMES)
+    assert [figure["bound"] for figure in figures] == [0.05, None]
 
 
 def test_frames_of_a_video_of_every_step():

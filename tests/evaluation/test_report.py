@@ -5,6 +5,7 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 
 from rsd.comparison.candidates import read_run
@@ -235,6 +236,55 @@ def test_milliseconds_of_a_busy_machine_are_called_so(tmp_path):
         "answered up to 8 observations."
     )
     assert "those of a busy machine" in (tmp_path / "report.html").read_text()
+
+
+class BoundedPolicy(SeeingPolicy):
+    """The first chunk of every second call has no bound."""
+
+    def predict(self, requests):
+        own = np.array([0.02, 0.04, 0.06, 0.0, 0.0, 0.0, 0.0], dtype=np.float32)
+        count = len(self.seen) % 2
+        return [dataclasses.replace(one, bound=own * count if count else None) for one in super().predict(requests)]
+
+
+def test_the_bound_reaches_results_trace_report_and_page(tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    results = make_run(tmp_path, BoundedPolicy(), num_trials=1, save_videos=1)
+    report = write_report(tmp_path)
+    num_chunks = report["work"]["num_chunks"]
+    bounded = sum(bound is not None for result in results for bound in result.bounds)
+    assert 0 < bounded < num_chunks
+    expected = {"num_chunks": num_chunks, "num_bounded": bounded, "bounded_share": bounded / num_chunks, "max": 0.06}
+    assert {name: report["bound"][name] for name in expected} == expected
+    assert [one["dim"] for one in report["bound"]["dims"]][:3] == ["x", "y", "z"]
+    assert report["bound"]["dims"][1] == {"dim": "y", "mean": pytest.approx(0.04), "max": 0.04}
+    assert read_json(tmp_path / "report.json") == report
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["bounded_share"], metrics["bound_max"]) == (bounded / num_chunks, 0.06)
+    tables = {name: (columns, rows) for name, columns, rows in report_tables(report)}
+    assert tables["bound"][0] == ["dim", "mean", "max"] and len(tables["bound"][1]) == 7
+    page = (tmp_path / "report.html").read_text()
+    assert f"certified for {bounded} of {num_chunks} chunks" in page and "<td>z</td><td" in page
+    for result in results:
+        trace = json.loads((tmp_path / result.trace).read_text())
+        assert [chunk["bound"] for chunk in trace["chunks"]] == [
+            None if bound is None else pytest.approx(bound, abs=1e-5) for bound in result.bounds
+        ]
+
+
+def test_where_nobody_certifies_there_is_no_bound(tmp_path):
+    results = make_run(tmp_path, SeeingPolicy(), num_trials=1)
+    assert [result.bounds for result in results] == [[]] * 3
+    assert write_report(tmp_path)["bound"] is None
+    assert "<h2>Bound</h2>" not in (tmp_path / "report.html").read_text()
+    assert not {"bounded_share", "bound_max"} & set(json.loads((tmp_path / "metrics.json").read_text()))
+
+
+def test_bounds_of_different_action_dims_are_named(tmp_path):
+    results = make_run(tmp_path, BoundedPolicy(), num_trials=1)
+    results[0].bounds = [[0.1]] * len(results[0].bounds)
+    with pytest.raises(ResultsError, match=r"do not belong together: bounds are of \[1, 7\] action dims"):
+        build_report(results, plan=None, config=None, provenance=None)
 
 
 def test_tables_for_loggers(tmp_path):

@@ -26,6 +26,24 @@ def test_append_and_read(tmp_path):
     assert read_results(tmp_path / "results.jsonl") == (results, b"")
 
 
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ([[0.1]], "entry 'bounds' has 1 entries, expected one for each of the 2 chunks, or none"),
+        ([[0.1], [0.1, 0.2]], r"entry 'bounds' is of \[1, 2\] action dims, expected the same for each chunk"),
+        ([[-0.1], None], "bounds"),
+        ([0.1, 0.2], "bounds"),
+    ],
+)
+def test_bounds_that_cannot_be_are_named(tmp_path, bounds, message):
+    path = tmp_path / "results.jsonl"
+    append_result(path, episode(0, 0, stats={"num_chunks": 2}, bounds=[[0.1, 0.2], None]))
+    assert read_results(path)[0][0].bounds == [[0.1, 0.2], None]
+    append_result(path, episode(0, 1, stats={"num_chunks": 2}, bounds=bounds))
+    with pytest.raises(ResultsError, match=f"line 2 is damaged: .*{message}"):
+        read_results(path, strict=True)
+
+
 def test_a_missing_file_is_an_empty_run(tmp_path):
     assert read_results(tmp_path / "results.jsonl") == ([], b"")
 

@@ -43,6 +43,17 @@ def test_the_first_actions_of_each_chunk_are_handed_out_and_the_account_is_kept(
     assert [request.seed for request in policy.requests] == [chunk_seed(7, number) for number in range(3)]
 
 
+def test_the_bound_of_every_chunk_is_kept():
+    queue = Queue(NumberingPolicy(bound=np.array([0.25, 1 / 3], dtype=np.float32)), seed=0, limits=(-10.0, 10.0))
+    assert queue.bounds == []
+    for _ in range(4):
+        queue.next(SEEN)
+    assert queue.bounds == [[0.25, 0.333333]] * 2
+    other = Queue(NumberingPolicy(), seed=0, limits=(-10.0, 10.0))
+    other.next(SEEN)
+    assert other.bounds == [None]
+
+
 def test_a_chunks_memory_travels_with_the_next_request_and_says_what_was_executed():
     policy = NumberingPolicy()
     queue = Queue(policy, seed=0, limits=(-10.0, 10.0))
