@@ -9,7 +9,7 @@ import pytest
 from rsd.checkpoint import CheckpointError
 from rsd.decoding import L1, EarlyExit, MeanLogProb
 from rsd.errors import SettingError
-from rsd.policy import load_folder
+from rsd.policy import describe_folder, load_folder
 from rsd.policy.calibration import (
     BLACK,
     FROZEN,
@@ -25,6 +25,7 @@ from rsd.policy.calibration import (
 )
 from rsd.policy.contract import PolicyError
 from rsd.policy.folder import calibrated
+from rsd.stages import controls
 from tests.models.openvla_tiny import observation
 from tests.policy.test_micro import ALWAYS, counted, folder, temporal, written  # noqa: F401  fixtures
 
@@ -127,3 +128,31 @@ def test_a_folder_says_what_its_threshold_was_found_by_and_for_what(folder):  # 
     (folder / "policy.json").write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match=r"calibrated for another policy: parts.micro: .*calibrate.py again"):
         load_folder(folder, decoding="temporal", canaries=False)
+
+
+def test_a_threshold_holds_for_the_suites_the_steps_and_the_draft_that_it_was_found_with(folder):  # noqa: F811
+    written(folder, {"l1": (L1(), None), "temporal": (temporal(ALWAYS, 2), None)}, {"temporal": "micro"})
+    calibrated(folder, "temporal", -0.5, {"suites": ["libero_spatial", "libero_goal"]})
+    named = {"decoding": "temporal", "canaries": False}
+    assert load_folder(folder, **named, suite="libero_goal").decoding.gate.threshold == -0.5
+    assert describe_folder(folder, {"decoding": "temporal"})["options"]["gate"]["threshold"] == -0.5  # of no suite
+    for ask in (load_folder, lambda folder, **asked: describe_folder(folder, asked)):
+        with pytest.raises(
+            PolicyError, match=r"'temporal' was calibrated for libero_spatial, libero_goal, not for lib"
+        ):
+            ask(folder, **named, suite="libero_goal_swap")
+        with pytest.raises(CheckpointError, match=r"calibrated for another policy: num_open_loop_steps: 8 → 4; run"):
+            ask(folder, **named, num_open_loop_steps=4)
+        with pytest.raises(CheckpointError, match=r"calibrated for another policy: parts.micro: .* → \(absent\)"):
+            ask(folder, **named, draft=controls.random)
+    load_folder(folder, decoding="l1", suite="libero_object", canaries=False)  # has no threshold
+    by_hand = temporal(MeanLogProb(threshold=-0.5), 2)  # promises nothing
+    load_folder(folder, decoding=by_hand, draft="micro", suite="libero_object", canaries=False)
+
+
+@pytest.mark.parametrize("suites", ["libero_goal", [3], None])
+def test_suites_that_are_none_are_refused(folder, suites):  # noqa: F811
+    written(folder, {"l1": (L1(), None), "temporal": (temporal(ALWAYS, 2), None)}, {"temporal": "micro"})
+    calibrated(folder, "temporal", -0.5, {"suites": suites})
+    with pytest.raises(CheckpointError, match=r"entry 'calibrations.temporal.suites.*expected"):
+        load_folder(folder, decoding="l1", canaries=False)
