@@ -4,8 +4,10 @@ The risk of an episode is the share of its chunks that the gate lets through alt
 step some motion dim lies further than `tau` from the base model's own chunk, or the gripper is another. Thresholds are
 tested from the strictest on, each by the Hoeffding-Bentkus bound, until one does not pass (Learn then Test,
 Angelopoulos et al. 2021, arXiv 2110.01052, with fixed-sequence testing). With probability 1 - delta the threshold that
-comes out keeps the risk. What surprises first: episodes are what is drawn at random, not frames, so hundreds of frames
-of 20 episodes promise nothing. Nor does the promise hold in states that only the skipping policy gets into.
+comes out keeps the risk. The promise about episodes that are lost is another one (rsd/comparison/thresholds.py); the
+canaries here, black pictures and a frozen camera, are for both. What surprises first: episodes are what is drawn at
+random, not frames, so hundreds of frames of 20 episodes promise nothing. Nor does the promise hold in states that only
+the skipping policy gets into.
 """
 
 from __future__ import annotations
@@ -176,14 +178,33 @@ def calibrate(measured: Measured, promise: Promise) -> tuple[Point, list[Point]]
             f"no threshold keeps a risk of {promise.risk:g} at tau {promise.tau:g}: this draft is wrong too often "
             "where it is sure; train it longer, or promise less"
         )
+    check_blind(measured, kept.threshold)
+    return kept, points
+
+
+def coverage(score: np.ndarray, threshold: float) -> float:
+    """Share of frames that a threshold lets through."""
+    return float((score >= threshold).mean())
+
+
+def check_blind(measured: Measured, threshold: float) -> None:
+    """See that a gate is not surer where it cannot see.
+
+    Raises:
+        PolicyError: it lets more through with black or frozen pictures than with the real ones.
+    """
+    real = coverage(measured.score, threshold)
     for name, score in measured.blind.items():
-        share = float((score >= kept.threshold).mean())
-        if share > kept.coverage:
+        if (share := coverage(score, threshold)) > real:
             raise PolicyError(
-                f"with {name} the gate lets {share:.1%} of the chunks through, with the real ones {kept.coverage:.1%}: "
+                f"with {name} the gate lets {share:.1%} of the chunks through, with the real ones {real:.1%}: "
                 "it is surer of what it cannot see; train the draft with such pictures, or use another gate"
             )
-    return kept, points
+
+
+def blind_coverage(measured: Measured, threshold: float) -> dict[str, float]:
+    """What the canaries have measured: share of chunks that pass with black pictures and with a frozen camera."""
+    return {name: coverage(score, threshold) for name, score in measured.blind.items()}
 
 
 def evidence(measured: Measured, promise: Promise, kept: Point, points: Sequence[Point]) -> dict[str, Any]:
@@ -195,7 +216,7 @@ def evidence(measured: Measured, promise: Promise, kept: Point, points: Sequence
         "num_frames": len(measured.score),
         **{name: getattr(kept, name) for name in ("threshold", "coverage", "p")},
         "mean_risk": kept.risk,
-        "coverage_blind": {name: float((one >= kept.threshold).mean()) for name, one in measured.blind.items()},
+        "coverage_blind": blind_coverage(measured, kept.threshold),
         "curve": [[one.threshold, one.coverage, one.risk, one.p] for one in points],
     }
 
