@@ -1,8 +1,8 @@
 """Compare evaluations of the same episodes: python scripts/compare.py RUN RUN [...] [--margin 0.02] [--reference RUN]
 
 Pairs the runs' episodes by task and init state, prints the verdicts, and writes comparison.html (one file, opens
-offline) and comparison.json into outputs/comparison/, or into --out DIR. Both are overwritten by the next
-comparison. Runs that differ in their seed only count as one candidate.
+offline), comparison.json, and success against costs as pareto_*.svg into outputs/comparison/, or into --out DIR. All
+are overwritten by the next comparison. Runs that differ in their seed only count as one candidate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.table import Table
 
 from rsd.comparison.candidates import group_by_seed, read_run
 from rsd.comparison.comparison import COMPARISON_JSON, build_comparison
-from rsd.comparison.comparison_page import COMPARISON_HTML, render_comparison
+from rsd.comparison.comparison_page import COMPARISON_HTML, render_comparison, render_plots
 from rsd.comparison.published import load_published
 from rsd.evaluation.page import format_number, format_percent
 from rsd.files import write_atomically
@@ -32,7 +32,7 @@ TONES = {"non-inferior": "green", "inferior": "red", "undecided": "yellow"}
 def compare(
     runs: Sequence[Path], *, margin: float, reference: Path | None, allow: Sequence[str], out: Path
 ) -> dict[str, Any]:
-    """Read run folders, write comparison.json and comparison.html into `out`, return the comparison.
+    """Read run folders, write comparison.json, comparison.html and its plots into `out`, return the comparison.
 
     Raises:
         ResultsError, ComparisonError, SettingError: see what is called.
@@ -46,6 +46,10 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / COMPARISON_JSON, json.dumps(comparison, indent=1, allow_nan=False) + "\n")
     write_atomically(out / COMPARISON_HTML, page)
+    for stale in out.glob("pareto_*.svg"):
+        stale.unlink()
+    for name, plot in render_plots(comparison).items():
+        write_atomically(out / name, plot)
     return comparison
 
 
@@ -112,7 +116,17 @@ def failure_table(comparison: dict[str, Any]) -> Table:
 def cost_table(comparison: dict[str, Any]) -> Table:
     """One row a candidate: costs of a solved episode; a star marks its Pareto front, with success."""
     table = Table(box=None, pad_edge=False)
-    for column in ("", "success %", "steps to success", "calls", "base calls", "base layers", "model ms", "jerk"):
+    for column in (
+        "",
+        "success %",
+        "steps to success",
+        "calls",
+        "early %",
+        "base calls",
+        "base layers",
+        "model ms",
+        "jerk",
+    ):
         table.add_column(column, justify="left" if column == "" else "right")
     fronts = comparison["costs"]["fronts"]
     for row in comparison["costs"]["candidates"]:
@@ -122,6 +136,7 @@ def cost_table(comparison: dict[str, Any]) -> Table:
             format_percent(row["success_rate"]),
             format_number(row["steps_to_success"]),
             format_number(row["calls"]),
+            format_percent(row["early_exit_share"]),
             *(f"{format_number(row[cost])}{star[cost]}" for cost in ("base_calls", "base_layers", "model_ms")),
             format_number(row["jerk"], 4),
         )

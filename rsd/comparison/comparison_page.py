@@ -21,6 +21,7 @@ PLOTTED = {  # of costs.COSTS, what stands below the plot
     "base_calls": "base calls a solved episode",
     "base_layers": "base layers a solved episode",
 }
+HERE = Path(__file__).parent
 LEFT, RIGHT, TOP, BOTTOM = 44, 348, 12, 212  # of a plot in its 360 x 250 units
 
 
@@ -29,14 +30,24 @@ def render_comparison(comparison: dict[str, Any], candidates: Sequence[Candidate
     bounds = [abs(value) for pair in comparison["comparisons"] for value in (pair["low"], pair["high"])]
     return render_page(
         "comparison.html",
-        folder=Path(__file__).parent,
+        folder=HERE,
         comparison=comparison,
         suite=candidates[0].results[0].suite,
         grid=trial_grid(candidates),
         span=min(1.0, 1.1 * max([2 * comparison["margin"], *bounds])),  # half width of the graphs of differences
         plots=pareto_plots(comparison),
+        legend=[],
         latency_rows=_latency_rows(comparison["candidates"]),
     )
+
+
+def render_plots(comparison: dict[str, Any]) -> dict[str, str]:
+    """The Pareto plots as files of their own: name (pareto_model_ms.svg, …) → SVG, with the candidates' names."""
+    legend = [{"letter": one["letter"], "name": one["name"]} for one in comparison["candidates"]]
+    return {
+        f"pareto_{plot['cost']}.svg": render_page("pareto.svg", folder=HERE, plot=plot, legend=legend)
+        for plot in pareto_plots(comparison)
+    }
 
 
 def trial_grid(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ def summarize_costs(candidates: Sequence[Candidate]) -> dict[str, Any]:
     Returns:
         num_episodes (that all have and in none of them crashed), candidates (a record for each: letter,
         `summarize_success` of these episodes, steps_to_success (mean control steps of the solved ones), calls (of the
-        policy), model_ms, base_calls and base_layers, each a solved episode, jerk (mean over the episodes); None where
+        policy), early_exit_share (of its chunks), model_ms, base_calls and base_layers, each a solved episode, jerk (mean over the episodes); None where
         not recorded, or nothing is solved), fronts (of each of COSTS the letters of its Pareto front, by rising cost).
     """
     shared = common_episodes(candidates)
@@ -89,6 +89,7 @@ def _costs(results: Sequence[EpisodeResult]) -> dict[str, Any]:
         **summarize_success(results),
         "steps_to_success": sum(steps) / len(steps) if steps else None,
         "calls": work["num_chunks"] / len(steps) if steps else None,
+        "early_exit_share": work["early_exit_share"],
         **{cost: counters[counter] for cost, counter in COSTS.items()},
         "jerk": sum(jerks) / len(jerks) if len(jerks) == len(results) and jerks else None,
     }

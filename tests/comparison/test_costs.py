@@ -4,6 +4,7 @@ import math
 import re
 import shutil
 import subprocess
+from xml.etree import ElementTree
 
 import pytest
 from scipy.stats import binom
@@ -11,7 +12,7 @@ from scipy.stats import binom
 from rsd.comparison.axes import Axis
 from rsd.comparison.candidates import group_by_seed, read_run
 from rsd.comparison.comparison import build_comparison
-from rsd.comparison.comparison_page import pareto_plots, render_comparison
+from rsd.comparison.comparison_page import pareto_plots, render_comparison, render_plots
 from rsd.comparison.costs import pareto_front
 from rsd.comparison.paired import upper_bound
 from rsd.comparison.published import load_published
@@ -19,7 +20,7 @@ from tests.comparison.run_folders import planned, provenance, write_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WORK = {"num_chunks": 4, "vision_calls": 4, "base_layers": 24}
-LESS = {"num_chunks": 4, "vision_calls": 2, "base_layers": 12}
+LESS = {"num_chunks": 4, "early_exits": 2, "vision_calls": 2, "base_layers": 12}
 
 
 @pytest.fixture
@@ -68,6 +69,7 @@ def test_costs_are_those_of_a_solved_episode_on_the_episodes_that_all_have(arms)
     a, b, c = costs["candidates"]
     assert (a["model_ms"], b["model_ms"], c["model_ms"]) == (32 / 3, 4.0, 16.0)
     assert (a["base_calls"], b["base_calls"], c["base_calls"], a["calls"]) == (16 / 3, 8 / 3, 8.0, 16 / 3)
+    assert a["early_exit_share"] is None and b["early_exit_share"] == 0.5
     assert a["jerk"] == pytest.approx(0.8) and a["steps_to_success"] == 20
     assert costs["fronts"] == {"model_ms": ["B"], "base_calls": ["B"], "base_layers": ["B"]}
 
@@ -111,6 +113,20 @@ def test_plots_have_a_point_for_each_candidate_and_milliseconds_only_where_compa
     assert "Milliseconds are not plotted. Latencies are not comparable" in render_comparison(comparison, arms)
 
 
+def test_a_plot_as_a_file_has_the_names_of_the_candidates(arms):
+    comparison = build(arms)
+    files = render_plots(comparison)
+    assert list(files) == ["pareto_model_ms.svg", "pareto_base_calls.svg", "pareto_base_layers.svg"]
+    tree = ElementTree.fromstring(files["pareto_model_ms.svg"])
+    names = {"".join(text.itertext()) for text in tree.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"A: l1", "B: temporal", "C: hold", "model-milliseconds a solved episode"} <= names
+    assert (
+        len(list(tree.iter("{http://www.w3.org/2000/svg}circle"))) == 3
+        and "svg.pareto .front" in files["pareto_model_ms.svg"]
+    )
+    assert "A: l1</text>" not in render_comparison(comparison, arms)  # the page has a table
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on the PATH")
 def test_the_plot_in_a_browser(arms, tmp_path):
@@ -120,6 +136,6 @@ def test_the_plot_in_a_browser(arms, tmp_path):
     command += ["--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom", page.as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert not [line for line in shown.stderr.splitlines() if "CONSOLE" in line]
-    (plot,) = re.findall(r'<svg class="pareto"[^>]*data-cost="model_ms">.*?</svg>', shown.stdout, re.DOTALL)
+    (plot,) = re.findall(r'<svg [^>]*class="pareto"[^>]*data-cost="model_ms">.*?</svg>', shown.stdout, re.DOTALL)
     assert plot.count("<circle") == 3 and plot.count('class="point reference"') == 1
     assert plot.count("on-front") == 1 and "B: 75.0 %, 4 model-milliseconds a solved episode" in plot
