@@ -27,8 +27,9 @@ def summarize_costs(candidates: Sequence[Candidate]) -> dict[str, Any]:
     Returns:
         num_episodes (that all have and in none of them crashed), candidates (a record for each: letter,
         `summarize_success` of these episodes, steps_to_success (mean control steps of the solved ones), calls (of the
-        policy), early_exit_share (of its chunks), model_ms, base_calls and base_layers, each a solved episode, jerk (mean over the episodes); None where
-        not recorded, or nothing is solved), fronts (of each of COSTS the letters of its Pareto front, by rising cost).
+        policy), model_ms, base_calls and base_layers, each a solved episode, early_exit_share (of its chunks), jerk
+        (mean over the episodes); None where not recorded, or nothing is solved), fronts (of each of COSTS the letters
+        of its Pareto front, by rising cost).
     """
     shared = common_episodes(candidates)
     rows = [{"letter": c.letter, **_costs(results)} for c, results in zip(candidates, shared, strict=True)]
