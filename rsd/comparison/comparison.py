@@ -26,6 +26,7 @@ p-values and intervals are each for one comparison; they are not corrected for t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from functools import reduce
 from typing import Any
@@ -37,7 +38,7 @@ from rsd.comparison.candidates import (
     check_comparable,
     shared_episodes,
 )
-from rsd.comparison.costs import GOAL, steps_where_both_solve, summarize_costs, work_shares
+from rsd.comparison.costs import GOAL, early_exits_from, steps_where_both_solve, summarize_costs, work_shares
 from rsd.comparison.paired import PairedCounts, difference_interval, mcnemar, noninferiority, upper_bound
 from rsd.comparison.published import compare_with_published, look_up
 from rsd.differences import differences
@@ -47,6 +48,7 @@ from rsd.types import EpisodeResult
 from rsd.work import add_counts
 
 SCHEMA = 2
+FAILS_AT = re.compile(r"\bstart=(\d+)")  # of an ablation's cameras, see rsd/envs/ablations.py
 COMPARISON_JSON = "comparison.json"
 RULE = (
     "non-inferior: the whole 95 % interval of the difference lies above the negative margin; "
@@ -84,7 +86,7 @@ def build_comparison(
             [None if run.plan is None else run.plan.settings() for run in _firsts(candidates)]
         ),
         "provenance": _differences([_made_with(run) for run in _firsts(candidates)]),
-        "notes": notes + _early_stops(candidates),
+        "notes": notes + _early_stops(candidates) + _with_broken_cameras(reference, others),
     }
 
 
@@ -209,6 +211,25 @@ def _model(run: Run) -> str | None:
 
 def _devices(candidate: Candidate) -> list[str]:
     return sorted({start["device"] for run in candidate.runs for start in run.starts})
+
+
+def _with_broken_cameras(reference: Candidate, others: Sequence[Candidate]) -> list[str]:
+    """Does a gate become surer when a camera fails? From the step on at which it does, on the same episodes."""
+    notes = []
+    for other in others:
+        plan = other.runs[0].plan
+        starts = None if plan is None or plan.ablation is None else FAILS_AT.search(plan.ablation)
+        if plan is None or starts is None:
+            continue
+        step, shared = int(starts[1]), shared_episodes(reference, other)
+        sides = [first for _, first, _ in shared], [second for _, _, second in shared]
+        shares = [early_exits_from(results, step) for results in sides]
+        before, after = ("–" if share is None else f"{share:.1%}" for share in shares)
+        notes.append(
+            f"{other.letter}, {plan.ablation}: from step {step} on {after} of the chunks were decided early, "
+            f"{before} of {reference.letter}'s on the same episodes"
+        )
+    return notes
 
 
 def _latency_note(candidates: Sequence[Candidate]) -> str | None:

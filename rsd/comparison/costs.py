@@ -81,6 +81,13 @@ def steps_where_both_solve(pairs: Sequence[tuple[Any, EpisodeResult, EpisodeResu
     return [sum(steps) / len(both) for steps in zip(*both, strict=True)]
 
 
+def early_exits_from(results: Sequence[EpisodeResult], step: int) -> float | None:
+    """Share of the chunks asked for from a control step on that were decided early; None where there are none."""
+    asked = sum(one >= step for result in results for one in result.chunk_steps)
+    early = sum(one >= step for result in results for one in result.exit_steps)
+    return early / asked if asked else None
+
+
 def _costs(results: Sequence[EpisodeResult]) -> dict[str, Any]:
     work = summarize_work(results)
     counters = {counter["counter"]: counter["per_solved_episode"] for counter in work["counters"]}

@@ -59,7 +59,8 @@ class Measured:
         wrong: Distance of the draft's chunk from the base model's, [N], float64, in model space; inf where the gripper
             differs.
         episode: Number of each frame's episode, [N], int64.
-        blind: BLACK and FROZEN → score of the same frames with such pictures, [N].
+        blind: Name of a canary (BLACK, FROZEN, those of a single camera) → score of the same frames with such
+            pictures, [N].
     """
 
     score: np.ndarray
@@ -126,11 +127,27 @@ def measure(
     wrong = np.delete(apart, GRIPPER, axis=2).max(axis=(1, 2))
     threshold = 0.5  # between the gripper's two values in model space
     grips = (proposed[:, :steps, GRIPPER] > threshold) != (chunks[:, :steps, GRIPPER] > threshold)
-    black = [replace(f, images={v: np.zeros_like(i) for v, i in f.images.items()}) for f in frames]
-    frozen = [replace(f, images=one.images) for f, one in zip(frames, first, strict=True)]
-    blind = {name: _listen(draft, listening, shown)[1] for name, shown in ((BLACK, black), (FROZEN, frozen))}
+    blind = {name: _listen(draft, listening, shown)[1] for name, shown in broken(frames, first).items()}
     episode = np.repeat(np.arange(len(episodes)), [len(one) for one in episodes])
     return Measured(score, np.where(grips.any(axis=1), np.inf, wrong), episode, blind)
+
+
+def broken(frames: Sequence[Observation], first: Sequence[Observation]) -> dict[str, list[Observation]]:
+    """What the canaries see: the frames with all pictures black, with all frozen, and with one camera of several so.
+
+    Args:
+        first: Of each frame the first one of its episode, whose pictures a frozen camera goes on showing.
+    """
+    views = list(frames[0].images)
+    several = {f" ({view})": [view] for view in views} if len(views) > 1 else {}
+    shown = {}
+    for which, failing in {"": views, **several}.items():
+        black = [{view: np.zeros_like(frame.images[view]) for view in failing} for frame in frames]
+        frozen = [{view: one.images[view] for view in failing} for one in first]
+        for name, pictures in ((BLACK + which, black), (FROZEN + which, frozen)):
+            changed = zip(frames, pictures, strict=True)
+            shown[name] = [replace(frame, images={**frame.images, **others}) for frame, others in changed]
+    return shown
 
 
 def curve(measured: Measured, promise: Promise) -> list[Point]:

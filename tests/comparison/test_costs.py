@@ -81,6 +81,21 @@ def test_an_episode_that_crashed_in_one_of_them_is_in_no_ones_costs(tmp_path):
     assert costs["candidates"][0]["model_ms"] is None and costs["candidates"][0]["jerk"] is None  # of old runs
 
 
+def test_a_gate_that_becomes_surer_when_a_camera_fails_is_told(tmp_path):
+    broken = {"ablation": "CameraOutage(views=['image'], start=16)"}
+    runs = [
+        write_run(tmp_path / name, {0: "++"}, plan=planned(num_tasks=1, num_trials=2, **plan), stats=LESS, **steps)
+        for name, plan, steps in (
+            ("clean", {}, {"chunk_steps": [0, 8, 16, 24], "exit_steps": [8, 24]}),
+            ("broken", broken, {"chunk_steps": [0, 8, 16, 24, 32], "exit_steps": [16, 24, 32]}),
+        )
+    ]
+    assert build(group_by_seed([read_run(run) for run in runs]))["notes"] == [
+        "B, CameraOutage(views=['image'], start=16): from step 16 on 100.0% of the chunks were decided early, "
+        "50.0% of A's on the same episodes"
+    ]
+
+
 def test_the_front_is_what_nobody_beats():
     rows = [
         {"letter": letter, "success_rate": success, "cost": cost}

@@ -17,6 +17,7 @@ from rsd.policy.calibration import (
     Listening,
     Measured,
     Promise,
+    broken,
     calibrate,
     curve,
     evidence,
@@ -102,6 +103,9 @@ def test_frames_are_shown_to_the_draft_and_to_the_base_model(folder):  # noqa: F
     assert found.blind[FROZEN][[0, 3]] == pytest.approx(found.score[[0, 3]])  # an episode's first frame is its own
     assert not np.allclose(found.blind[FROZEN][[1, 2, 4]], found.score[[1, 2, 4]])
     assert not np.allclose(found.blind[BLACK], found.score)
+    assert set(found.blind) == {
+        f"{name}{view}" for name in (BLACK, FROZEN) for view in ("", " (image)", " (wrist_image)")
+    }
     same = measure(draft, draft, listening, episodes)
     assert (same.wrong == 0).all()
 
@@ -156,3 +160,15 @@ def test_suites_that_are_none_are_refused(folder, suites):  # noqa: F811
     calibrated(folder, "temporal", -0.5, {"suites": suites})
     with pytest.raises(CheckpointError, match=r"entry 'calibrations.temporal.suites.*expected"):
         load_folder(folder, decoding="l1", canaries=False)
+
+
+def test_a_canary_breaks_all_cameras_or_one_of_them():
+    frames = [observation(seed) for seed in range(2)]
+    shown = broken(frames, [frames[0]] * 2)
+    for name in (BLACK, FROZEN):
+        real, other = frames[1].images, shown[f"{name} (image)"][1].images
+        gone = np.zeros_like(real["image"]) if name == BLACK else frames[0].images["image"]
+        assert np.array_equal(other["image"], gone) and np.array_equal(other["wrist_image"], real["wrist_image"])
+        assert not np.array_equal(shown[name][1].images["wrist_image"], real["wrist_image"])
+    one = [replace(frame, images={"image": frame.images["image"]}) for frame in frames]
+    assert list(broken(one, one)) == [BLACK, FROZEN]
