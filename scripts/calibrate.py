@@ -64,6 +64,9 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--risk", type=held(Fraction), default=0.05, help="share of an episode's chunks, or of episodes"
     )
+    parser.add_argument(
+        "--units", choices=("model", "robot"), default="model", help="of tau: 2 is a dim's range, or robot commands"
+    )
     parser.add_argument("--delta", type=held(Fraction), default=0.1, help="probability that the promise is not kept")
     parser.add_argument("--device", type=held(Device), default="cpu", help="where the models run")
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
@@ -236,10 +239,10 @@ def main() -> None:
         promise.check_episodes(len(episodes))
     frames = [frame for episode in episodes.values() for frame in episode]
     draft.check_instructions(sorted({frame.instruction for frame in frames}))
-    measured = measure(draft, base, listening, list(episodes.values()))
+    measured = measure(draft, base, listening, list(episodes.values()), asked.units)
     if failures is None:
         threshold, found = by_distance(measured, promise)
-        found = {"suites": suites_of(demonstrations, list(episodes)), **found}
+        found = {"suites": suites_of(demonstrations, list(episodes)), "units": asked.units, **found}
     else:
         threshold, found = failures
         check_blind(measured, threshold)

@@ -14,6 +14,7 @@ from rsd.policy.calibration import (
     BLACK,
     FROZEN,
     GRID,
+    ROBOT,
     Listening,
     Measured,
     Promise,
@@ -27,6 +28,7 @@ from rsd.policy.calibration import (
 from rsd.policy.contract import PolicyError
 from rsd.policy.folder import calibrated
 from rsd.stages import controls
+from rsd.types import Request
 from tests.models.openvla_tiny import observation
 from tests.policy.test_micro import ALWAYS, counted, folder, temporal, written  # noqa: F401  fixtures
 
@@ -76,8 +78,21 @@ def test_a_gate_that_is_surer_of_pictures_it_cannot_see_is_refused(name):
 def test_too_few_episodes_and_a_draft_that_is_always_wrong_are_refused():
     with pytest.raises(SettingError, match=r"21 episodes are too few: a risk of 0.1 with delta 0.1 takes 22 at least"):
         calibrate(made_up(21), PROMISE)
-    with pytest.raises(PolicyError, match=r"no threshold keeps a risk of 0.1 at tau 0.2"):
+    with pytest.raises(PolicyError, match=r"no threshold keeps a risk of 0.1 at tau 0.2: .*; train it longer, or prom"):
         calibrate(replace(made_up(200, wrong_below=1.0), score=np.zeros(2000)), PROMISE)
+
+
+def test_it_says_how_many_episodes_would_do():
+    assert PROMISE.enough(0.0) == PROMISE.min_episodes == 22 and PROMISE.enough(0.1) is None
+    few = made_up(30)
+    wrong = np.where(np.arange(300) < 15, 0.5, 0.05)  # 15 of 300 frames are wrong, however sure
+    measured = replace(few, score=np.zeros(300), wrong=wrong)
+    number = PROMISE.enough(0.05)
+    assert p_value(0.05, number, 0.1) <= 0.1 < p_value(0.05, 30, 0.1)
+    with pytest.raises(
+        PolicyError, match=rf"5.00% in 30 episodes already at -0.005, for which {number} episodes would do"
+    ):
+        calibrate(measured, PROMISE)
 
 
 @pytest.mark.parametrize("wrong", [{"tau": 0}, {"tau": float("nan")}, {"risk": 0.6}, {"risk": 0}, {"delta": -1}])
@@ -106,6 +121,14 @@ def test_frames_are_shown_to_the_draft_and_to_the_base_model(folder):  # noqa: F
     assert set(found.blind) == {
         f"{name}{view}" for name in (BLACK, FROZEN) for view in ("", " (image)", " (wrist_image)")
     }
+    robot = measure(draft, base, listening, episodes, ROBOT)
+    requests = [Request(frame, seed) for seed, frame in enumerate(episodes[0] + episodes[1])]
+    pairs = zip(draft.predict(requests), base.predict(requests), strict=True)
+    apart = [np.abs(one.actions - other.actions)[: draft.num_open_loop_steps, :6].max() for one, other in pairs]
+    same_grip = np.isfinite(robot.wrong)
+    assert robot.wrong[same_grip] == pytest.approx(np.array(apart)[same_grip]) and not np.allclose(
+        robot.wrong, found.wrong
+    )
     same = measure(draft, draft, listening, episodes)
     assert (same.wrong == 0).all()
 

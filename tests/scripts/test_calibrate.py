@@ -42,14 +42,14 @@ def policy(folder):  # noqa: F811
 
 
 def test_a_threshold_is_written_with_its_evidence(policy, data, monkeypatch, capsys):
-    loose = ("--risk", 0.5, "--delta", 0.5, "--tau", 100)  # of random weights, shape only
+    loose = ("--risk", 0.5, "--delta", 0.5, "--tau", 100, "--units", "robot")  # of random weights, shape only
     run(monkeypatch, policy, "--data", data, *loose)
     out = capsys.readouterr().out
     print(out)
     record = json.loads((policy / "policy.json").read_text())
     told = record["calibrations"]["temporal"]
     assert record["decodings"]["temporal"]["gate"]["threshold"] == told["threshold"]
-    assert "3 episodes (all)" in out and told["num_episodes"] == 3
+    assert "3 episodes (all)" in out and told["num_episodes"] == 3 and told["units"] == "robot"
     assert told["suites"] == [demonstrations.NAME.removesuffix("_no_noops")]
     assert (policy / told["plot"]).read_bytes().startswith(b"\x89PNG")
 
