@@ -2,7 +2,11 @@
 
 Pairs the runs' episodes by task and init state, prints the verdicts, and writes comparison.html (one file, opens
 offline), comparison.json, and success against costs as pareto_*.svg into outputs/comparison/, or into --out DIR. All
-are overwritten by the next comparison. Runs that differ in their seed only count as one candidate.
+are overwritten by the next comparison. Runs that differ in their seed only count as one candidate; with --pool, so do
+those of several suites in folders of the same name:
+
+    python scripts/compare.py --pool outputs/closed_loop/libero_*/runs/* \
+        --reference outputs/closed_loop/libero_spatial/runs/l1
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rsd.comparison.candidates import group_by_seed, read_run
+from rsd.comparison.candidates import group_by_name, group_by_seed, read_run
 from rsd.comparison.comparison import COMPARISON_JSON, build_comparison
 from rsd.comparison.comparison_page import COMPARISON_HTML, render_comparison, render_plots
 from rsd.comparison.published import load_published
@@ -30,7 +34,7 @@ TONES = {"non-inferior": "green", "inferior": "red", "undecided": "yellow"}
 
 
 def compare(
-    runs: Sequence[Path], *, margin: float, reference: Path | None, allow: Sequence[str], out: Path
+    runs: Sequence[Path], *, margin: float, reference: Path | None, allow: Sequence[str], out: Path, pool: bool = False
 ) -> dict[str, Any]:
     """Read run folders, write comparison.json, comparison.html and its plots into `out`, return the comparison.
 
@@ -40,7 +44,7 @@ def compare(
     paths = list(runs)
     if reference is not None:
         paths = [reference, *(path for path in paths if path.resolve() != reference.resolve())]
-    candidates = group_by_seed([read_run(path) for path in paths])
+    candidates = (group_by_name if pool else group_by_seed)([read_run(path) for path in paths])
     comparison = build_comparison(candidates, margin=margin, allow=allow, published=load_published())
     page = render_comparison(comparison, candidates)
     out.mkdir(parents=True, exist_ok=True)
@@ -186,6 +190,9 @@ def main() -> None:
         "--margin", type=held(Share), default=0.02, help="largest acceptable loss of success rate, a share (0.02)"
     )
     parser.add_argument(
+        "--pool", action="store_true", help="runs of several suites in folders of the same name are one candidate"
+    )
+    parser.add_argument(
         "--reference", type=any_path, metavar="RUN", help="what the others are held against; the first run"
     )
     parser.add_argument("--out", type=new_folder, default=OUT, metavar="DIR", help=f"where the two files go ({OUT})")
@@ -204,6 +211,7 @@ def main() -> None:
         reference=options.reference,
         allow=options.allow_version,
         out=options.out,
+        pool=options.pool,
     )
     show(comparison, options.out, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
 

@@ -34,6 +34,7 @@ from typing import Any
 from rsd.comparison.candidates import (
     ANY_SEED,
     Candidate,
+    ComparisonError,
     Run,
     check_comparable,
     shared_episodes,
@@ -72,7 +73,7 @@ def build_comparison(
         ValueError: the margin is not a share.
     """
     reference, *others = candidates
-    notes = [note for other in others for note in check_comparable(reference, other, allow)]
+    notes = [note for other in others for note in _check_suites(reference, other, allow)]
     shown = [_describe(candidate, published) for candidate in candidates]
     return {
         "schema": SCHEMA,
@@ -90,13 +91,26 @@ def build_comparison(
     }
 
 
+def _check_suites(reference: Candidate, other: Candidate, allow: Collection[str]) -> list[str]:
+    """`check_comparable`, for several suites of each in turn."""
+    if len(reference.suites) == 1 or reference.suites != other.suites:
+        return check_comparable(reference, other, allow)
+    pairs = [(reference.of(suite), other.of(suite)) for suite in reference.suites]
+    notes = [note for first, second in pairs for note in check_comparable(first, second, allow)]
+    if not shared_episodes(reference, other):
+        raise ComparisonError(
+            f"{reference.name} and {other.name} have other seeds; evaluate all suites with the same seed"
+        )
+    return notes
+
+
 def _describe(candidate: Candidate, published: dict[str, Any]) -> dict[str, Any]:
     results = candidate.results
     totals: dict[str, Any] = reduce(add_counts, (result.stats for result in results), {})
     num_chunks = totals.get("num_chunks", 0)
     success = summarize_success(results)
     missing = [run.num_missing for run in candidate.runs if run.num_missing is not None]
-    several = len(candidate.runs) > 1
+    several, one_suite = len({run.seed for run in candidate.runs}) > 1, len(candidate.suites) == 1
     return {
         "letter": candidate.letter,
         "name": candidate.name,
@@ -111,7 +125,9 @@ def _describe(candidate: Candidate, published: dict[str, Any]) -> dict[str, Any]
         "devices": _devices(candidate),
         "published": compare_with_published(
             published, _model(candidate.runs[0]), results[0].suite, success, _settings(candidate)
-        ),
+        )
+        if one_suite
+        else None,
     }
 
 
@@ -123,9 +139,12 @@ def _compare(reference: Candidate, other: Candidate, margin: float) -> dict[str,
     verdict, shares = noninferiority(low, high, margin), work_shares(pairs)
     known = [share for share in shares.values() if share is not None]
     tasks = []
-    for task_id in sorted({key[1] for key, _, _ in pairs}):
-        own = [pair for pair in pairs if pair[0][1] == task_id]
-        tasks.append({"task_id": task_id, "instruction": own[0][1].instruction, **_counted(count_pairs(own))})
+    for place in sorted({key[:2] for key, _, _ in pairs}):
+        own = [pair for pair in pairs if pair[0][:2] == place]
+        suite, task_id = place
+        tasks.append(
+            {"suite": suite, "task_id": task_id, "instruction": own[0][1].instruction, **_counted(count_pairs(own))}
+        )
     return {
         "reference": reference.letter,
         "other": other.letter,
@@ -141,6 +160,7 @@ def _compare(reference: Candidate, other: Candidate, margin: float) -> dict[str,
         "tasks": tasks,
         "discordant": [
             {
+                "suite": first.suite,
                 "task_id": first.task_id,
                 "init_state_id": first.init_state_id,
                 "seed": None if key[3] == ANY_SEED else key[3],

@@ -32,7 +32,8 @@ def render_comparison(comparison: dict[str, Any], candidates: Sequence[Candidate
         "comparison.html",
         folder=HERE,
         comparison=comparison,
-        suite=candidates[0].results[0].suite,
+        suite=", ".join(candidates[0].suites),
+        several_suites=len(candidates[0].suites) > 1,
         grid=trial_grid(candidates),
         span=min(1.0, 1.1 * max([2 * comparison["margin"], *bounds])),  # half width of the graphs of differences
         plots=pareto_plots(comparison),
@@ -51,7 +52,7 @@ def render_plots(comparison: dict[str, Any]) -> dict[str, str]:
 
 
 def trial_grid(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
-    """For each task its episodes, as {task_id, cells: [{title, outcomes (one a candidate), discordant}]}.
+    """For each task its episodes, as {suite, task_id, cells: [{title, outcomes (one a candidate), discordant}]}.
 
     All tasks have the same columns: the init states, and for several seeds each of them once a seed; with more than
     WIDEST of them, each task has its own. An outcome is
@@ -71,7 +72,7 @@ def trial_grid(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
             told = ", ".join(f"{c.letter} {outcome}" for c, outcome in zip(candidates, outcomes, strict=True))
             discordant = {"success", "failure"} <= set(outcomes)
             cells.append({"title": f"{place}: {told}", "outcomes": outcomes, "discordant": discordant})
-        rows.append({"task_id": task_id, "cells": cells})
+        rows.append({"suite": suite, "task_id": task_id, "cells": cells})
     return rows
 
 

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binom
 
 from rsd.comparison.axes import Axis
-from rsd.comparison.candidates import group_by_seed, read_run
+from rsd.comparison.candidates import ComparisonError, group_by_name, group_by_seed, read_run
 from rsd.comparison.comparison import build_comparison
 from rsd.comparison.comparison_page import pareto_plots, render_comparison, render_plots
 from rsd.comparison.costs import pareto_front
@@ -79,6 +79,46 @@ def test_an_episode_that_crashed_in_one_of_them_is_in_no_ones_costs(tmp_path):
     costs = build(group_by_seed([read_run(run) for run in runs]))["costs"]
     assert costs["num_episodes"] == 1 and costs["candidates"][0]["base_calls"] == 4
     assert costs["candidates"][0]["model_ms"] is None and costs["candidates"][0]["jerk"] is None  # of old runs
+
+
+def test_suites_are_pooled_by_the_names_of_their_folders(tmp_path):
+    """Task 0 of two suites: the pairs are counted together, and the tasks told apart."""
+    given = {"spatial": {"l1": "+++-", "hold": "-++-"}, "object": {"l1": "++", "hold": "+-"}}
+    runs = []
+    for suite, rows in given.items():
+        (tmp_path / suite).mkdir()
+        for name, row in rows.items():
+            plan = planned(num_tasks=1, num_trials=len(row), suite=suite, policy={"decoding": name})
+            stats = WORK if name == "l1" else LESS
+            runs.append(write_run(tmp_path / suite / name, {0: row}, plan=plan, suite=suite, stats=stats, model_ms=1.0))
+    candidates = group_by_name([read_run(run) for run in runs])
+    assert [(c.letter, c.name, c.suites) for c in candidates] == [
+        ("A", "l1 of 2 suites", ["object", "spatial"]), ("B", "hold of 2 suites", ["object", "spatial"])
+    ]  # fmt: skip
+    comparison = build(candidates)
+    (pair,) = comparison["comparisons"]
+    assert (pair["num_pairs"], pair["only_reference"], pair["both"], pair["neither"]) == (6, 2, 3, 1)
+    assert pair["induced_failures"]["bound"] == upper_bound(2, 6) and pair["work_shares"]["base_calls"] == 0.5
+    assert [(task["suite"], task["num_pairs"]) for task in pair["tasks"]] == [("object", 2), ("spatial", 4)]
+    assert comparison["costs"]["num_episodes"] == 6 and comparison["candidates"][0]["seeds"] is None
+    page = render_comparison(comparison, candidates)
+    assert "Comparison on object, spatial" in page and "Task spatial 0" in page
+
+    with pytest.raises(ComparisonError, match="hold is of spatial, l1 of object, spatial; expected the same suites"):
+        group_by_name([read_run(run) for run in runs[:3]])
+    with pytest.raises(ComparisonError, match="the folders have 1 names, l1; expected two or more"):
+        group_by_name([read_run(run) for run in runs[::2]])
+    (tmp_path / "more").mkdir()
+    again = write_run(tmp_path / "more" / "l1", {0: "+"}, suite="spatial")
+    with pytest.raises(ComparisonError, match="of the 3 runs named l1 two are of one suite; give one of them"):
+        group_by_name([read_run(run) for run in [*runs, again]])
+    plan = planned(num_tasks=1, num_trials=1, suite="goal", policy={"decoding": "exit"})
+    other = write_run(tmp_path / "hold", {0: "+"}, suite="goal", plan=plan)
+    (tmp_path / "goal").mkdir()
+    baseline = planned(num_tasks=1, num_trials=1, suite="goal", policy={"decoding": "l1"})
+    first = write_run(tmp_path / "goal" / "l1", {0: "+"}, suite="goal", plan=baseline)
+    with pytest.raises(ComparisonError, match="are not of the same decoding: decoding: hold → exit"):
+        group_by_name([read_run(run) for run in (runs[0], first, runs[1], other)])
 
 
 def test_a_gate_that_becomes_surer_when_a_camera_fails_is_told(tmp_path):
