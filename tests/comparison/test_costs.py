@@ -16,6 +16,7 @@ from rsd.comparison.comparison_page import pareto_plots, render_comparison, rend
 from rsd.comparison.costs import pareto_front
 from rsd.comparison.paired import upper_bound
 from rsd.comparison.published import load_published
+from scripts.compare import compare
 from tests.comparison.run_folders import planned, provenance, write_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -103,6 +104,9 @@ def test_suites_are_pooled_by_the_names_of_their_folders(tmp_path):
     assert comparison["costs"]["num_episodes"] == 6 and comparison["candidates"][0]["seeds"] is None
     page = render_comparison(comparison, candidates)
     assert "Comparison on object, spatial" in page and "Task spatial 0" in page
+    out = tmp_path / "out"
+    told = compare(runs[1:] + runs[:1], margin=0.5, reference=runs[2], allow=(), out=out, pool=True)
+    assert told["comparisons"] == comparison["comparisons"] and (out / "pareto_base_calls.svg").is_file()
 
     with pytest.raises(ComparisonError, match="hold is of spatial, l1 of object, spatial; expected the same suites"):
         group_by_name([read_run(run) for run in runs[:3]])
