@@ -254,12 +254,12 @@ class EpisodeResult:
         versions: What the simulator consists of ("mujoco", "gl_backend", …).
         time_s: Seconds of the episode spent in "reset", "physics", "rendering" and "policy"; the rest is waiting.
         trace: Path of the episode's chunks as JSON, relative to the run directory, or None; see rsd.evaluation.trace.
-        model_ms: Milliseconds of the policy for this episode: of each chunk the time of its call, divided by the number
-            of observations in that call. 0 when it was not measured.
         jerk: Mean absolute second difference of the executed motions (all action dims but the gripper), in units of an
             action per control step squared; None of fewer than three steps, or where it was not measured.
         chunk_steps: Control step at which each chunk was asked for; empty where it was not kept.
         exit_steps: Those of them at which the chunk was decided before the base model's end.
+        model_ms: Milliseconds of the policy for this episode: of each chunk the time of its call, divided by the number
+            of observations in that call. 0 when it was not measured.
     """
 
     suite: str
@@ -278,10 +278,10 @@ class EpisodeResult:
     versions: dict[str, str] = field(default_factory=dict)
     time_s: dict[str, Measured] = field(default_factory=dict)
     trace: str | None = None
-    model_ms: Measured = 0.0
     jerk: Measured | None = None
     chunk_steps: list[Total] = field(default_factory=list)
     exit_steps: list[Total] = field(default_factory=list)
+    model_ms: Measured = 0.0
 
 
 @dataclass(frozen=True)

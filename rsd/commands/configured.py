@@ -74,9 +74,10 @@ def folder_options(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """
     decoding_typed, draft_typed = is_typed(overrides, "decoding"), is_typed(overrides, "draft")
     free = (EXECUTION, "draft", *(("draft.num_stages",) if decoding_typed else ()))
-    chosen_by_experiment = not is_typed(overrides, "policy")  # which then is about that very policy
-    fixed = (*(key for key in FIXED if key != "experiment" or not chosen_by_experiment), "draft")
+    fixed = (*FIXED, "draft")
     typed = [one for one in overrides if one.partition("=")[0].lstrip("+~") not in free and is_typed([one], *fixed)]
+    if not is_typed(overrides, "policy"):  # then an experiment has chosen it
+        typed = [one for one in typed if not is_typed([one], "experiment")]
     if typed:
         raise SettingError(
             f"policy={cfg.policy} brings its own parts: leave out {', '.join(typed)}, or policy= to compose one"
