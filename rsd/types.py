@@ -306,8 +306,6 @@ class EpisodeResult:
         versions: What the simulator consists of ("mujoco", "gl_backend", …).
         time_s: Seconds of the episode spent in "reset", "physics", "rendering" and "policy"; the rest is waiting.
         trace: Path of the episode's chunks as JSON, relative to the run directory, or None; see rsd.evaluation.trace.
-        model_ms: Milliseconds of the policy for this episode: of each chunk the time of its call, divided by the number
-            of observations in that call. 0 when it was not measured.
         jerk: Mean absolute second difference of the executed motions (all action dims but the gripper), in units of an
             action per control step squared; None of fewer than three steps, or where it was not measured.
         chunk_steps: Control step at which each chunk was asked for; empty where it was not kept.
@@ -315,6 +313,8 @@ class EpisodeResult:
         num_still: Control steps in which the robot stood still because no chunk was there; see `rsd.clock`.
         action_ages: Executed actions by age, entry n: those of n control steps after the picture that they came of.
         bounds: Chunk.bound of every chunk, [A] each, or None where nobody certified one; empty when nobody ever did.
+        model_ms: Milliseconds of the policy for this episode: of each chunk the time of its call, divided by the number
+            of observations in that call. 0 when it was not measured.
     """
 
     suite: str
@@ -333,13 +333,13 @@ class EpisodeResult:
     versions: dict[str, str] = field(default_factory=dict)
     time_s: dict[str, Measured] = field(default_factory=dict)
     trace: str | None = None
-    model_ms: Measured = 0.0
     jerk: Measured | None = None
     chunk_steps: list[Total] = field(default_factory=list)
     exit_steps: list[Total] = field(default_factory=list)
     num_still: Total = 0
     action_ages: list[Total] = field(default_factory=list)
     bounds: list[list[Measured] | None] = field(default_factory=list)
+    model_ms: Measured = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
 """Compare evaluations of the same episodes: python scripts/compare.py RUN RUN [...] [--margin 0.02] [--reference RUN]
 
 Pairs the runs' episodes by task and init state, prints the verdicts, and writes comparison.html (one file, opens
-offline) and comparison.json into outputs/comparison/, or into --out DIR. Both are overwritten by the next
-comparison. Runs that differ in their seed only count as one candidate.
+offline), comparison.json, and success against costs as pareto_*.svg into outputs/comparison/, or into --out DIR. All
+are overwritten by the next comparison. Runs that differ in their seed only count as one candidate; with --pool, so do
+those of several suites in folders of the same name:
+
+    python scripts/compare.py --pool outputs/closed_loop/libero_*/runs/* \
+        --reference outputs/closed_loop/libero_spatial/runs/l1
 """
 
 from __future__ import annotations
@@ -16,9 +20,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rsd.comparison.candidates import group_by_seed, read_run
+from rsd.comparison.candidates import group_by_name, group_by_seed, read_run
 from rsd.comparison.comparison import COMPARISON_JSON, build_comparison
-from rsd.comparison.comparison_page import COMPARISON_HTML, render_comparison
+from rsd.comparison.comparison_page import COMPARISON_HTML, render_comparison, render_plots
 from rsd.comparison.published import load_published
 from rsd.evaluation.page import format_number, format_percent
 from rsd.files import write_atomically
@@ -30,9 +34,9 @@ TONES = {"non-inferior": "green", "inferior": "red", "undecided": "yellow"}
 
 
 def compare(
-    runs: Sequence[Path], *, margin: float, reference: Path | None, allow: Sequence[str], out: Path
+    runs: Sequence[Path], *, margin: float, reference: Path | None, allow: Sequence[str], out: Path, pool: bool = False
 ) -> dict[str, Any]:
-    """Read run folders, write comparison.json and comparison.html into `out`, return the comparison.
+    """Read run folders, write comparison.json, comparison.html and its plots into `out`, return the comparison.
 
     Raises:
         ResultsError, ComparisonError, SettingError: see what is called.
@@ -40,12 +44,16 @@ def compare(
     paths = list(runs)
     if reference is not None:
         paths = [reference, *(path for path in paths if path.resolve() != reference.resolve())]
-    candidates = group_by_seed([read_run(path) for path in paths])
+    candidates = (group_by_name if pool else group_by_seed)([read_run(path) for path in paths])
     comparison = build_comparison(candidates, margin=margin, allow=allow, published=load_published())
     page = render_comparison(comparison, candidates)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / COMPARISON_JSON, json.dumps(comparison, indent=1, allow_nan=False) + "\n")
     write_atomically(out / COMPARISON_HTML, page)
+    for stale in out.glob("pareto_*.svg"):
+        stale.unlink()
+    for name, plot in render_plots(comparison).items():
+        write_atomically(out / name, plot)
     return comparison
 
 
@@ -112,7 +120,17 @@ def failure_table(comparison: dict[str, Any]) -> Table:
 def cost_table(comparison: dict[str, Any]) -> Table:
     """One row a candidate: costs of a solved episode; a star marks its Pareto front, with success."""
     table = Table(box=None, pad_edge=False)
-    for column in ("", "success %", "steps to success", "calls", "base calls", "base layers", "model ms", "jerk"):
+    for column in (
+        "",
+        "success %",
+        "steps to success",
+        "calls",
+        "early %",
+        "base calls",
+        "base layers",
+        "model ms",
+        "jerk",
+    ):
         table.add_column(column, justify="left" if column == "" else "right")
     fronts = comparison["costs"]["fronts"]
     for row in comparison["costs"]["candidates"]:
@@ -122,6 +140,7 @@ def cost_table(comparison: dict[str, Any]) -> Table:
             format_percent(row["success_rate"]),
             format_number(row["steps_to_success"]),
             format_number(row["calls"]),
+            format_percent(row["early_exit_share"]),
             *(f"{format_number(row[cost])}{star[cost]}" for cost in ("base_calls", "base_layers", "model_ms")),
             format_number(row["jerk"], 4),
         )
@@ -171,6 +190,9 @@ def main() -> None:
         "--margin", type=held(Share), default=0.02, help="largest acceptable loss of success rate, a share (0.02)"
     )
     parser.add_argument(
+        "--pool", action="store_true", help="runs of several suites in folders of the same name are one candidate"
+    )
+    parser.add_argument(
         "--reference", type=any_path, metavar="RUN", help="what the others are held against; the first run"
     )
     parser.add_argument("--out", type=new_folder, default=OUT, metavar="DIR", help=f"where the two files go ({OUT})")
@@ -189,6 +211,7 @@ def main() -> None:
         reference=options.reference,
         allow=options.allow_version,
         out=options.out,
+        pool=options.pool,
     )
     show(comparison, options.out, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
 

@@ -18,7 +18,7 @@ from rsd.models.openvla import require_checkpoint
 from rsd.points import draft_folder
 from rsd.policy import Checkpoints, CorrectedPolicy, VLAPolicy, assemble, describe_folder, load_corrected, load_folder
 from rsd.policy.assemble import in_numbers_alone
-from rsd.policy.folder import parts_in
+from rsd.policy.folder import CALIBRATIONS, parts_in, read_record
 from rsd.settings import Count, Device, Processes, checked
 from rsd.space import LIBERO_GRIPPER
 from rsd.stages.correction import KIND as CORRECTION
@@ -149,14 +149,19 @@ def folder_options(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     free = (EXECUTION, PICTURES, "draft", *(("draft.num_stages",) if decoding_typed else ()))
     fixed = (*FIXED, "draft")
     typed = [one for one in overrides if one.partition("=")[0].lstrip("+~") not in free and is_typed([one], *fixed)]
+    if not is_typed(overrides, "policy"):  # then an experiment has chosen it
+        typed = [one for one in typed if not is_typed([one], "experiment")]
     if typed:
         raise SettingError(
             f"policy={cfg.policy} brings its own parts: leave out {', '.join(typed)}, or policy= to compose one"
         )
     steps_typed = is_typed(overrides, "num_open_loop_steps", "protocol")
+    calibrated = decoding_typed and _is_calibrated(cfg, overrides)
+    decoding = cfg.decoding.name if calibrated else instantiate(cfg.decoding.decode) if decoding_typed else None
     return {
-        "decoding": instantiate(cfg.decoding.decode) if decoding_typed else None,
-        "draft": _drafting(cfg) if decoding_typed or draft_typed else None,
+        "decoding": decoding,
+        "draft": _drafting(cfg) if draft_typed or (decoding_typed and not calibrated) else None,
+        "suite": _suite(cfg),
         "target": cfg.target.name if is_typed(overrides, "target") else None,
         "num_open_loop_steps": cfg.num_open_loop_steps if steps_typed else None,
         "device": cfg.device,
@@ -166,6 +171,18 @@ def folder_options(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         **({"pictures": cfg.model.backbone.pictures} if is_typed(overrides, PICTURES) else {}),
         **({"visual_tokens": instantiate(cfg.visual_tokens.select)} if is_typed(overrides, "visual_tokens") else {}),
     }
+
+
+def _is_calibrated(cfg: DictConfig, overrides: Sequence[str]) -> bool:
+    """Whether a decoding is asked for by its name alone, and the policy's folder has a calibrated one of that name."""
+    by_name_alone = not any(is_typed([one], "decoding") and not one.startswith("decoding=") for one in overrides)
+    return by_name_alone and cfg.decoding.name in read_record(Path(cfg.policy)).get(CALIBRATIONS, {})
+
+
+def _suite(cfg: DictConfig) -> str | None:
+    """The suite that a command's episodes are of, with its variant; None where it has none."""
+    suite, variant = (OmegaConf.select(cfg, f"env.{name}") for name in ("suite", "variant"))
+    return suite if suite is None or variant is None else f"{suite}_{variant}"
 
 
 def _drafting(cfg: DictConfig) -> Any:

@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
-from rsd.differences import differences
+from rsd.differences import differences, told
 from rsd.errors import RSDError
 from rsd.evaluation.old_runs import SCORE_VERSIONS, read_plan
 from rsd.evaluation.plan import MAY_DIFFER, Plan
@@ -68,7 +68,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One run, or several that differ in their seed only; `letter` is its name in tables."""
+    """One run, or several that differ in their seed or in their suite only; `letter` is its name in tables."""
 
     letter: str
     runs: list[Run]
@@ -76,7 +76,17 @@ class Candidate:
     @property
     def name(self) -> str:
         first, more = self.runs[0].path.resolve().name, len(self.runs) - 1
+        if len(self.suites) > 1:
+            return f"{first} of {len(self.suites)} suites"
         return first if not more else f"{first} and {more} more seed{'s' if more > 1 else ''}"
+
+    @property
+    def suites(self) -> list[str]:
+        return sorted({run.results[0].suite for run in self.runs})
+
+    def of(self, suite: str) -> Candidate:
+        """Its runs of one suite alone."""
+        return Candidate(self.letter, [run for run in self.runs if run.results[0].suite == suite])
 
     @property
     def results(self) -> list[EpisodeResult]:
@@ -137,6 +147,38 @@ def group_by_seed(runs: Sequence[Run]) -> list[Candidate]:
     return [Candidate(_letter(number), group) for number, group in enumerate(groups)]
 
 
+def group_by_name(runs: Sequence[Run]) -> list[Candidate]:
+    """Runs in folders of the same name, each of another suite, become one candidate: "l1" of three suites.
+
+    Raises:
+        ComparisonError: fewer than two names; two runs of a name are of the same suite or of other decodings; or names
+            are not of the same suites.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.path.resolve().name, []).append(run)
+    if len(groups) < 2:
+        raise ComparisonError(
+            f"the folders have {len(groups)} names, {', '.join(groups)}; expected two or more to compare"
+        )
+    found = [Candidate(_letter(number), group) for number, group in enumerate(groups.values())]
+    for name, candidate in zip(groups, found, strict=True):
+        first, *others = candidate.runs
+        if len(candidate.suites) < len(candidate.runs):
+            raise ComparisonError(
+                f"of the {len(candidate.runs)} runs named {name} two are of one suite; give one of them"
+            )
+        if candidate.suites != found[0].suites:
+            raise ComparisonError(
+                f"{name} is of {', '.join(candidate.suites)}, {next(iter(groups))} of {', '.join(found[0].suites)}; "
+                "expected the same suites of all"
+            )
+        for other in others:
+            if different := differences(_acting(first), _acting(other)):
+                raise ComparisonError(f"{first.path} and {other.path} are not of the same decoding: {told(different)}")
+    return found
+
+
 def check_comparable(first: Candidate, second: Candidate, allow: Collection[str] = ()) -> list[str]:
     """Refuse to compare what was measured differently.
 
@@ -188,6 +230,14 @@ def shared_episodes(first: Candidate, second: Candidate) -> list[tuple[EpisodeKe
     by_seed = len(first.runs) > 1 or len(second.runs) > 1
     left, right = first.episodes(by_seed), second.episodes(by_seed)
     return [(key, left[key], right[key]) for key in sorted(left.keys() & right.keys())]
+
+
+def _acting(run: Run) -> dict[str, Any]:
+    """What has to be the same on all suites for runs to be of one candidate."""
+    if run.plan is None:
+        return {}
+    names = ("decoding", "target", "draft", "options", "num_open_loop_steps")
+    return {name: getattr(run.plan.policy, name) for name in names} | {"ablation": run.plan.ablation}
 
 
 def _only_seed_differs(first: Run, second: Run) -> bool:

@@ -26,6 +26,7 @@ p-values and intervals are each for one comparison; they are not corrected for t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from functools import reduce
 from typing import Any
@@ -33,11 +34,12 @@ from typing import Any
 from rsd.comparison.candidates import (
     ANY_SEED,
     Candidate,
+    ComparisonError,
     Run,
     check_comparable,
     shared_episodes,
 )
-from rsd.comparison.costs import GOAL, steps_where_both_solve, summarize_costs, work_shares
+from rsd.comparison.costs import GOAL, early_exits_from, steps_where_both_solve, summarize_costs, work_shares
 from rsd.comparison.paired import PairedCounts, difference_interval, mcnemar, noninferiority, upper_bound
 from rsd.comparison.published import compare_with_published, look_up
 from rsd.differences import differences
@@ -47,6 +49,7 @@ from rsd.types import EpisodeResult
 from rsd.work import add_counts
 
 SCHEMA = 2
+FAILS_AT = re.compile(r"\bstart=(\d+)")  # of an ablation's cameras, see rsd/envs/ablations.py
 COMPARISON_JSON = "comparison.json"
 RULE = (
     "non-inferior: the whole 95 % interval of the difference lies above the negative margin; "
@@ -70,7 +73,7 @@ def build_comparison(
         ValueError: the margin is not a share.
     """
     reference, *others = candidates
-    notes = [note for other in others for note in check_comparable(reference, other, allow)]
+    notes = [note for other in others for note in _check_suites(reference, other, allow)]
     shown = [_describe(candidate, published) for candidate in candidates]
     return {
         "schema": SCHEMA,
@@ -84,8 +87,21 @@ def build_comparison(
             [None if run.plan is None else run.plan.settings() for run in _firsts(candidates)]
         ),
         "provenance": _differences([_made_with(run) for run in _firsts(candidates)]),
-        "notes": notes + _early_stops(candidates),
+        "notes": notes + _early_stops(candidates) + _with_broken_cameras(reference, others),
     }
+
+
+def _check_suites(reference: Candidate, other: Candidate, allow: Collection[str]) -> list[str]:
+    """`check_comparable`, for several suites of each in turn."""
+    if len(reference.suites) == 1 or reference.suites != other.suites:
+        return check_comparable(reference, other, allow)
+    pairs = [(reference.of(suite), other.of(suite)) for suite in reference.suites]
+    notes = [note for first, second in pairs for note in check_comparable(first, second, allow)]
+    if not shared_episodes(reference, other):
+        raise ComparisonError(
+            f"{reference.name} and {other.name} have other seeds; evaluate all suites with the same seed"
+        )
+    return notes
 
 
 def _describe(candidate: Candidate, published: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +110,7 @@ def _describe(candidate: Candidate, published: dict[str, Any]) -> dict[str, Any]
     num_chunks = totals.get("num_chunks", 0)
     success = summarize_success(results)
     missing = [run.num_missing for run in candidate.runs if run.num_missing is not None]
-    several = len(candidate.runs) > 1
+    several, one_suite = len({run.seed for run in candidate.runs}) > 1, len(candidate.suites) == 1
     return {
         "letter": candidate.letter,
         "name": candidate.name,
@@ -109,7 +125,9 @@ def _describe(candidate: Candidate, published: dict[str, Any]) -> dict[str, Any]
         "devices": _devices(candidate),
         "published": compare_with_published(
             published, _model(candidate.runs[0]), results[0].suite, success, _settings(candidate)
-        ),
+        )
+        if one_suite
+        else None,
     }
 
 
@@ -121,9 +139,12 @@ def _compare(reference: Candidate, other: Candidate, margin: float) -> dict[str,
     verdict, shares = noninferiority(low, high, margin), work_shares(pairs)
     known = [share for share in shares.values() if share is not None]
     tasks = []
-    for task_id in sorted({key[1] for key, _, _ in pairs}):
-        own = [pair for pair in pairs if pair[0][1] == task_id]
-        tasks.append({"task_id": task_id, "instruction": own[0][1].instruction, **_counted(count_pairs(own))})
+    for place in sorted({key[:2] for key, _, _ in pairs}):
+        own = [pair for pair in pairs if pair[0][:2] == place]
+        suite, task_id = place
+        tasks.append(
+            {"suite": suite, "task_id": task_id, "instruction": own[0][1].instruction, **_counted(count_pairs(own))}
+        )
     return {
         "reference": reference.letter,
         "other": other.letter,
@@ -139,6 +160,7 @@ def _compare(reference: Candidate, other: Candidate, margin: float) -> dict[str,
         "tasks": tasks,
         "discordant": [
             {
+                "suite": first.suite,
                 "task_id": first.task_id,
                 "init_state_id": first.init_state_id,
                 "seed": None if key[3] == ANY_SEED else key[3],
@@ -209,6 +231,25 @@ def _model(run: Run) -> str | None:
 
 def _devices(candidate: Candidate) -> list[str]:
     return sorted({start["device"] for run in candidate.runs for start in run.starts})
+
+
+def _with_broken_cameras(reference: Candidate, others: Sequence[Candidate]) -> list[str]:
+    """Does a gate become surer when a camera fails? From the step on at which it does, on the same episodes."""
+    notes = []
+    for other in others:
+        plan = other.runs[0].plan
+        starts = None if plan is None or plan.ablation is None else FAILS_AT.search(plan.ablation)
+        if plan is None or starts is None:
+            continue
+        step, shared = int(starts[1]), shared_episodes(reference, other)
+        sides = [first for _, first, _ in shared], [second for _, _, second in shared]
+        shares = [early_exits_from(results, step) for results in sides]
+        before, after = ("–" if share is None else f"{share:.1%}" for share in shares)
+        notes.append(
+            f"{other.letter}, {plan.ablation}: from step {step} on {after} of the chunks were decided early, "
+            f"{before} of {reference.letter}'s on the same episodes"
+        )
+    return notes
 
 
 def _latency_note(candidates: Sequence[Candidate]) -> str | None:

@@ -21,6 +21,7 @@ PLOTTED = {  # of costs.COSTS, what stands below the plot
     "base_calls": "base calls a solved episode",
     "base_layers": "base layers a solved episode",
 }
+HERE = Path(__file__).parent
 LEFT, RIGHT, TOP, BOTTOM = 44, 348, 12, 212  # of a plot in its 360 x 250 units
 
 
@@ -29,18 +30,29 @@ def render_comparison(comparison: dict[str, Any], candidates: Sequence[Candidate
     bounds = [abs(value) for pair in comparison["comparisons"] for value in (pair["low"], pair["high"])]
     return render_page(
         "comparison.html",
-        folder=Path(__file__).parent,
+        folder=HERE,
         comparison=comparison,
-        suite=candidates[0].results[0].suite,
+        suite=", ".join(candidates[0].suites),
+        several_suites=len(candidates[0].suites) > 1,
         grid=trial_grid(candidates),
         span=min(1.0, 1.1 * max([2 * comparison["margin"], *bounds])),  # half width of the graphs of differences
         plots=pareto_plots(comparison),
+        legend=[],
         latency_rows=_latency_rows(comparison["candidates"]),
     )
 
 
+def render_plots(comparison: dict[str, Any]) -> dict[str, str]:
+    """The Pareto plots as files of their own: name (pareto_model_ms.svg, …) → SVG, with the candidates' names."""
+    legend = [{"letter": one["letter"], "name": one["name"]} for one in comparison["candidates"]]
+    return {
+        f"pareto_{plot['cost']}.svg": render_page("pareto.svg", folder=HERE, plot=plot, legend=legend)
+        for plot in pareto_plots(comparison)
+    }
+
+
 def trial_grid(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
-    """For each task its episodes, as {task_id, cells: [{title, outcomes (one a candidate), discordant}]}.
+    """For each task its episodes, as {suite, task_id, cells: [{title, outcomes (one a candidate), discordant}]}.
 
     All tasks have the same columns: the init states, and for several seeds each of them once a seed; with more than
     WIDEST of them, each task has its own. An outcome is
@@ -60,7 +72,7 @@ def trial_grid(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
             told = ", ".join(f"{c.letter} {outcome}" for c, outcome in zip(candidates, outcomes, strict=True))
             discordant = {"success", "failure"} <= set(outcomes)
             cells.append({"title": f"{place}: {told}", "outcomes": outcomes, "discordant": discordant})
-        rows.append({"task_id": task_id, "cells": cells})
+        rows.append({"suite": suite, "task_id": task_id, "cells": cells})
     return rows
 
 

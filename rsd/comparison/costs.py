@@ -27,8 +27,9 @@ def summarize_costs(candidates: Sequence[Candidate]) -> dict[str, Any]:
     Returns:
         num_episodes (that all have and in none of them crashed), candidates (a record for each: letter,
         `summarize_success` of these episodes, steps_to_success (mean control steps of the solved ones), calls (of the
-        policy), model_ms, base_calls and base_layers, each a solved episode, jerk (mean over the episodes); None where
-        not recorded, or nothing is solved), fronts (of each of COSTS the letters of its Pareto front, by rising cost).
+        policy), model_ms, base_calls and base_layers, each a solved episode, early_exit_share (of its chunks), jerk
+        (mean over the episodes); None where not recorded, or nothing is solved), fronts (of each of COSTS the letters
+        of its Pareto front, by rising cost).
     """
     shared = common_episodes(candidates)
     rows = [{"letter": c.letter, **_costs(results)} for c, results in zip(candidates, shared, strict=True)]
@@ -80,6 +81,13 @@ def steps_where_both_solve(pairs: Sequence[tuple[Any, EpisodeResult, EpisodeResu
     return [sum(steps) / len(both) for steps in zip(*both, strict=True)]
 
 
+def early_exits_from(results: Sequence[EpisodeResult], step: int) -> float | None:
+    """Share of the chunks asked for from a control step on that were decided early; None where there are none."""
+    asked = sum(one >= step for result in results for one in result.chunk_steps)
+    early = sum(one >= step for result in results for one in result.exit_steps)
+    return early / asked if asked else None
+
+
 def _costs(results: Sequence[EpisodeResult]) -> dict[str, Any]:
     work = summarize_work(results)
     counters = {counter["counter"]: counter["per_solved_episode"] for counter in work["counters"]}
@@ -89,6 +97,7 @@ def _costs(results: Sequence[EpisodeResult]) -> dict[str, Any]:
         **summarize_success(results),
         "steps_to_success": sum(steps) / len(steps) if steps else None,
         "calls": work["num_chunks"] / len(steps) if steps else None,
+        "early_exit_share": work["early_exit_share"],
         **{cost: counters[counter] for cost, counter in COSTS.items()},
         "jerk": sum(jerks) / len(jerks) if len(jerks) == len(results) and jerks else None,
     }

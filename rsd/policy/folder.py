@@ -43,7 +43,7 @@ from rsd.tokenizer import ActionTokenizer
 
 POLICY_FILE = "policy.json"
 SCHEMA = 1
-CALIBRATIONS = "calibrations"
+CALIBRATIONS, SUITES = "calibrations", "suites"
 LONGEST = 250  # letters of a part's path; no file's name may be longer
 SCORER = "visual_tokens"
 DRAFTS = ("draft", "micro", NUMBERS)  # parts that can draft
@@ -73,6 +73,7 @@ def load_folder(
     num_open_loop_steps: int | None = None,
     num_threads: int | None = None,
     offered: Mapping[str, Any] | None = None,
+    suite: str | None = None,
     **base_options: Any,
 ) -> VLAPolicy:
     """Load a policy.
@@ -87,6 +88,8 @@ def load_folder(
         device: Where the models run.
         num_open_loop_steps: Actions of a chunk that are executed; None takes the folder's.
         num_threads, offered: See `assemble`.
+        suite: The task suite that it is to act in, with its variant; None where nobody knows. A threshold that was
+            calibrated on others is refused.
         base_options: More for `load_base`, e.g. execution="captured", canaries=False.
 
     Raises:
@@ -97,13 +100,14 @@ def load_folder(
     folder = Path(folder)
     record = read_record(folder)
     name, chosen, target = _choose(folder, record, decoding, target)
-    if name == decoding or decoding is None:
-        check_calibration(folder, record, name)
     paths = {name: _part(folder, record["parts"], name) for name in PARTS}
     options = with_visual_tokens(_base_options(folder, record, base_options), paths[SCORER])
     if paths["base"] is None:
         raise CheckpointError(f"{folder / POLICY_FILE} names no base model")
     drafting = _drafting(folder, record, name, chosen, draft)
+    steps = record["num_open_loop_steps"] if num_open_loop_steps is None else num_open_loop_steps
+    if name == decoding or decoding is None:
+        check_calibration(folder, record, name, drafting=drafting, num_open_loop_steps=steps, suite=suite)
     base = load_base(checkpoint=paths["base"], device=device, **options)
     if base.space.digest != record["space"]:
         raise CheckpointError(
@@ -121,7 +125,7 @@ def load_folder(
             readout=_readout(drafting),
             control=draft if callable(draft) else None,
         ),
-        num_open_loop_steps=record["num_open_loop_steps"] if num_open_loop_steps is None else num_open_loop_steps,
+        num_open_loop_steps=steps,
         device=device,
         num_threads=num_threads,
         offered=offered,
@@ -143,13 +147,17 @@ def describe_folder(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     asked |= {EARLIER: EARLIER in decoding.needs, CORRECTION: False}  # whether one is asked is the clock's to say
     asked[SCORER] = SCORER in record["base"]
     chosen = options.get(SCORER)
-    steps = options.get("num_open_loop_steps")
+    asked_steps = options.get("num_open_loop_steps")
+    steps = record["num_open_loop_steps"] if asked_steps is None else asked_steps
+    if options.get("decoding") in (None, name):
+        suite = options.get("suite")
+        check_calibration(folder, record, name, drafting=drafting, num_open_loop_steps=steps, suite=suite)
     return {
         "model": folder.resolve().name,
         "decoding": name,
         "target": target if TARGET in decoding.needs else None,
         "unnorm_key": record["base"].get("unnorm_key"),
-        "num_open_loop_steps": record["num_open_loop_steps"] if steps is None else steps,
+        "num_open_loop_steps": steps,
         "options": {name: value for name, value in to_json(decoding).items() if name != KIND},
         "base": record["base"] | ({} if chosen is None else {SCORER: chosen.to_json()}),
         "draft": _name_of(options["draft"]) if callable(options.get("draft")) else drafting,
@@ -260,7 +268,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         needed = {name: kind for name, kind in BASE.items() if name in arguments or name in NEEDED}
         conform(arguments, needed, str(path), "base")
         conform(record["decodings"], dict[str, dict[str, Any]], str(path), "decodings")
-        conform(record.get(CALIBRATIONS, {}), dict[str, dict[str, Any]], str(path), CALIBRATIONS)
+        held = conform(record.get(CALIBRATIONS, {}), dict[str, dict[str, Any]], str(path), CALIBRATIONS)
+        for name, one in held.items():
+            conform(one.get(SUITES, []), list[str], str(path), f"{CALIBRATIONS}.{name}.{SUITES}")
     except EntryError as error:
         raise CheckpointError(f"{error}; copy it again, or write it anew with scripts/restamp.py") from error
     return record
@@ -276,31 +286,55 @@ def calibrated(folder: Path, name: str, threshold: float, found: Mapping[str, An
     record = read_record(folder)
     entry = record["decodings"][name]
     entry["gate"]["threshold"] = threshold
-    holds_for = {"decoding": entry, "parts": _hashes(record, name)}
+    holds_for = _holds_for(record, name, entry.get("draft", "draft"), record["num_open_loop_steps"])
     write(folder / POLICY_FILE, {**record, CALIBRATIONS: record.get(CALIBRATIONS, {}) | {name: holds_for | {**found}}})
 
 
-def check_calibration(folder: Path, record: Mapping[str, Any], name: str) -> None:
-    """See that a decoding's threshold, where it was calibrated, was so for this policy and this decoding.
+def check_calibration(
+    folder: Path,
+    record: Mapping[str, Any],
+    name: str,
+    *,
+    drafting: str | None,
+    num_open_loop_steps: int,
+    suite: str | None = None,
+) -> None:
+    """See that a decoding's threshold, where it was calibrated, was so for this policy, this decoding and this suite.
+
+    Args:
+        drafting: The part that drafts now; None: nobody, or a control.
+        num_open_loop_steps: Actions of a chunk that are executed now.
+        suite: See `load_folder`.
 
     Raises:
-        CheckpointError: it was for others.
+        CheckpointError: it was for another policy or decoding.
+        PolicyError: it was for other suites.
     """
     found = record.get(CALIBRATIONS, {}).get(name)
     if found is None:
         return
-    now = {"decoding": record["decodings"][name], "parts": _hashes(record, name)}
-    if different := differences({key: found.get(key) for key in now}, now):
-        raise CheckpointError(
-            f"{folder / POLICY_FILE}: the threshold of decoding {name!r} was calibrated for another policy: "
-            f"{told(different)}; run scripts/calibrate.py again, or take out entry {CALIBRATIONS}.{name}"
+    now = _holds_for(record, name, drafting, num_open_loop_steps)
+    kept = {key: found.get(key) for key in now if key in found or key in ("decoding", "parts")}
+    where = f"{folder / POLICY_FILE}: the threshold of decoding {name!r} was calibrated for"
+    remedy = f"run scripts/calibrate.py again, or take out entry {CALIBRATIONS}.{name}"
+    if different := differences(kept, {key: now[key] for key in kept}):
+        raise CheckpointError(f"{where} another policy: {told(different)}; {remedy}")
+    if suite is not None and suite not in found.get(SUITES, [suite]):
+        raise PolicyError(
+            f"{where} {', '.join(found[SUITES])}, not for {suite}; run scripts/calibrate.py with episodes "
+            "of that suite, too, or give a threshold by hand, which promises nothing: decoding.decode.gate.threshold="
         )
 
 
-def _hashes(record: Mapping[str, Any], name: str) -> dict[str, str]:
-    """Hashes of the parts that decide what a decoding's gate goes by."""
-    parts = ("base", "tokenizer", record["decodings"][name].get("draft", "draft"))
-    return {part: record["parts"][part]["sha256"] for part in parts if part in record["parts"]}
+def _holds_for(record: Mapping[str, Any], name: str, drafting: str | None, num_steps: int) -> dict[str, Any]:
+    """What a threshold of that decoding was found with: hashes of the parts that its gate goes by, and how they act."""
+    parts = [part for part in ("base", "tokenizer", drafting) if part in record["parts"]]
+    return {
+        "decoding": record["decodings"][name],
+        "parts": {part: record["parts"][part]["sha256"] for part in parts},
+        "base": record["base"],
+        "num_open_loop_steps": num_steps,
+    }
 
 
 def write_folder(

@@ -1,4 +1,4 @@
-"""Plots that the phases leave beside their checkpoints."""
+"""Plots that the phases leave beside their checkpoints, and a calibration beside its evidence."""
 
 from __future__ import annotations
 
@@ -44,4 +44,29 @@ def plot_stages(accuracy: list[float], ece: list[float], path: Path) -> None:
     axes.set_ylim(0, 1)
     axes.set_xticks(list(stages))
     axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def plot_risk_coverage(
+    found: dict[str, Any], rows: list[tuple[float, float, float | None]], ylabel: str, path: Path
+) -> None:
+    """Risk of each threshold against the share of chunks that it lets through.
+
+    Args:
+        found: Evidence of a calibration: its risk (the promised one), threshold, coverage and coverage_blind.
+        rows: Coverage, risk and its upper bound (None: not drawn) of each threshold.
+        ylabel: What the risk is.
+    """
+    figure, axes = _axes("Risk and coverage on held-out episodes", "share of chunks that pass the gate", ylabel)
+    covered, risk, bound = zip(*sorted(rows), strict=True)
+    axes.plot(covered, risk, "o-", color=ACCENT, markersize=3, label="measured")
+    if None not in bound:
+        axes.plot(covered, bound, "--", color=MUTED, label=f"bound, but for a probability of {found['delta']:g}")
+    axes.axhline(found["risk"], color="#b91c1c", linewidth=1, label=f"promised: {found['risk']:g}")
+    axes.axvline(found["coverage"], color=INK, linewidth=1, label=f"threshold {found['threshold']:.4g}")
+    name, share = max(found["coverage_blind"].items(), key=lambda item: item[1])  # the canary that passes most
+    axes.axvline(share, color=MUTED, linewidth=1, linestyle=":", label=f"passes with {name}")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, min(1.0, 4 * found["risk"]))
+    axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)

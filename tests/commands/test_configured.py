@@ -1,5 +1,8 @@
 """What may be typed beside policy=FOLDER: what the folder does not decide on."""
 
+import os
+import shutil
+
 import pytest
 from hydra.errors import InstantiationException
 
@@ -8,6 +11,8 @@ from rsd.clock import Clock, DelayError, Naive
 from rsd.commands.configured import check_clock, configured_clock, folder_options, policy_fields
 from rsd.commands.entry_point import cause_of
 from rsd.errors import SettingError
+from rsd.policy import PolicyError
+from rsd.policy.folder import calibrated
 from tests.test_configs import composed
 
 
@@ -29,6 +34,24 @@ def test_what_is_the_users_own_goes_to_the_folder():
     assert folder_options(composed("eval", here), here)["pictures"] == "device"
     plain = folder_options(composed("eval", overrides[:1]), overrides[:1])
     assert plain["decoding"] is None and "execution" not in plain
+
+
+def test_a_decoding_by_its_name_alone_is_the_calibrated_one_of_the_folder(tmp_path):
+    shutil.copytree("released", tmp_path / "mine", copy_function=os.link)
+    (tmp_path / "mine" / "policy.json").unlink()
+    shutil.copy("released/policy.json", tmp_path / "mine")
+    overrides = [f"policy={tmp_path / 'mine'}", "decoding=temporal", "env=libero_goal", "env.variant=swap"]
+    before = folder_options(composed("eval", overrides), overrides)
+    assert before["decoding"].gate.threshold == -0.2833 and before["draft"] == "micro"
+    calibrated(tmp_path / "mine", "temporal", -0.5, {"suites": ["libero_goal"]})
+    found = folder_options(composed("eval", overrides), overrides)
+    assert (found["decoding"], found["draft"], found["suite"]) == ("temporal", None, "libero_goal_swap")
+    with pytest.raises(PolicyError, match=r"'temporal' was calibrated for libero_goal, not for libero_goal_swap"):
+        policy_fields(composed("eval", overrides), overrides)
+    fields = policy_fields(composed("eval", overrides[:3]), overrides[:3])
+    assert fields["options"]["gate"]["threshold"] == -0.5 and fields["decoding"] == "temporal"
+    by_hand = [*overrides, "decoding.decode.gate.threshold=-0.1"]
+    assert policy_fields(composed("eval", by_hand), by_hand)["options"]["gate"]["threshold"] == -0.1
 
 
 def test_an_earlier_draft_goes_to_the_parts_of_a_composed_policy_and_into_the_plan():

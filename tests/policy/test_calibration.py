@@ -9,14 +9,16 @@ import pytest
 from rsd.checkpoint import CheckpointError
 from rsd.decoding import L1, EarlyExit, MeanLogProb
 from rsd.errors import SettingError
-from rsd.policy import load_folder
+from rsd.policy import describe_folder, load_folder
 from rsd.policy.calibration import (
     BLACK,
     FROZEN,
     GRID,
+    ROBOT,
     Listening,
     Measured,
     Promise,
+    broken,
     calibrate,
     curve,
     evidence,
@@ -25,6 +27,8 @@ from rsd.policy.calibration import (
 )
 from rsd.policy.contract import PolicyError
 from rsd.policy.folder import calibrated
+from rsd.stages import controls
+from rsd.types import Request
 from tests.models.openvla_tiny import observation
 from tests.policy.test_micro import ALWAYS, counted, folder, temporal, written  # noqa: F401  fixtures
 
@@ -74,8 +78,21 @@ def test_a_gate_that_is_surer_of_pictures_it_cannot_see_is_refused(name):
 def test_too_few_episodes_and_a_draft_that_is_always_wrong_are_refused():
     with pytest.raises(SettingError, match=r"21 episodes are too few: a risk of 0.1 with delta 0.1 takes 22 at least"):
         calibrate(made_up(21), PROMISE)
-    with pytest.raises(PolicyError, match=r"no threshold keeps a risk of 0.1 at tau 0.2"):
+    with pytest.raises(PolicyError, match=r"no threshold keeps a risk of 0.1 at tau 0.2: .*; train it longer, or prom"):
         calibrate(replace(made_up(200, wrong_below=1.0), score=np.zeros(2000)), PROMISE)
+
+
+def test_it_says_how_many_episodes_would_do():
+    assert PROMISE.enough(0.0) == PROMISE.min_episodes == 22 and PROMISE.enough(0.1) is None
+    few = made_up(30)
+    wrong = np.where(np.arange(300) < 15, 0.5, 0.05)  # 15 of 300 frames are wrong, however sure
+    measured = replace(few, score=np.zeros(300), wrong=wrong)
+    number = PROMISE.enough(0.05)
+    assert p_value(0.05, number, 0.1) <= 0.1 < p_value(0.05, 30, 0.1)
+    with pytest.raises(
+        PolicyError, match=rf"5.00% in 30 episodes already at -0.005, for which {number} episodes would do"
+    ):
+        calibrate(measured, PROMISE)
 
 
 @pytest.mark.parametrize("wrong", [{"tau": 0}, {"tau": float("nan")}, {"risk": 0.6}, {"risk": 0}, {"delta": -1}])
@@ -101,6 +118,17 @@ def test_frames_are_shown_to_the_draft_and_to_the_base_model(folder):  # noqa: F
     assert found.blind[FROZEN][[0, 3]] == pytest.approx(found.score[[0, 3]])  # an episode's first frame is its own
     assert not np.allclose(found.blind[FROZEN][[1, 2, 4]], found.score[[1, 2, 4]])
     assert not np.allclose(found.blind[BLACK], found.score)
+    assert set(found.blind) == {
+        f"{name}{view}" for name in (BLACK, FROZEN) for view in ("", " (image)", " (wrist_image)")
+    }
+    robot = measure(draft, base, listening, episodes, ROBOT)
+    requests = [Request(frame, seed) for seed, frame in enumerate(episodes[0] + episodes[1])]
+    pairs = zip(draft.predict(requests), base.predict(requests), strict=True)
+    apart = [np.abs(one.actions - other.actions)[: draft.num_open_loop_steps, :6].max() for one, other in pairs]
+    same_grip = np.isfinite(robot.wrong)
+    assert robot.wrong[same_grip] == pytest.approx(np.array(apart)[same_grip]) and not np.allclose(
+        robot.wrong, found.wrong
+    )
     same = measure(draft, draft, listening, episodes)
     assert (same.wrong == 0).all()
 
@@ -127,3 +155,43 @@ def test_a_folder_says_what_its_threshold_was_found_by_and_for_what(folder):  # 
     (folder / "policy.json").write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match=r"calibrated for another policy: parts.micro: .*calibrate.py again"):
         load_folder(folder, decoding="temporal", canaries=False)
+
+
+def test_a_threshold_holds_for_the_suites_the_steps_and_the_draft_that_it_was_found_with(folder):  # noqa: F811
+    written(folder, {"l1": (L1(), None), "temporal": (temporal(ALWAYS, 2), None)}, {"temporal": "micro"})
+    calibrated(folder, "temporal", -0.5, {"suites": ["libero_spatial", "libero_goal"]})
+    named = {"decoding": "temporal", "canaries": False}
+    assert load_folder(folder, **named, suite="libero_goal").decoding.gate.threshold == -0.5
+    assert describe_folder(folder, {"decoding": "temporal"})["options"]["gate"]["threshold"] == -0.5  # of no suite
+    for ask in (load_folder, lambda folder, **asked: describe_folder(folder, asked)):
+        with pytest.raises(
+            PolicyError, match=r"'temporal' was calibrated for libero_spatial, libero_goal, not for lib"
+        ):
+            ask(folder, **named, suite="libero_goal_swap")
+        with pytest.raises(CheckpointError, match=r"calibrated for another policy: num_open_loop_steps: 8 → 4; run"):
+            ask(folder, **named, num_open_loop_steps=4)
+        with pytest.raises(CheckpointError, match=r"calibrated for another policy: parts.micro: .* → \(absent\)"):
+            ask(folder, **named, draft=controls.random)
+    load_folder(folder, decoding="l1", suite="libero_object", canaries=False)  # has no threshold
+    by_hand = temporal(MeanLogProb(threshold=-0.5), 2)  # promises nothing
+    load_folder(folder, decoding=by_hand, draft="micro", suite="libero_object", canaries=False)
+
+
+@pytest.mark.parametrize("suites", ["libero_goal", [3], None])
+def test_suites_that_are_none_are_refused(folder, suites):  # noqa: F811
+    written(folder, {"l1": (L1(), None), "temporal": (temporal(ALWAYS, 2), None)}, {"temporal": "micro"})
+    calibrated(folder, "temporal", -0.5, {"suites": suites})
+    with pytest.raises(CheckpointError, match=r"entry 'calibrations.temporal.suites.*expected"):
+        load_folder(folder, decoding="l1", canaries=False)
+
+
+def test_a_canary_breaks_all_cameras_or_one_of_them():
+    frames = [observation(seed) for seed in range(2)]
+    shown = broken(frames, [frames[0]] * 2)
+    for name in (BLACK, FROZEN):
+        real, other = frames[1].images, shown[f"{name} (image)"][1].images
+        gone = np.zeros_like(real["image"]) if name == BLACK else frames[0].images["image"]
+        assert np.array_equal(other["image"], gone) and np.array_equal(other["wrist_image"], real["wrist_image"])
+        assert not np.array_equal(shown[name][1].images["wrist_image"], real["wrist_image"])
+    one = [replace(frame, images={"image": frame.images["image"]}) for frame in frames]
+    assert list(broken(one, one)) == [BLACK, FROZEN]
