@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import pytest
+import hypothesis
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from rsd.decoding import Certificate, Levels, Noise, Speculative
@@ -14,8 +15,6 @@ from rsd.tokenizer.transform import TransformTokenizer
 from rsd.types import Code
 from tests.decoding.tables import Function
 
-hypothesis = pytest.importorskip("hypothesis")
-st = hypothesis.strategies
 SLACK = 1e-4  # of float32, in latents of 1 or so
 B = 6
 PROPERTY = hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
