@@ -250,7 +250,7 @@ def held(cfg: DictConfig) -> Iterator[tuple[DictConfig, str, Any]]:
     """
     for key, annotation in KEYS.items():
         parent, _, name = key.rpartition(".")
-        node = OmegaConf.select(cfg, parent) if parent else cfg
+        node = OmegaConf.select(cfg, parent, throw_on_resolution_failure=False) if parent else cfg
         if isinstance(node, DictConfig) and name in node:
             yield node, name, annotation
     if isinstance(devices := cfg.get("device"), ListConfig) and len(devices) > 0:

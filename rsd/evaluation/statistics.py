@@ -223,11 +223,11 @@ def summarize_bounds(results: Sequence[EpisodeResult], action_names: Sequence[st
 
 
 def _total(acted: Sequence[EpisodeResult], counter: str) -> float | None:
-    """Sum of a counter over episodes with chunks; None when one of them did not record it."""
+    """Sum of a counter over episodes with chunks; None when one of them did not record it (only who corrects counts that)."""
     if counter == "model_ms":
         values = [result.model_ms or None for result in acted]
     else:
-        values = [result.stats.get(counter) for result in acted]
+        values = [result.stats.get(counter, 0 if counter == "corrections" else None) for result in acted]
     recorded = [value for value in values if value is not None]
     return sum(recorded) if recorded and len(recorded) == len(values) else None
 
