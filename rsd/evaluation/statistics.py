@@ -145,6 +145,8 @@ def summarize_work(results: Sequence[EpisodeResult]) -> dict[str, Any]:
     num_success = sum(result.success for result in results)
     counters = []
     for counter, label in COUNTERS.items():
+        if counter == "corrections" and not any(counter in result.stats for result in acted):
+            continue  # only who corrects counts that
         total = _total(acted, counter)
         counters.append(
             {
@@ -223,11 +225,11 @@ def summarize_bounds(results: Sequence[EpisodeResult], action_names: Sequence[st
 
 
 def _total(acted: Sequence[EpisodeResult], counter: str) -> float | None:
-    """Sum of a counter over episodes with chunks; None when one of them did not record it (only who corrects counts that)."""
+    """Sum of a counter over episodes with chunks; None when one of them did not record it."""
     if counter == "model_ms":
         values = [result.model_ms or None for result in acted]
     else:
-        values = [result.stats.get(counter, 0 if counter == "corrections" else None) for result in acted]
+        values = [result.stats.get(counter) for result in acted]
     recorded = [value for value in values if value is not None]
     return sum(recorded) if recorded and len(recorded) == len(values) else None
 
