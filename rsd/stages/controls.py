@@ -87,13 +87,11 @@ def _moved_on(memory: Memory | None) -> Tensor:
     """[T, A], float32."""
     if memory is None:
         raise SettingError("draft=moved_on goes on with the last chunk, and there is none yet; use decoding=temporal")
-            "draft=moved_on moves the last chunk on, and there is none yet; use it with decoding=temporal"
-        )
     length, over = len(memory.chunk), memory.num_executed
     if length - over < over:
         raise SettingError(
-            f"draft=moved_on goes on with the last chunk, and of {length} actions {over} are over, so {length - over} are "
-            f"left where {over} are wanted; use a policy with chunk={2 * over}, num_open_loop_steps={length // 2}, and "
+            f"draft=moved_on goes on with the last chunk, and of {length} actions {over} are over, so "
+            f"{length - over} are left where {over} are wanted; use a policy with chunk={2 * over}, num_open_loop_steps={length // 2}, and "
             "decoding.decode.max_unverified=2"
         )
     left = torch.from_numpy(memory.chunk[over:])
