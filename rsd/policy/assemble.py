@@ -19,6 +19,7 @@ from rsd.policy.contract import PolicyError
 from rsd.policy.policy import Tokens, VLAPolicy
 from rsd.settings import Device, Point, Processes, checked, require_device
 from rsd.stages import Absent, BaseChunk, Binder, HeadAt, NumbersAt, OwnLook, TwoExits
+from rsd.stages.controls import check_moved_on
 from rsd.stages.files import EYES, NUMBERS, TOKENS, load_numbers, load_stage_head, readout_in
 from rsd.tokenizer import ActionTokenizer, load_tokenizer
 from rsd.tokenizer.loading import LoadedTokenizer
@@ -93,6 +94,8 @@ def assemble(
     tokens = None
     if decoding.needs:
         tokens = _tokens(base, decoding, checkpoints, where, tokenizer)
+        steps = {"chunk_length": base.spec.chunk_length, "num_open_loop_steps": num_open_loop_steps}
+        check_moved_on(tokens.draft, decoding, **steps)
     policy = VLAPolicy(
         base=base, decoding=decoding, tokens=tokens, num_open_loop_steps=num_open_loop_steps, device=where
     )

@@ -77,7 +77,8 @@ class MovedOn:
         """[B, T, D, stop - start, L].
 
         Raises:
-            SettingError: there is no last chunk, or less is left of it than was executed.
+            SettingError: there is no last chunk, or less is left of it than was executed. `check_moved_on` says so
+                before anything runs.
         """
         chunks = torch.stack([_moved_on(memory) for memory in self.memories]).to(known.device)  # [B, T, A]
         return ChunkLogits(self.tokenizer, chunks)(known, start, stop)
@@ -88,10 +89,11 @@ def _moved_on(memory: Memory | None) -> Tensor:
     if memory is None:
         raise SettingError("draft=moved_on goes on with the last chunk, and there is none yet; use decoding=temporal")
     length, over = len(memory.chunk), memory.num_executed
-    if length - over < over:
+    num_left = length - over * (memory.num_unverified + 1)  # of what the base model said
+    if num_left < over:
         raise SettingError(
-            f"draft=moved_on goes on with the last chunk, and of {length} actions {over} are over, so "
-            f"{length - over} are left where {over} are wanted; use a policy with chunk={2 * over}, num_open_loop_steps={length // 2}, and "
+            f"draft=moved_on goes on with the last chunk, and of its {length} actions {max(0, num_left)} are left "
+            f"where {over} are wanted; use a policy with chunk={2 * over}, or num_open_loop_steps={length // 2} and "
             "decoding.decode.max_unverified=2"
         )
     left = torch.from_numpy(memory.chunk[over:])
@@ -116,6 +118,23 @@ def random(tokenizer: ActionTokenizer) -> RandomDraft:
 def oracle(tokenizer: ActionTokenizer) -> BaseChunk:
     """The ceiling; conf/draft/oracle.yaml."""
     return BaseChunk(tokenizer)
+
+
+def check_moved_on(draft: object, decoding: object, *, chunk_length: int, num_open_loop_steps: int) -> None:
+    """See that a last chunk reaches as far as it is to be moved on; other drafts have nothing to check.
+
+    Raises:
+        SettingError: it does not.
+    """
+    if not isinstance(draft, MovedOn):
+        return
+    times = getattr(decoding, "max_unverified", 2)
+    if chunk_length < times * num_open_loop_steps:
+        raise SettingError(
+            f"draft=moved_on goes on with a chunk of {chunk_length} actions {times} times over {num_open_loop_steps} "
+            f"steps; set num_open_loop_steps={max(1, chunk_length // times)} at most, a smaller "
+            f"decoding.decode.max_unverified, or take a base model with chunk={times * num_open_loop_steps}"
+        )
 
 
 def moved_on(tokenizer: ActionTokenizer) -> MovedOn:

@@ -278,12 +278,22 @@ def test_the_last_chunk_moved_on_is_what_was_left_of_it_and_never_more(counted, 
     tokenizer = policy.tokens.tokenizer
     (expected,) = policy.to_robot(tokenizer.decode(tokenizer.encode(executed(wanted))))
     assert np.allclose(second.actions, expected, atol=1e-6)
-    for policy, match in (
-        (make_policy(counted.base, root, temporal(ALWAYS, 3), checkpoints=parts, num_open_loop_steps=8), "0 are left"),
-        (make_policy(counted.base, root, Exit(num_draft_stages=None), checkpoints=parts), "there is none yet"),
-    ):
-        with pytest.raises(SettingError, match=match):
-            run_episode(policy, 2, num_executed=8)
+    with pytest.raises(SettingError, match="of its 8 actions 3 are left where 5 are wanted"):
+        run_episode(policy, 2, num_executed=5)
+    once = make_policy(counted.base, root, Exit(num_draft_stages=None), checkpoints=parts, num_open_loop_steps=4)
+    with pytest.raises(SettingError, match="there is none yet"):
+        run_episode(once, 1)
+
+
+@pytest.mark.parametrize(("max_unverified", "num_steps"), [(2, 5), (3, 4)])
+def test_a_chunk_that_is_too_short_to_be_moved_on_is_refused_before_anything_runs(
+    counted, root, max_unverified, num_steps
+):
+    parts = Checkpoints(tokenizer=root / "tokenizer", control=controls.moved_on)
+    with pytest.raises(SettingError, match=rf"a chunk of 8 actions {max_unverified} times over {num_steps} steps; set"):
+        make_policy(
+            counted.base, root, temporal(ALWAYS, max_unverified), checkpoints=parts, num_open_loop_steps=num_steps
+        )
 
 
 def test_a_chunk_that_is_held_repeats_its_last_action_and_a_shorter_horizon_executes_less(counted, root):
