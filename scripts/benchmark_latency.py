@@ -190,7 +190,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", choices=("7b", "smoke", "tiny"), default="7b", help="of the model of random weights")
     parser.add_argument("--policy", type=old_folder, default=ROOT / "released", metavar="DIR", help="(released)")
     parser.add_argument(
-        "--decodings", nargs="+", default=list(DECODINGS), metavar="NAME", help=f"({' '.join(DECODINGS[:-1])} 'hold 2')"
+        "--decodings", nargs="+", default=list(DECODINGS), metavar="NAME", help=f"({', '.join(DECODINGS)})"
     )
     parser.add_argument("--episodes", type=old_file, default=EPISODES, metavar="FILE", help="of record_policy.py")
     parser.add_argument("--threads", type=held(Processes), default=2, help="cores of policy_cpu (2)")

@@ -25,7 +25,7 @@ from rsd.settings import Count, Device, Finite, Natural, Processes, Text
 
 REFERENCE = "l1"
 EARLY_EXIT = (-0.03, -0.06, -0.1)  # nats a token, the strictest first
-TEMPORAL = (-0.2, -0.2833, -0.4)
+TEMPORAL = (-0.1277, -0.2, -0.3179)
 COMPARISON = "comparison"  # folder below the root
 SKIPPING = "decoding.decode.gate.threshold"
 FREE = ("root", "workers", "only")  # options that change no result

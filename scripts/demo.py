@@ -20,7 +20,17 @@ from rsd.options import Options, new_folder, reported
 from rsd.record import read_json
 from rsd.runs import METRICS_FILE
 
-DECODINGS = ("l1", "speculative")
+READOUT = ["decoding=exit", "draft=numbers"]  # a third of the layers
+DECODINGS = {  # of each policy: its runs by name, with what they are told
+    "eval": {"l1": ["decoding=l1"], "speculative": ["decoding=speculative"]},
+    "released": {
+        "l1": ["decoding=l1"],
+        "speculative": ["decoding=speculative"],
+        "exit": READOUT,
+        "temporal": ["decoding=temporal"],
+    },
+    "goal": {"l1": ["decoding=l1"], "exit": READOUT},
+}
 POLICIES = {
     "eval": "trained in this demo",
     "released": "that comes with the repository",
@@ -69,17 +79,17 @@ def plan(size: Size, root: Path) -> list[Step]:
     evaluations = {
         "eval": ["env=libero_spatial", *tiny, f"tasks={size.tasks}", f"num_trials={size.num_trials}"],
         "released": [
-            "experiment=released",
+            "policy=released",
             "env=libero_spatial",
             *common,
             f"tasks={size.released_tasks}",
             f"num_trials={size.released_trials}",
         ],
-        "goal": ["experiment=released", "env=libero_goal", *common, f"tasks={size.goal_tasks}", "num_trials=1"],
+        "goal": ["policy=released", "env=libero_goal", *common, f"tasks={size.goal_tasks}", "num_trials=1"],
     }
     for name, options in evaluations.items():
-        for decoding in DECODINGS:
-            command = ["eval.py", f"decoding={decoding}", *options]
+        for decoding, told in DECODINGS[name].items():
+            command = ["eval.py", *told, *options]
             steps.append(Step(f"{name}_{decoding}", command, REPORT_JSON))
     return steps
 
@@ -102,7 +112,7 @@ def write_report(root: Path, size: str, steps: list[Step]) -> Path:
     """<root>/report.html from the run folders: the steps with their times, and what each of them measured."""
     runs = root / "runs"
     policies = [
-        {"title": title, "evaluations": [evaluation(root, name, decoding) for decoding in DECODINGS]}
+        {"title": title, "evaluations": [evaluation(root, name, decoding) for decoding in DECODINGS[name]]}
         for name, title in POLICIES.items()
     ]
     rows = [

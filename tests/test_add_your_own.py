@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 import rsd
 from rsd.decoding import L1, EarlyExit
 from rsd.types import Request
-from scripts.record_policy import recorded_observations
+from scripts.recorded import recorded_observations
 from tests.decoding.contract import DecodingContract
 from tests.decoding.tables import LEVELS, D, T
 

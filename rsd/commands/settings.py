@@ -29,6 +29,7 @@ from rsd.settings import (
     NotNegative,
     Point,
     Points,
+    Positive,
     Processes,
     Range,
     Seed,
@@ -192,6 +193,8 @@ KEYS: dict[str, Any] = {
     "model.draft_layer": Point,
     "model.head_layer": Point,
     "model.backbone": Made,
+    "model.backbone.fp8.keep": list[Text],
+    "model.backbone.fp8.limit": Positive,
     **{f"{group}.{name}": one for group in ("model", "draft", "phase.module") for name, one in ARCHITECTURE.items()},
     "layers": Annotated[list[Point], Length()],
     "phase.check": Made | list[Made] | None,
@@ -250,7 +253,7 @@ def held(cfg: DictConfig) -> Iterator[tuple[DictConfig, str, Any]]:
     """
     for key, annotation in KEYS.items():
         parent, _, name = key.rpartition(".")
-        node = OmegaConf.select(cfg, parent) if parent else cfg
+        node = OmegaConf.select(cfg, parent, throw_on_resolution_failure=False) if parent else cfg
         if isinstance(node, DictConfig) and name in node:
             yield node, name, annotation
     if isinstance(devices := cfg.get("device"), ListConfig) and len(devices) > 0:

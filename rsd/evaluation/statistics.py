@@ -145,6 +145,8 @@ def summarize_work(results: Sequence[EpisodeResult]) -> dict[str, Any]:
     num_success = sum(result.success for result in results)
     counters = []
     for counter, label in COUNTERS.items():
+        if counter == "corrections" and not any(counter in result.stats for result in acted):
+            continue  # only who corrects counts that
         total = _total(acted, counter)
         counters.append(
             {

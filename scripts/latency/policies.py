@@ -15,11 +15,11 @@ from rsd.decoding import L1, Decoding, Hold, from_json
 from rsd.errors import RSDError
 from rsd.models.openvla import ExecutionError
 from rsd.policy import VLAPolicy
-from rsd.policy.folder import read_record
+from rsd.policy.folder import DRAFTS, read_record
 from scripts.latency.arms import EAGER, RUNGS
 from scripts.latency.replay import AGREEING, REFERENCE, TOLERANCE, Answers, Asked, Episodes, agreement, in_turn, record
 
-DECODINGS = (REFERENCE, "speculative", "exit", "early_exit", "temporal", "hold 2")
+DECODINGS = (REFERENCE, "speculative", "exit", "exit numbers", "early_exit", "temporal", "temporal 3", "hold 2")
 LABEL = "released weights, recorded episodes"
 WRITE_EVERY = 50  # rounds
 FIRST = 2  # calls of an arm by itself, at which it is compiled and captured: with and without a past
@@ -28,7 +28,7 @@ LOAD_S, COMPILE_S = 2.0, 40.0  # what loading an arm takes, and compiling it
 
 def chosen(name: str, entries: Mapping[str, dict[str, Any]]) -> tuple[str | Decoding, str | None]:
     """A decoding of the folder and its draft, by its name; or "hold N"; or "temporal N", the folder's with another
-    number of chunks from one asking of the base model to the next.
+    number of chunks from one asking of the base model to the next; or "exit DRAFT", with another of its drafts.
 
     Args:
         entries: Decodings of policy.json.
@@ -40,6 +40,8 @@ def chosen(name: str, entries: Mapping[str, dict[str, Any]]) -> tuple[str | Deco
     if word == "temporal" and entry and count.isdigit():
         options = {key: value for key, value in entry.items() if key not in ("draft", "target")}
         return from_json({**options, "max_unverified": int(count)}), entry.get("draft")
+    if count in DRAFTS:
+        return word, count
     return name, entry.get("draft")
 
 

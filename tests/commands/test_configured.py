@@ -13,6 +13,7 @@ from rsd.commands.entry_point import cause_of
 from rsd.errors import SettingError
 from rsd.policy import PolicyError
 from rsd.policy.folder import calibrated
+from tests.records import edit
 from tests.test_configs import composed
 
 
@@ -40,9 +41,10 @@ def test_a_decoding_by_its_name_alone_is_the_calibrated_one_of_the_folder(tmp_pa
     shutil.copytree("released", tmp_path / "mine", copy_function=os.link)
     (tmp_path / "mine" / "policy.json").unlink()
     shutil.copy("released/policy.json", tmp_path / "mine")
+    edit(tmp_path / "mine" / "policy.json", lambda record: record.pop("calibrations"))
     overrides = [f"policy={tmp_path / 'mine'}", "decoding=temporal", "env=libero_goal", "env.variant=swap"]
     before = folder_options(composed("eval", overrides), overrides)
-    assert before["decoding"].gate.threshold == -0.2833 and before["draft"] == "micro"
+    assert before["decoding"].gate.threshold == -0.1277 and before["draft"] == "micro"
     calibrated(tmp_path / "mine", "temporal", -0.5, {"suites": ["libero_goal"]})
     found = folder_options(composed("eval", overrides), overrides)
     assert (found["decoding"], found["draft"], found["suite"]) == ("temporal", None, "libero_goal_swap")

@@ -70,6 +70,7 @@ def test_every_key_is_held_to_something(command):
 TRAIN, MICRO, EVAL = ("train", "phase=oft"), ("train", "phase=draft", "draft=micro"), ("eval", "decoding=speculative")
 RFSQ, HEAD, COLLECT, SERVE = ("train", "phase=rfsq"), ("train", "phase=head"), ("collect",), ("serve",)
 STAGES, HORIZON = ("train", "phase=rfsq", "quantizer=dct_d2"), ("eval", "decoding=fixed_horizon")
+LORA = ("train", "phase=oft_lora", "model=oft_spatial")
 
 
 def slips() -> Iterator[tuple[tuple[str, ...], str, Any, str]]:
@@ -119,6 +120,8 @@ def slips() -> Iterator[tuple[tuple[str, ...], str, Any, str]]:
         (HEAD, "phase.datamodule.cache.directory", ("", 4, []), "a path or null"),
         (HEAD, "phase.datamodule.cache.max_clipped", (-1, 2, math.nan), "a number from 0 to 1"),
         (HEAD, "phase.module.layer", (0, -1, 1.5, None, ""), "a whole number of at least 1 or text"),
+        (LORA, "model.backbone.fp8.limit", (0, -0.1, "abc", None, math.nan, math.inf), "a number above 0"),
+        (LORA, "model.backbone.fp8.keep", ("projector", None, [4], [""]), "a list (each entry text that is not empty)"),
         (MICRO, "draft.architecture.llm.num_hidden_layers", (0, "abc"), "a whole number from 1 to 1024"),
         (MICRO, "phase.module.number_weight", (-1, "abc"), "a number of at least 0"),
         (("cache",), "cache.outline.device", ("gpu0", 4, None), "cpu, cuda or cuda:N or meta"),
@@ -149,6 +152,7 @@ def test_a_slip_is_one_line_with_key_and_what_is_expected(command, key, value, e
         (HEAD, "phase.module.layer", "head"),
         (TRAIN, "trainer.devices", -1),
         (TRAIN, "phase.module.start_from", "a folder"),
+        (LORA, "model.backbone.fp8.keep", []),
     ],
 )
 def test_what_has_a_meaning_passes(command, key, value):

@@ -111,7 +111,7 @@ def test_a_required_choice_is_asked_for_in_one_line(tmp_path):
             "model is null, which is no choice; leave out model=null for none, or choose a model: ",
         ),
         ("cache", "hidden_states@cache=null", "hidden_states is null, which is no choice; choose a hidden_states: "),
-        ("eval", "decoding=[]", "decoding is [], expected one choice; choose a decoding: decoding=depth_ar "),
+        ("eval", "decoding=[]", "decoding is [], expected one choice; choose a decoding: decoding=anytime "),
         (
             "train",
             "phase=[rfsq,oft]",

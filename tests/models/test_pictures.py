@@ -1,11 +1,13 @@
 """Pictures made on the model's device: the pixels of the CPU's path, within the tolerance that it is held to itself."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import rsd
 from rsd.data.made_up import picture
 from rsd.errors import SettingError
 from rsd.jpeg import jpeg_round_trip
@@ -13,8 +15,11 @@ from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.jpeg_on_device import round_trip, tables
 from rsd.models.openvla.pictures import DevicePictures
 from rsd.models.openvla.processor import PrismaticImageProcessor
+from scripts.recorded import recorded_episodes
 from tests.models.openvla_tiny import build_base, observation
+from tests.models.test_visual_tokens import conv_base
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
@@ -63,9 +68,44 @@ def test_without_a_crop_and_with_one_tower():
     assert torch.equal(pixels, torch.ones(2, 3, 56, 56))
 
 
-def test_a_pass_prepares_its_pictures_there_and_loaders_do_not():
-    base = on_device(build_base())
-    assert torch.equal(base.look([observation(0)]).chunk(), build_base().look([observation(0)]).chunk())
+@pytest.mark.parametrize("views", [("image",), ("image", "wrist_image")])
+@pytest.mark.parametrize("towers", [1, 2])
+@pytest.mark.parametrize("crop", [False, True])
+def test_views_and_towers_lie_behind_each_other_as_on_the_cpu(views, towers, crop):
+    """A crop leaves a picture's colours beside each other in memory, where those of two views are no one block."""
+    half = [(0.5, 0.4, 0.3), (0.2, 0.1, 0.6)][:towers]
+    bases = build_base(views=views), build_base(views=views)
+    for base in bases:
+        base.processor = PrismaticImageProcessor(sizes=[28] * towers, means=half, stds=half)
+        base.center_crop = crop
+    seen = [observation(0), observation(1)]
+    for some in (seen[:1], seen):
+        expected, got = bases[0].prepare(some)["pixel_values"], on_device(bases[1]).prepare_live(some)["pixel_values"]
+        assert expected.shape == (len(some), 3 * towers * len(views), 28, 28)
+        assert torch.equal(got, expected)
+
+
+def test_the_released_policy_and_the_eyes_of_its_draft_see_the_same():
+    """A convolutional tower a camera, in both: what they answer to real pictures stays what it is."""
+    here, there = (
+        (policy.base, policy.tokens.draft.eyes)
+        for policy in (
+            rsd.load(ROOT / "released", decoding="temporal", pictures=place, canaries=False)
+            for place in ("cpu", "device")
+        )
+    )
+    seen = recorded_episodes()[0][:2]
+    for base, other in zip(here, there, strict=True):
+        assert (base.pictures_on, other.pictures_on) == ("cpu", "device")
+        expected, got = base.look(seen), other.look(seen)
+        for point in base.spec.points:
+            torch.testing.assert_close(got.at(point), expected.at(point), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [build_base, conv_base])
+def test_a_pass_prepares_its_pictures_there_and_loaders_do_not(make):
+    base = on_device(make())
+    assert torch.equal(base.look([observation(0)]).chunk(), make().look([observation(0)]).chunk())
     base._device_pictures = lambda pictures, live: pytest.fail("a loader's worker has no device")
     base.prepare([observation(0)])
 

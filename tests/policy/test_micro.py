@@ -4,17 +4,19 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from rsd.checkpoint import CheckpointError, file_sha256
 from rsd.decoding import L1, DepthAR, EarlyExit, Exit, FixedHorizon, Hold, MeanLogProb, Speculative, Temporal
-from rsd.errors import RSDError
+from rsd.errors import RSDError, SettingError
 from rsd.models.openvla import ExecutionError
 from rsd.models.openvla.loading import load_own, save_base
 from rsd.policy import Checkpoints, load_folder, write_folder
 from rsd.space import Space
 from rsd.stages import HeadAt, StageHead, controls
+from rsd.stages.base_chunk import executed
 from rsd.stages.files import EYES, save_stage_head
 from rsd.stages.own_look import OwnLook
 from rsd.tokenizer import load_tokenizer
@@ -81,13 +83,13 @@ def checkpoints(root, draft):
     return Checkpoints(tokenizer=root / "tokenizer", draft=root / draft)
 
 
-def run_episode(policy, num_chunks):
-    """Chunks of one episode, each asked for with the memory of the one before."""
+def run_episode(policy, num_chunks, num_executed=0):
+    """Chunks of one episode, each asked for with the memory of the one before, of which so much is over."""
     chunks, memory = [], None
     for number in range(num_chunks):
         (chunk,) = policy.predict([Request(observation(number), number, memory)])
         chunks.append(chunk)
-        memory = chunk.memory
+        memory = replace(chunk.memory, num_executed=num_executed)
     return chunks
 
 
@@ -263,6 +265,25 @@ def test_the_oracle_says_what_the_base_model_does_and_costs_it(counted, root):
     assert [chunk.work["early_exits"] for chunk in chunks] == [0, 1] and chunks[1].work["base_layers"] > 0
     base_code = make_policy(counted.base, root, DepthAR(), target="base")  # what it does, in tokens
     assert (chunks[1].actions == run_episode(base_code, 2)[1].actions).all()
+
+
+def test_the_last_chunk_moved_on_is_what_was_left_of_it_and_never_more(counted, root):
+    parts = Checkpoints(tokenizer=root / "tokenizer", control=controls.moved_on)
+    policy = make_policy(counted.base, root, temporal(ALWAYS, 2), checkpoints=parts, num_open_loop_steps=4)
+    counted.forget()
+    first, second = run_episode(policy, 2, num_executed=4)
+    assert [chunk.work["early_exits"] for chunk in (first, second)] == [0, 1] and second.work["base_layers"] == 0
+    left = torch.from_numpy(first.memory.chunk[4:])
+    wanted = torch.cat([left, left[-1:].expand(4, -1)])[None]
+    tokenizer = policy.tokens.tokenizer
+    (expected,) = policy.to_robot(tokenizer.decode(tokenizer.encode(executed(wanted))))
+    assert np.allclose(second.actions, expected, atol=1e-6)
+    for policy, match in (
+        (make_policy(counted.base, root, temporal(ALWAYS, 3), checkpoints=parts, num_open_loop_steps=8), "0 are left"),
+        (make_policy(counted.base, root, Exit(num_draft_stages=None), checkpoints=parts), "there is none yet"),
+    ):
+        with pytest.raises(SettingError, match=match):
+            run_episode(policy, 2, num_executed=8)
 
 
 def test_a_chunk_that_is_held_repeats_its_last_action_and_a_shorter_horizon_executes_less(counted, root):

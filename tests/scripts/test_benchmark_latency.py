@@ -272,25 +272,38 @@ def test_a_ratio_is_that_of_means():
     assert found["ratio"] == 3 and low <= 3 <= high and low == pytest.approx(8 / 3) and high == 4
 
 
-def test_decodings_of_the_released_policy_are_timed_and_held_to_what_they_promise():
-    """Real weights, one episode's first three observations: exits end at layer 3, temporal skips, hold repeats."""
+def timed(names, num_observations):
+    """What `Policies` keeps of the released policy's decodings at the first observations of an episode."""
     kept = {}
-    names = ["speculative", "exit", "early_exit", "temporal", "hold 2"]
     part = Policies(
-        ROOT / "released", names, [recorded_episodes()[0][:3]], device="cpu", threads=1, left=lambda: 1e9,
-        report=lambda line: None,
+        ROOT / "released", names, [recorded_episodes()[0][:num_observations]], device="cpu", threads=1,
+        left=lambda: 1e9, report=lambda line: None,
     )  # fmt: skip
     part.measure(set(), warmup=0, calls=2, write=kept.update)
     arms = {one["decoding"]: one for one in kept["arms"].values()}
-    assert list(arms) == ["l1", *names] and all(one["wall_ms"]["calls"] == 3 for one in arms.values())
+    assert list(arms) == ["l1", *names] and all(one["wall_ms"]["calls"] == num_observations for one in arms.values())
     for name, one in arms.items():
         assert one["check"]["passed"] and one["check"]["agreeing"] == 1, name
     assert arms["l1"]["over_l1"]["ratio"] == 1 and arms["l1"]["work"]["base_layers"] == 6
+    assert all(0.5 < one["parts_over_whole"] <= 1.001 for one in arms.values())
+    return kept, arms
+
+
+def test_a_decoding_of_the_released_policy_is_timed_and_held_to_what_it_promises():
+    """Real weights, one episode's first two observations: exits end at layer 3."""
+    kept, arms = timed(["exit"], 2)
+    assert arms["exit"]["work"]["base_layers"] == 3 and arms["exit"]["decided_early"]["share"] == 1
+    assert "exit | eager" in table([{**POLICY_RUN, **kept}])
+
+
+@pytest.mark.slow
+def test_all_decodings_of_the_released_policy_are_timed_and_held_to_what_they_promise():
+    """Real weights, one episode's first three observations: exits end at layer 3, temporal skips, hold repeats."""
+    kept, arms = timed(["speculative", "exit", "early_exit", "temporal", "hold 2"], 3)
     assert arms["exit"]["work"]["base_layers"] == 3 and arms["exit"]["decided_early"]["share"] == 1
     assert arms["hold 2"]["ms_a_step"] == pytest.approx(arms["hold 2"]["wall_ms"]["mean"] / 10)
     skipped = arms["temporal"]["decided_early"]["share"]
     assert arms["temporal"]["work"]["base_layers"] == pytest.approx(6 * (1 - skipped))
-    assert all(0.5 < one["parts_over_whole"] <= 1.001 for one in arms.values())
     text = table([{**POLICY_RUN, **kept}])
     assert "hold 2 | eager" in text and "Budget: policy released" in text
 

@@ -190,7 +190,7 @@ class OpenVLABase:
         live = not any(observation.stored for observation in observations)
         pictures = np.stack(self._pictures(observations, jpeg_here=not live))
         pixels = self._device_pictures(pictures, live=live)  # [B*M, C, S, S]
-        pixels = pixels.view(len(observations), -1, *pixels.shape[2:])
+        pixels = pixels.reshape(len(observations), -1, *pixels.shape[2:])
         return {"pixel_values": pixels, **self._words_and_numbers(observations)}
 
     def _words_and_numbers(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
