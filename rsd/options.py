@@ -62,6 +62,13 @@ def old_folder(text: str) -> Path:
     return Path(text)
 
 
+def old_file(text: str) -> Path:
+    """A file that is there."""
+    if not any_path(text).is_file():
+        raise argparse.ArgumentTypeError(f"is {text!r}, where there is no file")
+    return Path(text)
+
+
 def new_folder(text: str) -> Path:
     """A folder, there or to be made, in which files can be written."""
     _require_room(text, any_path(text))

@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))  # runs from a bare checkout, where the package is
 
 from rsd.errors import RSDError, SettingError  # noqa: E402
 from rsd.files import write_atomically  # noqa: E402
-from rsd.options import Options, any_path, held, new_folder, old_folder, reported  # noqa: E402
+from rsd.options import Options, any_path, held, new_folder, old_file, old_folder, reported  # noqa: E402
 from rsd.settings import Count, Device, Natural, Positive, Processes, require_device  # noqa: E402
 from scripts.latency.budget import budget  # noqa: E402
 from scripts.latency.policies import DECODINGS, Policies  # noqa: E402
@@ -192,7 +192,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--decodings", nargs="+", default=list(DECODINGS), metavar="NAME", help=f"({', '.join(DECODINGS)})"
     )
-    parser.add_argument("--episodes", type=any_path, default=EPISODES, metavar="FILE", help="of record_policy.py")
+    parser.add_argument("--episodes", type=old_file, default=EPISODES, metavar="FILE", help="of record_policy.py")
     parser.add_argument("--threads", type=held(Processes), default=2, help="cores of policy_cpu (2)")
     parser.add_argument("--warmup", type=held(Natural), default=20, help="calls of each before those that count (20)")
     parser.add_argument("--calls", type=held(Count), default=200, help="timed calls of each arm (200)")

@@ -6,11 +6,13 @@ libero_spatial, in order. Pictures are JPEG; what they decode to counts as the c
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rsd.errors import SettingError
 from rsd.jpeg import decode_jpeg, encode_jpeg
 from rsd.types import Observation
 
@@ -56,8 +58,15 @@ def recorded_observations(path: Path = FIXTURE) -> list[Observation]:
 
 
 def recorded_episodes(path: Path = EPISODES) -> list[list[Observation]]:
-    """Observations of each recorded episode, one a chunk."""
-    with np.load(path) as arrays:
-        lengths = arrays[LENGTHS].tolist()
+    """Observations of each recorded episode, one a chunk.
+
+    Raises:
+        SettingError: the file is none of those.
+    """
+    try:
+        with np.load(path) as arrays:
+            lengths = arrays[LENGTHS].tolist()
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise SettingError(f"{path} holds no recorded episodes; name a file of record_policy.py --episodes") from error
     seen = iter(recorded_observations(path))
     return [[next(seen) for _ in range(length)] for length in lengths]

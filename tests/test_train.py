@@ -262,7 +262,11 @@ def test_a_training_that_diverges_publishes_nothing(pipeline, run_train, tmp_pat
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("quantizer=rfsq_d9", "Could not find 'quantizer/rfsq_d9'"), ("no_such_key=1", "Could not override")],
+    [
+        ("quantizer=rfsq_d9", "Could not find 'quantizer/rfsq_d9'"),
+        ("no_such_key=1", "Could not override"),
+        ("accept=levels", "accept= is given, and nothing here accepts tokens; choose decoding=speculative, which"),
+    ],
 )
 def test_an_unknown_group_choice_or_key_is_named(run_train, override, message):
     code, error = run_train("phase=rfsq", override)

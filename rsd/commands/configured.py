@@ -174,9 +174,22 @@ def folder_options(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_calibrated(cfg: DictConfig, overrides: Sequence[str]) -> bool:
-    """Whether a decoding is asked for by its name alone, and the policy's folder has a calibrated one of that name."""
-    by_name_alone = not any(is_typed([one], "decoding") and not one.startswith("decoding=") for one in overrides)
-    return by_name_alone and cfg.decoding.name in read_record(Path(cfg.policy)).get(CALIBRATIONS, {})
+    """Whether a decoding is asked for by its name alone, and the policy's folder has a calibrated one of that name.
+
+    Raises:
+        SettingError: it has, and something of the decoding was typed, but no gate: another threshold would be taken.
+    """
+    name = cfg.decoding.name
+    if name not in read_record(Path(cfg.policy)).get(CALIBRATIONS, {}):
+        return False
+    more = [one for one in overrides if is_typed([one], "decoding", "draft.num_stages")]
+    more = [one for one in more if not one.startswith("decoding=")]
+    if more and not is_typed(more, "decoding.decode.gate"):
+        raise SettingError(
+            f"{', '.join(more)} beside decoding={name}, whose threshold {cfg.policy} has calibrated without it; leave "
+            "it out, or give a threshold by hand, which promises nothing: decoding.decode.gate.threshold="
+        )
+    return not more
 
 
 def _suite(cfg: DictConfig) -> str | None:

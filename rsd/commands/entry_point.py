@@ -59,7 +59,9 @@ ERROR_FILE = "error.log"
 # A command that makes what a message misses
 HINT = re.compile(r"(python (?:train\.py phase=\w+|scripts/cache_hidden_states\.py))((?: \w+=[\w-]+)*)")
 LOADER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)[^.]*")
-REPEATED = ("model", "quantizer", "data", "chunk", "paths")  # what such a command takes over, of what was typed
+NO_ACCEPT = "Could not override 'accept'. No match in the defaults list."  # Hydra's words, which advise +accept=
+# What such a command takes over, of what was typed
+REPEATED = ("model", "quantizer", "data", "chunk", "paths", "visual_tokens")
 
 
 SERVE = "scripts/serve_policy.py"
@@ -101,6 +103,11 @@ def in_one_line(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):  # whose words are the parser's
         remedy = "write key=value, and quotes of Hydra's own around a value that it cannot read: \"key='value'\""
         return f"{error.override!r} cannot be read; {remedy}"
+    if NO_ACCEPT in str(error):
+        return (
+            "accept= is given, and nothing here accepts tokens; choose decoding=speculative, which brings accept "
+            "along, or leave it out"
+        )
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     return " ".join(" ".join(str(one).split()) for one in (error, cause) if one is not None)
 

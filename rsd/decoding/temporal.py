@@ -16,9 +16,11 @@ from torch import Tensor
 
 from rsd.decoding.decoding import DRAFT, Decoding
 from rsd.decoding.early_exit import EarlyExit
+from rsd.decoding.exit import Exit
 from rsd.decoding.gates import Gate
 from rsd.decoding.past import Past
 from rsd.decoding.sampling import Noise
+from rsd.errors import SettingError
 from rsd.settings import Count, Depth, checked
 from rsd.stages import StageLogits
 from rsd.types import Code
@@ -32,7 +34,8 @@ class Temporal:
 
     Attributes:
         gate: Which proposals are executed unseen by the base model.
-        full: What decodes the others, and the first chunk of an episode.
+        full: What decodes the others, and the first chunk of an episode. Not `Exit`; an `EarlyExit` verifies only the
+            rows that its own gate does not decide.
         num_draft_stages: Stages that the draft is asked for, 1..Q; None for Q.
         max_unverified: n of at least 1; of any n chunks in a row, the base model has decided one.
     """
@@ -44,6 +47,14 @@ class Temporal:
 
     def __post_init__(self) -> None:
         _ = self._early  # checks the first three
+        inside: Decoding | None = self.full
+        while inside is not None:
+            if isinstance(inside, Exit):
+                raise SettingError(
+                    "full ends in Exit, which never asks the base model, so that no chunk would be verified, whatever "
+                    "max_unverified is; use decoding=exit draft=micro for the draft alone, or another full"
+                )
+            inside = getattr(inside, "full", None)
 
     @property
     def _early(self) -> EarlyExit:

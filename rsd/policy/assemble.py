@@ -189,7 +189,8 @@ def _tokens(
     elif DRAFT in decoding.needs:
         if checkpoints.draft is None:
             raise PolicyError(f"decoding {name} needs a draft, and the policy has none; train one with phase=draft")
-        remedy = f"give its own draft.layer, or train one with {training}"
+        at = "" if checkpoints.draft_point is None else f" draft.layer={checkpoints.draft_point}"
+        remedy = f"give its own draft.layer, or train one with {training}{at}"
         draft = draft_at(DRAFT, checkpoints.draft, checkpoints.draft_point, remedy)
     if EARLIER in decoding.needs:
         if not isinstance(draft, HeadAt | NumbersAt):

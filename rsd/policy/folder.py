@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rsd.checkpoint import JSON_FILE, CheckpointError, file_sha256
-from rsd.decoding import DRAFT, EARLIER, KIND, TARGET, Decoding, from_json, to_json
+from rsd.decoding import DRAFT, EARLIER, KIND, TARGET, Decoding, asks_tokens, from_json, to_json
 from rsd.differences import differences, told
 from rsd.errors import SettingError
 from rsd.files import stranger
 from rsd.models.openvla.loading import load_base
 from rsd.models.openvla.visual_tokens import from_json as tokens_from_json
-from rsd.policy.assemble import Checkpoints, assemble, in_numbers_alone
+from rsd.policy.assemble import IN_TOKENS, Checkpoints, assemble, in_numbers_alone
 from rsd.policy.contract import PolicyError
 from rsd.policy.policy import VLAPolicy
 from rsd.record import EntryError, conform, read, shown, write
@@ -203,6 +203,8 @@ def _drafting(folder: Path, record: Mapping[str, Any], name: str, decoding: Deco
     part = draft or (entry.get("draft") if isinstance(entry, dict) else None) or "draft"
     if part not in DRAFTS:
         raise CheckpointError(f"draft {part!r} of {folder}, expected one of {list(DRAFTS)}")
+    if part == NUMBERS and (who := asks_tokens(decoding)) is not None:  # before one is trained in vain
+        raise PolicyError(f"{who} asks the draft for tokens, and draft={NUMBERS} says numbers; {IN_TOKENS}")
     if part not in record["parts"]:
         command = "phase=draft" if part == "draft" else f"phase=draft draft={part}"
         raise PolicyError(

@@ -52,7 +52,10 @@ def test_a_decoding_by_its_name_alone_is_the_calibrated_one_of_the_folder(tmp_pa
         policy_fields(composed("eval", overrides), overrides)
     fields = policy_fields(composed("eval", overrides[:3]), overrides[:3])
     assert fields["options"]["gate"]["threshold"] == -0.5 and fields["decoding"] == "temporal"
-    by_hand = [*overrides, "decoding.decode.gate.threshold=-0.1"]
+    for typed in ("draft.num_stages=1", "decoding.decode.max_unverified=4", "decoding@decoding.full=hold"):
+        with pytest.raises(SettingError, match=rf"^{typed} beside decoding=temporal, whose threshold"):
+            folder_options(composed("eval", [*overrides, typed]), [*overrides, typed])
+    by_hand = [*overrides, "decoding.decode.max_unverified=4", "decoding.decode.gate.threshold=-0.1"]
     assert policy_fields(composed("eval", by_hand), by_hand)["options"]["gate"]["threshold"] == -0.1
 
 

@@ -100,6 +100,11 @@ def test_a_sweep_over_phases_is_refused_before_anything_is_written(command, tmp_
         ("phase=oft model=oft_tiny", "chunk=4", "phase=oft model=oft_tiny chunk=4"),
         ("phase=head", "env=libero_10", "phase=head data=libero_10"),
         ("phase=head", "env=libero_10 data=libero_goal", "phase=head data=libero_goal"),
+        (
+            "phase=draft",
+            "visual_tokens=grid visual_tokens.num_tokens=8",
+            "phase=draft visual_tokens=grid visual_tokens.num_tokens=8",
+        ),
         ("phase=rfsq", "paths.root=here policy_threads=2", "phase=rfsq paths.root=here"),
     ],
 )

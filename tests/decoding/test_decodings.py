@@ -382,6 +382,12 @@ def test_no_fewer_than_one_unverified_chunk(wrong):
         temporal(0.0, L1(), wrong)
 
 
+@pytest.mark.parametrize("full", [Exit(num_draft_stages=2), Hold(full=Exit(num_draft_stages=2), num_repeats=1)])
+def test_skipping_needs_a_full_decoding_that_asks_the_base_model(full):
+    with pytest.raises(SettingError, match="full ends in Exit, which never asks the base model"):
+        temporal(0.0, full)
+
+
 def test_controls_decode_what_their_full_decoding_does_and_say_how_much_of_it_is_executed():
     target, draft = four_models()
     full = Speculative(num_draft_stages=3)

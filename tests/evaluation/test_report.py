@@ -247,6 +247,20 @@ class BoundedPolicy(SeeingPolicy):
         return [dataclasses.replace(one, bound=own * count if count else None) for one in super().predict(requests)]
 
 
+class DraftedPolicy(BoundedPolicy):
+    """Every chunk ended at the draft."""
+
+    def predict(self, requests):
+        return [dataclasses.replace(one, work=one.work | {"early_exits": 1}) for one in super().predict(requests)]
+
+
+@pytest.mark.parametrize(("policy", "told"), [(BoundedPolicy, False), (DraftedPolicy, True)])
+def test_the_page_says_that_a_bound_is_no_certificate_of_a_draft(tmp_path, policy, told):
+    make_run(tmp_path, policy(), num_trials=1)
+    write_report(tmp_path)
+    assert ("of that it is no certificate" in (tmp_path / "report.html").read_text()) is told
+
+
 def test_the_bound_reaches_results_trace_report_and_page(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
     results = make_run(tmp_path, BoundedPolicy(), num_trials=1, save_videos=1)
@@ -264,7 +278,7 @@ def test_the_bound_reaches_results_trace_report_and_page(tmp_path):
     tables = {name: (columns, rows) for name, columns, rows in report_tables(report)}
     assert tables["bound"][0] == ["dim", "mean", "max"] and len(tables["bound"][1]) == 7
     page = (tmp_path / "report.html").read_text()
-    assert f"certified for {bounded} of {num_chunks} chunks" in page and "<td>z</td><td" in page
+    assert f"known for {bounded} of {num_chunks} chunks" in page and "<td>z</td><td" in page
     for result in results:
         trace = json.loads((tmp_path / result.trace).read_text())
         assert [chunk["bound"] for chunk in trace["chunks"]] == [

@@ -177,7 +177,10 @@ def test_a_point_that_no_draft_was_trained_at_is_named_with_those_that_were(coun
     command = r"phase=draft draft=numbers draft\.layer=\[head,layer\.1,layer\.2,layer\.3,layer\.4\]"
     with pytest.raises(CheckpointError, match=rf"no draft at layer\.4: .*numbers {said_where} .* {command}"):
         said(counted, root, EXIT, 4)
-    elsewhere = r"numbers-layer\.2 reads layer\.2, and layer\.1 is asked for; give its own draft\.layer"
+    elsewhere = (
+        r"numbers-layer\.2 reads layer\.2, and layer\.1 is asked for; give its own draft\.layer, or train one with "
+        r"python train\.py phase=draft draft=numbers draft\.layer=1$"
+    )
     with pytest.raises(CheckpointError, match=elsewhere):
         said(counted, root, EXIT, 1, draft=root / "numbers-layer.2")
     with pytest.raises(CheckpointError, match=r"no draft checkpoint: .*; .*phase=draft draft=numbers"):
@@ -239,6 +242,8 @@ def test_a_folder_holds_one_beside_the_draft_in_tokens(folder, seen):
     )
     with pytest.raises(PolicyError, match=r"needs a draft, the part 'numbers', .* phase=draft draft=numbers, copy it"):
         load_folder(folder, draft="numbers")
+    with pytest.raises(PolicyError, match=r"^decoding Speculative asks the draft for tokens, and draft=numbers says"):
+        load_folder(folder, draft="numbers", decoding=Speculative(num_draft_stages=2), target="base")
     restamp(folder)
     tokens, numbers = load_folder(folder), load_folder(folder, draft="numbers")
     assert tokens.tokens.draft.point == "layer.1" and isinstance(numbers.tokens.draft, NumbersAt)

@@ -24,6 +24,7 @@ SLIPS = [
     ("benchmark_rlds.py", ["--seconds", "nan"], "--seconds is nan, expected a number above 0 to 3600"),
     ("benchmark_eval.py", ["--workers", "0"], "--workers is 0, expected a whole number from 1 to 1024"),
     ("benchmark_eval.py", ["--json", "new/file"], "--json is 'new/file', where there is no folder; make new"),
+    ("benchmark_latency.py", ["--episodes", "new"], "--episodes is 'new', where there is no file"),
     ("benchmark_env.py", ["--chunk", "2.5"], "--chunk is '2.5', expected a whole number from 1 to 1024"),
     ("restamp.py", [""], "folder is '', expected a path"),
 ]
