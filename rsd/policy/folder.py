@@ -318,13 +318,14 @@ def check_calibration(
     now = _holds_for(record, name, drafting, num_open_loop_steps)
     kept = {key: found.get(key) for key in now if key in found or key in ("decoding", "parts")}
     where = f"{folder / POLICY_FILE}: the threshold of decoding {name!r} was calibrated for"
-    remedy = f"run scripts/calibrate.py again, or take out entry {CALIBRATIONS}.{name}"
+    by_hand = "or give a threshold by hand, which promises nothing: decoding.decode.gate.threshold="
+    remedy = f"run scripts/calibrate.py again, take out entry {CALIBRATIONS}.{name}, {by_hand}"
     if different := differences(kept, {key: now[key] for key in kept}):
         raise CheckpointError(f"{where} another policy: {told(different)}; {remedy}")
     if suite is not None and suite not in found.get(SUITES, [suite]):
         raise PolicyError(
             f"{where} {', '.join(found[SUITES])}, not for {suite}; run scripts/calibrate.py with episodes "
-            "of that suite, too, or give a threshold by hand, which promises nothing: decoding.decode.gate.threshold="
+            f"of that suite, too, {by_hand}"
         )
 
 
