@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rsd.checkpoint import CheckpointError
 from rsd.clock import Clock
-from rsd.decoding import DRAFT, EARLIER, KIND, L1, TARGET, to_json
+from rsd.decoding import DRAFT, EARLIER, KIND, L1, TARGET, Anytime, to_json
 from rsd.errors import SettingError
 from rsd.models.openvla import require_checkpoint
 from rsd.points import draft_folder
@@ -105,7 +105,8 @@ def check_clock(policy: Policy, clock: Clock) -> None:
 
     Raises:
         DelayError: nothing of its chunks would be left.
-        SettingError: nobody knows how its robot stands still, or the clock corrects and the policy does not.
+        SettingError: nobody knows how its robot stands still, the clock corrects and the policy does not, or the decoding
+            has a clock of its own.
         PolicyError: its correction is for another delay.
     """
     if not clock.delay:
@@ -119,6 +120,11 @@ def check_clock(policy: Policy, clock: Clock) -> None:
         policy.check_delay(clock.delay)
     own = policy.policy if isinstance(policy, CorrectedPolicy) else policy
     if isinstance(own, VLAPolicy):
+        if isinstance(own.decoding, Anytime):
+            raise SettingError(
+                f"delay={clock.delay} makes a chunk late whose first steps decoding=anytime takes from the draft so that "
+                "none is: two clocks for one delay; set delay=0, or another decoding"
+            )
         clock.check(own.base.spec.chunk_length)
         rule = own.base.spec.space.gripper
         if rule != LIBERO_GRIPPER:

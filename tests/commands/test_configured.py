@@ -10,6 +10,7 @@ import rsd
 from rsd.clock import Clock, DelayError, Naive
 from rsd.commands.configured import check_clock, configured_clock, folder_options, policy_fields
 from rsd.commands.entry_point import cause_of
+from rsd.decoding import L1, Anytime
 from rsd.errors import SettingError
 from rsd.policy import PolicyError
 from rsd.policy.folder import calibrated
@@ -100,6 +101,10 @@ def test_nobody_stands_still_who_does_not_know_how():
     with pytest.raises(DelayError, match="a chunk has 8 actions"):
         policy.queue(clock=Naive(delay=8))
     assert policy.queue(clock=Clock(delay=2)).needs_observation
+    with pytest.raises(SettingError, match="two clocks for one delay; set delay=0, or another decoding"):
+        check_clock(
+            rsd.load("released", decoding=Anytime(full=L1(), num_draft_stages=1, budget_passes=0.5)), Clock(delay=1)
+        )
     object.__setattr__(policy.base.spec.space, "gripper", "unchanged")
     check_clock(policy, Clock())
     with pytest.raises(SettingError, match=r"delay=1 has the robot stand still at times, .* space has 'unchanged'"):
