@@ -105,8 +105,8 @@ def check_clock(policy: Policy, clock: Clock) -> None:
 
     Raises:
         DelayError: nothing of its chunks would be left.
-        SettingError: nobody knows how its robot stands still, the clock corrects and the policy does not, or the decoding
-            has a clock of its own.
+        SettingError: nobody knows how its robot stands still, the clock corrects and the policy does not, or the
+            decoding has a clock of its own.
         PolicyError: its correction is for another delay.
     """
     if not clock.delay:
@@ -122,8 +122,8 @@ def check_clock(policy: Policy, clock: Clock) -> None:
     if isinstance(own, VLAPolicy):
         if isinstance(own.decoding, Anytime):
             raise SettingError(
-                f"delay={clock.delay} makes a chunk late whose first steps decoding=anytime takes from the draft so that "
-                "none is: two clocks for one delay; set delay=0, or another decoding"
+                f"delay={clock.delay} makes a chunk late, of which decoding=anytime takes the first steps from the "
+                "draft so that none is: two clocks for one delay; set delay=0, or another decoding"
             )
         clock.check(own.base.spec.chunk_length)
         rule = own.base.spec.space.gripper
