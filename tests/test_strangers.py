@@ -110,9 +110,12 @@ def test_an_empty_file_is_called_empty(tmp_path: Path, name: str):
 def test_an_empty_file_of_a_policy_is_called_empty(tmp_path: Path):
     folder = Path(shutil.copytree(ROOT / "released", tmp_path / "policy"))
     for path in [one for one in folder.rglob("*") if one.suffix in (".json", ".safetensors")]:
-        content, decoding = path.read_bytes(), "temporal" if "micro" in path.parts else "speculative"
+        reads: dict[str, str] = {"decoding": "speculative"}
+        for part, asked in (("micro", {"decoding": "temporal"}), ("numbers", {"decoding": "exit", "draft": "numbers"})):
+            reads = asked if part in path.parts else reads
+        content = path.read_bytes()
         path.write_bytes(b"")
-        refused(path, "is damaged (it is empty, 0 bytes); ", lambda one=decoding: rsd.load(folder, decoding=one))
+        refused(path, "is damaged (it is empty, 0 bytes); ", lambda one=reads: rsd.load(folder, **one))
         path.write_bytes(content)
 
 
