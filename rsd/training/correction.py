@@ -20,7 +20,7 @@ from rsd.stages.correction import CorrectionHead, is_left, moved_on, save_correc
 from rsd.training.eyes import OwnEyes
 from rsd.training.given import LateBatch, late_frames_of
 from rsd.training.randomness import step_generator
-from rsd.training.steps import one_cycle
+from rsd.training.steps import scheduled
 
 MAX_PARAMETERS = 1_500_000  # it is to cost little of the time that it makes up for
 
@@ -135,8 +135,7 @@ class CorrectionModule(OwnEyes):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        schedule = one_cycle(optimizer, self.learning_rate, self.trainer.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, self.learning_rate, self.trainer.max_steps)
 
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, Any]:
         """Write the checkpoint with its eyes inside; return the last validation's L1 to the base model's newest chunk,

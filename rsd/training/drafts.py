@@ -20,7 +20,7 @@ from rsd.points import point_names
 from rsd.settings import Length, Point, Points, checked
 from rsd.training.numbers import NumberHeadModule
 from rsd.training.stage_head import StageHeadModule
-from rsd.training.steps import one_cycle
+from rsd.training.steps import scheduled
 from rsd.types import HiddenStateBatch
 
 
@@ -106,8 +106,7 @@ class DraftsModule(LightningModule):
         groups = [group for draft in self._each for group in draft.trained()]
         rate = self._each[0].learning_rate
         optimizer = torch.optim.AdamW(groups, lr=rate)
-        schedule = one_cycle(optimizer, rate, self.trainer.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, rate, self.trainer.max_steps)
 
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, Any]:
         """Write each draft's checkpoint, in a folder of its point beside `directory`; return the metrics by point."""

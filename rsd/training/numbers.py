@@ -27,7 +27,7 @@ from rsd.stages.files import save_numbers
 from rsd.stages.head import check_heads
 from rsd.training.given import gripper_accuracy, hidden_states_of
 from rsd.training.stage_head import LABELS
-from rsd.training.steps import one_cycle
+from rsd.training.steps import scheduled
 from rsd.types import HiddenStateBatch
 
 
@@ -113,8 +113,7 @@ class NumberHeadModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = torch.optim.AdamW(self.trained(), lr=self.learning_rate)
-        schedule = one_cycle(optimizer, self.learning_rate, self.trainer.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, self.learning_rate, self.trainer.max_steps)
 
     def trained(self) -> list[dict[str, Any]]:
         """Groups of parameters."""

@@ -34,7 +34,7 @@ from rsd.training.calibration import stage_report
 from rsd.training.given import hidden_states_of
 from rsd.training.plots import plot_stages
 from rsd.training.randomness import step_generator
-from rsd.training.steps import one_cycle
+from rsd.training.steps import scheduled
 from rsd.types import HiddenStateBatch
 
 
@@ -216,8 +216,7 @@ class StageHeadModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = torch.optim.AdamW(self.trained(), lr=self.learning_rate)
-        schedule = one_cycle(optimizer, self.learning_rate, self.trainer.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, self.learning_rate, self.trainer.max_steps)
 
     def trained(self) -> list[dict[str, Any]]:
         """Groups of parameters."""

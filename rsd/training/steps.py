@@ -7,6 +7,7 @@ published as it was drawn at random.
 from __future__ import annotations
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -53,3 +54,11 @@ def one_cycle(optimizer: Optimizer, peak: float, steps: int) -> OneCycleLR:
     """A learning rate that rises to its peak in the first tenth of the steps, and then falls to the last one."""
     warm = WARM if WARM * steps != 1 else WARM / 2  # a rise that ends at the first step would be divided by 0
     return OneCycleLR(optimizer, peak, total_steps=max(1, steps), pct_start=warm)
+
+
+def scheduled(optimizer: Optimizer, peak: float, steps: int) -> OptimizerLRSchedulerConfig:
+    """What `configure_optimizers` returns: the optimizer, with `one_cycle` taking a step with each of its own."""
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": one_cycle(optimizer, peak, steps), "interval": "step"},
+    }

@@ -18,7 +18,7 @@ from rsd.tokenizer.report import codec_report
 from rsd.training.given import chunks_of
 from rsd.training.plots import plot_codec
 from rsd.training.randomness import step_generator
-from rsd.training.steps import one_cycle
+from rsd.training.steps import scheduled
 from rsd.types import ChunkBatch
 
 
@@ -89,8 +89,7 @@ class TokenizerModule(LightningModule):
         if not trainable:
             return None
         optimizer = torch.optim.AdamW(trainable, lr=self.learning_rate, weight_decay=0.0)
-        schedule = one_cycle(optimizer, self.learning_rate, self.trainer.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, self.learning_rate, self.trainer.max_steps)
 
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, Any]:
         """Write the checkpoint and the plot beside it; return the metrics of the last validation.

@@ -34,7 +34,7 @@ from rsd.models.openvla.visual_tokens import Grid, Random, Scorer, VisualTokens,
 from rsd.settings import Count, NotNegative, Positive, Rate, Seed, Width, checked
 from rsd.training.given import FrameBatch, frames_of
 from rsd.training.randomness import step_generator
-from rsd.training.steps import one_cycle
+from rsd.training.steps import scheduled
 
 NUM_RANDOM = 3  # seeds of the random selection that the scorer is held against
 LEARNED = "learned"
@@ -235,8 +235,7 @@ class VisualTokensModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = torch.optim.AdamW(self.scorer.parameters(), lr=self.learning_rate, weight_decay=0.01)
-        schedule = one_cycle(optimizer, self.learning_rate, self.trainer.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, self.learning_rate, self.trainer.max_steps)
 
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, float]:
         """Write the scorer's folder; return the last validation's chunk L1 to the base model, by selection."""
