@@ -40,6 +40,7 @@ def arms(early_exit: Sequence[float], temporal: Sequence[float]) -> dict[str, li
         found[f"temporal_{number}"] = ["decoding=temporal", f"{SKIPPING}={threshold:g}"]
     found |= {f"hold_{count}": ["decoding=hold", f"decoding.decode.num_repeats={count}"] for count in (2, 4)}
     found |= {f"horizon_{count}": ["decoding=fixed_horizon", f"decoding.decode.num_steps={count}"] for count in (4, 8)}
+    found["numbers"] = ["decoding=exit", "draft=numbers"]
     found["micro_alone"] = ["decoding=exit", "draft=micro"]
     for draft in ("random", "oracle"):  # a chunk of two is the draft's, whatever it is
         found[draft] = ["decoding=temporal", f"draft={draft}", f"{SKIPPING}=-inf"]

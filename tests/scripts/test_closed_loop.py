@@ -22,7 +22,7 @@ STEPS = {step.name: step.command[1:] for step in closed_loop.plan(ASKED)}
 def test_the_arms_are_those_of_the_benchmark():
     assert list(STEPS) == [
         "l1", "speculative", "exit", "early_exit_1", "early_exit_2", "early_exit_3", "temporal_1", "temporal_2",
-        "temporal_3", "hold_2", "hold_4", "horizon_4", "horizon_8", "micro_alone", "random", "oracle",
+        "temporal_3", "hold_2", "hold_4", "horizon_4", "horizon_8", "numbers", "micro_alone", "random", "oracle",
     ]  # fmt: skip
 
 
@@ -36,6 +36,7 @@ def test_the_arms_are_those_of_the_benchmark():
         ("temporal_1", ("micro", -0.4), "micro"),
         ("hold_4", Hold(num_repeats=4, full=L1()), None),
         ("horizon_4", FixedHorizon(num_steps=4, full=L1()), None),
+        ("numbers", Exit(num_draft_stages=None), "numbers"),
         ("micro_alone", Exit(num_draft_stages=None), "micro"),
         ("random", ("random", float("-inf")), "random"),
         ("oracle", ("oracle", float("-inf")), "oracle"),
