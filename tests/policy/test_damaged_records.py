@@ -32,7 +32,7 @@ VALUES = [pytest.param(FEW, id="few"), pytest.param(MORE, id="more", marks=pytes
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch) -> None:
-    """The base model is loaded without numbers, and built again only where what it is made with is damaged."""
+    """The base model is loaded without numbers, and again only where it, or what it is made with, is damaged."""
     built: list[OpenVLAOFT] = []
 
     def built_once(architecture: Architecture) -> OpenVLAOFT:
@@ -40,13 +40,19 @@ def network(monkeypatch) -> None:
             built.append(outline(architecture))
         return built[0] if repr(built[0].architecture) == repr(architecture) else outline(architecture)
 
+    loaded: dict[tuple[str, str], OpenVLABase] = {}
+
     @functools.wraps(load_base)
-    def without_numbers(**options: Any) -> OpenVLABase:
-        return load_base(**options | {"device": "meta"})
+    def loaded_once(*, checkpoint: Path, **options: Any) -> OpenVLABase:
+        options["device"] = "meta"
+        key = repr((checkpoint, options)), file_sha256(checkpoint / "checkpoint.json")
+        if key not in loaded:
+            loaded[key] = load_base(checkpoint=checkpoint, **options)
+        return loaded[key]
 
     for module in (loading, published):
         monkeypatch.setattr(module, "outline", built_once)
-    monkeypatch.setattr("rsd.policy.folder.load_base", without_numbers)
+    monkeypatch.setattr("rsd.policy.folder.load_base", loaded_once)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
