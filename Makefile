@@ -9,15 +9,15 @@ APT := $(shell if [ "$$(id -u)" = 0 ]; then echo apt-get; elif sudo -n true 2>/d
 demo: gl
 	$(BIN)/python scripts/demo.py --size demo
 
-smoke: gl  ## the demo at a tenth of its size, from the beginning
+smoke: gl  ## the demo as small as it goes, from the beginning
 	rm -rf outputs/smoke
 	$(BIN)/python scripts/demo.py --size smoke
 
 test: setup  ## the fast tests; two minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not sim and not gpu and not tf"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not sim and not gpu and not tf"
 
 test-slow: setup  ## real commands, killed and resumed; several processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not sim and not gpu and not tf"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not sim and not gpu and not tf"
 
 sim: gl  ## tests that need the simulator; about ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m sim

@@ -21,7 +21,8 @@ from rsd.record import read_json
 from rsd.runs import METRICS_FILE
 
 READOUT = ["decoding=exit", "draft=numbers"]  # a third of the layers
-DECODINGS = {  # of each policy: its runs by name, with what they are told
+Decodings = dict[str, dict[str, list[str]]]
+DECODINGS: Decodings = {  # of each policy: its runs by name, with what they are told
     "eval": {"l1": ["decoding=l1"], "speculative": ["decoding=speculative"]},
     "released": {
         "l1": ["decoding=l1"],
@@ -30,6 +31,11 @@ DECODINGS = {  # of each policy: its runs by name, with what they are told
         "temporal": ["decoding=temporal"],
     },
     "goal": {"l1": ["decoding=l1"], "exit": READOUT},
+}
+SMOKE: Decodings = {  # the same policies and all ways of decoding, each once
+    "eval": {"speculative": ["decoding=speculative"]},
+    "released": {"l1": ["decoding=l1"], "temporal": ["decoding=temporal"]},
+    "goal": {"exit": READOUT},
 }
 POLICIES = {
     "eval": "trained in this demo",
@@ -52,11 +58,12 @@ class Size:
     released_tasks: str
     released_trials: int
     goal_tasks: str  # one episode each
+    decodings: Decodings
 
 
 SIZES = {
-    "demo": Size("[0,4]", 12, 2500, 500, 400, 400, 2, "[0,4,9]", 2, "[0,7,9]"),
-    "smoke": Size("[4]", 2, 200, 10, 20, 20, 1, "[9]", 1, "[7]"),
+    "demo": Size("[0,4]", 12, 2500, 500, 400, 400, 2, "[0,4,9]", 2, "[0,7,9]", DECODINGS),
+    "smoke": Size("[4]", 2, 20, 3, 5, 5, 1, "[9]", 1, "[7]", SMOKE),
 }
 
 
@@ -88,7 +95,7 @@ def plan(size: Size, root: Path) -> list[Step]:
         "goal": ["policy=released", "env=libero_goal", *common, f"tasks={size.goal_tasks}", "num_trials=1"],
     }
     for name, options in evaluations.items():
-        for decoding, told in DECODINGS[name].items():
+        for decoding, told in size.decodings[name].items():
             command = ["eval.py", *told, *options]
             steps.append(Step(f"{name}_{decoding}", command, REPORT_JSON))
     return steps
@@ -112,7 +119,7 @@ def write_report(root: Path, size: str, steps: list[Step]) -> Path:
     """<root>/report.html from the run folders: the steps with their times, and what each of them measured."""
     runs = root / "runs"
     policies = [
-        {"title": title, "evaluations": [evaluation(root, name, decoding) for decoding in DECODINGS[name]]}
+        {"title": title, "evaluations": [evaluation(root, name, decoding) for decoding in SIZES[size].decodings[name]]}
         for name, title in POLICIES.items()
     ]
     rows = [

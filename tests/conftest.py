@@ -7,7 +7,10 @@ from pathlib import Path
 import absl.logging
 import pytest
 
+from tests.composing import compose_quickly
 from tests.golden_files import GOLDEN
+
+compose_quickly()
 
 # A shell starts background jobs with Ctrl-C ignored, and their children inherit that; tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

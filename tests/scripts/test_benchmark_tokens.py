@@ -8,12 +8,17 @@ import torch
 
 from rsd.errors import SettingError
 from rsd.models.openvla.visual_tokens import Scorer, save_scorer
+from scripts import benchmark_tokens
 from scripts.benchmark_tokens import benchmark, interval, selections
+from scripts.recorded import recorded_observations
 
 RELEASED = Path(__file__).parents[2] / "released"
 
 
-def test_distances_grow_as_tokens_go_and_all_of_them_are_the_model():
+def test_distances_grow_as_tokens_go_and_all_of_them_are_the_model(monkeypatch):
+    observations = recorded_observations()[:4]
+    monkeypatch.setattr(benchmark_tokens, "recorded_observations", lambda: observations)
+    monkeypatch.setattr(benchmark_tokens, "WARMUP", 1)
     result = benchmark(RELEASED, selections([32, 4], []), chunks=1, threads=1, device="cpu")
     assert list(result) == ["all", "grid 32", "random 32", "grid 4", "random 4"]
     assert [one["visual_tokens"] for one in result.values()] == [64, 64, 64, 8, 8]

@@ -29,7 +29,7 @@ from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.canaries import check_canaries
 from rsd.models.openvla.execution import check_execution
 from rsd.models.openvla.fp8 import Fp8
-from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
+from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights, outline
 from rsd.models.openvla.pictures import check_pictures
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.robots import Robot
@@ -289,11 +289,11 @@ def _load_own(directory: Path, wanted: Wanted) -> OpenVLABase:
         },
     )
     key, stats = _statistics(directory, config["norm_stats"], wanted)
-    with torch.device("meta"):  # sizes are held to those of the weights before memory is taken for them
-        outline = OpenVLAOFT(architecture)
-    check_names(directory, shapes_of(outline.state_dict()), shapes_of(checkpoint.weights))
-    model = OpenVLAOFT(architecture)
-    load_weights(model, checkpoint, directory)
+    model = outline(architecture)  # sizes are held to those of the weights before memory is taken for them
+    check_names(directory, shapes_of(model.state_dict()), shapes_of(checkpoint.weights))
+    if wanted.device != "meta":
+        model = OpenVLAOFT(architecture)
+        load_weights(model, checkpoint, directory)
     return OpenVLABase(
         model=cast_weights(model.to(wanted.device), wanted.dtype).eval(),
         processor=PrismaticImageProcessor(**config["processor"]),

@@ -22,6 +22,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import Cache, LlamaConfig, LlamaForCausalLM
+from transformers.initialization import no_init_weights
 
 from rsd.errors import SettingError
 from rsd.models.openvla.action_heads import ACTION_HEADS, Prompt, select
@@ -231,6 +232,12 @@ def cast_weights(model: OpenVLAOFT, dtype: torch.dtype) -> OpenVLAOFT:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model
+
+
+def outline(architecture: Architecture) -> OpenVLAOFT:
+    """The network without numbers, on device "meta": names, shapes and order of its weights, and no memory for them."""
+    with torch.device("meta"), no_init_weights():
+        return OpenVLAOFT(architecture)
 
 
 class OpenVLAOFT(nn.Module):

@@ -19,7 +19,7 @@ from rsd.models.openvla import published
 from rsd.models.openvla.heads import L1ActionHead, ProprioProjector
 from rsd.models.openvla.loading import require_checkpoint
 from rsd.models.openvla.lora import require_peft
-from rsd.models.openvla.model import OpenVLAOFT
+from rsd.models.openvla.model import OpenVLAOFT, outline
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.published_writer import DEFAULT_SHARD_BYTES, write_published
 from rsd.models.openvla.text import LlamaText
@@ -109,8 +109,7 @@ def _with_new_heads(
 ) -> OpenVLAOFT:
     """The same network with an untrained L1 head, in float32; its other weights are shared, not copied."""
     architecture = dataclasses.replace(model.architecture, action_head=action_head, proprio_dim=proprio_dim)
-    with torch.device("meta"):
-        result = OpenVLAOFT(architecture)
+    result = outline(architecture)
     for name, part in model.named_children():
         setattr(result, name, part)
     width = model.llm_config.hidden_size

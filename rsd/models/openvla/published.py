@@ -24,7 +24,7 @@ from rsd.checkpoint import CheckpointError, check_finite, check_names, shapes_of
 from rsd.errors import SettingError
 from rsd.files import stranger
 from rsd.models.openvla.action_heads import ACTION_HEADS
-from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights, check_llm
+from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights, check_llm, outline
 from rsd.models.openvla.streaming import put, read_headers, stream, weight_files
 from rsd.models.openvla.vit import ViTShape
 from rsd.record import EntryError, conform, read, shown
@@ -328,8 +328,7 @@ def build_model(
         proprio_dim=None if proprio is None else proprio["fc1.weight"].shape[1],
         film="vision_backbone" in side,
     )
-    with torch.device("meta"):
-        model = OpenVLAOFT(architecture)
+    model = outline(architecture)
     beside = {f"{component}.{name}": value for component, part in side.items() for name, value in part.items()}
     found = read_headers(weight_files(directory))
     if architecture.film:  # its towers come from the side file, never from the shards

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rsd.errors import SettingError
-from rsd.models.openvla.model import Architecture, OpenVLAOFT
+from rsd.models.openvla.model import Architecture, OpenVLAOFT, outline
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.published import DINO, SIGLIP, TIMM_SHAPES
 from rsd.models.openvla.published_writer import (
@@ -79,8 +79,7 @@ def random_model(
     architecture: Architecture, *, seed: int, device: str | torch.device, dtype: torch.dtype = torch.bfloat16
 ) -> OpenVLAOFT:
     """The network with random weights, made where they will live: nothing passes through the host."""
-    with torch.device("meta"):
-        model = OpenVLAOFT(architecture)
+    model = outline(architecture)
     for name, value in list(model.state_dict().items()):
         put(model, name, random_tensor(name, value.shape, seed=seed, device=device).to(dtype))
     model.language_model.model.rotary_emb = LlamaRotaryEmbedding(config=model.llm_config).to(device)
@@ -129,8 +128,7 @@ def write_random_checkpoint(
         entry: Statistics of a data set, under the name of every suite; made up when None, and then a tokenizer that was
             fitted to data does not fit.
     """
-    with torch.device("meta"):
-        shapes = {name: value.shape for name, value in OpenVLAOFT(architecture).state_dict().items()}
+    shapes = {name: value.shape for name, value in outline(architecture).state_dict().items()}
     towers = list(zip((DINO, SIGLIP), architecture.transformers, strict=True))
     kwargs = [shrunk(shape, TIMM_SHAPES[name.split(".")[0]]) for name, shape in towers]
     sizes = [shape.image_size for shape in architecture.transformers]
