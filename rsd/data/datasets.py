@@ -250,6 +250,13 @@ class Demonstrations:
                 f"{len(empty)} {where} have {sum(empty.values())} steps with an empty instruction: {_some([*empty])}"
             )
         actions = np.concatenate([one.actions for one in self.trajectories])
+        motions = [dim for dim in range(actions.shape[1]) if dim not in self.places.grippers]
+        if still := [dim for dim in motions if (actions[:, dim] == actions[0, dim]).all()]:
+            values = ", ".join(f"{dim} (always {actions[0, dim]:g})" for dim in still)
+            dropped.append(
+                f"dims {values} of the actions never move: nothing is learned of them, and the policy repeats the "
+                "value; data.action=[…] with slices leaves them out"
+            )
         cut = _cut_off("action", actions, space.action, space.bounds) if cut_actions else []
         if self.views and space.proprio is not None:
             proprio = np.concatenate([one.proprio for one in self.trajectories])

@@ -159,9 +159,10 @@ class Layout:
     def __post_init__(self) -> None:
         for name in ("action", "proprio"):
             self._declared(name)
+        stride = self.stride
         asked = {"data.every": self.every, "data.target_rate": self.target_rate, "data.idle": self.idle}
         for key, value in asked.items():
-            if value is not None and self.relative is None and (self.stride > 1 or key == "data.idle"):
+            if value is not None and self.relative is None and (stride > 1 or key == "data.idle"):
                 raise SettingError(
                     f"{key} is {value:g}, and nobody knows which action dims are deltas (summed) and which absolute "
                     "(picked): set data.relative=true, =false, or a list with one of them for each dim"
@@ -174,7 +175,7 @@ class Layout:
         Raises:
             SettingError: the recorded rate is not known, or is no multiple of the wanted one.
         """
-        if self.every is None and self.target_rate is None:
+        if self.every in (None, 1) and self.target_rate is None:
             return 1
         key = "data.every" if self.target_rate is None else "data.target_rate"
         if self.every is not None and self.target_rate is not None:
@@ -343,9 +344,7 @@ class Features:
         if spec is None or not (_is_vector(spec) or (numbers and spec.kind == "tensor" and not spec.shape)):
             raise self.missing(part.feature, "tensor [dims]", key)
         if not self.dims(part):
-            raise DataError(
-                f"{self.directory}: {key} asks for {part}, the feature has {list(spec.shape)}; no dim is left"
-            )
+            raise DataError(f"{self.directory}: {key} asks for {part} of {list(spec.shape)}, and no dim is left")
 
     def require_picture(self, name: str, key: str) -> None:
         """Raise DataError unless the steps have pictures of this name that become RGB of 8 bits."""
