@@ -17,7 +17,8 @@ RESTS = 0.01  # of the 99 % quantile of a dim's movement, up to which it rests
 JUMP_Q99 = 4.0  # times the 99 % quantile of a dim's steps, from which on one is a jump
 JUMP_MEDIAN, JUMP_RANGE = 15.0, 0.5  # or so many medians, and more than this part of q01..q99
 FOLLOWS = 0.5  # correlation, from which on the state is said to follow an action
-IS_GOAL = 0.9  # correlation of an action with the next state, from which on it is its goal
+IS_GOAL, SAME_UNIT = 0.9, (0.5, 2.0)  # correlation with the next state from which on an action is its goal, and slope
+SURELY_GOAL = 0.99  # the same, of an action in another unit
 
 
 def dim_figures(values: np.ndarray) -> list[dict[str, Any]]:
@@ -154,8 +155,9 @@ def responses(actions: Sequence[np.ndarray], states: Sequence[np.ndarray]) -> li
     step, goal = correlations(given, after - before), correlations(given, after)  # [A, P]
     found = []
     for dim in range(num_dims):
-        best_step, best_goal = int(np.abs(step[dim]).argmax()), int(np.abs(goal[dim]).argmax())
-        as_goal = abs(goal[dim, best_goal]) >= IS_GOAL and abs(goal[dim, best_goal]) > abs(step[dim, best_step])
+        best_step, best_goal = int(np.abs(step[dim]).argmax()), int(goal[dim].argmax())
+        as_goal = _is_goal(goal[dim, best_goal], _slope(given[:, dim], after[:, best_goal]))
+        as_goal &= goal[dim, best_goal] > abs(step[dim, best_step])
         state = best_goal if as_goal else best_step
         target = after[:, state] if as_goal else (after - before)[:, state]
         kind = "goal" if as_goal else "step" if abs(step[dim, state]) >= FOLLOWS else "unclear"
@@ -172,6 +174,10 @@ def responses(actions: Sequence[np.ndarray], states: Sequence[np.ndarray]) -> li
             }
         )
     return found
+
+
+def _is_goal(r: float, slope: float) -> bool:
+    return bool(r >= SURELY_GOAL or (r >= IS_GOAL and SAME_UNIT[0] <= slope <= SAME_UNIT[1]))
 
 
 def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from rsd.data.rlds import RLDSDataset
 from rsd.errors import RSDError
 
 Report = Callable[[int], None]
+USUAL_VIEWS = ("image", "wrist_image")  # of the models in conf/model
 FEW_NUMBERS = 64  # of a step, up to which a feature that has no role is read for its range
 SHOWN_EPISODES = 6  # in the strips of pictures
 SHOWN_AT = (0.0, 0.25, 0.5, 0.75, 1.0)  # of an episode
@@ -92,6 +93,7 @@ class Content:
         files: Name to bytes.
         features: Flat name to what one value is; empty where even features.json cannot be read.
         num_episodes: That it says to hold; 0 where that is not known.
+        asked: Views that are wanted.
         places: Where the layout finds things, as far as it does.
         episodes: Those that were read.
         refused: What a training would say of its files and features, a message each by what it is about.
@@ -104,6 +106,7 @@ class Content:
     files: dict[str, int]
     features: dict[str, FeatureSpec]
     num_episodes: int
+    asked: list[str]
     places: Places
     episodes: list[Episode]
     refused: dict[str, str]
@@ -125,6 +128,7 @@ def look_into(
     layout: Layout,
     views: Sequence[str] | None = None,
     *,
+    proprio: bool = True,
     max_episodes: int | None = None,
     progress: Callable[[int], Report] | None = None,
 ) -> Content:
@@ -134,11 +138,12 @@ def look_into(
         directory: <root>/<name>/<version>.
         layout: Where things are declared to be.
         views: Pictures that are wanted; all that the steps have, if left out.
+        proprio: Whether it is needed; where not, it is shown if it is there.
         max_episodes: Read no more, spread evenly over the set; all of them if left out.
         progress: Called with the number of episodes; gives what is called with the number that are just done.
     """
     directory = Path(directory)
-    content = Content(directory, directory.parent.name, directory.name, _files(directory), {}, 0, NOWHERE, [], {}, [])
+    content = Content(directory, directory.parent.name, directory.name, _files(directory), {}, 0, [], NOWHERE, [], {}, [])
     try:
         rlds = RLDSDataset(directory)
     except RSDError as error:
@@ -147,7 +152,8 @@ def look_into(
         return content
     content.name, content.version, content.features = rlds.name, rlds.version, rlds.features
     content.num_episodes, content.dropped = len(rlds), list(rlds.dropped)
-    content.places, content.refused = find_all(rlds, layout, pictures_of(rlds.features) if views is None else views)
+    content.asked = list(views or pictures_of(rlds.features) or USUAL_VIEWS[:1])  # none at all is refused, too
+    content.places, content.refused = find_all(rlds, layout, content.asked, proprio=proprio)
     chosen = spread(len(rlds), max_episodes)
     shown = {chosen[place] for place in spread(len(chosen), SHOWN_EPISODES)}
     report = progress(len(chosen)) if progress is not None else None
@@ -175,7 +181,9 @@ def spread(count: int, most: int | None) -> list[int]:
     return sorted({round(float(place)) for place in np.linspace(0, count - 1, most)})
 
 
-def find_all(rlds: RLDSDataset, layout: Layout, views: Sequence[str]) -> tuple[Places, dict[str, str]]:
+def find_all(
+    rlds: RLDSDataset, layout: Layout, views: Sequence[str], *, proprio: bool = True
+) -> tuple[Places, dict[str, str]]:
     """Where the layout finds things, each of them on its own, and why it does not find the others."""
     refused: dict[str, str] = {}
 
@@ -189,7 +197,7 @@ def find_all(rlds: RLDSDataset, layout: Layout, views: Sequence[str]) -> tuple[P
     action = find("action")
     if "action" in refused:  # whatever else is asked for raises the same: look for it beside
         return _beside(rlds, views), refused
-    state, words = find("proprio", proprio=True), find("language", language=True)
+    state, words = find("proprio", proprio=proprio), find("language", language=True)
     seen: dict[str, str] = {}
     for view in views:
         seen |= find(f"view {view}", views=(view,)).views

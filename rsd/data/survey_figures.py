@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rsd.data import DataError
-from rsd.data.layout import Layout
+from rsd.data.layout import Layout, Part
 from rsd.data.motion import dim_figures, gripper_events, idle_figures, idle_steps, jumps, responses
 from rsd.data.survey import Content, Episode, roles, spread
 from rsd.data.trajectories import clipped_motion, compute_statistics, lost_motion
@@ -119,9 +119,10 @@ def course(values: Sequence[np.ndarray]) -> list[list[float]]:
     return np.stack(quantiles, axis=1).tolist()
 
 
-def _rows(content: Content, part: Any) -> range:
-    spec = content.features.get(f"steps/{part.feature}")
-    return range(*part.rows.indices(int(np.prod(spec.sizes)))) if spec is not None else range(0)
+def _rows(content: Content, part: Part) -> list[int]:
+    """Which dims of its feature a part takes."""
+    spec = content.features[f"steps/{part.feature}"]
+    return part.take({part.feature: np.arange(int(np.prod(spec.sizes)))[None]})[0].tolist()
 
 
 def _others(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
@@ -238,11 +239,12 @@ def _clipped(content: Content, layout: Layout, bounds: str) -> dict[str, Any] | 
     try:
         stats = with_bounds(stats, bounds)
         action = Range.from_entry(stats["action"])
-        found: dict[str, Any] = {"bounds": bounds, "action": lost_motion(np.concatenate(standard), action).tolist()}
+        found: dict[str, Any] = {"bounds": bounds, "error": None, "action": lost_motion(np.concatenate(standard), action).tolist()}
+        found["proprio"] = []
         if "proprio" in stats:
             found["proprio"] = lost_motion(np.concatenate(states), Range.from_entry(stats["proprio"])).tolist()
     except SpaceError as error:
-        return {"bounds": bounds, "error": str(error)}
+        return {"bounds": bounds, "error": str(error), "action": [], "proprio": [], "tasks": {}}
     tasks: dict[str, list[np.ndarray]] = {}
     for one, values in zip(there, standard, strict=True):
         said = np.array(one.instructions, dtype=object)

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rsd.data.datasets import LOST, MUCH_CLIPPED, split_episodes
+from rsd.data.datasets import LOST, MUCH_CLIPPED, ChunkDataset, Demonstrations, FrameDataset, split_episodes
 from rsd.data.layout import Layout
-from rsd.data.survey import Content
+from rsd.data.survey import USUAL_VIEWS, Content
 from rsd.data.trajectories import check_finite, require_chunks
 from rsd.errors import RSDError
 from rsd.finding import FAILED, WARNING, Finding
+from rsd.space import Space, check_statistics
 
 SHOWN = 8  # numbers of episodes in a message
 MANY_IDLE = 0.1  # share of all steps
@@ -30,11 +32,11 @@ OWN = 0.3  # correlation with the state dim of the same number, below which anot
 CLEAR = 0.7  # and of that other one
 
 
-def refusals(content: Content, layout: Layout, chunk_length: int, said: Sequence[str] = ()) -> list[Finding]:
+def refusals(content: Content, layout: Layout, chunk_length: int, said: Said | None = None) -> list[Finding]:
     """Everything that a training would refuse, a finding each.
 
     Args:
-        said: What trainings themselves have said, see `rsd.data.training_refuses`; kept where nothing here says it.
+        said: What trainings themselves have said, see `trainings_say`; kept where nothing here says it.
     """
     messages = dict.fromkeys(content.refused.values())
     for what in ("record", "lengths"):
@@ -52,10 +54,43 @@ def refusals(content: Content, layout: Layout, chunk_length: int, said: Sequence
     if content.episodes:
         messages |= dict.fromkeys(_lengths(content, chunk_length))
     known = [_plain(message) for message in messages]
-    for message in said:
+    for message in filter(None, said or ()):
         if not any(_plain(message) in one or one in _plain(message) for one in known):
             messages[message] = None
-    return [Finding("refused", FAILED, message) for message in messages]
+    found = [Finding("refused", FAILED, message) for message in messages]
+    if found and said is not None and said.tokenizer is None:
+        return [*found, Finding("phases", WARNING, "phase=rfsq takes the data set as it is; the other phases refuse it")]
+    return found
+
+
+class Said(NamedTuple):
+    """What rsd's own reading raises as a tokenizer's training (phase=rfsq) reads, and as a policy's; None if nothing."""
+
+    tokenizer: str | None
+    policy: str | None
+
+
+def trainings_say(
+    directory: Path, layout: Layout, views: Sequence[str], chunk_length: int, *, proprio: bool = True
+) -> Said:
+    """Read the data set as trainings do.
+
+    What surprises first: all records are read again. It is the answer that counts; what else is said here of refusals
+    only finds more than the first of them.
+    """
+
+    def tokenizer() -> None:
+        demonstrations = Demonstrations(directory, layout=layout, language=False, proprio=False)
+        for split in ("train", "val"):
+            ChunkDataset(demonstrations, chunk_length, split)
+        check_statistics(demonstrations.norm_stats, str(directory))
+
+    def policy() -> None:
+        demonstrations = Demonstrations(directory, views, layout, proprio=proprio)
+        for split in ("train", "val"):
+            FrameDataset(demonstrations, chunk_length, split)[0]
+
+    return Said(*(next(iter(_raised(read)), None) for read in (tokenizer, policy)))
 
 
 def _plain(message: str) -> str:
@@ -113,9 +148,16 @@ def _lengths(content: Content, chunk_length: int) -> Iterator[str]:
             yield from _raised(require_chunks, there, chunk_length, f"{content.directory}, split {name!r}")
 
 
-def warnings(content: Content, figures: dict[str, Any]) -> list[Finding]:
-    """What is odd of a data set, a line each, with what to do about it."""
+def warnings(content: Content, figures: dict[str, Any], *, has_model: bool = False) -> list[Finding]:
+    """What is odd of a data set, a line each, with what to do about it.
+
+    Args:
+        has_model: Whether the views are those that a model asks for.
+    """
     found = [("reading", one, "") for one in (*content.dropped, *content.places.unread)]
+    if content.places.views and tuple(content.asked) != USUAL_VIEWS and not has_model:
+        text = f"views are {', '.join(content.asked)}, the models of conf/model ask for {', '.join(USUAL_VIEWS)}"
+        found.append(("views", text, f"train with model.backbone.views=[{','.join(content.asked)}]"))
     for look in (_sample, _ranges, _clipped, _gripper, _idle, _jumps, _responses, _words, _pictures, _duplicates, _short):
         found += look(figures)
     return [Finding(name, WARNING, text, remedy) for name, text, remedy in found]
@@ -174,7 +216,7 @@ def _gripper(figures: dict[str, Any]) -> Warned:
         where = f"gripper (action dim {one['dim']})"
         counts = {"never_closes": "never closes", "starts_closed": "is closed from the start"}
         for key, words in counts.items():
-            if one[key]:
+            if one[key] and one["by_rule"]:
                 text = f"{where} {words} in {len(one[key])} of {total} episodes: {some(one[key])}"
                 yield "gripper", text, "look at these; declare data.gripper the other way round if all are so"
         if one["chatters"]:

@@ -18,7 +18,7 @@ from rsd.finding import Finding
 FOLDER = Path(__file__).parent
 TEMPLATE = "survey.html"
 MOST_ROWS = 60  # episodes in a plot that has a row for each
-SIG = 4  # digits of a number
+DIGITS = 3  # of a number
 
 
 def page_values(content: Content, figures: dict[str, Any], findings: Sequence[Finding]) -> dict[str, Any]:
@@ -57,8 +57,11 @@ def strips(content: Content) -> dict[str, list[dict[str, Any]]]:
 
 
 def number(value: float | None) -> str:
-    """Four digits; a dash for what is not known."""
-    return "–" if value is None else f"{value:.{SIG}g}".replace("-", "−")
+    """Three digits; a dash for what is not known."""
+    if value is None:
+        return "–"
+    whole = abs(value) >= 1000 and float(value).is_integer()
+    return (f"{value:.0f}" if whole else f"{value:.{DIGITS}g}").replace("-", "−")
 
 
 def size(num_bytes: int) -> str:
