@@ -59,11 +59,17 @@ def rows(shown: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
     lengths, idle, words = shown["lengths"], shown["idle"], shown["languages"]
     read = "" if shown["num_read"] == shown["num_episodes"] else f", {shown['num_read']} of them read"
-    yield "episodes", f"{shown['num_episodes']}{read}; {size(sum(shown['files'].values()))} in {len(shown['files'])} files"
+    yield (
+        "episodes",
+        f"{shown['num_episodes']}{read}; {size(sum(shown['files'].values()))} in {len(shown['files'])} files",
+    )
     if "median" in lengths:
         seconds = f" ({number(lengths['median_s'])} s)" if "median_s" in lengths else ""
         steps = f"{lengths['min']}..{lengths['max']}, median {number(lengths['median'])}{seconds}"
-        yield "steps", f"{lengths['steps']}; an episode {steps}; {lengths['chunks']} chunks of {lengths['chunk_length']}"
+        yield (
+            "steps",
+            f"{lengths['steps']}; an episode {steps}; {lengths['chunks']} chunks of {lengths['chunk_length']}",
+        )
     for what in ("action", "proprio"):
         dims = [one for one in shown[what]["dims"] if "min" in one]
         spans = ", ".join(f"{number(one['q01'])}..{number(one['q99'])} {one['unit']}".strip() for one in dims)

@@ -140,8 +140,8 @@ def responses(actions: Sequence[np.ndarray], states: Sequence[np.ndarray]) -> li
 
     Returns:
         A record an action dim: "state_dim" that follows it most; "step" and "goal", the correlations of the action with
-        that dim's next difference and with its next value; "early", with its last difference, which an action should
-        not know; "slope", the change of the state for an action of 1 (of a
+        that dim's next difference and with its next value; "early", the largest with a last difference, which an
+        action should not know; "slope", the change of the state for an action of 1 (of a
         goal, the next value); "own", the correlation with the state dim of the same number, None where there is none;
         "kind": step, goal, or unclear.
     """
@@ -167,7 +167,7 @@ def responses(actions: Sequence[np.ndarray], states: Sequence[np.ndarray]) -> li
                 "state_dim": state,
                 "step": float(step[dim, state]),
                 "goal": float(goal[dim, state]),
-                "early": float(early[dim, state]),
+                "early": float(max(early[dim], key=abs)),
                 "slope": _slope(given[:, dim], target),
                 "own": None if own is None else float(own),
                 "kind": kind,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,9 @@ def look_into(
         progress: Called with the number of episodes; gives what is called with the number that are just done.
     """
     directory = Path(directory)
-    content = Content(directory, directory.parent.name, directory.name, _files(directory), {}, 0, [], NOWHERE, [], {}, [])
+    content = Content(
+        directory, directory.parent.name, directory.name, _files(directory), {}, 0, [], NOWHERE, [], {}, []
+    )
     try:
         rlds = RLDSDataset(directory)
     except RSDError as error:
@@ -169,7 +171,10 @@ def pictures_of(features: Mapping[str, FeatureSpec]) -> list[str]:
     named = [
         name.removeprefix(f"{STEPS}/").removeprefix("observation/")
         for name, spec in features.items()
-        if name.startswith(f"{STEPS}/") and spec.kind == "image" and spec.shape[-1] in COLOURS and spec.dtype == np.uint8
+        if name.startswith(f"{STEPS}/")
+        and spec.kind == "image"
+        and spec.shape[-1] in COLOURS
+        and spec.dtype == np.uint8
     ]
     return sorted(named, key=lambda name: ("wrist" in name or "hand" in name, name))
 
@@ -187,20 +192,23 @@ def find_all(
     """Where the layout finds things, each of them on its own, and why it does not find the others."""
     refused: dict[str, str] = {}
 
-    def find(what: str, **asked: Any) -> Places:
+    def find(what: str, by: Layout, **asked: Any) -> Places:
         try:
-            return layout.find(rlds, **{"views": (), "language": False, "proprio": False} | asked)
+            return by.find(rlds, **{"views": (), "language": False, "proprio": False} | asked)
         except RSDError as error:
-            refused[what] = str(error)
+            refused.setdefault(what, str(error))
             return NOWHERE
 
-    action = find("action")
-    if "action" in refused:  # whatever else is asked for raises the same: look for it beside
-        return _beside(rlds, views), refused
-    state, words = find("proprio", proprio=proprio), find("language", language=True)
+    action = find("action", layout)
+    if "action" in refused:  # everything else that is asked for would raise the same
+        layout = replace(layout, units=None, gripper=replace(layout.gripper, dims=()))
+        action = find("action", layout)
+        if not action.action:
+            return _beside(rlds, views), refused
+    state, words = find("proprio", layout, proprio=proprio), find("language", layout, language=True)
     seen: dict[str, str] = {}
     for view in views:
-        seen |= find(f"view {view}", views=(view,)).views
+        seen |= find(f"view {view}", layout, views=(view,)).views
     unread = tuple(dict.fromkeys((*action.unread, *state.unread, *words.unread)))
     places = Places(
         action=action.action,
@@ -217,7 +225,9 @@ def _beside(rlds: RLDSDataset, views: Sequence[str]) -> Places:
     """LIBERO's places, of a data set whose action is refused."""
     own = {name.removeprefix(f"{STEPS}/") for name in rlds.features}
     state = (Part("observation/state"),) if "observation/state" in own else ()
-    texts = [name for name in own if f"{STEPS}/{name}" in rlds.features and rlds.features[f"{STEPS}/{name}"].kind == "text"]
+    texts = [
+        name for name in own if f"{STEPS}/{name}" in rlds.features and rlds.features[f"{STEPS}/{name}"].kind == "text"
+    ]
     there = {view: f"observation/{view}" for view in views if f"observation/{view}" in own}
     return Places((), state, texts[0] if len(texts) == 1 else None, there, (), ())
 
@@ -289,7 +299,9 @@ def _episode(rlds: RLDSDataset, index: int, places: Places, shown: bool) -> Epis
             try:
                 episode.pictures[view] = _pictures(rlds, index, values[feature], shown)
             except ValueError as error:
-                episode.refused.setdefault(feature, f"{episode.where}: feature {feature}: {error}; fetch the file again")
+                episode.refused.setdefault(
+                    feature, f"{episode.where}: feature {feature}: {error}; fetch the file again"
+                )
     return episode
 
 

@@ -239,7 +239,11 @@ def _clipped(content: Content, layout: Layout, bounds: str) -> dict[str, Any] | 
     try:
         stats = with_bounds(stats, bounds)
         action = Range.from_entry(stats["action"])
-        found: dict[str, Any] = {"bounds": bounds, "error": None, "action": lost_motion(np.concatenate(standard), action).tolist()}
+        found: dict[str, Any] = {
+            "bounds": bounds,
+            "error": None,
+            "action": lost_motion(np.concatenate(standard), action).tolist(),
+        }
         found["proprio"] = []
         if "proprio" in stats:
             found["proprio"] = lost_motion(np.concatenate(states), Range.from_entry(stats["proprio"])).tolist()
@@ -378,6 +382,8 @@ def same_views(episodes: Sequence[Episode]) -> list[list[str]]:
     for place, a in enumerate(views):
         for b in views[place + 1 :]:
             both = [one for one in episodes if a in one.pictures and b in one.pictures]
-            if both and all(are_alike(*(one.pictures[v].small.reshape(-1, 1024) for v in (a, b))).all() for one in both):
+            if both and all(
+                are_alike(*(one.pictures[v].small.reshape(-1, 1024) for v in (a, b))).all() for one in both
+            ):
                 found.append([a, b])
     return found

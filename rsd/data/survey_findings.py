@@ -40,10 +40,16 @@ def refusals(content: Content, layout: Layout, chunk_length: int, said: Said | N
     """
     messages = dict.fromkeys(content.refused.values())
     for what in ("record", "lengths"):
-        messages |= dict.fromkeys(_grouped({one.index: one.refused[what] for one in content.episodes if what in one.refused}))
-    features = dict.fromkeys(name for one in content.episodes for name in one.refused if name not in ("record", "lengths"))
+        messages |= dict.fromkeys(
+            _grouped({one.index: one.refused[what] for one in content.episodes if what in one.refused})
+        )
+    features = dict.fromkeys(
+        name for one in content.episodes for name in one.refused if name not in ("record", "lengths")
+    )
     for name in features:
-        messages |= dict.fromkeys(_grouped({one.index: one.refused[name] for one in content.episodes if name in one.refused}))
+        messages |= dict.fromkeys(
+            _grouped({one.index: one.refused[name] for one in content.episodes if name in one.refused})
+        )
     for name in ("action", "proprio"):
         messages |= dict.fromkeys(_grouped(_not_finite(content, name)))
     there = [one.action for one in content.episodes if one.action is not None]
@@ -59,7 +65,10 @@ def refusals(content: Content, layout: Layout, chunk_length: int, said: Said | N
             messages[message] = None
     found = [Finding("refused", FAILED, message) for message in messages]
     if found and said is not None and said.tokenizer is None:
-        return [*found, Finding("phases", WARNING, "phase=rfsq takes the data set as it is; the other phases refuse it")]
+        return [
+            *found,
+            Finding("phases", WARNING, "phase=rfsq takes the data set as it is; the other phases refuse it"),
+        ]
     return found
 
 
@@ -158,7 +167,19 @@ def warnings(content: Content, figures: dict[str, Any], *, has_model: bool = Fal
     if content.places.views and tuple(content.asked) != USUAL_VIEWS and not has_model:
         text = f"views are {', '.join(content.asked)}, the models of conf/model ask for {', '.join(USUAL_VIEWS)}"
         found.append(("views", text, f"train with model.backbone.views=[{','.join(content.asked)}]"))
-    for look in (_sample, _ranges, _clipped, _gripper, _idle, _jumps, _responses, _words, _pictures, _duplicates, _short):
+    for look in (
+        _sample,
+        _ranges,
+        _clipped,
+        _gripper,
+        _idle,
+        _jumps,
+        _responses,
+        _words,
+        _pictures,
+        _duplicates,
+        _short,
+    ):
         found += look(figures)
     return [Finding(name, WARNING, text, remedy) for name, text, remedy in found]
 
@@ -168,10 +189,16 @@ Warned = Iterator[tuple[str, str, str]]
 
 def _sample(figures: dict[str, Any]) -> Warned:
     if figures["num_read"] < figures["num_episodes"]:
-        text = f"{figures['num_read']} of {figures['num_episodes']} episodes were read: what the others hold is not known"
+        text = (
+            f"{figures['num_read']} of {figures['num_episodes']} episodes were read: what the others hold is not known"
+        )
         yield "sample", text, "max_episodes=null reads all"
     elif 0 < figures["num_episodes"] < 10:
-        yield "episodes", f"{figures['num_episodes']} episodes: a single one is held out", "10 or more are better judged"
+        yield (
+            "episodes",
+            f"{figures['num_episodes']} episodes: a single one is held out",
+            "10 or more are better judged",
+        )
 
 
 def _ranges(figures: dict[str, Any]) -> Warned:
@@ -275,7 +302,11 @@ def _words(figures: dict[str, Any]) -> Warned:
     if not words["instructions"]:
         return
     if words["empty_steps"]:
-        yield "language", f"{words['empty_steps']} steps have an empty instruction", "write one, or leave these episodes out"
+        yield (
+            "language",
+            f"{words['empty_steps']} steps have an empty instruction",
+            "write one, or leave these episodes out",
+        )
     if len(words["instructions"]) == 1:
         text = "all episodes have the same instruction: nothing makes a policy listen to it"
         yield "language", text, "a second task, or no hope that other words do anything"
@@ -285,7 +316,11 @@ def _words(figures: dict[str, Any]) -> Warned:
     foreign = [one["text"] for one in words["instructions"] if not one["ascii"]]
     if foreign:
         text = f"{len(foreign)} instructions are not in ASCII: {foreign[0]!r}"
-        yield "language", text, "an English base model knows few such words: doctor.py tells whether it tells them apart"
+        yield (
+            "language",
+            text,
+            "an English base model knows few such words: doctor.py tells whether it tells them apart",
+        )
     for same in words["alike"]:
         yield "language", f"instructions differ in case or punctuation alone: {same}", "write them alike"
 
@@ -296,7 +331,11 @@ def _pictures(figures: dict[str, Any]) -> Warned:
             text = f"{view}: {100 * one['repeated_share']:.0f} % of the pictures are the last step's, byte by byte"
             yield "pictures", text, "the camera stood still, or is slower than the steps: see how it was recorded"
         elif one["frozen"]:
-            yield "pictures", f"{view} is the same picture all along in episodes {some(one['frozen'])}", "leave them out"
+            yield (
+                "pictures",
+                f"{view} is the same picture all along in episodes {some(one['frozen'])}",
+                "leave them out",
+            )
         if one["flat_share"] > 0:
             text = f"{view}: {100 * one['flat_share']:.0f} % of those looked at are of one colour (mean {one['brightness']:.0f})"
             yield "pictures", text, "black or covered: a policy learns to ignore such a view"

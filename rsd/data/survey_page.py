@@ -142,7 +142,9 @@ def idle_bars(idle: dict[str, Any]) -> Markup:
             height = 60 * idle[name][place] / whole
             y -= height
             x = column * width
-            drawn.append(f'<rect class="{name}" x="{x:.1f}" y="{y:.1f}" width="{width * 0.85:.1f}" height="{height:.1f}"/>')
+            drawn.append(
+                f'<rect class="{name}" x="{x:.1f}" y="{y:.1f}" width="{width * 0.85:.1f}" height="{height:.1f}"/>'
+            )
     return _svg(600, 61, "".join(drawn) + '<line class="axis" x1="0" y1="60.5" x2="600" y2="60.5"/>')
 
 
