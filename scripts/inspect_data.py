@@ -2,8 +2,8 @@
 
 Shows features, pictures, ranges, gripper, rest, jumps, words and duplicates of an RLDS data set, what a training would
 refuse and with which key that is repaired, and what else is odd: in a table here, and on a page with pictures and plots
-(outputs/inspect/NAME/index.html; data.json beside it). A data set that is refused is shown as far as it can be read. The
-exit code is 1 when something is refused.
+(outputs/inspect/NAME/index.html; data.json beside it). What is refused is shown as far as it can be read. The exit code
+is 1 when something is refused.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What numbers of demonstrations do over time: ranges, rest, gripper events, jumps, and how actions move the state.
 
-Pure functions over one array an episode. What surprises first: nothing here knows units. What counts as rest or as a jump
-is measured against the same dim in the same data set, and whether an action is a step or a goal is read off the state
-that follows it.
+Pure functions over one array an episode. What surprises first: nothing here knows units. What counts as rest or as a
+jump is measured against the same dim in the same data set, and whether an action is a step or a goal is read off the
+state that follows it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def idle_steps(motion: Sequence[np.ndarray], grippers: Sequence[np.ndarray]) -> 
 
 
 def idle_figures(idle: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Share of idle steps in all, and for each episode its share, and those before the first and after the last move."""
+    """Share of idle steps in all, and of each episode its share, and how many come before and after all movement."""
     starts, ends = [], []
     for one in idle:
         moves = np.flatnonzero(~one)

@@ -140,7 +140,7 @@ class RLDSDataset:
             names: Flat names, with "steps/".
 
         Returns:
-            By the same names: tensors and texts as in `episode`, and pictures as where they lie in the file, [n, 2]; and
+            By the same names: tensors and texts as in `episode`, pictures as where they lie in the file, [n, 2]; and
             why a feature is refused. A feature can be in both: its pictures are there, and one of them is none.
 
         Raises:

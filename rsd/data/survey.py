@@ -11,13 +11,13 @@ import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from rsd.data import DataError
 from rsd.data.layout import COLOURS, Layout, Part, Places, take
 from rsd.data.libero_features import STEPS, FeatureSpec, flatten_features
 from rsd.data.pictures import decode_picture
@@ -280,8 +280,8 @@ def _episode(rlds: RLDSDataset, index: int, places: Places, shown: bool) -> Epis
     if uneven := {name: length for name, length in lengths.items() if length != episode.num_steps}:
         named = ", ".join(f"{name} {length}" for name, length in uneven.items())
         episode.refused["lengths"] = (
-            f"{episode.where}: features of the steps have {episode.num_steps} entries, but {named}; remove the episode, "
-            "or build the data set again"
+            f"{episode.where}: features of the steps have {episode.num_steps} entries, but {named}; remove the "
+            "episode, or build the data set again"
         )
     for what, parts in (("action", places.action), ("proprio", places.proprio)):
         if parts and all(part.feature in values for part in parts) and "lengths" not in episode.refused:
@@ -316,7 +316,7 @@ def _is_small(name: str, spec: FeatureSpec) -> bool:
 def _pictures(rlds: RLDSDataset, index: int, spans: np.ndarray, shown: bool) -> Pictures:
     """Look at some pictures of a view, and at the bytes of all."""
     digests = [hashlib.blake2b(rlds.read_bytes(index, *span), digest_size=8).digest() for span in spans.tolist()]
-    repeated = float(np.mean([a == b for a, b in zip(digests, digests[1:], strict=False)])) if len(digests) > 1 else 0.0
+    repeated = float(np.mean([a == b for a, b in pairwise(digests)])) if len(digests) > 1 else 0.0
     steps = [round(at * (len(spans) - 1)) for at in (SHOWN_AT if shown else SEEN_AT)]
     decoded = [decode_picture(rlds.read_bytes(index, *spans[step].tolist())) for step in steps]
     small = np.stack([coarse(picture) for picture in decoded])  # [steps, 32, 32]

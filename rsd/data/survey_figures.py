@@ -10,6 +10,7 @@ import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -190,7 +191,7 @@ def _gripper(content: Content, layout: Layout) -> list[dict[str, Any]]:
 def _chatters(row: dict[str, Any]) -> bool:
     """Whether two turns of a gripper lie within three steps."""
     turns = sorted(row["closings"] + row["openings"])
-    return any(later - earlier < 3 for earlier, later in zip(turns, turns[1:], strict=False))
+    return any(later - earlier < 3 for earlier, later in pairwise(turns))
 
 
 def _pairs(content: Content) -> list[Episode]:

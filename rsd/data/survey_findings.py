@@ -20,7 +20,7 @@ from rsd.data.survey import USUAL_VIEWS, Content
 from rsd.data.trajectories import check_finite, require_chunks
 from rsd.errors import RSDError
 from rsd.finding import FAILED, WARNING, Finding
-from rsd.space import Space, check_statistics
+from rsd.space import check_statistics
 
 SHOWN = 8  # numbers of episodes in a message
 MANY_IDLE = 0.1  # share of all steps
@@ -73,7 +73,7 @@ def refusals(content: Content, layout: Layout, chunk_length: int, said: Said | N
 
 
 class Said(NamedTuple):
-    """What rsd's own reading raises as a tokenizer's training (phase=rfsq) reads, and as a policy's; None if nothing."""
+    """What rsd's own reading raises, as phase=rfsq reads and as the training of a policy does; None if nothing."""
 
     tokenizer: str | None
     policy: str | None
@@ -271,8 +271,8 @@ def _jumps(figures: dict[str, Any]) -> Warned:
             first = found["largest"][0]
             text = (
                 f"{what} jumps at {found['count']} places in {found['episodes']} episodes, most in episode "
-                f"{first['episode']}, step {first['step']}, dim {first['dim']}: by {first['change']:.4g}, {first['times']:.0f} "
-                "times what is usual"
+                f"{first['episode']}, step {first['step']}, dim {first['dim']}: by {first['change']:.4g}, "
+                f"{first['times']:.0f} times what is usual"
             )
             remedy = "lost steps, an angle that wraps, or two episodes in one: look at the pictures there"
             yield "jumps", text, remedy
@@ -288,9 +288,12 @@ def _responses(figures: dict[str, Any]) -> Warned:
     for dim, one in found:
         r = one["goal"] if one["kind"] == "goal" else one["step"]
         if one["kind"] != "unclear" and abs(r) >= CLEAR and one["own"] is not None and abs(one["own"]) < OWN:
-            text = f"action dim {dim} moves proprio dim {one['state_dim']} (r = {r:.2f}) and hardly dim {dim} ({one['own']:.2f})"
+            text = f"action dim {dim} moves proprio dim {one['state_dim']} (r = {r:.2f}), hardly dim {dim}"
             yield "order", text, "see that both name the same axes, in the same order"
     kinds = {one["kind"] for _, one in found} - {"unclear"}
+    if found and not kinds:
+        remedy = "see that data.proprio is the state of the same arm, and that both are of the same step"
+        yield "order", "no action dim moves a dim of proprio clearly", remedy
     if len(kinds) > 1:
         goals = ", ".join(str(dim) for dim, one in found if one["kind"] == "goal")
         text = f"action dims {goals} look like goals (the state takes their value), the others like steps"
@@ -337,7 +340,8 @@ def _pictures(figures: dict[str, Any]) -> Warned:
                 "leave them out",
             )
         if one["flat_share"] > 0:
-            text = f"{view}: {100 * one['flat_share']:.0f} % of those looked at are of one colour (mean {one['brightness']:.0f})"
+            share, mean = f"{100 * one['flat_share']:.0f} %", f"{one['brightness']:.0f}"
+            text = f"{view}: {share} of those looked at are of one colour (mean {mean})"
             yield "pictures", text, "black or covered: a policy learns to ignore such a view"
         if len(one["sizes"]) > 1:
             yield "pictures", f"{view} has several sizes: {one['sizes']}", ""
@@ -362,5 +366,6 @@ def _duplicates(figures: dict[str, Any]) -> Warned:
 def _short(figures: dict[str, Any]) -> Warned:
     lengths = figures["lengths"]
     if short := lengths.get("short"):
-        text = f"{len(short)} episodes are shorter than the chunk of {lengths['chunk_length']} steps and give none: {some(short)}"
+        chunk = f"the chunk of {lengths['chunk_length']} steps"
+        text = f"{len(short)} episodes are shorter than {chunk} and give none: {some(short)}"
         yield "lengths", text, "chunk=… takes a shorter one"

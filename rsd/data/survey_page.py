@@ -1,4 +1,4 @@
-"""Plots and pictures of a data set's page (survey.html), as text that stands inside of it: no file, script or font besides.
+"""Plots and pictures of a data set's page (survey.html), as text inside of it: no file, script or font besides.
 
 Plots are SVG in the page's own colours, and stretch to the width that there is; numbers stand beside them as text.
 """
@@ -109,15 +109,15 @@ def course(quantiles: Sequence[Sequence[float]]) -> Markup:
 
 def gripper_rows(episodes: Sequence[dict[str, Any]]) -> Markup:
     """A row an episode, its length to scale: open thin, closed thick."""
-    rows, height = list(episodes)[:MOST_ROWS], 7
+    rows, height = list(episodes)[:MOST_ROWS], 6
     longest = max([row["num_steps"] for row in rows], default=1)
     drawn = []
     for place, row in enumerate(rows):
         y, scale = place * height, 600 / max(longest, 1)
-        drawn.append(f'<rect class="open" x="0" y="{y + 2.5}" width="{row["num_steps"] * scale:.1f}" height="1"/>')
+        drawn.append(f'<rect class="open" x="0" y="{y + 2}" width="{row["num_steps"] * scale:.1f}" height="1"/>')
         for start, end in closed_spans(row):
             x, width = start * scale, max((end - start) * scale, 1)
-            drawn.append(f'<rect class="closed" x="{x:.1f}" y="{y + 0.5}" width="{width:.1f}" height="5"/>')
+            drawn.append(f'<rect class="closed" x="{x:.1f}" y="{y + 0.5}" width="{width:.1f}" height="4"/>')
     return _svg(600, max(len(rows), 1) * height, "".join(drawn), fixed=True)
 
 
