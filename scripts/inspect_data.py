@@ -16,19 +16,38 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from rsd.commands.entry_point import report_errors, run
+from rsd.commands.entry_point import cause_of, is_expected, report_errors, run
 from rsd.files import write_atomically
 from rsd.finding import FAILED, OK, WARNING, Finding
 from rsd.progress import Progress
 
 CONFIG = Path(__file__).parents[1] / "conf" / "inspect.yaml"
+RESAMPLING = ("every", "target_rate", "idle")  # keys of a layout without which it can still be looked at
 STYLES = {OK: "green", WARNING: "yellow", FAILED: "bold red"}
+
+
+def layout_of(cfg: DictConfig) -> tuple[Any, list[Finding]]:
+    """What data= declares; where that is refused, as much of it as is not, and the refusal."""
+    from rsd.data.layout import Layout
+
+    try:
+        return instantiate(cfg), []
+    except InstantiationException as raised:
+        error = cause_of(raised)
+        if not is_expected(error):
+            raise
+    wrong = [Finding("refused", FAILED, str(error))]
+    try:
+        return instantiate(cfg, **{name: None for name in RESAMPLING if name in cfg}), wrong
+    except InstantiationException:
+        return Layout(), wrong
 
 
 def look(cfg: DictConfig) -> tuple[Any, dict[str, Any], list[Finding]]:
@@ -39,7 +58,7 @@ def look(cfg: DictConfig) -> tuple[Any, dict[str, Any], list[Finding]]:
 
     model = None if cfg.get("model") is None else cfg.model.backbone
     asked = {} if model is None else {"proprio": bool(model.get("use_proprio", True))}
-    layout, views = instantiate(cfg.data.layout), None if model is None else list(model.views)
+    (layout, wrong), views = layout_of(cfg.data.layout), None if model is None else list(model.views)
     directory = Path(cfg.data.root) / cfg.data.name / cfg.data.version
     with ExitStack() as stack:
 
@@ -50,7 +69,7 @@ def look(cfg: DictConfig) -> tuple[Any, dict[str, Any], list[Finding]]:
     shown = figures(content, layout, bounds=cfg.data.bounds, chunk_length=cfg.chunk)
     said = None if content.is_sample else trainings_say(directory, layout, content.asked, cfg.chunk, **asked)
     odd = warnings(content, shown, has_model=model is not None)
-    return content, shown, [*refusals(content, layout, cfg.chunk, said), *odd]
+    return content, shown, [*wrong, *refusals(content, layout, cfg.chunk, said), *odd]
 
 
 def rows(shown: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rsd.data.layout import COLOURS, Layout, Part, Places, take
+from rsd.data.layout import COLOURS, OBSERVATION, STATE, Features, Layout, Part, Places, take
 from rsd.data.libero_features import STEPS, FeatureSpec, flatten_features
 from rsd.data.pictures import decode_picture
 from rsd.data.rlds import RLDSDataset
@@ -137,14 +137,14 @@ def look_into(
     Args:
         directory: <root>/<name>/<version>.
         layout: Where things are declared to be.
-        views: Pictures that are wanted; all that the steps have, if left out.
+        views: Pictures that are wanted; those of the layout, or all that the steps have, if left out.
         proprio: Whether it is needed; where not, it is shown if it is there.
         max_episodes: Read no more, spread evenly over the set; all of them if left out.
         progress: Called with the number of episodes; gives what is called with the number that are just done.
     """
     directory = Path(directory)
     content = Content(
-        directory, directory.parent.name, directory.name, _files(directory), {}, 0, [], NOWHERE, [], {}, []
+        directory, directory.parent.name, directory.name, _files(directory), {}, 0, [], places_of(), [], {}, []
     )
     try:
         rlds = RLDSDataset(directory)
@@ -154,7 +154,9 @@ def look_into(
         return content
     content.name, content.version, content.features = rlds.name, rlds.version, rlds.features
     content.num_episodes, content.dropped = len(rlds), list(rlds.dropped)
-    content.asked = list(views or pictures_of(rlds.features) or USUAL_VIEWS[:1])  # none at all is refused, too
+    content.asked = list(
+        views or layout.views or pictures_of(rlds.features) or USUAL_VIEWS[:1]
+    )  # none at all is refused, too
     content.places, content.refused = find_all(rlds, layout, content.asked, proprio=proprio)
     chosen = spread(len(rlds), max_episodes)
     shown = {chosen[place] for place in spread(len(chosen), SHOWN_EPISODES)}
@@ -192,47 +194,42 @@ def find_all(
     """Where the layout finds things, each of them on its own, and why it does not find the others."""
     refused: dict[str, str] = {}
 
-    def find(what: str, by: Layout, **asked: Any) -> Places:
+    def find(what: str, by: Layout, views: Sequence[str] = (), language: bool = False, proprio: bool = False) -> Places:
         try:
-            return by.find(rlds, **{"views": (), "language": False, "proprio": False} | asked)
+            return by.find(rlds, views, language=language, proprio=proprio)
         except RSDError as error:
             refused.setdefault(what, str(error))
-            return NOWHERE
+            return places_of()
 
     action = find("action", layout)
-    if "action" in refused:  # everything else that is asked for would raise the same
-        layout = replace(layout, units=None, gripper=replace(layout.gripper, dims=()))
+    if "action" in refused:  # everything else that is asked for would raise the same: ask for less
+        gripper = replace(layout.gripper, dims=())
+        layout = Layout(layout.views, layout.action, layout.proprio, layout.language, gripper)
         action = find("action", layout)
         if not action.action:
             return _beside(rlds, views), refused
     state, words = find("proprio", layout, proprio=proprio), find("language", layout, language=True)
     seen: dict[str, str] = {}
     for view in views:
-        seen |= find(f"view {view}", layout, views=(view,)).views
+        seen |= find(f"view {view}", layout, (view,)).views
     unread = tuple(dict.fromkeys((*action.unread, *state.unread, *words.unread)))
-    places = Places(
-        action=action.action,
-        proprio=state.proprio,
-        language=words.language or action.language,
-        views=seen,
-        grippers=action.grippers,
-        unread=unread,
-    )
-    return places, refused
+    language = words.language or action.language
+    return replace(action, proprio=state.proprio, language=language, views=seen, unread=unread), refused
+
+
+def places_of(**found: Any) -> Places:
+    """Places with nothing but what is given."""
+    nothing: dict[str, Any] = {one.name: () for one in fields(Places)}
+    return Places(**nothing | {"language": None, "views": {}} | found)
 
 
 def _beside(rlds: RLDSDataset, views: Sequence[str]) -> Places:
-    """LIBERO's places, of a data set whose action is refused."""
-    own = {name.removeprefix(f"{STEPS}/") for name in rlds.features}
-    state = (Part("observation/state"),) if "observation/state" in own else ()
-    texts = [
-        name for name in own if f"{STEPS}/{name}" in rlds.features and rlds.features[f"{STEPS}/{name}"].kind == "text"
-    ]
-    there = {view: f"observation/{view}" for view in views if f"observation/{view}" in own}
-    return Places((), state, texts[0] if len(texts) == 1 else None, there, (), ())
-
-
-NOWHERE = Places((), (), None, {}, (), ())
+    """What has the usual name, of a data set whose action is refused."""
+    features = Features(rlds)
+    state = (Part(STATE),) if features.own.get(STATE) is not None and features.own[STATE].kind == "tensor" else ()
+    texts = [name for name in features.of_kind("text") if name in features.own]
+    seen = {view: f"{OBSERVATION}/{view}" for view in views if f"{OBSERVATION}/{view}" in features.of_kind("image")}
+    return places_of(proprio=state, language=texts[0] if len(texts) == 1 else None, views=seen)
 
 
 def roles(places: Places) -> dict[str, str]:
@@ -275,7 +272,7 @@ def _episode(rlds: RLDSDataset, index: int, places: Places, shown: bool) -> Epis
         return episode
     episode.refused = {_short(name): str(error) for name, error in refused.items()}
     values = {_short(name): value for name, value in found.items()}
-    lengths = {name: len(value) for name, value in values.items() if flat[name].startswith(STEPS)}
+    lengths = {name: len(value) for name, value in values.items() if flat[name].startswith(f"{STEPS}/")}
     episode.num_steps = max(lengths.values(), default=0)
     if uneven := {name: length for name, length in lengths.items() if length != episode.num_steps}:
         named = ", ".join(f"{name} {length}" for name, length in uneven.items())

@@ -19,7 +19,7 @@ from rsd.data import DataError
 from rsd.data.layout import Layout, Part
 from rsd.data.motion import dim_figures, gripper_events, idle_figures, idle_steps, jumps, responses
 from rsd.data.survey import Content, Episode, roles, spread
-from rsd.data.trajectories import clipped_motion, compute_statistics, lost_motion
+from rsd.data.trajectories import clipped_motion, compute_statistics, lost_motion, standardize_actions
 from rsd.space import Range, SpaceError, with_bounds
 
 ALIKE = 8  # levels of grey (of 255) by which no part of a picture differs from a nearly identical one
@@ -156,11 +156,11 @@ def _opening(content: Content, layout: Layout, dim: int) -> tuple[list[np.ndarra
 def _gripper(content: Content, layout: Layout) -> list[dict[str, Any]]:
     """A record for each gripper."""
     there = [one for one in content.episodes if one.action is not None]
-    found = []
+    found: list[dict[str, Any]] = []
     for dim in content.places.grippers if there else ():
         opening, by_rule = _opening(content, layout, dim)
         events = [gripper_events(one) for one in opening]
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "episode": one.index,
                 "closings": own.closings,
@@ -194,91 +194,72 @@ def _chatters(row: dict[str, Any]) -> bool:
     return any(later - earlier < 3 for earlier, later in pairwise(turns))
 
 
-def _pairs(content: Content) -> list[Episode]:
-    return [
-        one
-        for one in content.episodes
-        if one.action is not None and one.num_steps > 1 and np.isfinite(one.action).all()
-    ]
+def _finite(episodes: Sequence[Episode], name: str) -> dict[int, np.ndarray]:
+    """Action or proprio of the episodes in which all of it is there and finite, by their number."""
+    there = {one.index: getattr(one, name) for one in episodes}
+    return {index: one for index, one in there.items() if one is not None and len(one) and np.isfinite(one).all()}
 
 
 def _responses(content: Content) -> list[dict[str, Any]]:
-    there = [one for one in _pairs(content) if one.proprio is not None and np.isfinite(one.proprio).all()]
-    return responses([one.action for one in there], [one.proprio for one in there]) if there else []
+    actions, states = (_finite(content.episodes, name) for name in ("action", "proprio"))
+    both = [index for index in actions if index in states]
+    return responses([actions[index] for index in both], [states[index] for index in both])
 
 
 def _idle(content: Content) -> dict[str, Any] | None:
-    there = _pairs(content)
-    if not there:
+    actions = _finite(content.episodes, "action")
+    if not actions:
         return None
     grippers = list(content.places.grippers)
-    arm = [dim for dim in range(there[0].action.shape[1]) if dim not in grippers]
+    arm = [dim for dim in range(next(iter(actions.values())).shape[1]) if dim not in grippers]
     kinds = [one["kind"] for one in _responses(content)]
-    goals = {dim for dim in arm if dim < len(kinds) and kinds[dim] == "goal"}
+    goals = [dim for dim in arm if dim < len(kinds) and kinds[dim] == "goal"]
     motion = []
-    for one in there:
-        moved = np.abs(one.action)
-        changes = np.abs(np.diff(one.action, axis=0, append=one.action[-1:]))
-        moved[:, list(goals)] = changes[:, list(goals)]
+    for action in actions.values():
+        moved = np.abs(action)
+        moved[:, goals] = np.abs(np.diff(action, axis=0, append=action[-1:]))[:, goals]
         motion.append(moved[:, arm])
-    found = idle_figures(idle_steps(motion, [one.action[:, grippers] for one in there]))
-    return found | {"episodes": [one.index for one in there], "goal_dims": sorted(goals)}
+    found = idle_figures(idle_steps(motion, [action[:, grippers] for action in actions.values()]))
+    return found | {"episodes": [*actions], "goal_dims": goals}
 
 
 def _clipped(content: Content, layout: Layout, bounds: str) -> dict[str, Any] | None:
     """What normalisation cuts off, by dim and by task, as trainings say it."""
-    there = [one for one in content.episodes if one.action is not None]
-    there = [one for one in there if np.isfinite(one.action).all() and len(one.action)]
-    if not there:
+    actions, grippers = _finite(content.episodes, "action"), content.places.grippers
+    if not actions:
         return None
-    standard = [standardized(one.action, content.places.grippers, layout) for one in there]
-    states = [one.proprio for one in there if one.proprio is not None and np.isfinite(one.proprio).all()]
-    states = [one.astype(np.float32) for one in states] if len(states) == len(there) else []
-    stats = compute_statistics(standard, states or [np.zeros((len(one), 0), np.float32) for one in standard])
-    mask = [dim not in content.places.grippers for dim in range(standard[0].shape[1])]
-    stats["action"]["mask"] = mask
+    standard = {
+        index: standardize_actions(action, layout.gripper.standardize, grippers) for index, action in actions.items()
+    }
+    states = {index: one.astype(np.float32) for index, one in _finite(content.episodes, "proprio").items()}
+    flat = [*states.values()] or [np.zeros((0, 0), np.float32)]
+    found: dict[str, Any] = {"bounds": bounds, "error": None, "action": [], "proprio": [], "tasks": {}}
     try:
-        stats = with_bounds(stats, bounds)
-        action = Range.from_entry(stats["action"])
-        found: dict[str, Any] = {
-            "bounds": bounds,
-            "error": None,
-            "action": lost_motion(np.concatenate(standard), action).tolist(),
-        }
-        found["proprio"] = []
-        if "proprio" in stats:
-            found["proprio"] = lost_motion(np.concatenate(states), Range.from_entry(stats["proprio"])).tolist()
+        stats = with_bounds(compute_statistics([*standard.values()], flat, grippers), bounds)
+        found["action"] = lost_motion(np.concatenate([*standard.values()]), Range.from_entry(stats["action"])).tolist()
+        if states:
+            found["proprio"] = lost_motion(np.concatenate(flat), Range.from_entry(stats["proprio"])).tolist()
     except SpaceError as error:
-        return {"bounds": bounds, "error": str(error), "action": [], "proprio": [], "tasks": {}}
+        return found | {"error": str(error)}
     tasks: dict[str, list[np.ndarray]] = {}
-    for one, values in zip(there, standard, strict=True):
-        said = np.array(one.instructions, dtype=object)
-        for instruction in dict.fromkeys(one.instructions) if len(said) == len(values) else ():
-            tasks.setdefault(instruction, []).append(values[said == instruction])
+    for one in content.episodes:
+        said = np.array(one.instructions, dtype=object)  # [n], or none at all
+        for instruction in dict.fromkeys(one.instructions) if one.index in standard else ():
+            tasks.setdefault(instruction, []).append(standard[one.index][said == instruction])
     found["tasks"] = {
-        task: [float(share) for share in clipped_motion(np.concatenate(own), stats["action"])]
-        for task, own in tasks.items()
+        task: clipped_motion(np.concatenate(own), stats["action"]).tolist() for task, own in tasks.items()
     }
     return found
-
-
-def standardized(action: np.ndarray, grippers: Sequence[int], layout: Layout) -> np.ndarray:
-    """Recorded actions [n, A] with every gripper as 1 open, 0 closed; float32."""
-    result = action.astype(np.float32)
-    for dim in grippers:
-        result[:, dim] = layout.gripper.standardize(action[:, dim])
-    return result
 
 
 def _jumps(content: Content) -> dict[str, Any]:
     found = {}
     for name in ("action", "proprio"):
-        there = [one for one in content.episodes if getattr(one, name) is not None and len(getattr(one, name))]
-        there = [one for one in there if np.isfinite(getattr(one, name)).all()]
+        there = _finite(content.episodes, name)
         skip = content.places.grippers if name == "action" else ()
-        all_found = jumps([getattr(one, name) for one in there], skip)
+        numbers, all_found = [*there], jumps([*there.values()], skip)
         for one in all_found:
-            one["episode"] = there[one["episode"]].index
+            one["episode"] = numbers[one["episode"]]
         found[name] = {
             "count": len(all_found),
             "episodes": len({one["episode"] for one in all_found}),

@@ -58,3 +58,11 @@ def test_a_set_that_is_not_there(inspect):
     code, out, data, page = inspect()
     assert code == 1 and "FAILED" in out and data["num_episodes"] == 0
     assert "no data set at" in data["findings"][0]["text"] and "No episode was read" in page
+
+
+def test_a_setting_that_is_refused_leaves_the_data_set_to_be_seen(inspect, tmp_path):
+    write_dataset(tmp_path, [9, 12, 10])
+    code, _, data, _ = inspect("data.gripper.open=1", "data.gripper.closed=1")
+    assert code == 1 and len(data["action"]["dims"]) == 7
+    refused = [one["text"] for one in data["findings"] if one["status"] == "FAILED"]
+    assert refused == ["data.gripper.open and data.gripper.closed are both 1, expected two recorded values"]
