@@ -37,7 +37,7 @@ ALLOWED = {
     # data and training
     "processes": set(),
     "progress": set(),
-    "data": {"types", "space", "points", "jpeg", "processes", "progress"},
+    "data": {"types", "space", "points", "jpeg", "finding", "processes", "progress"},
     "training": {
         "types", "space", "points", "images", "processes", "progress", "checkpoint", "tokenizer", "stages", "decoding",
         "models",

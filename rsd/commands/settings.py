@@ -115,6 +115,8 @@ KEYS: dict[str, Any] = {
     "simulator_timeout_s": Annotated[float, Range(0, LONGEST_S, above=True)],
     "render_devices": Annotated[list[Natural], Length()] | None,
     "video_every_step": bool,
+    "max_episodes": Count | None,
+    "out": Text,
     "dry_run": bool,
     "quick": bool,
     "simulator": bool,

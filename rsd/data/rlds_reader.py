@@ -130,6 +130,35 @@ class RLDSDataset:
             name: np.array(lie, dtype=np.int64).reshape(-1, 2) for name, lie in in_file.items()
         }
 
+    def readable(self, index: int, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, DataError]]:
+        """What can be read of an episode, feature by feature, for whoever looks at a data set that may be refused.
+
+        Args:
+            names: Flat names, with "steps/".
+
+        Returns:
+            By the same names: tensors and texts as in `episode`, pictures as where they lie in the file, [n, 2]; and
+            why a feature is refused. A feature can be in both: its pictures are there, and one of them is none.
+
+        Raises:
+            DataError: the record is damaged.
+        """
+        record, features = self._parse(index)
+        base, found, refused = self._records[index][1].offset, dict[str, Any](), dict[str, DataError]()
+        for name in names:
+            spec = self.features[name]
+            try:
+                if spec.kind == "image":
+                    spans = self._spans(record, features, name, index)
+                    lie = [(base + start, end - start) for start, end in spans]
+                    found[name] = np.array(lie, dtype=np.int64).reshape(-1, 2)
+                    self._check_pictures(record, spans, None, name.removeprefix(STEPS), index)
+                else:
+                    found[name] = self._decode(record, features, name, index)
+            except DataError as error:
+                refused[name] = error
+        return found, refused
+
     def episodes(self) -> Iterator[dict[str, Any]]:
         """All episodes in order, without pictures."""
         for index in range(len(self)):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 BYTES, FLOAT, INT64 = 1, 2, 3  # field numbers of tf.train.Feature
+MAX_VARINT = 10  # bytes of an integer of 64 bits
 
 
 class Feature(NamedTuple):
@@ -107,11 +108,26 @@ def int_values(data: memoryview, feature: Feature) -> np.ndarray:
     small = np.frombuffer(data[position:end], dtype=np.uint8)
     if packed and (small < 0x80).all():  # one byte each, as for flags
         return small.astype(np.int64)
+    if packed:  # many: of pictures that are stored as tensors, millions
+        return _varints(small)
     values = []
     while position < end:
-        value, position = _varint(data, position if packed else position + 1)
+        value, position = _varint(data, position + 1)
         values.append(value)
     return np.array(values, dtype=np.uint64).view(np.int64)
+
+
+def _varints(data: np.ndarray) -> np.ndarray:
+    """All integers of a packed list, uint8 → [n], int64."""
+    last = data < 0x80  # of its integer
+    if not last[-1]:
+        raise ValueError("a packed list of integers ends inside of one")
+    starts = np.flatnonzero(np.concatenate([[True], last[:-1]]))
+    lengths = np.diff(starts, append=len(data))
+    if lengths.max() > MAX_VARINT:
+        raise ValueError(f"an integer of {lengths.max()} bytes, expected {MAX_VARINT} at most")
+    shift = 7 * (np.arange(len(data)) - np.repeat(starts, lengths)).astype(np.uint64)
+    return np.add.reduceat((data & 0x7F).astype(np.uint64) << shift, starts).view(np.int64)
 
 
 def _encode_varint(value: int) -> bytes:

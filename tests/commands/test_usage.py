@@ -17,6 +17,7 @@ SCRIPTS = {
     "scripts/collect_demos.py": "collect",
     "scripts/cache_hidden_states.py": "cache",
     "scripts/doctor.py": "doctor",
+    "scripts/inspect_data.py": "inspect",
     "scripts/serve_policy.py": "serve",
 }
 WITHOUT_TORCH = """
