@@ -47,12 +47,13 @@ def figures(content: Content, layout: Layout, *, bounds: str, chunk_length: int)
         "read": [one.index for one in episodes],
         "features": _features(content),
         "rate": layout.rate,
+        "relative": None if layout.relative is None else list(content.places.relative),
         "lengths": _lengths(content, layout, chunk_length),
         "action": _vector(content, "action", layout),
         "proprio": _vector(content, "proprio", layout),
         "others": _others(episodes),
         "gripper": _gripper(content, layout),
-        "idle": _idle(content),
+        "idle": _idle(content, layout),
         "clipped": _clipped(content, layout, bounds),
         "responses": _responses(content),
         "jumps": _jumps(content),
@@ -206,7 +207,7 @@ def _responses(content: Content) -> list[dict[str, Any]]:
     return responses([actions[index] for index in both], [states[index] for index in both])
 
 
-def _idle(content: Content) -> dict[str, Any] | None:
+def _idle(content: Content, layout: Layout) -> dict[str, Any] | None:
     actions = _finite(content.episodes, "action")
     if not actions:
         return None
@@ -214,6 +215,8 @@ def _idle(content: Content) -> dict[str, Any] | None:
     arm = [dim for dim in range(next(iter(actions.values())).shape[1]) if dim not in grippers]
     kinds = [one["kind"] for one in _responses(content)]
     goals = [dim for dim in arm if dim < len(kinds) and kinds[dim] == "goal"]
+    if layout.relative is not None and len(content.places.relative) > len(arm):  # declared is better than found
+        goals = [dim for dim in arm if not content.places.relative[dim]]
     motion = []
     for action in actions.values():
         moved = np.abs(action)

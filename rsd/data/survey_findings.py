@@ -60,15 +60,15 @@ def refusals(content: Content, layout: Layout, chunk_length: int, said: Said | N
     if content.episodes:
         messages |= dict.fromkeys(_lengths(content, chunk_length))
     known = [_plain(message) for message in messages]
-    for message in filter(None, said or ()):
+    for message in filter(None, () if said is None else (said.tokenizer, said.policy)):
         if not any(_plain(message) in one or one in _plain(message) for one in known):
             messages[message] = None
     found = [Finding("refused", FAILED, message) for message in messages]
     if found and said is not None and said.tokenizer is None:
-        return [
-            *found,
-            Finding("phases", WARNING, "phase=rfsq takes the data set as it is; the other phases refuse it"),
-        ]
+        found.append(Finding("phases", WARNING, "phase=rfsq takes the data set as it is; the other phases refuse it"))
+    if said is not None and said.kept is not None and said.kept[0] < said.kept[1]:
+        text = f"trainings keep {said.kept[0]} of {said.kept[1]} steps (data.every, data.target_rate, data.idle)"
+        found.append(Finding("steps", WARNING, text))
     return found
 
 
@@ -77,6 +77,7 @@ class Said(NamedTuple):
 
     tokenizer: str | None
     policy: str | None
+    kept: tuple[int, int] | None = None  # steps that are trained on, of those that are recorded
 
 
 def trainings_say(
@@ -88,8 +89,12 @@ def trainings_say(
     only finds more than the first of them.
     """
 
+    kept: list[tuple[int, int]] = []
+
     def tokenizer() -> None:
         demonstrations = Demonstrations(directory, layout=layout, language=False, proprio=False)
+        trained = sum(len(one.actions) for one in demonstrations.trajectories)
+        kept.append((trained, demonstrations.num_recorded))
         for split in ("train", "val"):
             ChunkDataset(demonstrations, chunk_length, split)
         check_statistics(demonstrations.norm_stats, str(directory))
@@ -99,7 +104,8 @@ def trainings_say(
         for split in ("train", "val"):
             FrameDataset(demonstrations, chunk_length, split)[0]
 
-    return Said(*(next(iter(_raised(read)), None) for read in (tokenizer, policy)))
+    first, second = (next(iter(_raised(read)), None) for read in (tokenizer, policy))
+    return Said(first, second, kept[0] if kept else None)
 
 
 def _plain(message: str) -> str:
@@ -175,6 +181,7 @@ def warnings(content: Content, figures: dict[str, Any], *, has_model: bool = Fal
         _idle,
         _jumps,
         _responses,
+        _declared,
         _words,
         _pictures,
         _duplicates,
@@ -298,6 +305,19 @@ def _responses(figures: dict[str, Any]) -> Warned:
         goals = ", ".join(str(dim) for dim, one in found if one["kind"] == "goal")
         text = f"action dims {goals} look like goals (the state takes their value), the others like steps"
         yield "order", text, "a mixture is meant seldom: see how each dim was recorded"
+
+
+def _declared(figures: dict[str, Any]) -> Warned:
+    kinds = {True: "step", False: "goal"}  # by whether a dim is declared as a delta
+    arm = [one["dim"] for one in figures["action"]["dims"] if not one["is_gripper"]]
+    found = {dim: figures["responses"][dim]["kind"] for dim in arm} if figures["responses"] else {}
+    for relative in (True, False) if figures["relative"] else ():
+        wrong = [
+            str(dim) for dim in found if figures["relative"][dim] == relative and found[dim] == kinds[not relative]
+        ]
+        if wrong:
+            text = f"data.relative declares action dims {', '.join(wrong)} {'deltas' if relative else 'absolute'}"
+            yield "order", f"{text}, and they look like {kinds[not relative]}s", "see how they were recorded"
 
 
 def _words(figures: dict[str, Any]) -> Warned:

@@ -186,6 +186,19 @@ def test_two_arms_whose_grippers_nobody_declared_are_shown(tmp_path):
     assert "0.6 s at 20 Hz" in rendered(content, shown, found)
 
 
+def test_what_is_left_out_and_what_is_declared_are_held_to_the_data(tmp_path):
+    episodes = [episode(k) for k in range(10)]
+    episodes[5]["steps/action"][:4, :6] = 0
+    layout = Layout(rate=10, every=2, relative=True, idle=1e-4)
+    _, shown, found = looked(written(tmp_path, episodes), layout)
+    assert any("trainings keep 58 of 120 steps" in line for line in told(found, WARNING))
+    assert shown["relative"] == [True] * 6 + [False] and shown["idle"]["goal_dims"] == []
+    _, shown, found = looked(tmp_path / NAME / "1.0.0", Layout(relative=False))
+    words = "data.relative declares action dims 0, 1, 2, 3, 4, 5 absolute, and they look like steps"
+    assert any(words in line for line in told(found, WARNING))
+    assert shown["idle"]["goal_dims"] == [0, 1, 2, 3, 4, 5]
+
+
 def test_a_set_of_one_episode_and_one_of_short_ones(tmp_path):
     _, _, found = looked(written(tmp_path / "one", [episode(0)]))
     assert any("1 episode cannot be split into train and val" in line for line in told(found, FAILED))

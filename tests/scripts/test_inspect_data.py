@@ -66,3 +66,11 @@ def test_a_setting_that_is_refused_leaves_the_data_set_to_be_seen(inspect, tmp_p
     assert code == 1 and len(data["action"]["dims"]) == 7
     refused = [one["text"] for one in data["findings"] if one["status"] == "FAILED"]
     assert refused == ["data.gripper.open and data.gripper.closed are both 1, expected two recorded values"]
+
+
+def test_down_sampling_without_a_rate_is_named_and_the_rest_is_shown(inspect, tmp_path):
+    write_dataset(tmp_path, [9, 12, 10])
+    code, _, data, page = inspect("data.every=2", "data.relative=true")
+    (refused,) = [one["text"] for one in data["findings"] if one["status"] == "FAILED"]
+    assert code == 1 and "data.every asks for down-sampling, and data.rate is not set" in refused
+    assert len(data["action"]["dims"]) == 7 and "data.rate is not set" in page
