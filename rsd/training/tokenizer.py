@@ -12,10 +12,9 @@ from torch import Tensor
 
 from rsd.errors import SettingError
 from rsd.settings import NotNegative, Rate, Seed, checked
-from rsd.space import Space
 from rsd.tokenizer import ActionTokenizer, BinTokenizer, save_tokenizer
 from rsd.tokenizer.report import codec_report
-from rsd.training.given import chunks_of
+from rsd.training.given import by_space, chunks_of
 from rsd.training.plots import plot_codec
 from rsd.training.randomness import step_generator
 from rsd.training.steps import scheduled
@@ -43,7 +42,7 @@ class TokenizerModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         datamodule = chunks_of(self.trainer)
-        self.space: Space = datamodule.space
+        self.space, self.spaces = datamodule.space, datamodule.spaces
         if stage == "fit":
             trainable = any(parameter.requires_grad for parameter in self.tokenizer.parameters())
             if not trainable and self.trainer.max_steps > 0:
@@ -57,14 +56,14 @@ class TokenizerModule(LightningModule):
                     f"quantizer.tokenizer has chunks of (chunk_length, action_dim) = "
                     f"({shape.chunk_length}, {shape.action_dim}), those of the data set are {found}; set both to that"
                 )
-            self.tokenizer.fit(self._normalized(datamodule.train.actions))
+            self.tokenizer.fit(self._normalized(datamodule.train.actions, datamodule.train.space))
 
-    def _normalized(self, actions: Tensor) -> Tensor:
-        """Standard chunks [B, T, A] → model space, on the module's device."""
-        return self.space.to_model(actions.to(self.device))
+    def _normalized(self, actions: Tensor, space: Tensor | None = None) -> Tensor:
+        """Standard chunks [B, T, A] → model space, on the module's device; of a mixture with each chunk's space."""
+        return by_space(actions.to(self.device), [one.to_model for one in self.spaces], space)
 
     def training_step(self, batch: ChunkBatch, batch_idx: int) -> Tensor:
-        actions = self._normalized(batch["actions"])  # [B, T, A]
+        actions = self._normalized(batch["actions"], batch.get("space"))  # [B, T, A]
         generator = step_generator(self.seed, self.global_step, rank=self.global_rank)
         depth = int(torch.randint(1, self.tokenizer.code_shape.num_stages + 1, (), generator=generator))
         full = (self.tokenizer(actions) - actions).square().mean()
@@ -73,7 +72,7 @@ class TokenizerModule(LightningModule):
         return full + self.prefix_weight * prefix
 
     def validation_step(self, batch: ChunkBatch, batch_idx: int) -> None:
-        self._held_out.append(self._normalized(batch["actions"]))
+        self._held_out.append(self._normalized(batch["actions"], batch.get("space")))
 
     def on_validation_epoch_end(self) -> None:
         self.report = codec_report(self.tokenizer, torch.cat(self._held_out))
@@ -98,7 +97,7 @@ class TokenizerModule(LightningModule):
         """
         datamodule = chunks_of(self.trainer)
         tokenizer = self.tokenizer.eval().cpu()
-        chunks = self._normalized(datamodule.val.actions).cpu()
+        chunks = self._normalized(datamodule.val.actions, datamodule.val.space).cpu()
         shape = tokenizer.code_shape
         bins = BinTokenizer(chunk_length=shape.chunk_length, action_dim=shape.action_dim, num_bins=256)
         metrics = {**codec_report(tokenizer, chunks), "bins256": codec_report(bins, chunks)}
@@ -106,7 +105,7 @@ class TokenizerModule(LightningModule):
             **provenance,
             "unnorm_key": datamodule.space.name,
             "bounds": self.space.bounds,
-            "norm_stats": {self.space.name: dict(self.space.statistics)},
+            "norm_stats": {space.name: dict(space.statistics) for space in self.spaces},
             "code": {"tokens": shape.tokens_per_stage, "bits": shape.bits_per_stage, "num_levels": shape.num_levels},
             "data": datamodule.content_id(),
             "metrics": metrics,
