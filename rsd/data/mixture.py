@@ -5,8 +5,8 @@ drawn equally often, with 0.5 those of one half as often (balance_weights=true).
 the shares of the batches. Sizes are counted in chunks of the training split.
 
 An epoch is as long as it takes until every data set of weight 1 was seen whole, in expectation, as in the reference;
-where none has weight 1, those of the largest weight. What surprises first: the order of an epoch depends on (seed, epoch) alone, and
-a data set that is drawn less often than it has rows shows another part of them in each epoch, at random.
+where none has weight 1, those of the largest weight. What surprises first: the order of an epoch depends on (seed, epoch)
+alone, and a data set that is drawn less often than it has rows shows another part of them in each epoch, at random.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rsd.data.shuffle import EpochShuffle
 from rsd.errors import SettingError
 
 LARGEST_EPOCH = 2**31  # rows
+APART = 2**32  # between seeds, and epochs, of which nobody else has one
 
 
 def check_weights(weights: Mapping[str, object]) -> dict[str, float]:
@@ -69,7 +70,7 @@ class EpochMixture(EpochShuffle):
     """The order of the rows in each epoch; rows of all data sets are numbered one after another.
 
     Args:
-        sizes: Rows of each data set.
+        orders: Of each data set; a number of rows stands for all of them, shuffled.
         weights: Of each, above 0.
         seed: Of the order.
         balance: See `shares`.
@@ -79,21 +80,29 @@ class EpochMixture(EpochShuffle):
         starts: Number of the first row of each data set, and behind the last, [K + 1].
     """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, balance: bool = True) -> None:
-        super().__init__(epoch_length(sizes, weights, balance), seed)
-        self.sizes, self.shares = list(sizes), shares(sizes, weights, balance)
-        self.starts = np.concatenate([[0], np.cumsum(sizes)])
+    def __init__(
+        self, orders: Sequence[int | EpochShuffle], weights: Sequence[float], seed: int, balance: bool = True
+    ) -> None:
+        self.orders = [
+            EpochShuffle(one, seed + (member + 1) * APART) if isinstance(one, int) else one
+            for member, one in enumerate(orders)
+        ]
+        self.sizes = [one.length for one in self.orders]
+        super().__init__(epoch_length(self.sizes, weights, balance), seed)
+        self.shares = shares(self.sizes, weights, balance)
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
 
     def order(self) -> np.ndarray:
         """Rows in the order of the current epoch; no row of a data set comes again before all of them came."""
-        draws = np.random.default_rng((self.seed, self.epoch))
-        members = draws.choice(len(self.sizes), size=self.length, p=self.shares)  # [length]
+        random = np.random.default_rng((self.seed, self.epoch))
+        members = random.choice(len(self.sizes), size=self.length, p=self.shares)  # [length]
         rows = np.empty(self.length, dtype=np.int64)
-        for member, (start, size) in enumerate(zip(self.starts[:-1], self.sizes, strict=True)):
+        for member, (start, own) in enumerate(zip(self.starts[:-1], self.orders, strict=True)):
             places = np.flatnonzero(members == member)
-            own = np.random.default_rng((self.seed, self.epoch, member))
-            rounds = [own.permutation(size) for _ in range(-(-len(places) // size))]
-            rows[places] = start + np.concatenate([np.empty(0, dtype=np.int64), *rounds])[: len(places)]
+            for number, first in enumerate(range(0, len(places), own.length)):
+                own.set_epoch(self.epoch + number * APART)
+                drawn = places[first : first + own.length]
+                rows[drawn] = start + own.order()[: len(drawn)]
         return rows
 
     def split(self, rows: Sequence[int]) -> list[tuple[int, np.ndarray, np.ndarray]]:
