@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from rsd.data import DataError
 from rsd.data.layout import Layout, take
+from rsd.data.openx import transform_of
 from rsd.data.pictures import decode_picture
 from rsd.data.rlds import RLDSDataset
 from rsd.data.trajectories import (
@@ -122,27 +123,60 @@ class Demonstrations:
         self.rlds = RLDSDataset(Path(dataset_dir))
         self.name, self.views = self.rlds.name, tuple(views)
         self.places = self.layout.find(self.rlds, self.views, language=language, proprio=proprio)
-        self.trajectories: list[Trajectory] = []
-        self._spans: list[dict[str, np.ndarray]] = []  # per episode: feature → [n, 2]
-        recorded: list[np.ndarray] = []  # grippers, per episode
-        pictures = [*dict.fromkeys(self.places.views.values())]
-        words = self.places.language
-        also = [words] if words in self.rlds.features else []
-        for index in range(len(self.rlds)):
-            episode, spans = self.rlds.episode_and_spans(index, pictures, also)
-            recorded.append(take(self.places.action, episode)[:, self.places.grippers])
-            self.trajectories.append(self._trajectory(episode, index))
-            self._spans.append(spans)
+        self.trajectories: Sequence[Trajectory] = []
+        self._spans: Sequence[dict[str, np.ndarray]] = []  # per episode: feature → [n, 2]
+        self.norm_stats: dict[str, Any] = {}
+        self._read_all()
+
+    def _read_all(self) -> None:
+        """Read all episodes, check them, and take their statistics."""
+        found = [self._read(index) for index in range(len(self.rlds))]
+        self.trajectories = [trajectory for trajectory, _, _ in found]
+        self._spans = [spans for _, spans, _ in found]
         if not any(len(trajectory.actions) for trajectory in self.trajectories):
             raise DataError(f"{self.rlds.directory}: all {len(self.rlds)} episodes have no steps; collect them again")
+        self._check_grippers([recorded for _, _, recorded in found])
+        self.norm_stats = self._statistics(
+            [trajectory.actions for trajectory in self.trajectories],
+            [trajectory.proprio for trajectory in self.trajectories],
+        )
+
+    def _pictures(self) -> list[str]:
+        """Features of the views."""
+        return [*dict.fromkeys(self.places.views.values())]
+
+    def _read(self, index: int) -> tuple[Trajectory, dict[str, np.ndarray], np.ndarray]:
+        """One episode without pictures, where these lie, by feature, [n, 2], and the recorded grippers, [n, G]."""
+        words = self.places.language
+        also = [words] if words in self.rlds.features else []
+        episode, spans = self.rlds.episode_and_spans(index, self._pictures(), also)
+        if self.layout.transform is not None:
+            episode, spans = self._transformed(episode, spans, index)
+        recorded = take(self.places.action, episode)[:, self.places.grippers]
+        return self._trajectory(episode, index), spans, recorded
+
+    def _transformed(
+        self, episode: dict[str, Any], spans: dict[str, np.ndarray], index: int
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Episode and spans after data.transform, which may drop steps."""
+        name = self.layout.transform or ""
+        try:
+            steps = transform_of(name)(episode | spans)
+        except KeyError as error:
+            raise DataError(
+                f"{self.rlds.describe(index)}: data.transform={name} reads the feature {error}, which is not there; "
+                f"features: {', '.join(sorted(episode | spans))}; set data.transform=null and say where the things are"
+            ) from error
+        return {one: values for one, values in steps.items() if one not in spans}, {one: steps[one] for one in spans}
+
+    def _check_grippers(self, recorded: Sequence[np.ndarray]) -> None:
+        """Hold all recorded grippers, [n, G] each, to the rule."""
         for column, dim in enumerate(self.places.grippers):
             which = "last dim of action" if self.gripper.dims is None else f"dim {dim} of action"
             self.gripper.check([one[:, column] for one in recorded], str(self.rlds.directory), which)
-        self.norm_stats: dict[str, Any] = compute_statistics(
-            [trajectory.actions for trajectory in self.trajectories],
-            [trajectory.proprio for trajectory in self.trajectories],
-            self.places.grippers,
-        )
+
+    def _statistics(self, actions: Sequence[np.ndarray], proprios: Sequence[np.ndarray]) -> dict[str, Any]:
+        return compute_statistics(actions, proprios, self.places.grippers)
 
     def _trajectory(self, episode: dict[str, Any], index: int) -> Trajectory:
         action, words = take(self.places.action, episode), self.places.language
@@ -159,6 +193,7 @@ class Demonstrations:
     def content_id(self) -> str:
         """What identifies the numbers: the records, and what of the layout is not LIBERO's."""
         own = "" if self.gripper.is_libero else f"-gripper {self.gripper}"
+        own += "" if self.layout.transform is None else f"-transform {self.layout.transform}"
         own += "" if self.gripper.dims is None else f"-grippers {list(self.places.grippers)}"
         changing = any(len(set(one.instructions)) > 1 for one in self.trajectories)
         return self.rlds.content_id() + own + str(self.places) + ("-instructions per step" if changing else "")
@@ -279,6 +314,16 @@ class _ChunkIndex(Dataset):
 
     def __len__(self) -> int:
         return len(self.episode)
+
+    @property
+    def parts(self) -> list[Any]:
+        """The data sets of which this one is made, one a space: itself."""
+        return [self]
+
+    @property
+    def space(self) -> None:
+        """Of a mixture, the space of every item."""
+        return None
 
     def notes(self, space: Space, cut_actions: bool = True) -> list[str]:
         """See `Demonstrations.notes`; of all splits."""

@@ -18,12 +18,14 @@ import numpy as np
 from rsd.data import DataError
 from rsd.data.gripper import GripperRule
 from rsd.data.libero_features import STEPS, FeatureSpec
+from rsd.data.openx import PROPRIO, transform_of
 from rsd.data.rlds import RLDSDataset
 from rsd.errors import SettingError
 from rsd.settings import Positive, Text, checked
 
 ACTION, STATE, LANGUAGE = "action", "observation/state", "language_instruction"  # LIBERO's names
 OBSERVATION = "observation"
+HAND = 6  # the gripper's dim in what a transform makes
 TWO_ARMS = 14  # action dims from which on the last one need not be the only gripper
 COLOURS = (1, 3, 4, None)  # channels of a picture that becomes RGB
 WORDS = re.compile("lang|instruct|task|goal|prompt", re.IGNORECASE)  # in names of texts that say what to do
@@ -130,6 +132,8 @@ class Layout:
         gripper: Which dims of the action are grippers, and their recorded values.
         rate: Steps a second, as recorded, Hz.
         units: Of each action dim, for people.
+        transform: Name in `rsd.data.openx.TRANSFORMS` of what an episode goes through before anything is taken; then
+            action, proprio and language are what it makes.
     """
 
     views: Mapping[str, str] | None = None
@@ -139,6 +143,7 @@ class Layout:
     gripper: GripperRule = field(default_factory=GripperRule)
     rate: Positive | None = None
     units: Sequence[str] | None = None
+    transform: Text | None = None
 
     def __post_init__(self) -> None:
         for name in ("action", "proprio"):
@@ -158,6 +163,10 @@ class Layout:
                 what is there, and names the key that chooses.
         """
         features = Features(rlds)
+        if self.transform is not None:
+            transform_of(self.transform)
+            seen = {view: self._picture(features, view) for view in views}
+            return Places((Part(ACTION),), (Part(PROPRIO),), LANGUAGE, seen, (HAND,), ())
         action, others = self._vector(features, "action")
         unread = [f"actions are {_named(action)}; others are not read: {', '.join(others)} (data.action=…)"] * bool(
             others

@@ -5,8 +5,8 @@ drawn equally often, with 0.5 those of one half as often (balance_weights=true).
 the shares of the batches. Sizes are counted in chunks of the training split.
 
 An epoch is as long as it takes until every data set of weight 1 was seen whole, in expectation, as in the reference;
-where none has weight 1, those of the largest weight. What surprises first: the order of an epoch depends on (seed, epoch)
-alone, and a data set that is drawn less often than it has rows shows another part of them in each epoch, at random.
+where none has weight 1, those of the largest weight. What surprises first: the order of an epoch depends on (seed,
+epoch) alone, and a data set that is drawn less often than it has rows shows another part of them in each epoch.
 """
 
 from __future__ import annotations

@@ -125,21 +125,24 @@ class MixtureDataModule(LightningDataModule):
             return
         if self.left_out:
             say(f"note: data.members {', '.join(self.left_out)} have weight 0 and are not read")
-        for member in self.members.values():
+        for name, member in self.members.items():
             member.trainer = self.trainer
-            member.setup(stage)
+            try:
+                member.setup(stage)
+            except DataError as error:
+                raise DataError(f"member {name!r} of the mixture: {error} (as data.members.{name}.KEY)") from error
         self.spaces = [member.space for member in self.members.values()]
         self._check_together()
         weights = list(self.weights.values())
         train, val = ([getattr(one, split) for one in self.members.values()] for split in ("train", "val"))
-        self.order = EpochMixture([len(part) for part in train], weights, self.seed, self.balance_weights)
+        orders = [member.order() for member in self.members.values()]
+        self.order = EpochMixture(orders, weights, self.seed, self.balance_weights)
         self.train = MixedSplit(train, self.order, weighted=True)
         every = EpochMixture([len(part) for part in val], [1.0] * len(val), self.seed)
         self.val = MixedSplit(val, every, weighted=False)
         for name, part, share in zip(self.members, train, self.order.shares, strict=True):
-            say(
-                f"mixture: {name} {100 * share:.3g} % of what is drawn ({len(part)} chunks, weight {self.weights[name]:g})"
-            )
+            weight = self.weights[name]
+            say(f"mixture: {name} is {100 * share:.3g} % of what is drawn ({len(part)} chunks, weight {weight:g})")
 
     def _check_together(self) -> None:
         """Raise DataError unless all members' actions and proprio fit into one batch, and their names differ."""
