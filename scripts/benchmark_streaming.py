@@ -11,6 +11,7 @@ all processes is sampled while they work, and shared pages count once (PSS).
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -18,10 +19,11 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -99,6 +101,12 @@ class Peak:
         self._thread.join()
 
 
+def of_epoch(loader: Any, epoch: int) -> Iterator[Any]:
+    """The batches of one epoch."""
+    loader.sampler.set_epoch(epoch)
+    yield from loader
+
+
 def measure(directory: Path, index_dir: Path, buffer_mb: float, num_workers: int) -> dict[str, float]:
     """Index a data set, open it again, and load batches of it; runs in a process of its own."""
     from rsd.data.datamodules import FrameDataModule
@@ -128,7 +136,8 @@ def measure(directory: Path, index_dir: Path, buffer_mb: float, num_workers: int
         data = module()
         data.setup()
         opening_s = time.perf_counter() - start
-        batches = iter(data.train_dataloader())
+        loader = data.train_dataloader()
+        batches = (batch for epoch in itertools.count() for batch in of_epoch(loader, epoch))
         next(batches)
         start = time.perf_counter()
         for _ in range(BATCHES):
@@ -170,7 +179,9 @@ def main() -> None:
     parser.add_argument("--file-gb", type=held(Gigabytes), default=1.0, help="of the one file")
     parser.add_argument("--buffer-mb", type=held(Gigabytes), default=1000.0)
     parser.add_argument("--workers", type=held(Count), default=2, help="processes that load")
-    parser.add_argument("--out", type=any_path, default=Path("outputs/streaming"), help="on a disk with room for one file")
+    parser.add_argument(
+        "--out", type=any_path, default=Path("outputs/streaming"), help="on a disk with room for one file"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.out) as folder:

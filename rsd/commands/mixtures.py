@@ -21,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from rsd.data import DataError
+from rsd.data.mixture import check_weights
 from rsd.data.mixture_module import MixtureDataModule
-from rsd.data.openx import CAMERAS, TRANSFORMS, published_mixture, published_mixtures, transform_of
+from rsd.data.openx import CAMERAS, TRANSFORMS, libero, published_mixture, published_mixtures, why_missing
 from rsd.errors import SettingError
 from rsd.settings import Text, require
 
@@ -67,7 +68,8 @@ def members_alone(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[s
         typed: What was typed; Hydra's record of it unless given.
 
     Raises:
-        SettingError: a member has a key that data sets do not have, or there is no such published mixture.
+        SettingError: nothing can be drawn with the weights, a member has a key that data sets do not have, or there is
+            no such published mixture.
         DataError: a member is no data set that is there or known; all of them are named.
     """
     if not is_mixture(cfg):
@@ -75,7 +77,7 @@ def members_alone(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[s
     overrides = cast("list[str]", HydraConfig.get().overrides.task) if typed is None else typed
     common = [one for one in overrides if one.lstrip("+").startswith("data.") and not one.startswith(OF_THE_MIXTURE)]
     alone, problems = {}, []
-    for name in (name for name, weight in weights_of(cfg).items() if weight != 0):
+    for name in check_weights(weights_of(cfg)):
         try:
             alone[name] = _alone(cfg, name, common)
         except DataError as error:
@@ -83,7 +85,9 @@ def members_alone(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[s
     if problems:
         raise DataError(
             f"{len(problems)} of the mixture's {len(problems) + len(alone)} members cannot be had: "
-            f"{'; '.join(problems)}; put them there, or name those that are: data.members={{NAME: WEIGHT, …}}"
+            f"{'; '.join(problems)}. Put the files there (data.root); describe a set without a transform in a "
+            "conf/data/NAME.yaml of your own, or beside its weight; or name the others alone, with their weights: "
+            "data.members={NAME: WEIGHT, …}"
         )
     return alone
 
@@ -139,8 +143,10 @@ def _data_of(name: str, common: Sequence[str], *, described: bool) -> DictConfig
     if name in loader.get_group_options("data") and name != MIXTURE:
         return _composed(loader, name, common)
     published = {member for mixture in published_mixtures().values() for member in mixture}
-    if name in TRANSFORMS or (name in published and not described):
-        transform_of(name)  # those without one are refused
+    is_libero = TRANSFORMS.get(name) is libero  # which a layout says as well, and with its robot's gripper
+    if not is_libero and (name in TRANSFORMS or (name in published and not described)):
+        if (why := why_missing(name)) is not None:
+            raise DataError(f"{name}: no standardisation transform: {why}")
         views = ", ".join(f"{view}: {feature}" for view, feature in CAMERAS.get(name, {}).items())
         known = [f"data.transform={name}", f"data.views={{{views}}}", *GRIPPER]
         return _composed(loader, ANY, [f"data.name={name}", *known, *common])

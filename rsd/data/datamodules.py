@@ -84,9 +84,7 @@ class RLDSDataModule(LightningDataModule, Generic[Data]):
         """The data set, read whole or opened to be streamed."""
         if self.stream is None or self.stream.buffer_mb is None:
             return Demonstrations(self.dataset_dir, views, self.layout, **needs)
-        return StreamedDemonstrations(
-            self.dataset_dir, views, self.layout, index_dir=self.stream.index_dir, **needs
-        )
+        return StreamedDemonstrations(self.dataset_dir, views, self.layout, index_dir=self.stream.index_dir, **needs)
 
     def order(self) -> EpochShuffle:
         """Which row of `train` comes when; after `setup`."""

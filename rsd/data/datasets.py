@@ -176,7 +176,9 @@ class Demonstrations:
             self.gripper.check([one[:, column] for one in recorded], str(self.rlds.directory), which)
 
     def _statistics(self, actions: Sequence[np.ndarray], proprios: Sequence[np.ndarray]) -> dict[str, Any]:
-        return compute_statistics(actions, proprios, self.places.grippers)
+        statistics = compute_statistics(actions, proprios, self.places.grippers)
+        statistics["action"] |= self.gripper.entry(self.places.grippers, len(statistics["action"]["mask"]))
+        return statistics
 
     def _trajectory(self, episode: dict[str, Any], index: int) -> Trajectory:
         action, words = take(self.places.action, episode), self.places.language

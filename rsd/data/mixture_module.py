@@ -28,6 +28,13 @@ from rsd.processes import say
 from rsd.space import Space
 from rsd.types import Frame
 
+REMEDIES = {
+    "action dims": "mix data sets with the same action, or give them one layout: data.members.NAME={weight: 1.0, "
+    "action: [FEATURE, …]}",
+    "gripper dims": "give them one layout: data.members.NAME={weight: 1.0, gripper: {dims: [6]}}",
+    "proprio dims": "set model.backbone.use_proprio=false, or give them one layout: data.members.NAME={weight: 1.0, "
+    "proprio: [FEATURE, …]}",
+}
 MIXABLE = (ChunkDataModule, FrameDataModule, ResidentFrameDataModule)
 
 
@@ -155,20 +162,21 @@ class MixtureDataModule(LightningDataModule):
                 f"data.members {' and '.join(both)} are the same data set, {twice!r}, so their statistics would have "
                 "one unnorm_key; leave one out, or give it the sum of the weights"
             )
-        widths = {"action": [len(space.action) for space in spaces]}
-        if isinstance(self.members[names[0]], FrameDataModule):
-            widths["proprio"] = [0 if space.proprio is None else len(space.proprio) for space in spaces]
-        for part, found in widths.items():
-            if len(set(found)) > 1:
-                listed = ", ".join(f"{name} has {width}" for name, width in zip(names, found, strict=True))
-                remedy = (
-                    "mix data sets with the same action dims, or give them one layout: data.members.NAME={weight: 1.0, "
-                    "action: …}"
-                    if part == "action"
-                    else "set model.backbone.use_proprio=false, or give them one layout: data.members.NAME={weight: "
-                    "1.0, proprio: …}"
-                )
-                raise DataError(f"members of the mixture have different {part} dims: {listed}; {remedy}")
+        found: dict[str, list[Any]] = {
+            "action dims": [len(space.action) for space in spaces],
+            "gripper dims": [list(space.action.grippers) for space in spaces],
+        }
+        if self._has_proprio():
+            found["proprio dims"] = [0 if space.proprio is None else len(space.proprio) for space in spaces]
+        for what, values in found.items():
+            if any(value != values[0] for value in values):
+                listed = ", ".join(f"{name} has {value}" for name, value in zip(names, values, strict=True))
+                raise DataError(f"members of the mixture have different {what}: {listed}; {REMEDIES[what]}")
+
+    def _has_proprio(self) -> bool:
+        """Whether the model reads proprio; where not, batches have none."""
+        first = next(iter(self.members.values()))
+        return isinstance(first, FrameDataModule) and first.proprio
 
     def content_id(self) -> str:
         """What identifies the training split's items and how often they are drawn; after `setup`."""
@@ -193,15 +201,19 @@ class MixtureDataModule(LightningDataModule):
     def _fetch(self, split: str) -> Fetch:
         """What makes a batch of rows of `train` or `val`."""
         fetches = [member.fetch(getattr(member, split)) for member in self.members.values()]
-        return functools.partial(mixed_batch, order=getattr(self, split).order, fetches=fetches)
+        without = () if self._has_proprio() else ("proprio",)  # whose widths may differ
+        return functools.partial(mixed_batch, order=getattr(self, split).order, fetches=fetches, without=without)
 
 
-def mixed_batch(rows: Sequence[int], order: EpochMixture, fetches: Sequence[Fetch]) -> dict[str, Any]:
+def mixed_batch(
+    rows: Sequence[int], order: EpochMixture, fetches: Sequence[Fetch], without: Sequence[str] = ()
+) -> dict[str, Any]:
     """One batch of rows of several data sets, in the order of `rows`, and each row's "space", [B], int64."""
     batch: dict[str, Any] = {"space": torch.empty(len(rows), dtype=torch.int64)}
     for member, places, own in order.split(rows):
         batch["space"][places] = member
-        for name, values in fetches[member](own.tolist()).items():
+        fetched = fetches[member](own.tolist())
+        for name, values in ((name, fetched[name]) for name in fetched if name not in without):
             _put(batch, name, values, places, len(rows))
     return batch
 

@@ -46,14 +46,12 @@ CAMERAS = {  # of the steps: the model's views "image" and "wrist_image" are the
 
 MISSING = {
     "kuka": "its states are compressed strings, which this reader does not unpack",
-    "droid": "its actions turn into the base's frame with rotations of tensorflow_graphics, of which there is no "
-    "reference output here",
-    "droid_wipe": "its actions turn into the base's frame with rotations of tensorflow_graphics, of which there is no "
-    "reference output here",
-    "furniture_bench_dataset_converted_externally_to_rlds": "its rotations are quaternions, and of the reference's "
-    "conversion there is no output here",
-    "iamlab_cmu_pickup_insert_converted_externally_to_rlds": "its rotations are quaternions, and of the reference's "
-    "conversion there is no output here",
+    "droid": "its rotations are turned by tensorflow_graphics, of which there is no reference output here",
+    "droid_wipe": "its rotations are turned by tensorflow_graphics, of which there is no reference output here",
+    "furniture_bench_dataset_converted_externally_to_rlds": "its rotations are quaternions, which "
+    "tensorflow_graphics makes angles of, and there is no reference output of that here",
+    "iamlab_cmu_pickup_insert_converted_externally_to_rlds": "its rotations are quaternions, which "
+    "tensorflow_graphics makes angles of, and there is no reference output of that here",
 }
 
 
@@ -79,19 +77,23 @@ def published_mixture(name: str) -> dict[str, float]:
     return dict(mixtures[name])
 
 
+def why_missing(name: str) -> str | None:
+    """Why a data set has no transform; None where it has one."""
+    return None if name in TRANSFORMS else MISSING.get(name, "no formula of it is written down here")
+
+
 def transform_of(name: str) -> Transform:
     """The standardisation transform of a data set.
 
     Raises:
         DataError: there is none; the message says what is missing.
     """
-    if name in TRANSFORMS:
-        return TRANSFORMS[name]
-    why = MISSING.get(name, "no formula of it is written down here")
-    raise DataError(
-        f"no standardisation transform for the data set {name!r}: {why}; there are: {sorted(TRANSFORMS)}; leave it out "
-        "of the mixture, or describe it in a conf/data/NAME.yaml of your own and name that"
-    )
+    if (why := why_missing(name)) is not None:
+        raise DataError(
+            f"no standardisation transform for the data set {name!r}: {why}; data.transform can be one of "
+            f"{sorted(TRANSFORMS)}, or null where data.action, data.proprio and the others say where things are"
+        )
+    return TRANSFORMS[name]
 
 
 def invert_gripper(gripper: np.ndarray) -> np.ndarray:

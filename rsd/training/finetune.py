@@ -145,9 +145,10 @@ class FinetuneModule(LightningModule):
     def _gripper(self, predicted: Tensor, targets: Tensor, space: Tensor | None) -> dict[str, Tensor]:
         """Accuracy of the gripper, and that of always saying what it mostly does in training."""
         majority = of_sample(self.median_actions.to(targets), space).expand_as(targets)
+        grippers = self.base.space.action.grippers
         return {
-            "gripper_accuracy": gripper_accuracy(predicted, targets),
-            "gripper_majority": gripper_accuracy(majority, targets),
+            "gripper_accuracy": gripper_accuracy(predicted, targets, grippers),
+            "gripper_majority": gripper_accuracy(majority, targets, grippers),
         }
 
     def _inputs(self, batch: FrameBatch, pictures: Tensor) -> dict[str, Tensor]:

@@ -170,9 +170,11 @@ def of_sample(values: Tensor, space: Tensor | None) -> Tensor:
     return values if space is None else values[space.to(values.device)][:, None]
 
 
-def gripper_accuracy(predicted: Tensor, target: Tensor) -> Tensor:
-    """Share of steps at which the gripper of chunks [B, T, A] is on the same side of the middle; a scalar."""
-    return ((predicted[..., -1] > 0.5) == (target[..., -1] > 0.5)).float().mean()
+def gripper_accuracy(predicted: Tensor, target: Tensor, grippers: Sequence[int]) -> Tensor:
+    """Share of steps at which grippers of chunks [B, T, A] are on the same side of the middle; a scalar, 1 for none."""
+    dims = list(grippers)
+    same = (predicted[..., dims] > 0.5) == (target[..., dims] > 0.5)
+    return same.float().mean() if dims else predicted.new_ones(())
 
 
 class DistilledBatch(FrameBatch):

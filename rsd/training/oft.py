@@ -259,14 +259,14 @@ class OFTModule(LightningModule):
 
     def validation_step(self, batch: FrameBatch, batch_idx: int) -> None:
         predicted = self(batch, center_crop(batch["pictures"].flatten(0, 1)))  # [B, T, A]
-        space = batch.get("space")
+        space, grippers = batch.get("space"), self.base.space.action.grippers
         target = self._normalized(batch["actions"], space)
         median = of_sample(self.median_actions.to(target), space).expand_as(target)
         metrics = {
             "val/l1": (predicted - target).abs().mean(),
             "val/l1_median_action": (median - target).abs().mean(),
-            "val/gripper_accuracy": gripper_accuracy(predicted, target),
-            "val/gripper_majority": gripper_accuracy(median, target),
+            "val/gripper_accuracy": gripper_accuracy(predicted, target, grippers),
+            "val/gripper_majority": gripper_accuracy(median, target, grippers),
         }
         self.log_dict(metrics, batch_size=len(target))
 

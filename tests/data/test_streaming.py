@@ -86,7 +86,7 @@ def test_a_damaged_index_is_refused(directory, tmp_path, name):
     opened(directory, tmp_path)
     (file,) = tmp_path.rglob(name)
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(DataError, match="remove .*, and the next run makes it again"):
+    with pytest.raises(DataError, match=r"remove .*, and the next run makes it again"):
         opened(directory, tmp_path)
 
 
