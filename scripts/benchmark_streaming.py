@@ -33,7 +33,7 @@ from rsd.settings import Range
 
 NAME = "libero_made_up_no_noops"
 VIEWS = ("image", "wrist_image")
-BATCHES, BATCH = 200, 32
+BATCHES, BATCH = 40, 32
 GRAIN = 4.0  # standard deviation of the noise on each pixel: files of about LIBERO's size
 Gigabytes = Annotated[float, Range(0, 10_000, above=True)]
 Count = Annotated[int, Range(0, 64)]
@@ -93,7 +93,7 @@ class Peak:
         return self
 
     def _watch(self) -> None:
-        while not self._over.wait(0.1):
+        while not self._over.wait(0.5):
             self.mb = max(self.mb, family_mb())
 
     def __exit__(self, *_: object) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rsd.errors import SettingError
 from rsd.settings import NotNegative, Rate, Seed, checked
+from rsd.space import Space
 from rsd.tokenizer import ActionTokenizer, BinTokenizer, save_tokenizer
 from rsd.tokenizer.loading import MakesTokenizer, for_space
 from rsd.tokenizer.report import codec_report
@@ -60,7 +61,7 @@ class TokenizerModule(LightningModule):
         if not hasattr(self, "tokenizer"):
             with torch.random.fork_rng(devices=[]):  # weights do not depend on what reading data draws
                 torch.set_rng_state(self._drawn)
-                self.tokenizer = for_space(self._make, self.space)
+                self.tokenizer = for_space(self._make, self._widest())
         if stage == "fit":
             trainable = any(parameter.requires_grad for parameter in self.tokenizer.parameters())
             if not trainable and self.trainer.max_steps > 0:
@@ -75,6 +76,10 @@ class TokenizerModule(LightningModule):
                     f"({shape.chunk_length}, {shape.action_dim}), those of the data set are {found}; set both to that"
                 )
             self.tokenizer.fit(self._normalized(datamodule.train.actions, datamodule.train.space))
+
+    def _widest(self) -> Space:
+        """The space to make a tokenizer for: of a mixture one whose grippers stand between open and closed, if any."""
+        return next((one for one in self.spaces if one.between), self.space)
 
     def _normalized(self, actions: Tensor, space: Tensor | None = None) -> Tensor:
         """Standard chunks [B, T, A] → model space, on the module's device; of a mixture with each chunk's space."""
@@ -118,7 +123,7 @@ class TokenizerModule(LightningModule):
         chunks = self._normalized(datamodule.val.actions, datamodule.val.space).cpu()
         shape = tokenizer.code_shape
         make_bins = partial(BinTokenizer, chunk_length=shape.chunk_length, num_bins=256)
-        bins = for_space(make_bins, self.space)
+        bins = for_space(make_bins, self._widest())
         metrics = {**codec_report(tokenizer, chunks), "bins256": codec_report(bins, chunks)}
         record = {
             **provenance,
