@@ -11,6 +11,7 @@ true when episodes are appended; with fewer, the last one is. Statistics are ove
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from rsd.data import DataError
 from rsd.data.layout import Layout, take
 from rsd.data.openx import transform_of
 from rsd.data.pictures import decode_picture
+from rsd.data.resampling import downsample, moving_steps
 from rsd.data.rlds import RLDSDataset
 from rsd.data.trajectories import (
     check_finite,
@@ -36,12 +38,15 @@ from rsd.data.trajectories import (
     standardize_actions,
 )
 from rsd.errors import SettingError
+from rsd.record import EntryError, read, write
 from rsd.settings import ChunkLength, checked
-from rsd.space import QUANTILES, Range, Space, with_bounds
+from rsd.space import QUANTILES, Range, Space, check_statistics, with_bounds
 from rsd.types import ChunkBatch, Frame, Observation
 
 SPLITS = ("train", "val", "all")
 HOLD_OUT_EVERY = 10  # episodes
+STATISTICS = 1  # goes up when stored ones would be others
+DIGEST = 16  # hex digits of a file's name
 LOST = 0.1  # share of a dim's movement in the whole data set, from which on it is said
 SHOWN = 8  # numbers of episodes in a message
 MUCH_CLIPPED = 0.4  # share of a task's movement in one dim; a drawer with 0.73 was never opened (docs/log.md)
@@ -92,6 +97,7 @@ class Demonstrations:
         views: Pictures that `picture` can read.
         layout, places: How the data set is recorded, and where it has what was asked for.
         trajectories: All episodes.
+        num_recorded, num_idle: Steps of all records, and those that data.idle left out.
         norm_stats: {"action", "proprio" where it is there, "num_transitions", "num_trajectories"}, over all episodes.
 
     Raises:
@@ -126,6 +132,7 @@ class Demonstrations:
         self.trajectories: Sequence[Trajectory] = []
         self._spans: Sequence[dict[str, np.ndarray]] = []  # per episode: feature → [n, 2]
         self.norm_stats: dict[str, Any] = {}
+        self.num_recorded = self.num_idle = 0
         self._read_all()
 
     def _read_all(self) -> None:
@@ -133,13 +140,22 @@ class Demonstrations:
         found = [self._read(index) for index in range(len(self.rlds))]
         self.trajectories = [trajectory for trajectory, _, _ in found]
         self._spans = [spans for _, spans, _ in found]
-        if not any(len(trajectory.actions) for trajectory in self.trajectories):
+        self._check([recorded for _, _, recorded in found], sum(len(one.actions) for one in self.trajectories))
+        self.norm_stats = self._statistics()
+
+    def _check(self, recorded: Sequence[np.ndarray], num_steps: int) -> None:
+        """See that steps are left, and hold all recorded grippers, [n, G] each, to the rule."""
+        self.num_recorded = sum(map(len, recorded))
+        if not num_steps:
+            if self.num_recorded:
+                raise DataError(
+                    f"{self.rlds.directory}: data.idle={self.layout.idle:g} leaves no step of {self.num_recorded}; set "
+                    "it to less, in the units of the actions"
+                )
             raise DataError(f"{self.rlds.directory}: all {len(self.rlds)} episodes have no steps; collect them again")
-        self._check_grippers([recorded for _, _, recorded in found])
-        self.norm_stats = self._statistics(
-            [trajectory.actions for trajectory in self.trajectories],
-            [trajectory.proprio for trajectory in self.trajectories],
-        )
+        for column, dim in enumerate(self.places.grippers):
+            which = "last dim of action" if self.gripper.dims is None else f"dim {dim} of action"
+            self.gripper.check([one[:, column] for one in recorded], str(self.rlds.directory), which)
 
     def _pictures(self) -> list[str]:
         """Features of the views."""
@@ -153,7 +169,8 @@ class Demonstrations:
         if self.layout.transform is not None:
             episode, spans = self._transformed(episode, spans, index)
         recorded = take(self.places.action, episode)[:, self.places.grippers]
-        return self._trajectory(episode, index), spans, recorded
+        trajectory, steps = self._resampled(self._trajectory(episode, index))
+        return trajectory, {name: lie[steps] for name, lie in spans.items()}, recorded
 
     def _transformed(
         self, episode: dict[str, Any], spans: dict[str, np.ndarray], index: int
@@ -169,13 +186,38 @@ class Demonstrations:
             ) from error
         return {one: values for one, values in steps.items() if one not in spans}, {one: steps[one] for one in spans}
 
-    def _check_grippers(self, recorded: Sequence[np.ndarray]) -> None:
-        """Hold all recorded grippers, [n, G] each, to the rule."""
-        for column, dim in enumerate(self.places.grippers):
-            which = "last dim of action" if self.gripper.dims is None else f"dim {dim} of action"
-            self.gripper.check([one[:, column] for one in recorded], str(self.rlds.directory), which)
+    def _resampled(self, trajectory: Trajectory) -> tuple[Trajectory, np.ndarray]:
+        """The steps of an episode that are kept, and their numbers in the record, [m]."""
+        every, relative = self.layout.stride, np.array(self.places.relative)
+        actions = downsample(trajectory.actions, every, relative)
+        steps = np.arange(len(actions))
+        if self.layout.idle is not None:
+            steps = moving_steps(actions, relative, self.places.grippers, self.layout.idle)
+            self.num_idle += len(actions) - len(steps)
+        recorded = steps * every
+        said = trajectory.instructions and tuple(trajectory.instructions[step] for step in recorded)
+        return Trajectory(actions[steps], trajectory.proprio[recorded], said), recorded
 
-    def _statistics(self, actions: Sequence[np.ndarray], proprios: Sequence[np.ndarray]) -> dict[str, Any]:
+    def _statistics(self) -> dict[str, Any]:
+        """Computed, or as they were stored for this content and layout."""
+        folder = self.layout.statistics
+        key = hashlib.sha256(f"{STATISTICS} {self.content_id()}".encode()).hexdigest()[:DIGEST]
+        path = None if folder is None else Path(folder) / f"{self.name}-{key}.json"
+        if path is not None and path.is_file():
+            stored = read(path, dict[str, Any], error=DataError, remedy="delete it")
+            try:
+                return check_statistics(stored.get(self.name), f"{path}: entry {self.name!r}")
+            except EntryError as error:
+                raise DataError(f"{error}; delete it") from error
+        actions, proprios = [one.actions for one in self.trajectories], [one.proprio for one in self.trajectories]
+        statistics = self._computed(actions, proprios)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path, {self.name: statistics})
+        return statistics
+
+    def _computed(self, actions: Sequence[np.ndarray], proprios: Sequence[np.ndarray]) -> dict[str, Any]:
+        """Statistics of standard actions and proprio, [n, A] and [n, P] each."""
         statistics = compute_statistics(actions, proprios, self.places.grippers)
         statistics["action"] |= self.gripper.entry(self.places.grippers, len(statistics["action"]["mask"]))
         return statistics
@@ -196,6 +238,7 @@ class Demonstrations:
         """What identifies the numbers: the records, and what of the layout is not LIBERO's."""
         own = "" if self.gripper.is_libero else f"-gripper {self.gripper}"
         own += "" if self.layout.transform is None else f"-transform {self.layout.transform}"
+        own += self.layout.resampled(self.places.relative)
         own += "" if self.gripper.dims is None else f"-grippers {list(self.places.grippers)}"
         changing = any(len(set(one.instructions)) > 1 for one in self.trajectories)
         return self.rlds.content_id() + own + str(self.places) + ("-instructions per step" if changing else "")
@@ -217,6 +260,16 @@ class Demonstrations:
             cut_actions: Whether to tell what it cuts off of the actions.
         """
         dropped, where = [*self.rlds.dropped, *self.places.unread], f"of {len(self.trajectories)} episodes"
+        if (every := self.layout.stride) > 1:
+            assert self.layout.rate is not None  # or there would be no stride
+            rate = self.layout.rate
+            dropped.append(f"every {every}. of {self.num_recorded} steps is kept: {rate / every:g} of {rate:g} Hz")
+        if self.layout.idle is not None:
+            kept = sum(len(one.actions) for one in self.trajectories)
+            dropped.append(
+                f"{self.num_idle} of {kept + self.num_idle} steps are idle, and left out (data.idle="
+                f"{self.layout.idle:g})"
+            )
         short = [index for index, one in enumerate(self.trajectories) if len(one.actions) < chunk_length]
         if short:
             steps = sum(len(self.trajectories[index].actions) for index in short)
@@ -231,6 +284,13 @@ class Demonstrations:
                 f"{len(empty)} {where} have {sum(empty.values())} steps with an empty instruction: {_some([*empty])}"
             )
         actions = np.concatenate([one.actions for one in self.trajectories])
+        motions = [dim for dim in range(actions.shape[1]) if dim not in self.places.grippers]
+        if still := [dim for dim in motions if (actions[:, dim] == actions[0, dim]).all()]:
+            values = ", ".join(f"{dim} (always {actions[0, dim]:g})" for dim in still)
+            dropped.append(
+                f"dims {values} of the actions never move: nothing is learned of them, and the policy repeats the "
+                "value; data.action=[…] with slices leaves them out"
+            )
         cut = _cut_off("action", actions, space.action, space.bounds) if cut_actions else []
         if self.views and space.proprio is not None:
             proprio = np.concatenate([one.proprio for one in self.trajectories])

@@ -13,6 +13,7 @@ which the operating system keeps in memory where it has room. So processes that 
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
 import io
@@ -39,6 +40,7 @@ FORMAT = 1  # of the folder; part of its key
 INDEX_FILE, LOCK_FILE = "index.json", "lock"
 PART_EPISODES = 256  # in a part: what a pass that is broken off loses at most
 COLUMNS = ("action", "proprio", "gripper", "words", "length")
+OTHERS = {"length", "gripper"}  # of each episode, and of each recorded step; the others are of each step that is kept
 MEGABYTE = 1e6
 
 
@@ -60,6 +62,7 @@ class _Index(TypedDict):
     """index.json."""
 
     num_steps: int
+    num_idle: int
     texts: list[str]
     norm_stats: dict[str, Any]
 
@@ -127,14 +130,15 @@ class StreamedDemonstrations(Demonstrations):
         except (OSError, ValueError) as error:
             raise DataError(f"the index {folder} is damaged ({error}); {remedy}") from error
         starts = np.concatenate([[0], np.cumsum(columns["length"])])  # [E + 1]
-        wrong = [name for name in names if name != "length" and len(columns[name]) != index["num_steps"]]
+        wrong = [name for name in names if name not in OTHERS and len(columns[name]) != index["num_steps"]]
         if wrong or len(starts) != len(self.rlds) + 1 or starts[-1] != index["num_steps"]:
             raise DataError(f"the index {folder} is damaged ({', '.join(wrong) or 'length'}.npy is cut off); {remedy}")
         spans = {name: columns[f"picture-{number}"] for number, name in enumerate(self._pictures())}
         self.trajectories = _Trajectories(columns, starts, index["texts"])
         self._spans = _Spans(spans, starts)
         self.frame_bytes = sum(float(where[:, 1].mean()) for where in spans.values())
-        self._check_grippers([columns["gripper"]])
+        self.num_idle = index["num_idle"]
+        self._check([columns["gripper"]], index["num_steps"])
         self.norm_stats = index["norm_stats"]
 
     def window(self, buffer_mb: float) -> int:
@@ -142,7 +146,8 @@ class StreamedDemonstrations(Demonstrations):
         return max(1, int(buffer_mb * MEGABYTE / max(self.frame_bytes, 1.0)))
 
     def _key(self) -> str:
-        parts = [FORMAT, self.rlds.content_id(), repr(self.layout), repr(self.places)]
+        layout = dataclasses.replace(self.layout, statistics=None)  # says where, and not what
+        parts = [FORMAT, self.rlds.content_id(), repr(layout), repr(self.places)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
     def _make(self, folder: Path) -> None:
@@ -160,6 +165,7 @@ class StreamedDemonstrations(Demonstrations):
         self._merge(folder, [path for path, _ in parts])
 
     def _write_part(self, path: Path, episodes: range) -> None:
+        self.num_idle = 0
         found = [self._read(index) for index in episodes]
         texts = sorted({text for one, _, _ in found for text in one.instructions})
         number = {text: row for row, text in enumerate(texts)}
@@ -170,6 +176,7 @@ class StreamedDemonstrations(Demonstrations):
             "gripper": np.concatenate([gripper for _, _, gripper in found]),
             "words": np.concatenate([np.array(one, dtype=np.int32) for one in said]),
             "length": np.array([len(one.actions) for one, _, _ in found]),
+            "idle": np.array(self.num_idle),
             "texts": np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8),
         }
         for row, name in enumerate(self._pictures()):
@@ -182,37 +189,34 @@ class StreamedDemonstrations(Demonstrations):
         """One file a column out of all parts, and what is known of the whole."""
         texts: dict[str, int] = {}
         files: dict[str, np.ndarray] = {}
-        sizes = {"length": len(self.rlds)}
-        total = 0
+        sizes: dict[str, int] = {}
+        num_idle = 0
         for path in paths:
             with np.load(path) as part:
-                total += int(part["length"].sum())
-        done = {"length": 0, "step": 0}
+                num_idle += int(part["idle"])
+                for name in set(part.files) - {"texts", "idle"}:
+                    sizes[name] = sizes.get(name, 0) + len(part[name])
+        done = dict.fromkeys(sizes, 0)
         for path in paths:
             with np.load(path) as part:
                 own = json.loads(part["texts"].tobytes())
                 numbers = np.array([texts.setdefault(text, len(texts)) for text in own] or [-1], dtype=np.int32)
-                values = {name: part[name] for name in part.files if name != "texts"}
+                values = {name: part[name] for name in sizes}
             values["words"] = np.where(values["words"] < 0, -1, numbers[values["words"]])
             for name, column in values.items():
                 if name not in files:
-                    shape = (sizes.get(name, total), *column.shape[1:])
-                    place = folder / f"{name}.npy"
+                    shape, place = (sizes[name], *column.shape[1:]), folder / f"{name}.npy"
                     files[name] = np.lib.format.open_memmap(place, mode="w+", dtype=column.dtype, shape=shape)
-                at = done["length" if name == "length" else "step"]
-                files[name][at : at + len(column)] = column
-            done["length"] += len(values["length"])
-            done["step"] += len(values["action"])
-        if not total:
-            raise DataError(f"{self.rlds.directory}: all {len(self.rlds)} episodes have no steps; collect them again")
+                files[name][done[name] : done[name] + len(column)] = column
+                done[name] += len(column)
+        self._check([files["gripper"]], sizes["action"])
         for column in files.values():
             column.flush()  # type: ignore[attr-defined]  # a memory map
-        self._check_grippers([files["gripper"]])
         index: _Index = {
-            "num_steps": total,
+            "num_steps": sizes["action"],
+            "num_idle": num_idle,
             "texts": list(texts),
-            "norm_stats": self._statistics([files["action"]], [files["proprio"]])
-            | {"num_trajectories": len(self.rlds)},
+            "norm_stats": self._computed([files["action"]], [files["proprio"]]) | {"num_trajectories": len(self.rlds)},
         }
         write_atomically(folder / INDEX_FILE, json.dumps(index))
         for path in paths:

@@ -1,4 +1,4 @@
-"""Training on several data sets: each sample normalised by its own statistics, all of them published, resumed exactly."""
+"""Training on several data sets: each sample normalised by its own statistics, all of them published."""
 
 from pathlib import Path
 
@@ -225,7 +225,7 @@ def test_the_same_set_twice_is_refused(root):
     data = MixtureDataModule(
         members={"a": frames(root, "large"), "b": frames(root, "large")}, weights={"a": 1.0, "b": 1.0}
     )
-    with pytest.raises(DataError, match="data.members a and b are the same data set, 'large'"):
+    with pytest.raises(DataError, match=r"data.members a and b are the same data set, 'large'"):
         data.setup()
 
 
