@@ -19,6 +19,7 @@ from rsd.commands.entry_point import (
     run,
     use_command,
 )
+from rsd.commands.mixtures import make_datamodule, members_alone, reads_of
 from rsd.processes import is_first_process
 from rsd.runs import resume_command
 
@@ -41,10 +42,11 @@ def main(cfg: DictConfig) -> float | None:
     instantiate(cfg.phase.get("check"))
     require_parts(cfg.phase)
     names = published_names(cfg)
-    run_dir = begin_run(cfg, reads=cfg.phase.reads)
+    members = members_alone(cfg)
+    run_dir = begin_run(cfg, reads=reads_of(cfg, members))
     state = state_to_resume(run_dir / "resume")
     seed_everything(cfg.seed, verbose=False)
-    datamodule = instantiate(cfg.phase.datamodule)
+    datamodule = make_datamodule(cfg, members)
     module = instantiate(cfg.phase.module)
     logger = instantiate(cfg.logger)(run_dir=run_dir)
     resume_point = ModelCheckpoint(

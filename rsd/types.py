@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -268,9 +268,15 @@ class CachedRows(TypedDict):
 
 
 class ChunkBatch(TypedDict):
-    """Action chunks to train on: standard (gripper 1 open, 0 close; not normalised), [B, T, A], float32."""
+    """Action chunks to train on.
+
+    Attributes:
+        actions: Standard (gripper 1 open, 0 close; not normalised), [B, T, A], float32.
+        space: Of a mixture: which of the datamodule's spaces each is of, [B], int64.
+    """
 
     actions: Tensor
+    space: NotRequired[Tensor]
 
 
 class HiddenStateBatch(TypedDict):

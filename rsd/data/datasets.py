@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from rsd.data import DataError
 from rsd.data.layout import Layout, take
+from rsd.data.openx import transform_of
 from rsd.data.pictures import decode_picture
 from rsd.data.resampling import downsample, moving_steps
 from rsd.data.rlds import RLDSDataset
@@ -128,21 +129,24 @@ class Demonstrations:
         self.rlds = RLDSDataset(Path(dataset_dir))
         self.name, self.views = self.rlds.name, tuple(views)
         self.places = self.layout.find(self.rlds, self.views, language=language, proprio=proprio)
-        self.trajectories: list[Trajectory] = []
-        self.num_idle = 0
-        self._spans: list[dict[str, np.ndarray]] = []  # per episode: feature → [n, 2]
-        recorded: list[np.ndarray] = []  # grippers, per episode
-        pictures = [*dict.fromkeys(self.places.views.values())]
-        words = self.places.language
-        also = [words] if words in self.rlds.features else []
-        for index in range(len(self.rlds)):
-            episode, spans = self.rlds.episode_and_spans(index, pictures, also)
-            recorded.append(take(self.places.action, episode)[:, self.places.grippers])
-            trajectory, steps = self._resampled(self._trajectory(episode, index))
-            self.trajectories.append(trajectory)
-            self._spans.append({name: lie[steps] for name, lie in spans.items()})
+        self.trajectories: Sequence[Trajectory] = []
+        self._spans: Sequence[dict[str, np.ndarray]] = []  # per episode: feature → [n, 2]
+        self.norm_stats: dict[str, Any] = {}
+        self.num_recorded = self.num_idle = 0
+        self._read_all()
+
+    def _read_all(self) -> None:
+        """Read all episodes, check them, and take their statistics."""
+        found = [self._read(index) for index in range(len(self.rlds))]
+        self.trajectories = [trajectory for trajectory, _, _ in found]
+        self._spans = [spans for _, spans, _ in found]
+        self._check([recorded for _, _, recorded in found], sum(len(one.actions) for one in self.trajectories))
+        self.norm_stats = self._statistics()
+
+    def _check(self, recorded: Sequence[np.ndarray], num_steps: int) -> None:
+        """See that steps are left, and hold all recorded grippers, [n, G] each, to the rule."""
         self.num_recorded = sum(map(len, recorded))
-        if not any(len(trajectory.actions) for trajectory in self.trajectories):
+        if not num_steps:
             if self.num_recorded:
                 raise DataError(
                     f"{self.rlds.directory}: data.idle={self.layout.idle:g} leaves no step of {self.num_recorded}; set "
@@ -152,7 +156,35 @@ class Demonstrations:
         for column, dim in enumerate(self.places.grippers):
             which = "last dim of action" if self.gripper.dims is None else f"dim {dim} of action"
             self.gripper.check([one[:, column] for one in recorded], str(self.rlds.directory), which)
-        self.norm_stats: dict[str, Any] = self._statistics()
+
+    def _pictures(self) -> list[str]:
+        """Features of the views."""
+        return [*dict.fromkeys(self.places.views.values())]
+
+    def _read(self, index: int) -> tuple[Trajectory, dict[str, np.ndarray], np.ndarray]:
+        """One episode without pictures, where these lie, by feature, [n, 2], and the recorded grippers, [n, G]."""
+        words = self.places.language
+        also = [words] if words in self.rlds.features else []
+        episode, spans = self.rlds.episode_and_spans(index, self._pictures(), also)
+        if self.layout.transform is not None:
+            episode, spans = self._transformed(episode, spans, index)
+        recorded = take(self.places.action, episode)[:, self.places.grippers]
+        trajectory, steps = self._resampled(self._trajectory(episode, index))
+        return trajectory, {name: lie[steps] for name, lie in spans.items()}, recorded
+
+    def _transformed(
+        self, episode: dict[str, Any], spans: dict[str, np.ndarray], index: int
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Episode and spans after data.transform, which may drop steps."""
+        name = self.layout.transform or ""
+        try:
+            steps = transform_of(name)(episode | spans)
+        except KeyError as error:
+            raise DataError(
+                f"{self.rlds.describe(index)}: data.transform={name} reads the feature {error}, which is not there; "
+                f"features: {', '.join(sorted(episode | spans))}; set data.transform=null and say where the things are"
+            ) from error
+        return {one: values for one, values in steps.items() if one not in spans}, {one: steps[one] for one in spans}
 
     def _resampled(self, trajectory: Trajectory) -> tuple[Trajectory, np.ndarray]:
         """The steps of an episode that are kept, and their numbers in the record, [m]."""
@@ -177,16 +209,17 @@ class Demonstrations:
                 return check_statistics(stored.get(self.name), f"{path}: entry {self.name!r}")
             except EntryError as error:
                 raise DataError(f"{error}; delete it") from error
-        statistics = compute_statistics(
-            [trajectory.actions for trajectory in self.trajectories],
-            [trajectory.proprio for trajectory in self.trajectories],
-            self.places.grippers,
-        )
-        actions = statistics["action"]
-        actions |= self.gripper.entry(self.places.grippers, len(actions["mask"]))
+        actions, proprios = [one.actions for one in self.trajectories], [one.proprio for one in self.trajectories]
+        statistics = self._computed(actions, proprios)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path, {self.name: statistics})
+        return statistics
+
+    def _computed(self, actions: Sequence[np.ndarray], proprios: Sequence[np.ndarray]) -> dict[str, Any]:
+        """Statistics of standard actions and proprio, [n, A] and [n, P] each."""
+        statistics = compute_statistics(actions, proprios, self.places.grippers)
+        statistics["action"] |= self.gripper.entry(self.places.grippers, len(statistics["action"]["mask"]))
         return statistics
 
     def _trajectory(self, episode: dict[str, Any], index: int) -> Trajectory:
@@ -204,6 +237,7 @@ class Demonstrations:
     def content_id(self) -> str:
         """What identifies the numbers: the records, and what of the layout is not LIBERO's."""
         own = "" if self.gripper.is_libero else f"-gripper {self.gripper}"
+        own += "" if self.layout.transform is None else f"-transform {self.layout.transform}"
         own += self.layout.resampled(self.places.relative)
         own += "" if self.gripper.dims is None else f"-grippers {list(self.places.grippers)}"
         changing = any(len(set(one.instructions)) > 1 for one in self.trajectories)
@@ -342,6 +376,16 @@ class _ChunkIndex(Dataset):
 
     def __len__(self) -> int:
         return len(self.episode)
+
+    @property
+    def parts(self) -> list[Any]:
+        """The data sets of which this one is made, one a space: itself."""
+        return [self]
+
+    @property
+    def space(self) -> None:
+        """Of a mixture, the space of every item."""
+        return None
 
     def notes(self, space: Space, cut_actions: bool = True) -> list[str]:
         """See `Demonstrations.notes`; of all splits."""

@@ -52,8 +52,8 @@ class DistilledFrameDataModule(ResidentFrameDataModule):
         """What identifies the base model."""
         return self.cache.content["base"]
 
-    def _fetch(self, dataset: FrameDataset) -> Fetch:
-        return functools.partial(with_chunks, fetch=super()._fetch(dataset), chunks=self._chunks[id(dataset)])
+    def fetch(self, dataset: FrameDataset) -> Fetch:
+        return functools.partial(with_chunks, fetch=super().fetch(dataset), chunks=self._chunks[id(dataset)])
 
 
 def chunks_of_frames(cache: CacheReader, dataset: FrameDataset) -> Tensor:

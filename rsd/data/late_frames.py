@@ -43,10 +43,10 @@ class LateFrameDataModule(DistilledFrameDataModule):
             )
         self.max_delay = max_delay
 
-    def _fetch(self, dataset: FrameDataset) -> Fetch:
+    def fetch(self, dataset: FrameDataset) -> Fetch:
         chunks = self._chunks[id(dataset)]
         return functools.partial(
-            with_old_chunks, fetch=super()._fetch(dataset), chunks=chunks, step=dataset.step, max_delay=self.max_delay
+            with_old_chunks, fetch=super().fetch(dataset), chunks=chunks, step=dataset.step, max_delay=self.max_delay
         )
 
 

@@ -19,12 +19,14 @@ import numpy as np
 from rsd.data import DataError
 from rsd.data.gripper import GripperRule
 from rsd.data.libero_features import STEPS, FeatureSpec
+from rsd.data.openx import PROPRIO, transform_of
 from rsd.data.rlds import RLDSDataset
 from rsd.errors import SettingError
 from rsd.settings import Count, Positive, Text, checked
 
 ACTION, STATE, LANGUAGE = "action", "observation/state", "language_instruction"  # LIBERO's names
 OBSERVATION = "observation"
+HAND = 6  # the gripper's dim in what a transform makes
 SAME_RATE = 1e-3  # part of a rate by which two are the same
 TWO_ARMS = 14  # action dims from which on the last one need not be the only gripper
 COLOURS = (1, 3, 4, None)  # channels of a picture that becomes RGB
@@ -137,6 +139,8 @@ class Layout:
         relative: Which action dims are deltas, for all or of each; grippers are absolute whatever is said.
         idle: Steps whose motion has a smaller norm, and whose grippers stay, are left out; needs `relative`.
         units: Of each action dim, for people.
+        transform: Name in `rsd.data.openx.TRANSFORMS` of what an episode goes through before anything is taken; then
+            action, proprio and language are what it makes.
         statistics: Folder in which statistics are stored by content; None stores none.
 
     Raises:
@@ -154,6 +158,7 @@ class Layout:
     relative: bool | Sequence[bool] | None = None
     idle: Positive | None = None
     units: Sequence[str] | None = None
+    transform: Text | None = None
     statistics: Path | None = None
 
     def __post_init__(self) -> None:
@@ -213,6 +218,11 @@ class Layout:
                 what is there, and names the key that chooses.
         """
         features = Features(rlds)
+        if self.transform is not None:
+            transform_of(self.transform)
+            seen = {view: self._picture(features, view) for view in views}
+            deltas = tuple(dim != HAND for dim in range(HAND + 1))
+            return Places((Part(ACTION),), (Part(PROPRIO),), LANGUAGE, seen, (HAND,), deltas, ())
         action, others = self._vector(features, "action")
         unread = [f"actions are {_named(action)}; others are not read: {', '.join(others)} (data.action=…)"] * bool(
             others

@@ -71,5 +71,5 @@ class ResidentFrameDataModule(FrameDataModule):
             }
             self.num_workers = 0  # batches are gathered from memory from here on
 
-    def _fetch(self, dataset: FrameDataset) -> Fetch:
+    def fetch(self, dataset: FrameDataset) -> Fetch:
         return self._fetches[id(dataset)]

@@ -39,6 +39,7 @@ class LoadedTokenizer:
         sha256: Hash of its weights: the same shape with other weights means other tokens.
         unnorm_key, bounds: Of the data set that it was fitted on.
         space: What the numbers that it encodes mean; None in checkpoints that do not hold the statistics.
+        others: The other spaces of the mixture that it was fitted on.
     """
 
     tokenizer: ActionTokenizer
@@ -46,11 +47,12 @@ class LoadedTokenizer:
     unnorm_key: str
     bounds: str
     space: Space | None
+    others: tuple[Space, ...] = ()
 
     def difference(self, space: Space) -> str | None:
         """How it was fitted to other numbers than those of `space`, in words; None when it was not."""
         if self.space is not None:
-            return self.space.difference(space)
+            return next((one for one in self.others if one.name == space.name), self.space).difference(space)
         if self.unnorm_key != space.name:
             return f"statistics (unnorm_key) {self.unnorm_key!r} against {space.name!r}"
         return None if self.bounds == space.bounds else f"data.bounds {self.bounds!r} against {space.bounds!r}"
@@ -102,12 +104,16 @@ def load_tokenizer(
         tokenizer = FAMILIES[family](**made_with)
         provenance: _Provenance = conform(loaded.provenance, _Provenance, where, "provenance")
         unnorm_key, bounds = provenance["unnorm_key"], provenance.get("bounds", QUANTILES)
-        made_for = _space(unnorm_key, bounds, provenance.get("norm_stats", {}), where)
+        norm_stats = provenance.get("norm_stats", {})
+        made_for = {
+            name: _space(name, bounds if name == unnorm_key else None, norm_stats, where) for name in norm_stats
+        }
     except (EntryError, SettingError) as error:
         raise CheckpointError(f"{_named(where, error)}; {remedy}") from error
     load_weights(tokenizer, loaded, directory)
     tokenizer.eval().requires_grad_(False)
-    result = LoadedTokenizer(tokenizer, loaded.sha256, unnorm_key, bounds, made_for)
+    others = tuple(one for name, one in made_for.items() if name != unnorm_key)
+    result = LoadedTokenizer(tokenizer, loaded.sha256, unnorm_key, bounds, made_for.get(unnorm_key), others)
     if space is not None and (difference := result.difference(space)) is not None:
         raise CheckpointError(
             f"tokenizer {directory} does not fit: {difference} here; train one on the same data set with {COMMAND}"
@@ -136,9 +142,7 @@ def _named(where: str, error: Exception) -> str:
     return str(error) if isinstance(error, EntryError) else f"{where}: entry 'config': {error}"
 
 
-def _space(unnorm_key: str, bounds: str, norm_stats: Mapping[str, Any], where: str) -> Space | None:
-    if unnorm_key not in norm_stats:
-        return None
-    place = f"{where}: entry 'provenance.norm_stats.{unnorm_key}'"
-    statistics = check_statistics(norm_stats[unnorm_key], place)
-    return Space.from_statistics(unnorm_key, with_bounds(statistics, bounds))
+def _space(name: str, bounds: str | None, norm_stats: Mapping[str, Any], where: str) -> Space:
+    """Of one entry, with these bounds or its own."""
+    statistics = check_statistics(norm_stats[name], f"{where}: entry 'provenance.norm_stats.{name}'")
+    return Space.from_statistics(name, statistics if bounds is None else with_bounds(statistics, bounds))

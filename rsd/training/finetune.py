@@ -29,7 +29,15 @@ from rsd.models.openvla.token_loss import token_logits, token_rows
 from rsd.points import point_name
 from rsd.settings import ChunkLength, Count, Dtype, Natural, Rate, Seed, Views, Width, checked
 from rsd.space import Space
-from rsd.training.given import FrameBatch, frames_of, gripper_accuracy, median_action
+from rsd.training.given import (
+    FrameBatch,
+    by_space,
+    frames_of,
+    gripper_accuracy,
+    median_actions,
+    normalized_proprio,
+    of_sample,
+)
 from rsd.training.randomness import step_generator
 
 MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # of the largest output; bfloat16 rounds merged weights
@@ -95,7 +103,7 @@ class FinetuneModule(LightningModule):
                 f"frozen weights in {self.weights_dtype} need a mixed precision, since adapters and heads are float32; "
                 f"the trainer's is {self.trainer.precision!r}: set trainer=finetune, or phase.module.dtype=float32"
             )
-        space = frames_of(self.trainer).space
+        self.spaces, space = frames_of(self.trainer).spaces, frames_of(self.trainer).space
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             device = self.trainer.strategy.root_device
@@ -116,7 +124,7 @@ class FinetuneModule(LightningModule):
         )
         instructions = frames_of(self.trainer).train.instructions()
         self.base.check_instructions(list(instructions), instructions)
-        self.median_action = space.to_model(median_action(frames_of(self.trainer).train))  # [A]
+        self.median_actions = median_actions(frames_of(self.trainer))  # [K, A]
 
     def load(self, space: Space, device: str | torch.device) -> Pretrained:
         """The published model to start from, with the heads that these actions and proprio need.
@@ -134,9 +142,10 @@ class FinetuneModule(LightningModule):
             dtype=self.weights_dtype,
         )
 
-    def _gripper(self, predicted: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def _gripper(self, predicted: Tensor, targets: Tensor, space: Tensor | None) -> dict[str, Tensor]:
         """Accuracy of the gripper, and that of always saying what it mostly does in training."""
-        majority, grippers = self.median_action.to(targets).expand_as(targets), self.base.space.action.grippers
+        majority = of_sample(self.median_actions.to(targets), space).expand_as(targets)
+        grippers = self.base.space.action.grippers
         return {
             "gripper_accuracy": gripper_accuracy(predicted, targets, grippers),
             "gripper_majority": gripper_accuracy(majority, targets, grippers),
@@ -146,15 +155,16 @@ class FinetuneModule(LightningModule):
         """Model inputs for cropped pictures [B*M, S, S, 3], uint8; no floating one but the pixels' dtype matters."""
         inputs = {"pixel_values": self.base.pixel_values(pictures.cpu())}
         if self.use_proprio:
-            inputs["proprio"] = self.base.normalized_proprio([*batch["proprio"].cpu().numpy()])  # [B, P]
+            inputs["proprio"] = normalized_proprio(batch, self.base, self.spaces)  # [B, P]
         return {name: value.to(self.device, self.weights_dtype) for name, value in inputs.items()}
 
     def _targets(self, batch: FrameBatch) -> Tensor:
-        return self.base.space.to_model(batch["actions"].to(self.device))  # [B, T, A]
+        actions = batch["actions"].to(self.device)  # [B, T, A]
+        return by_space(actions, [one.to_model for one in self.spaces], batch.get("space"))
 
     def _losses(self, batch: FrameBatch, pictures: Tensor) -> dict[str, Tensor]:
         """The loss, first, and what else is worth seeing."""
-        inputs, targets = self._inputs(batch, pictures), self._targets(batch)
+        inputs, targets, space = self._inputs(batch, pictures), self._targets(batch), batch.get("space")
         if self.action_head == "autoregressive":
             prompts = [self.base.text.encode(text) for text in batch["instructions"]]
             ids, labels = token_rows(prompts, targets, self.base.text.pad_id)
@@ -166,11 +176,11 @@ class FinetuneModule(LightningModule):
             l1 = (decoded - targets).abs().mean()
             accuracy = (chosen == wanted).float().mean()
             loss = F.cross_entropy(logits.float(), wanted)
-            return {"loss": loss, "token_accuracy": accuracy, "l1": l1, **self._gripper(decoded, targets)}
+            return {"loss": loss, "token_accuracy": accuracy, "l1": l1, **self._gripper(decoded, targets, space)}
         texts = {name: value.to(self.device) for name, value in self.base.prompts(batch["instructions"]).items()}
         predicted = self.model(**inputs, **texts, chunk_length=self.chunk_length, layers=[])[1]
         loss = (predicted.float() - targets).abs().mean()
-        return {"loss": loss, "l1": loss.detach(), **self._gripper(predicted, targets)}
+        return {"loss": loss, "l1": loss.detach(), **self._gripper(predicted, targets, space)}
 
     def training_step(self, batch: FrameBatch, batch_idx: int) -> Tensor:
         pictures = batch["pictures"].flatten(0, 1)
@@ -245,7 +255,7 @@ class FinetuneModule(LightningModule):
 
         adapters = adapter_files(self.model, base_name=self.hub_id or self.pretrained.directory.name)
         metrics["merge_difference"] = merge_lora(self.model, probe, tolerance=MERGE_TOLERANCE[self.weights_dtype])
-        statistics = {datamodule.space.name: dict(self.base.space.statistics)}
+        statistics = {space.name: dict(space.statistics) for space in self.spaces}
         save_pretrained(
             Path(directory),
             self.pretrained,

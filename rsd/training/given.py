@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
 import torch
 from pytorch_lightning import Trainer
 from torch import Tensor
 
+from rsd.models.openvla.base import OpenVLABase
 from rsd.space import Space
 from rsd.types import Frame
 
@@ -22,12 +23,14 @@ class FrameBatch(TypedDict):
         instructions: B of them.
         proprio: [B, P], float32, standard.
         actions: [B, T, A], float32, standard.
+        space: Of a mixture: which of the datamodule's spaces a sample's numbers are of, [B], int64.
     """
 
     pictures: Tensor
     instructions: list[str]
     proprio: Tensor
     actions: Tensor
+    space: NotRequired[Tensor]
 
 
 class DataModule(Protocol):
@@ -41,14 +44,24 @@ class DataModule(Protocol):
         """What identifies the data that is trained on."""
 
 
+class OfSpaces(DataModule, Protocol):
+    """Data that may be a mixture: a batch's "space" counts `spaces`, of which `space` is the first."""
+
+    @property
+    def spaces(self) -> Sequence[Space]: ...
+
+
 class Chunks(Protocol):
-    """One split, without pictures: all chunks, standard, [N, T, A]."""
+    """One split, without pictures: all chunks, standard, [N, T, A], and of a mixture the space of each, [N]."""
 
     @property
     def actions(self) -> Tensor: ...
 
+    @property
+    def space(self) -> Tensor | None: ...
 
-class ChunkDataModule(DataModule, Protocol):
+
+class ChunkDataModule(OfSpaces, Protocol):
     """Batches are ChunkBatch."""
 
     @property
@@ -65,8 +78,8 @@ class Trajectory(Protocol):
     def actions(self) -> np.ndarray: ...
 
 
-class Frames(Protocol):
-    """One split: items are `rsd.types.Frame`.
+class Episodes(Protocol):
+    """One split of one data set.
 
     Attributes:
         trajectories: Of all splits.
@@ -79,6 +92,17 @@ class Frames(Protocol):
     @property
     def episodes(self) -> Sequence[int]: ...
 
+
+class Frames(Protocol):
+    """One split: items are `rsd.types.Frame`.
+
+    Attributes:
+        parts: One a space.
+    """
+
+    @property
+    def parts(self) -> Sequence[Episodes]: ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, row: int) -> Frame: ...
@@ -87,7 +111,7 @@ class Frames(Protocol):
         """Every instruction of all splits, and where it stands."""
 
 
-class FrameDataModule(DataModule, Protocol):
+class FrameDataModule(OfSpaces, Protocol):
     """Batches are FrameBatch."""
 
     @property
@@ -108,10 +132,42 @@ class HiddenStateDataModule(DataModule, Protocol):
         """(states a chunk, H) at a point."""
 
 
-def median_action(frames: Frames) -> Tensor:
-    """The training actions' median in each dim, standard, [A]: what a model that has learned nothing says."""
-    actions = np.concatenate([frames.trajectories[index].actions for index in frames.episodes])
-    return torch.from_numpy(np.median(actions, axis=0))
+def by_space(values: Tensor, functions: Sequence[Callable[[Tensor], Tensor]], space: Tensor | None) -> Tensor:
+    """What the function of its space makes of each sample.
+
+    Args:
+        values: [B, ...].
+        functions: One a space; each leaves the shape as it is.
+        space: Which one, [B]; None where there is one space.
+    """
+    if space is None:
+        return functions[0](values)
+    index = space.to(values.device)
+    result = torch.empty(values.shape, dtype=torch.float32, device=values.device)
+    for number, function in enumerate(functions):
+        result[index == number] = function(values[index == number])
+    return result
+
+
+def median_actions(datamodule: FrameDataModule) -> Tensor:
+    """The training actions' median in each dim, model space, [K, A]: what a model that has learned nothing says."""
+    medians = []
+    for part, space in zip(datamodule.train.parts, datamodule.spaces, strict=True):
+        actions = np.concatenate([part.trajectories[index].actions for index in part.episodes])  # [n, A]
+        medians.append(space.to_model(torch.from_numpy(np.median(actions, axis=0))))
+    return torch.stack(medians)
+
+
+def normalized_proprio(batch: FrameBatch, base: OpenVLABase, spaces: Sequence[Space]) -> Tensor:
+    """Model space, [B, P]; of a mixture with each sample's space."""
+    if "space" in batch:
+        return by_space(batch["proprio"], [one.proprio_to_model for one in spaces], batch["space"])
+    return base.normalized_proprio([*batch["proprio"].cpu().numpy()])
+
+
+def of_sample(values: Tensor, space: Tensor | None) -> Tensor:
+    """Of values a space, [K, A], each sample's, [B, 1, A]; [1, A] where there is one space."""
+    return values if space is None else values[space.to(values.device)][:, None]
 
 
 def gripper_accuracy(predicted: Tensor, target: Tensor, grippers: Sequence[int]) -> Tensor:

@@ -32,7 +32,15 @@ from rsd.models.openvla.transfer import start_from
 from rsd.models.openvla.vit import ViTShape
 from rsd.settings import ChunkLength, Decay, Dtype, Natural, Rate, Seed, Share, Side, Views, checked
 from rsd.space import Space
-from rsd.training.given import FrameBatch, frames_of, gripper_accuracy, median_action
+from rsd.training.given import (
+    FrameBatch,
+    by_space,
+    frames_of,
+    gripper_accuracy,
+    median_actions,
+    normalized_proprio,
+    of_sample,
+)
 from rsd.training.randomness import step_generator
 from rsd.types import Frame
 
@@ -113,7 +121,7 @@ class OFTModule(LightningModule):
             ones. The data set may have further words, and must have all of the checkpoint's.
     """
 
-    loss_factors: Tensor  # of each action dim, [A]
+    loss_factors: Tensor  # of each space and action dim, [K, A]
 
     @checked
     def __init__(
@@ -160,7 +168,7 @@ class OFTModule(LightningModule):
         if hasattr(self, "base"):
             return
         datamodule = frames_of(self.trainer)
-        space = datamodule.space
+        self.spaces, space = datamodule.spaces, datamodule.space
         self.base = small_base(
             self.architecture,
             image_size=self.image_size,
@@ -179,20 +187,20 @@ class OFTModule(LightningModule):
         self.average = None if self.ema_decay is None else copy.deepcopy(self.model).requires_grad_(False)
         if self.average is not None:
             self.base = rebuilt(self.base, self.average)
-        factors = torch.from_numpy(space.quantile_units())  # [A]
+        factors = torch.from_numpy(np.stack([one.quantile_units() for one in self.spaces]))  # [K, A]
         factors = factors if self.loss_units == "quantiles" else torch.ones_like(factors)
         self.register_buffer("loss_factors", factors, persistent=False)
         self.instructions = sorted(datamodule.train.instructions())
         self.prompts = self.base.prompts(self.instructions)  # a row an instruction
-        self.median_action = self._normalized(median_action(datamodule.train))  # [A]
+        self.median_actions = median_actions(datamodule)  # [K, A]
 
     def transfer_batch_to_device(self, batch: FrameBatch, device: torch.device, dataloader_idx: int) -> FrameBatch:
         """Move the pictures; the rest is small, and is normalised on the CPU without waiting for the device."""
         return {**batch, "pictures": batch["pictures"].to(device, non_blocking=True)}
 
-    def _normalized(self, actions: Tensor) -> Tensor:
-        """Standard actions [..., A] → model space, on the module's device."""
-        return self.base.space.to_model(actions.to(self.device))
+    def _normalized(self, actions: Tensor, space: Tensor | None = None) -> Tensor:
+        """Standard chunks [B, T, A] → model space, on the module's device; of a mixture with each sample's space."""
+        return by_space(actions.to(self.device), [one.to_model for one in self.spaces], space)
 
     def _prompts(self, instructions: Sequence[str]) -> dict[str, Tensor]:
         """`base.prompts` of these instructions, from the rows made once."""
@@ -205,7 +213,7 @@ class OFTModule(LightningModule):
         """The L1 head's chunk for cropped pictures [B*M, S, S, 3], uint8; with dropout on proprio, [B]. [B, T, A]."""
         inputs = {"pixel_values": self.base.pixel_values(pictures), **self._prompts(batch["instructions"])}
         if self.use_proprio:
-            proprio = self.base.normalized_proprio([*batch["proprio"].cpu().numpy()])  # [B, P]
+            proprio = normalized_proprio(batch, self.base, self.spaces)  # [B, P]
             inputs["proprio"] = proprio if keep_proprio is None else proprio * keep_proprio[:, None]
         inputs = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
         model = self.model if self.training else self.base.model
@@ -227,14 +235,14 @@ class OFTModule(LightningModule):
         if self.proprio_dropout:
             keep = torch.rand(len(batch["proprio"]), generator=self._generator(1)) >= self.proprio_dropout  # [B]
         predicted = self(batch, self.training_pictures(batch), keep)  # [B, T, A]
-        loss = self.loss(predicted, batch["actions"])
+        loss = self.loss(predicted, batch["actions"], batch.get("space"))
         self.log("train/l1", loss, prog_bar=True, batch_size=len(predicted))
         return loss
 
-    def loss(self, predicted: Tensor, actions: Tensor) -> Tensor:
+    def loss(self, predicted: Tensor, actions: Tensor, space: Tensor | None = None) -> Tensor:
         """Mean absolute error of normalised chunks [B, T, A], in `loss_units`; `actions` are standard."""
-        error = (predicted - self._normalized(actions)).abs()
-        return (error * self.loss_factors).mean()
+        error = (predicted - self._normalized(actions, space)).abs()
+        return (error * of_sample(self.loss_factors, space)).mean()
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         """The step, and then the average's: before any callback saves the state."""
@@ -251,12 +259,14 @@ class OFTModule(LightningModule):
 
     def validation_step(self, batch: FrameBatch, batch_idx: int) -> None:
         predicted = self(batch, center_crop(batch["pictures"].flatten(0, 1)))  # [B, T, A]
-        target, grippers = self._normalized(batch["actions"]), self.base.space.action.grippers
+        space, grippers = batch.get("space"), self.base.space.action.grippers
+        target = self._normalized(batch["actions"], space)
+        median = of_sample(self.median_actions.to(target), space).expand_as(target)
         metrics = {
             "val/l1": (predicted - target).abs().mean(),
-            "val/l1_median_action": (self.median_action.to(target) - target).abs().mean(),
+            "val/l1_median_action": (median - target).abs().mean(),
             "val/gripper_accuracy": gripper_accuracy(predicted, target, grippers),
-            "val/gripper_majority": gripper_accuracy(self.median_action.expand_as(target), target, grippers),
+            "val/gripper_majority": gripper_accuracy(median, target, grippers),
         }
         self.log_dict(metrics, batch_size=len(target))
 
@@ -289,7 +299,7 @@ class OFTModule(LightningModule):
             "started_from": self.started_from,
             "metrics": metrics,
         }
-        save_base(Path(directory), self.base, record, dtype=self.weights_dtype)
+        save_base(Path(directory), self.base, record, dtype=self.weights_dtype, spaces=self.spaces)
         return metrics
 
 

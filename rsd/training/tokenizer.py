@@ -17,7 +17,7 @@ from rsd.space import Space
 from rsd.tokenizer import ActionTokenizer, BinTokenizer, save_tokenizer
 from rsd.tokenizer.loading import MakesTokenizer, for_space
 from rsd.tokenizer.report import codec_report
-from rsd.training.given import chunks_of
+from rsd.training.given import by_space, chunks_of
 from rsd.training.plots import plot_codec
 from rsd.training.randomness import step_generator
 from rsd.training.steps import scheduled
@@ -57,11 +57,11 @@ class TokenizerModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         datamodule = chunks_of(self.trainer)
-        self.space: Space = datamodule.space
+        self.space, self.spaces = datamodule.space, datamodule.spaces
         if not hasattr(self, "tokenizer"):
             with torch.random.fork_rng(devices=[]):  # weights do not depend on what reading data draws
                 torch.set_rng_state(self._drawn)
-                self.tokenizer = for_space(self._make, self.space)
+                self.tokenizer = for_space(self._make, self._widest())
         if stage == "fit":
             trainable = any(parameter.requires_grad for parameter in self.tokenizer.parameters())
             if not trainable and self.trainer.max_steps > 0:
@@ -75,14 +75,18 @@ class TokenizerModule(LightningModule):
                     f"quantizer.tokenizer has chunks of (chunk_length, action_dim) = "
                     f"({shape.chunk_length}, {shape.action_dim}), those of the data set are {found}; set both to that"
                 )
-            self.tokenizer.fit(self._normalized(datamodule.train.actions))
+            self.tokenizer.fit(self._normalized(datamodule.train.actions, datamodule.train.space))
 
-    def _normalized(self, actions: Tensor) -> Tensor:
-        """Standard chunks [B, T, A] → model space, on the module's device."""
-        return self.space.to_model(actions.to(self.device))
+    def _widest(self) -> Space:
+        """The space to make a tokenizer for: of a mixture one whose grippers stand between open and closed, if any."""
+        return next((one for one in self.spaces if one.between), self.space)
+
+    def _normalized(self, actions: Tensor, space: Tensor | None = None) -> Tensor:
+        """Standard chunks [B, T, A] → model space, on the module's device; of a mixture with each chunk's space."""
+        return by_space(actions.to(self.device), [one.to_model for one in self.spaces], space)
 
     def training_step(self, batch: ChunkBatch, batch_idx: int) -> Tensor:
-        actions = self._normalized(batch["actions"])  # [B, T, A]
+        actions = self._normalized(batch["actions"], batch.get("space"))  # [B, T, A]
         generator = step_generator(self.seed, self.global_step, rank=self.global_rank)
         depth = int(torch.randint(1, self.tokenizer.code_shape.num_stages + 1, (), generator=generator))
         full = (self.tokenizer(actions) - actions).square().mean()
@@ -91,7 +95,7 @@ class TokenizerModule(LightningModule):
         return full + self.prefix_weight * prefix
 
     def validation_step(self, batch: ChunkBatch, batch_idx: int) -> None:
-        self._held_out.append(self._normalized(batch["actions"]))
+        self._held_out.append(self._normalized(batch["actions"], batch.get("space")))
 
     def on_validation_epoch_end(self) -> None:
         self.report = codec_report(self.tokenizer, torch.cat(self._held_out))
@@ -116,16 +120,16 @@ class TokenizerModule(LightningModule):
         """
         datamodule = chunks_of(self.trainer)
         tokenizer = self.tokenizer.eval().cpu()
-        chunks = self._normalized(datamodule.val.actions).cpu()
+        chunks = self._normalized(datamodule.val.actions, datamodule.val.space).cpu()
         shape = tokenizer.code_shape
         make_bins = partial(BinTokenizer, chunk_length=shape.chunk_length, num_bins=256)
-        bins = for_space(make_bins, self.space)
+        bins = for_space(make_bins, self._widest())
         metrics = {**codec_report(tokenizer, chunks), "bins256": codec_report(bins, chunks)}
         record = {
             **provenance,
             "unnorm_key": datamodule.space.name,
             "bounds": self.space.bounds,
-            "norm_stats": {self.space.name: dict(self.space.statistics)},
+            "norm_stats": {space.name: dict(space.statistics) for space in self.spaces},
             "code": {"tokens": shape.tokens_per_stage, "bits": shape.bits_per_stage, "num_levels": shape.num_levels},
             "data": datamodule.content_id(),
             "metrics": metrics,

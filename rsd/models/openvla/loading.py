@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -185,12 +185,13 @@ def own_inputs(directory: Path) -> dict[str, Any]:
         CheckpointError: missing or damaged.
     """
     config, architecture = _own_config(directory, load_checkpoint(directory, kind=KIND, produce=PRODUCE))
+    names = list(config["norm_stats"])
     return {
         "views": config["views"],
         "use_proprio": architecture.proprio_dim is not None,
         "chunk_length": config["chunk_length"],
         "center_crop": config["center_crop"],
-        "unnorm_key": next(iter(config["norm_stats"])),
+        "unnorm_key": names[0] if len(names) == 1 else None,  # of a mixture somebody has to choose
     }
 
 
@@ -241,9 +242,17 @@ def require_checkpoint(checkpoint: str | Path, hub_id: str | None = None, *, pub
 
 
 def save_base(
-    directory: Path, base: OpenVLABase, provenance: dict[str, Any], dtype: torch.dtype = torch.float32
+    directory: Path,
+    base: OpenVLABase,
+    provenance: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+    spaces: Sequence[Space] = (),
 ) -> None:
-    """Write a trained base model with a word vocabulary in our own layout, its weights rounded to `dtype`."""
+    """Write a trained base model with a word vocabulary in our own layout, its weights rounded to `dtype`.
+
+    Args:
+        spaces: Of all data sets of a mixture; the model's own unless given. Whoever loads it chooses one by unnorm_key.
+    """
     if not isinstance(base.text, WordText):
         raise TypeError(f"only a WordText vocabulary can be saved in our layout, got {type(base.text).__name__}")
     config = {
@@ -251,7 +260,7 @@ def save_base(
         "processor": base.processor.to_json(),
         "words": list(base.text.words),
         "instructions": list(base.text.instructions),
-        "norm_stats": {base.space.name: dict(base.space.statistics)},
+        "norm_stats": {space.name: dict(space.statistics) for space in spaces or [base.space]},
         "views": list(base.views),
         "chunk_length": base.chunk_length,
         "center_crop": base.center_crop,
