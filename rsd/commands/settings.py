@@ -91,7 +91,7 @@ ARCHITECTURE: dict[str, Any] = {
 }
 GRIPPER = {"open": Finite, "closed": Finite, "between": bool, "moves": bool}
 THRESHOLD = float | Literal["inf", "-inf"]
-OFFERS: dict[str, Any] = {"": KEYS_INSIDE, ".views": Views, ".proprio_dim": Count, ".action_dim": Count}
+OFFERS: dict[str, Any] = {"": KEYS_INSIDE | None, ".views": Views, ".proprio_dim": Count, ".action_dim": Count}
 # Key to what may stand there; a command holds those that it has
 KEYS: dict[str, Any] = {
     **dict.fromkeys((*GROUPS, "phase"), KEYS_INSIDE),
@@ -144,7 +144,8 @@ KEYS: dict[str, Any] = {
     "protocol.seed": Seed,
     "protocol.num_open_loop_steps": Count,
     "protocol.clip_actions": bool,
-    **{f"env.{name}": Made for name in ("check", "tasks", "make")},
+    **{f"env.{name}": Made for name in ("tasks", "make", "replay")},
+    "env.check": Made | None,
     "env.suite": Text,
     "env.variant": Text | None,
     "env.allow_mujoco_version": Text | None,
