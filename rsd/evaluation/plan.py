@@ -170,8 +170,8 @@ class Plan:
         values = dict(record)
         if str(values["schema"]).startswith(REPLAY):
             raise PlanError(
-                f"{where} is of a replay of recorded frames (env=replay), which has no success rate; its report.html says "
-                "what there is"
+                f"{where} is of a replay of recorded frames (env=replay), which has no success rate; its report.html "
+                "says what there is"
             )
         if (schema := values.pop("schema")) != SCHEMA:
             raise PlanError(

@@ -153,7 +153,8 @@ class Replayed:
         num_chunks: Frames that were asked.
         l1: Absolute error in model units by step of the chunk and action dim, [T][A].
         l1_robot: The same in robot units, of what is executed: clipped.
-        l1_model: The same in model units before commands were made of it, [T][A]; None of a policy that does not tell.
+        commands_off: How far commands are from the chunk that they were made of, in model units by this data set's
+            statistics, [A]; 0 where the policy un-normalises with the same. None of a policy that does not tell.
         l1_median: Error of the training actions' median in model units, [A].
         grippers: See there.
         stats: Sums of Chunk.work, and "num_chunks".
@@ -168,7 +169,7 @@ class Replayed:
     num_chunks: Total
     l1: Rows
     l1_robot: Rows
-    l1_model: Rows | None
+    commands_off: list[float] | None
     l1_median: list[float]
     grippers: list[Gripper] = field(default_factory=list)
     stats: dict[str, Any] = field(default_factory=dict)
@@ -293,7 +294,7 @@ def measured(chunks: Mapping[int, Chunk], recorded: Any, yardstick: Yardstick, n
     truth = np.stack([recorded.actions[step : step + length] for step in steps]).astype(np.float64)  # [N, T, A]
     raw = np.stack([chunks[step].actions[:length] for step in steps])  # [N, T, A]
     executed = np.stack([_executed(chunks[step], yardstick)[:length] for step in steps])  # [N, T, A]
-    standard = yardstick.standard(raw)
+    standard = yardstick.standard(raw)  # [N, T, A]
     commands = yardstick.standard(live(chunks, yardstick, num_open_loop_steps))  # [m, A]
     target = yardstick.space.to_model(truth).astype(np.float64)
     grippers = [
@@ -305,10 +306,11 @@ def measured(chunks: Mapping[int, Chunk], recorded: Any, yardstick: Yardstick, n
         )
         for dim in yardstick.gripper_dims
     ]
-    model: np.ndarray | None = None
+    off: np.ndarray | None = None
     if told:
         model = np.stack([_remembered(chunks[step])[:length] for step in steps]).astype(np.float64)  # [N, T, A]
         standard[..., dims] = model[..., dims]
+        off = np.abs(normalized(standard, yardstick.space.action) - model).mean(axis=(0, 1))  # [A]
     median = np.abs(yardstick.space.to_model(yardstick.median.astype(np.float64)) - target)  # [N, T, A]
     work: Counts = {"num_chunks": len(steps)}
     for step in steps:
@@ -322,7 +324,7 @@ def measured(chunks: Mapping[int, Chunk], recorded: Any, yardstick: Yardstick, n
         num_chunks=len(steps),
         l1=np.abs(normalized(standard, yardstick.space.action) - target).mean(axis=0).tolist(),
         l1_robot=np.abs(executed - yardstick.commands(truth)).mean(axis=0).tolist(),
-        l1_model=None if model is None else np.abs(model - target).mean(axis=0).tolist(),
+        commands_off=None if off is None else off.tolist(),
         l1_median=median.mean(axis=(0, 1)).tolist(),
         grippers=grippers,
         stats=work,

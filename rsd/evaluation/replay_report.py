@@ -39,6 +39,7 @@ from rsd.work import add_counts
 
 SCHEMA = 1
 SAME = 0.02  # of training's l1: nearer is equal; batches, devices and dtypes make up to a thousandth
+OTHER_COMMANDS = 1e-3  # model units; rounding makes a thousandth of it
 NUM_RESAMPLES = 2000
 WIDTH, HEIGHT, EDGE = 640, 96, 4  # of a plot of one dim
 EPISODE_FIELDS = ("split", "episode", "file_path", "instruction", "num_chunks", "trace")
@@ -96,12 +97,12 @@ def summarize(results: Sequence[Replayed]) -> dict[str, Any]:
 
     Returns:
         num_episodes, num_chunks; l1 (over steps and dims, model units; figure), l1_by_dim, l1_robot_by_dim, l1_by_step
-        (figures of lists, [A], [A], [T]), l1_table and l1_robot_table ([T][A]), l1_model_by_dim ([A], before commands
-        were made; or None), l1_median_by_dim ([A]), l1_median; grippers: a record for each with dim, agreement
+        (figures of lists, [A], [A], [T]), l1_table and l1_robot_table ([T][A]), commands_off ([A] or None, see
+        `Replayed`), l1_median_by_dim ([A]), l1_median; grippers: a record for each with dim, agreement
         (figure), majority (share of the commoner state), num_closings, num_missed, num_late, num_early, mean_delay
         (control steps, of those not missed; None without).
     """
-    told = all(one.l1_model is not None for one in results)
+    told = all(one.commands_off is not None for one in results)
     median = pooled(results, lambda one: one.l1_median)
     return {
         "num_episodes": len(results),
@@ -112,7 +113,7 @@ def summarize(results: Sequence[Replayed]) -> dict[str, Any]:
         "l1_by_step": figure(results, lambda one: np.mean(one.l1, axis=1)),
         "l1_table": pooled(results, lambda one: one.l1).tolist(),
         "l1_robot_table": pooled(results, lambda one: one.l1_robot).tolist(),
-        "l1_model_by_dim": pooled(results, lambda one: np.mean(one.l1_model, axis=0)).tolist() if told else None,
+        "commands_off": pooled(results, lambda one: one.commands_off).tolist() if told else None,
         "l1_median_by_dim": median.tolist(),
         "l1_median": float(median.mean()),
         "grippers": [_gripper(results, number) for number in range(len(results[0].grippers))],
@@ -195,12 +196,8 @@ def notes(splits: dict[str, dict[str, Any]], names: Sequence[str]) -> list[str]:
             "learned these episodes by heart, or has seen too few."
         )
     for split, one in splits.items():
-        if (model := one["l1_model_by_dim"]) is not None:
-            off = [
-                name
-                for name, before, after in zip(names, model, one["l1_by_dim"]["mean"], strict=True)
-                if abs(before - after) > SAME * max(before, 1e-3)
-            ]
+        if one["commands_off"] is not None:
+            off = [name for name, value in zip(names, one["commands_off"], strict=True) if value > OTHER_COMMANDS]
             if off:
                 found.append(
                     f"Commands of dims {', '.join(off)} ({split}) are not the model's chunk by this data set's "
