@@ -104,11 +104,8 @@ def test_the_inference_path_gives_what_training_measures(toy, tmp_path):
     data, policy = toy
     recorded = read(data)
     results = replayed(policy, recorded, tmp_path)
-    assert [(one.split, one.episode, one.num_chunks) for one in results] == [
-        ("val", 2, 6),
-        ("train", 0, 4),
-        ("train", 1, 3),
-    ]
+    places = [(one.split, one.episode, one.num_chunks) for one in results]
+    assert places == [("val", 2, 3), ("train", 0, 2), ("train", 1, 1)]
     for split in ("val", "train"):
         own = [one for one in results if one.split == split]
         assert summarize(own)["l1"]["mean"] == pytest.approx(training_l1(policy, recorded, split), rel=1e-4)
