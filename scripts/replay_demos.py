@@ -64,9 +64,9 @@ def arms_of(
     actions: np.ndarray, tokenizers: Mapping[str, LoadedTokenizer], depths: Sequence[int] | None
 ) -> dict[str, np.ndarray]:
     """Name of each arm → robot commands [n, 7], of standard actions [n, 7]."""
-    from rsd.tokenizer.round_trip import normalised_commands, round_trip
+    from rsd.tokenizer.round_trip import normalised, round_trip
 
-    arms = {RAW: GRIPPERS[LIBERO_GRIPPER](actions.astype(np.float64))}
+    arms = {RAW: actions}
     spaces: dict[str, str] = {}  # digest → name of its arm
     for name, loaded in tokenizers.items():
         space = loaded.space
@@ -74,12 +74,13 @@ def arms_of(
             raise SettingError(f"tokenizer {name} holds no statistics; train one with python train.py phase=rfsq")
         if space.digest not in spaces:
             spaces[space.digest] = NORMALISED if not spaces else f"{NORMALISED} as {name}"
-            arms[spaces[space.digest]] = normalised_commands(actions, space)
+            arms[spaces[space.digest]] = normalised(actions, space)
         num_stages = loaded.tokenizer.code_shape.num_stages
         for depth in depths or range(1, num_stages + 1):
             if depth <= num_stages:
                 arms[f"{name} {depth}/{num_stages}"] = round_trip(actions, loaded.tokenizer, space, depth)
-    return arms
+    simulated = GRIPPERS[LIBERO_GRIPPER]  # however the data set records its gripper
+    return {name: simulated(np.array(standard, dtype=np.float64)) for name, standard in arms.items()}
 
 
 def read_results(path: Path) -> list[RerunResult]:

@@ -86,6 +86,8 @@ def evaluate_replay(cfg: DictConfig, overrides: Sequence[str]) -> float | None:
         "data": recorded.frames[TRAINING].content_id(),
         "episodes": planned,
         "every": asked.every,
+        "units": list(recorded.units),
+        "rate": recorded.rate,
         "seed": cfg.seed,
         "max_batch": cfg.max_batch,
         "policy": json.loads(json.dumps(dataclasses.asdict(describe_policy(fields)))),
@@ -100,7 +102,7 @@ def evaluate_replay(cfg: DictConfig, overrides: Sequence[str]) -> float | None:
         asked=asked,
         yardstick=Yardstick(
             space=recorded.space,
-            gripper=spec.space.gripper,
+            robot=spec.space,
             limits=spec.space.limits,
             clip=cfg.protocol.clip_actions,
             median=recorded.median,

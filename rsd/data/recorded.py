@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rsd.data.datasets import LANGUAGE, Demonstrations, FrameDataset
-from rsd.data.gripper import GripperRule
+from rsd.data.datasets import Demonstrations, FrameDataset
+from rsd.data.layout import Layout
 from rsd.data.libero_records import FILE_PATH
 from rsd.settings import ChunkLength, checked
 from rsd.space import QUANTILES, Space, with_bounds
@@ -24,12 +24,16 @@ class Recorded:
         space: What its numbers mean, by its own statistics.
         median: Of the training actions, standard, [A].
         file_paths: Where each episode comes from; empty where it does not say.
+        units: Of each action dim, for people; empty where nobody has said.
+        rate: Steps a second, Hz; None where nobody has said.
     """
 
     frames: dict[str, FrameDataset]
     space: Space
     median: np.ndarray
     file_paths: list[str]
+    units: tuple[str, ...]
+    rate: float | None
 
     @property
     def proprio_dim(self) -> int:
@@ -45,8 +49,7 @@ def recorded_frames(
     views: Sequence[str],
     proprio: bool = True,
     bounds: str = QUANTILES,
-    gripper: GripperRule | None = None,
-    language: str = LANGUAGE,
+    layout: Layout | None = None,
 ) -> Recorded:
     """Read a data set once; see `rsd.data.datasets.Demonstrations`.
 
@@ -55,7 +58,7 @@ def recorded_frames(
         proprio: False for a policy that is told none.
         bounds: See `rsd.data.datamodules.ChunkDataModule`.
     """
-    demonstrations = Demonstrations(dataset_dir, views, gripper, language, proprio)
+    demonstrations = Demonstrations(dataset_dir, views, layout, proprio=proprio)
     frames = {split: FrameDataset(demonstrations, chunk_length, split) for split in ("val", "train")}
     actions = [demonstrations.trajectories[index].actions for index in frames["train"].episodes]
     has_paths = FILE_PATH in demonstrations.rlds.features
@@ -64,4 +67,6 @@ def recorded_frames(
         Space.from_statistics(demonstrations.name, with_bounds(demonstrations.norm_stats, bounds)),
         np.median(np.concatenate(actions), axis=0),
         demonstrations.rlds.file_paths() if has_paths else [],
+        tuple(demonstrations.layout.units or ()),
+        demonstrations.layout.rate,
     )

@@ -28,7 +28,7 @@ from rsd.files import is_inside, write_atomically
 from rsd.queue import chunk_seed, executed_actions
 from rsd.record import EntryError, line_of, parse
 from rsd.settings import Count, Natural, Share, Total, checked
-from rsd.space import EPSILON, GRIPPERS, Range, Space
+from rsd.space import EPSILON, Range, Space
 from rsd.types import Chunk, Frame, Memory, Policy, Request
 from rsd.work import Counts, add_counts
 
@@ -80,7 +80,7 @@ class Yardstick:
 
     Attributes:
         space: The data set's own, with which training normalises.
-        gripper: Name of the policy's rule, in rsd.space.GRIPPERS.
+        robot: The policy's, by which it makes commands.
         limits: Of the commands that are executed.
         clip: Whether they are clipped to that, or refused; see `rsd.queue.executed_actions`.
         median: The training actions' median, standard, [A]: what a model that has learned nothing says.
@@ -88,26 +88,17 @@ class Yardstick:
     """
 
     space: Space
-    gripper: str
+    robot: Space
     limits: tuple[float, float]
     clip: bool
     median: np.ndarray
     chunk_length: int
 
-    @property
-    def gripper_dims(self) -> list[int]:
-        """Dims that are not normalised: 1 open, 0 closed."""
-        return [dim for dim, is_normalised in enumerate(self.space.action.mask) if not is_normalised]
-
-    def commands(self, standard: np.ndarray) -> np.ndarray:
-        """Standard actions [..., A] as robot commands."""
-        return GRIPPERS[self.gripper](np.array(standard, dtype=np.float64))
-
     def standard(self, commands: np.ndarray) -> np.ndarray:
         """Robot commands [..., A] as standard actions: the inverse, which of a binary gripper knows the sign alone."""
-        closed, opened = (self.commands(np.full(commands.shape[-1], value)) for value in (0.0, 1.0))
+        closed, opened = (self.robot.commands(np.full(commands.shape[-1], value)) for value in (0.0, 1.0))
         standard = np.array(commands, dtype=np.float64)
-        for dim in self.gripper_dims:
+        for dim in self.space.action.grippers:
             standard[..., dim] = (commands[..., dim] - closed[dim]) / (opened[dim] - closed[dim])
         return standard
 
@@ -288,7 +279,7 @@ def measured(chunks: Mapping[int, Chunk], recorded: Any, yardstick: Yardstick, n
     Raises:
         ActionError: a chunk is not finite, or another thing that cannot be executed.
     """
-    steps, dims = sorted(chunks), yardstick.gripper_dims
+    steps, dims = sorted(chunks), list(yardstick.space.action.grippers)
     told = all(chunks[step].memory is not None for step in steps)
     length = yardstick.chunk_length
     truth = np.stack([recorded.actions[step : step + length] for step in steps]).astype(np.float64)  # [N, T, A]
@@ -304,7 +295,7 @@ def measured(chunks: Mapping[int, Chunk], recorded: Any, yardstick: Yardstick, n
             open_share=float((truth[..., dim] > 0.5).mean()),
             closings=closings(commands[:, dim] > 0.5, recorded.actions[:, dim] > 0.5),
         )
-        for dim in yardstick.gripper_dims
+        for dim in dims
     ]
     off: np.ndarray | None = None
     if told:
@@ -323,7 +314,7 @@ def measured(chunks: Mapping[int, Chunk], recorded: Any, yardstick: Yardstick, n
         instruction=said.most_common(1)[0][0],
         num_chunks=len(steps),
         l1=np.abs(normalized(standard, yardstick.space.action) - target).mean(axis=0).tolist(),
-        l1_robot=np.abs(executed - yardstick.commands(truth)).mean(axis=0).tolist(),
+        l1_robot=np.abs(executed - yardstick.robot.commands(truth)).mean(axis=0).tolist(),
         commands_off=None if off is None else off.tolist(),
         l1_median=median.mean(axis=(0, 1)).tolist(),
         grippers=grippers,
@@ -381,7 +372,7 @@ def trace_of(
     chunks: Mapping[int, Chunk], recorded: Any, yardstick: Yardstick, num_open_loop_steps: int
 ) -> dict[str, Rows]:
     """An episode's actions over time in robot units: recorded [n][A], and what a queue would execute, [m][A]."""
-    truth = yardstick.commands(recorded.actions)
+    truth = yardstick.robot.commands(recorded.actions)
     commanded = live(chunks, yardstick, num_open_loop_steps)
     return {"recorded": np.round(truth, DIGITS).tolist(), "commanded": np.round(commanded, DIGITS).tolist()}
 

@@ -218,9 +218,13 @@ def notes(splits: dict[str, dict[str, Any]], names: Sequence[str]) -> list[str]:
     return found
 
 
-def dim_names(num_dims: int, grippers: Sequence[int]) -> list[str]:
-    """Numbers, and which of them are grippers."""
-    return [f"{dim} (gripper)" if dim in grippers else str(dim) for dim in range(num_dims)]
+def dim_names(num_dims: int, grippers: Sequence[int], units: Sequence[str] = ()) -> list[str]:
+    """Numbers, with their units, and which of them are grippers."""
+    names = []
+    for dim in range(num_dims):
+        said = [*filter(None, units[dim : dim + 1]), *(["gripper"] if dim in grippers else [])]
+        names.append(f"{dim} ({', '.join(said)})" if said else str(dim))
+    return names
 
 
 def build_report(
@@ -239,7 +243,9 @@ def build_report(
     results = sorted(results, key=lambda one: (one.split != HELD_OUT, one.split, one.episode))
     by_split = {split: [one for one in results if one.split == split] for split in plan["episodes"]}
     splits = {split: summarize(own) for split, own in by_split.items() if own}
-    names = dim_names(len(results[0].l1[0]), [one.dim for one in results[0].grippers]) if results else []
+    names = []
+    if results:
+        names = dim_names(len(results[0].l1[0]), [one.dim for one in results[0].grippers], plan["units"])
     planned = {(split, episode) for split, episodes in plan["episodes"].items() for episode in episodes}
     judged = {"text": "no held-out episode was replayed", "equal": None, "training": None}
     if HELD_OUT in splits:

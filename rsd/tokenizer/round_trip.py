@@ -31,19 +31,23 @@ def joined(chunks: np.ndarray, starts: list[int], num_steps: int) -> np.ndarray:
     return actions[:num_steps]
 
 
-def normalised_commands(actions: np.ndarray, space: Space) -> np.ndarray:
-    """Standard actions [n, A] → robot commands after normalising alone, which cuts off what is beyond the bounds."""
+def normalised(actions: np.ndarray, space: Space) -> np.ndarray:
+    """Standard actions [n, A] after normalising and back alone, which cuts off what is beyond the bounds, [n, A].
+
+    Raises:
+        SpaceError: the space is of other actions.
+    """
     if len(space.action) != actions.shape[1]:
         raise SpaceError(
             f"actions have {actions.shape[1]} dims, {space.name!r} of the tokenizer {len(space.action)}; give one that "
             "was fitted to this data set"
         )
-    return space.to_robot(space.to_model(actions))
+    return space.action.unnormalize(space.to_model(actions))
 
 
 @torch.inference_mode()
 def round_trip(actions: np.ndarray, tokenizer: ActionTokenizer, space: Space, depth: int) -> np.ndarray:
-    """Standard actions [n, A] → robot commands that the first `depth` stages of the tokenizer's code stand for, [n, A].
+    """What the first `depth` stages of the tokenizer's code of standard actions [n, A] stand for, standard, [n, A].
 
     Args:
         space: What the tokenizer's numbers mean.
@@ -51,4 +55,4 @@ def round_trip(actions: np.ndarray, tokenizer: ActionTokenizer, space: Space, de
     chunks, starts = in_chunks(space.to_model(actions), tokenizer.code_shape.chunk_length)
     indices = tokenizer.encode(torch.from_numpy(chunks))  # [m, T, D, Q]
     decoded = tokenizer.decode(indices[..., :depth]).numpy()  # [m, T, A]
-    return space.to_robot(joined(decoded, starts, len(actions)))
+    return space.action.unnormalize(joined(decoded, starts, len(actions)))

@@ -51,6 +51,7 @@ from tests.data.demonstrations import write_dataset
 from tests.data.tiny_base import save_tiny_base
 
 VIEWS = ("image", "wrist_image")
+PLAN = {"data": "abc", "every": 1, "units": [], "rate": None, "policy": {"decoding": "l1"}}
 LENGTHS = [9, 8, 10]
 SPACE = Space.from_statistics(
     "toy", {"action": {"q01": [-0.5, 0], "q99": [0.5, 1], "min": [-1, 0], "max": [1, 1], "mask": [True, False]}}
@@ -76,7 +77,7 @@ def read(data: Path, **changes) -> Recorded:
 
 
 def yardstick(recorded: Recorded) -> Yardstick:
-    return Yardstick(recorded.space, "inverted_sign", (-1.0, 1.0), True, recorded.median, 8)
+    return Yardstick(recorded.space, recorded.space, (-1.0, 1.0), True, recorded.median, 8)
 
 
 def training_l1(policy: VLAPolicy, recorded: Recorded, split: str) -> float:
@@ -114,7 +115,7 @@ def test_the_inference_path_gives_what_training_measures(toy, tmp_path):
     assert results[0].stats["num_chunks"] == 3 and results[0].stats["base_layers"] == 3 * 4
     assert read_replayed(tmp_path / "results.jsonl") == results
 
-    plan = {"data": "abc", "episodes": {"val": [2], "train": [0, 1]}, "every": 1, "policy": {"decoding": "l1"}}
+    plan = PLAN | {"episodes": {"val": [2], "train": [0, 1]}, "units": []}
     said = Training(training_l1(policy, recorded, "val"), None, "checkpoint.json", "abc")
     report = build_report(results, plan=plan, training=said, config=None, provenance=None)
     assert report["complete"] and report["verdict"]["equal"] is True
@@ -220,7 +221,7 @@ def test_errors_by_hand():
     recorded.instructions = ("go", "go")
     commands = np.array([[0.3, -1.0], [1.4, -1.0]])  # open, open; the second beyond the limits
     memory = Memory(np.array([[0.6, 0.9], [2.8, 0.6]], dtype=np.float32))
-    rule = Yardstick(SPACE, "inverted_sign", (-1.0, 1.0), True, np.array([0.2, 1.0]), 2)
+    rule = Yardstick(SPACE, SPACE, (-1.0, 1.0), True, np.array([0.2, 1.0]), 2)
     result = measured({0: Chunk(commands, 2, memory=memory, model_ms=3.0)}, recorded, rule, 2)
     np.testing.assert_allclose(result.l1, [[0.4, 0.1], [2.4, 0.6]], atol=1e-6)
     np.testing.assert_allclose(result.commands_off, [0.0, 0.0], atol=1e-6)
@@ -306,9 +307,9 @@ def test_notes():
 
 
 def test_a_report_of_what_there_is():
-    plan = {"data": "abc", "episodes": {"val": [0, 1], "train": []}, "every": 1, "policy": {"decoding": "l1"}}
+    plan = PLAN | {"episodes": {"val": [0, 1], "train": []}, "units": ["m", ""]}
     report = build_report([line("val", 0, 0.2)], plan=plan, training=None, config=None, provenance=None)
-    assert not report["complete"] and report["dims"] == ["0", "1 (gripper)"]
+    assert not report["complete"] and report["dims"] == ["0 (m)", "1 (gripper)"]
     assert [(one["suite"], one["instruction"], one["num_episodes"]) for one in report["tasks"]] == [("a", "go", 1)]
     assert flat_metrics(report)["closings_late"] == 1 and "train_l1" not in flat_metrics(report)
     empty = build_report([], plan=plan, training=None, config=None, provenance=None)
