@@ -126,7 +126,8 @@ def chosen(cfg: DictConfig, demonstrations: Demonstrations, console: Console) ->
         RerunError: none can be.
     """
     suite = suite_name(cfg.env.suite, cfg.env.variant)
-    names = {load_task(suite, task_id).bddl_file.stem: task_id for task_id in range(cfg.env.num_tasks)}
+    task_ids = [] if cfg.hdf5 is None else range(cfg.env.num_tasks)
+    names = {load_task(suite, task_id).bddl_file.stem: task_id for task_id in task_ids}
     directory = demonstrations.rlds.directory
     has_names = "episode_metadata/file_path" in demonstrations.rlds.features
     starts, notes = find_starts(
@@ -288,7 +289,7 @@ def main(cfg: DictConfig) -> None:
             interrupted = True
     report = build_report(results, plan)
     write(out / REPORT_FILE, report)
-    console.print(table_of(report))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table_of(report))
     if report["num_other_starts"]:
         console.print(
             f"note: {report['num_other_starts']} episodes begin otherwise than recorded (first pictures are off by "

@@ -77,7 +77,7 @@ def find_starts(
     Args:
         file_paths: Of all episodes of the data set; empty where they have no names.
         recipes: collection.json: "<suite>/seed_<seed>" → how these episodes were made.
-        task_files: Name of each task's scene description → its number in the suite.
+        task_files: Name of each task's scene description → its number in the suite; read with hdf5 alone.
         hdf5: Folder of LIBERO's files; None where there is none.
         where: The data set, for messages.
 
@@ -122,11 +122,13 @@ def _collected(episode: int, name: str, suite: str, recipes: Mapping[str, Any]) 
 
 def _converted(episode: int, name: str, task_files: Mapping[str, int], hdf5: Path | None) -> Start | str:
     match = CONVERTED.fullmatch(name)
-    stem = "" if match is None else Path(match["file"]).name.removesuffix("_demo")
-    if match is None or stem not in task_files:
+    if match is None:
         return "have names that tell no start"
     if hdf5 is None:
         return "are of HDF5 files, whose folder hdf5= has to say"
+    stem = Path(match["file"]).name.removesuffix("_demo")
+    if stem not in task_files:
+        return "are of HDF5 files of other tasks"
     files = [path for path in (hdf5 / f"{match['file']}{end}" for end in (".hdf5", ".h5")) if path.is_file()]
     if not files:
         return f"are of HDF5 files that are not in {hdf5}"

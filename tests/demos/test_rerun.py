@@ -80,6 +80,7 @@ def test_several_processes_do_all_episodes(job, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_task_that_cannot_be_set_up_ends_it(job, tmp_path):
     make = partial(RandomPointMassEnv, marks=str(tmp_path), broken=1)
     with pytest.raises(RerunError, match="episode 0 cannot be executed again: ValueError: task 1 has another goal"):
@@ -120,6 +121,8 @@ def test_converted_sets_begin_in_the_states_of_their_files(tmp_path):
         find_starts([name], **WHERE)
     with pytest.raises(RerunError, match="are of HDF5 files that are not in"):
         find_starts([name], **WHERE | {"hdf5": tmp_path})
+    with pytest.raises(RerunError, match="are of HDF5 files of other tasks"):
+        find_starts(["open_the_drawer_demo/demo_3"], **WHERE | {"hdf5": tmp_path})
     (tmp_path / "pick_up_the_bowl_demo.hdf5").touch()
     (start,), _ = find_starts([name], **WHERE | {"hdf5": tmp_path})
     assert (start.task_id, start.demo, start.noise_scale) == (4, "demo_3", 0.0)
