@@ -92,6 +92,9 @@ def evaluate_replay(cfg: DictConfig, overrides: Sequence[str]) -> float | None:
         "max_batch": cfg.max_batch,
         "policy": json.loads(json.dumps(dataclasses.asdict(describe_policy(fields)))),
     }
+    base = fields.get("checkpoints", {}).get("base")
+    training = None if base is None else training_of(Path(base))
+    plan["training"] = None if training is None else dataclasses.asdict(training)
     keep_replay_plan(run_dir, plan)
     done = resume_replayed(run_dir / RESULTS_FILE, planned)
     lines = replay(
@@ -121,11 +124,10 @@ def evaluate_replay(cfg: DictConfig, overrides: Sequence[str]) -> float | None:
                 progress.reach(len(results), in_words(result))
     except KeyboardInterrupt:
         finished = False
-    base = fields.get("checkpoints", {}).get("base")
     report = build_report(
         results,
         plan=plan,
-        training=None if base is None else training_of(Path(base)),
+        training=training,
         config=read_yaml(run_dir / CONFIG_FILE),
         provenance=read_json(run_dir / PROVENANCE_FILE),
     )
