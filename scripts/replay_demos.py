@@ -239,6 +239,11 @@ def main(cfg: DictConfig) -> None:
     patience_s = check_patience(cfg.get("simulator_timeout_s", PATIENCE_S))
     tokenizers = {name: load_tokenizer(folder) for name, folder in names_of(cfg.tokenizers).items()}
     demonstrations = instantiate(cfg.reader)()
+    if demonstrations.layout.stride > 1:
+        raise SettingError(
+            "the simulator takes every recorded action, and data.every or data.target_rate leaves some out; set both to "
+            "null"
+        )
     depths = None if cfg.depths is None else sorted(set(cfg.depths))
     starts = chosen(cfg, demonstrations, console)
     plan = {

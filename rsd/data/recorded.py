@@ -25,7 +25,7 @@ class Recorded:
         median: Of the training actions, standard, [A].
         file_paths: Where each episode comes from; empty where it does not say.
         units: Of each action dim, for people; empty where nobody has said.
-        rate: Steps a second, Hz; None where nobody has said.
+        rate: Steps a second after down-sampling, Hz; None where nobody has said.
     """
 
     frames: dict[str, FrameDataset]
@@ -68,5 +68,5 @@ def recorded_frames(
         np.median(np.concatenate(actions), axis=0),
         demonstrations.rlds.file_paths() if has_paths else [],
         tuple(demonstrations.layout.units or ()),
-        demonstrations.layout.rate,
+        None if (rate := demonstrations.layout.rate) is None else rate / demonstrations.layout.stride,
     )
