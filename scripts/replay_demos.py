@@ -241,8 +241,8 @@ def main(cfg: DictConfig) -> None:
     demonstrations = instantiate(cfg.reader)()
     if demonstrations.layout.stride > 1:
         raise SettingError(
-            "the simulator takes every recorded action, and data.every or data.target_rate leaves some out; set both to "
-            "null"
+            "the simulator takes every recorded action, and data.every or data.target_rate leaves some out; set them "
+            "to null"
         )
     depths = None if cfg.depths is None else sorted(set(cfg.depths))
     starts = chosen(cfg, demonstrations, console)
