@@ -1,4 +1,7 @@
-"""Evaluate one policy in closed loop: python eval.py decoding=speculative; python eval.py --help prints all choices."""
+"""Evaluate one policy in closed loop: python eval.py decoding=speculative; python eval.py --help prints all choices.
+
+With env=replay, in open loop on recorded demonstrations: rsd/commands/replay.py.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ CONFIG = Path(__file__).parent / "conf" / "eval.yaml"
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 @report_errors
 def main(cfg: DictConfig) -> float | None:
-    """Returns the success rate, for a sweeper that optimises; None where every episode crashed or none was done."""
+    """Returns the success rate, for a sweeper that optimises; None where every episode crashed or none was done.
+
+    Of a replay, the l1 of held-out episodes.
+    """
     from rsd.commands.configured import (  # needs torch, which --help does not wait for
         check_clock,
         check_tasks,
@@ -39,6 +45,10 @@ def main(cfg: DictConfig) -> float | None:
     )
 
     overrides = HydraConfig.get().overrides.task
+    if "replay" in cfg.env:  # recorded frames in the place of a simulator
+        from rsd.commands.replay import evaluate_replay
+
+        return evaluate_replay(cfg, overrides)
     patience_s = check_patience(cfg.get("simulator_timeout_s", PATIENCE_S))
     found = {"simulator": instantiate(cfg.check)}
     stopping = instantiate(cfg.get("stopping"))

@@ -227,7 +227,11 @@ class Space:
 
     def to_robot(self, actions: Any) -> np.ndarray:
         """Model space [..., A] → robot commands, float64; not clipped to `limits`."""
-        commands = self.action.unnormalize(actions)
+        return self.commands(self.action.unnormalize(actions))
+
+    def commands(self, standard: Any) -> np.ndarray:
+        """Standard actions [..., A] → robot commands, float64."""
+        commands = np.array(standard, dtype=np.float64)
         if self.gripper != RECORDED:
             return GRIPPERS[self.gripper](commands)
         rule, dims = self.statistics["action"]["gripper"], list(self.action.grippers)

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from rsd.commands.entry_point import report_errors, run
+from rsd.commands.entry_point import report_errors, require_simulator, run
 from rsd.data.rlds import RLDSWriter
 from rsd.demos.collection import Recipe, collect
 from rsd.demos.demonstrations import Demonstration
@@ -240,6 +240,7 @@ def keep_recipe(directory: Path, name: str, recipe: dict[str, Any]) -> None:
 def main(cfg: DictConfig) -> None:
     started, console = time.monotonic(), Console(highlight=False, soft_wrap=True)
     logging.getLogger("absl").setLevel(logging.WARNING)  # tensorflow-datasets tells what it loads
+    require_simulator(cfg)
     plan = plan_of(cfg)
     check_delay(cfg)
     instantiate(cfg.check)

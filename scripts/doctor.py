@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from rsd.commands.entry_point import cause_of, is_expected, report_errors, run
+from rsd.commands.entry_point import cause_of, is_expected, report_errors, require_simulator, run
 from rsd.data import DataError
 from rsd.data.rlds_metadata import check_dataset
 from rsd.envs.checks import check_installed_files
@@ -331,8 +331,9 @@ def findings(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[Finding]:
     """Everything, cheap things first; `overrides` are what was typed.
 
     Raises:
-        SettingError: a phase= that reads pictures, and no model= that says which.
+        SettingError: a phase= that reads pictures, and no model= that says which; or env=replay.
     """
+    require_simulator(cfg)
     if cfg.get("phase") is not None and cfg.phase.name != "rfsq" and OmegaConf.select(cfg, "model.name") is None:
         raise SettingError(f"phase={cfg.phase.name} was given without a model; say whose it is: model=oft_tiny")
     machine = [*examine("torch", torch_and_device, cfg.device), *examine("disk", free_disk, Path(cfg.paths.root))]

@@ -53,14 +53,14 @@ ALLOWED = {
     "runs": {"locks", "provenance"},
     "inputs": {"checkpoint", "data", "processes"},
     "evaluation": {
-        "types", "protocols", "work", "clock", "queue", "runs", "silence", "workers", "pool", "progress",
+        "types", "space", "protocols", "work", "clock", "queue", "runs", "silence", "workers", "pool", "progress",
     },
     "comparison": {"types", "work", "runs", "evaluation"},
     "serving": {"types", "clock", "queue", "evaluation"},
     # what the entry points have in common
     "commands": {
         "types", "space", "points", "locks", "runs", "inputs", "processes", "silence", "checkpoint", "clock", "stages",
-        "decoding", "models", "policy", "evaluation",
+        "decoding", "models", "policy", "progress", "evaluation",
     },
 }  # fmt: skip
 RUNS_A_POLICY = ("tokenizer", "stages", "decoding", "models", "policy")

@@ -52,7 +52,7 @@ EVAL_GROUPS = (
 )
 
 
-NEEDED = {"data=rlds": ["data.name=insulator"]}  # beside a choice
+NEEDED = {"env=replay": ["data=libero_spatial"], "data=rlds": ["data.name=insulator"]}  # beside a choice
 
 
 def choices(group: str) -> list[str]:
@@ -151,7 +151,7 @@ def test_every_group_is_composed_somewhere():
     assert groups == {*READERS, *EVAL_GROUPS} | elsewhere
 
 
-@pytest.mark.parametrize(("name", "node"), [("collect", "recipe"), ("cache", "cache")])
+@pytest.mark.parametrize(("name", "node"), [("collect", "recipe"), ("cache", "cache"), ("replay_demos", "reader")])
 def test_scripts(name, node):
     check(composed(name, [])[node])
 

@@ -205,6 +205,19 @@ def check_chunk(cfg: DictConfig) -> None:
         raise SettingError(f"chunk is {chunk!r}, expected a whole number of control steps, 1 or more: chunk=8")
 
 
+def require_simulator(cfg: DictConfig) -> None:
+    """See that the env of a command that simulates is a simulator's.
+
+    Raises:
+        SettingError: it is recorded frames.
+    """
+    if "replay" in cfg.env:
+        raise SettingError(
+            "env=replay is recorded frames and no simulator, which this command needs; choose a suite: "
+            "env=libero_spatial (python eval.py env=replay takes a policy through recorded frames)"
+        )
+
+
 def check_options(arguments: Sequence[str]) -> None:
     """See that the options, what begins with a dash, are Hydra's; it would answer with its usage.
 

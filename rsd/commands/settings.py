@@ -92,7 +92,7 @@ ARCHITECTURE: dict[str, Any] = {
 GRIPPER = {"open": Finite, "closed": Finite, "between": bool, "moves": bool, "dims": list[int] | None}
 PLACES = Text | Annotated[list[Text], Length()] | None  # of features, with slices
 THRESHOLD = float | Literal["inf", "-inf"]
-OFFERS: dict[str, Any] = {"": KEYS_INSIDE, ".views": Views, ".proprio_dim": Count, ".action_dim": Count}
+OFFERS: dict[str, Any] = {"": KEYS_INSIDE | None, ".views": Views, ".proprio_dim": Count, ".action_dim": Count}
 # Key to what may stand there; a command holds those that it has
 KEYS: dict[str, Any] = {
     **dict.fromkeys((*GROUPS, "phase"), KEYS_INSIDE),
@@ -118,6 +118,12 @@ KEYS: dict[str, Any] = {
     "max_episodes": Count | None,
     "out": Text,
     "dry_run": bool,
+    "tokenizers": list[Text],
+    "depths": Annotated[list[Depth], Length()] | None,
+    "disturbed": bool,
+    "hdf5": Text | None,
+    "num_still": Natural,
+    "out": Text,
     "quick": bool,
     "simulator": bool,
     "host": Text,
@@ -162,7 +168,8 @@ KEYS: dict[str, Any] = {
     "protocol.seed": Seed,
     "protocol.num_open_loop_steps": Count,
     "protocol.clip_actions": bool,
-    **{f"env.{name}": Made for name in ("check", "tasks", "make")},
+    **{f"env.{name}": Made for name in ("tasks", "make", "replay")},
+    "env.check": Made | None,
     "env.suite": Text,
     "env.variant": Text | None,
     "env.allow_mujoco_version": Text | None,

@@ -85,6 +85,11 @@ def check_choices(config: Path, arguments: Sequence[str]) -> None:
         return
     for group in read_groups(config):
         remedy = _remedy(config, group.name)
+        if (same := _same_as(group)) is not None and not given.keys() & {group.name, EXPERIMENT}:
+            there = {file.stem for file in (config.parent / group.name).glob("[!_]*.yaml")}
+            choice = given.get(same, "")
+            if choice in {file.stem for file in (config.parent / same).glob("[!_]*.yaml")} - there:
+                raise SettingError(f"{same}={choice} has no {group.name} of its own; {remedy}")
         if group.default == REQUIRED and not given.keys() & {group.name, EXPERIMENT}:
             raise SettingError(remedy)
         for choice in given.get(group.name, "").split(","):
@@ -157,8 +162,14 @@ def _listed(group: Group) -> Iterator[str]:
 def _in_a_row(group: Group) -> str:
     """All choices, the default in brackets; one that is the choice in another group is "as" that."""
     chosen = [f"[{name}]" if name == group.default else name for name in group.choices]
+    same = _same_as(group)
+    return " ".join(([f"[as {same}=]"] if same else []) + chosen)
+
+
+def _same_as(group: Group) -> str | None:
+    """The group whose choice is this one's default; None where the default is one of its own."""
     same = re.fullmatch(r"\$\{(\w+)\}", group.default)
-    return " ".join(([f"[as {same[1]}=]"] if same else []) + chosen)
+    return None if same is None else same[1]
 
 
 def _folded(name: str, text: str) -> list[str]:

@@ -127,6 +127,11 @@ def is_no_op(action: np.ndarray, last_gripper: float | None) -> bool:
     return bool(still and (last_gripper is None or action[6] == last_gripper))
 
 
+def drawn_scale(random: np.random.Generator, noise_scales: Sequence[float]) -> float:
+    """Noise scale of an episode: the first that its generator gives, so that it can be known from the seed alone."""
+    return float(random.choice(np.asarray(noise_scales, dtype=np.float64)))
+
+
 def disturb(action: np.ndarray, scale: float, random: np.random.Generator) -> np.ndarray:
     """The action with Gaussian noise of standard deviation `scale` on its motion, in half of the calls; within ±1."""
     if scale == 0.0 or random.random() >= NOISE_PROBABILITY:
@@ -202,7 +207,7 @@ def record_demonstration(
     if not expert.scene_is_as_described():
         return Demonstration("displaced", env.task.instruction)
     random = np.random.default_rng(seed)
-    scale = float(random.choice(np.asarray(noise_scales, dtype=np.float64)))
+    scale = drawn_scale(random, noise_scales)
     demonstration = Demonstration("failure", env.task.instruction)
     observation: Observation | None = first
     if lead is not None:

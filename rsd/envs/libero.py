@@ -160,6 +160,19 @@ class LiberoEnv:
         """
         return self._start(seed, None)
 
+    def reset_state(self, state: np.ndarray) -> Observation:
+        """Like `reset`, from a recorded state, [state]: time, positions and velocities, as LIBERO's HDF5 files have it.
+
+        Raises:
+            SettingError: it is of another scene.
+        """
+        if (expected := self._init_states.shape[1:]) != state.shape:
+            raise SettingError(
+                f"a state of shape {list(state.shape)} is not of {self.task.suite} task {self.task.task_id}, whose "
+                f"states have shape {list(expected)}; give the files of this suite"
+            )
+        return self._start(self._seed, state)
+
     def step(self, action: np.ndarray, observe: bool = True) -> Step:
         """See `Env.step`. The action is robosuite's: end-effector deltas in units of its controller, [7]."""
         action = np.asarray(action, dtype=np.float64)

@@ -25,6 +25,7 @@ from rsd.types import EpisodeResult, Task
 
 PLAN_FILE = "plan.json"
 SCHEMA = 1
+REPLAY = "replay"  # begins the schema of a replay's plan, see rsd/commands/replay.py
 MAY_DIFFER = ("num_workers",)  # between the starts of one run
 
 
@@ -167,6 +168,11 @@ class Plan:
         if not isinstance(record, Mapping) or "schema" not in record:
             raise PlanError(f"{where} is no plan of an evaluation: it has no 'schema'")
         values = dict(record)
+        if str(values["schema"]).startswith(REPLAY):
+            raise PlanError(
+                f"{where} is of a replay of recorded frames (env=replay), which has no success rate; its report.html "
+                "says what there is"
+            )
         if (schema := values.pop("schema")) != SCHEMA:
             raise PlanError(
                 f"{where} has schema {shown(schema)}, expected {SCHEMA}; read it with the version that wrote it"

@@ -32,6 +32,8 @@ COMMANDS = [
     ("eval", "stopping=decided", "ablation=other_instruction", "visual_tokens=learned", "model=oft_spatial"),
     ("collect", "demonstrator=corrections"),
     ("collect", "demonstrator=policy"),
+    ("replay_demos",),
+    ("eval", "env=replay", "data=libero_spatial"),
     ("cache",),
     ("doctor", "model=oft_tiny"),
     ("inspect", "model=oft_tiny"),

@@ -15,6 +15,7 @@ SCRIPTS = {
     "train.py": "train",
     "eval.py": "eval",
     "scripts/collect_demos.py": "collect",
+    "scripts/replay_demos.py": "replay_demos",
     "scripts/cache_hidden_states.py": "cache",
     "scripts/doctor.py": "doctor",
     "scripts/inspect_data.py": "inspect",
@@ -139,3 +140,10 @@ def test_comments_that_are_directives_are_passed_over(tmp_path):
     (tmp_path / "a.yaml").write_text("# @package _global_\n# What it is\n# more\n")
     (tmp_path / "b.yaml").write_text("name: b  # nothing said\n")
     assert [first_comment(tmp_path / name) for name in ("a.yaml", "b.yaml")] == ["What it is", ""]
+
+
+def test_a_choice_that_another_group_would_take_over_exists_there():
+    with pytest.raises(SettingError, match=r"^env=replay has no data of its own; choose a data: data=libero_10 "):
+        check_choices(CONF / "eval.yaml", ["env=replay"])
+    for more in (["data=libero_goal"], ["experiment=released"]):
+        check_choices(CONF / "eval.yaml", ["env=replay", *more])
