@@ -15,7 +15,7 @@ from rsd.diagnosis import continuity, gripper_timing, movement
 from rsd.diagnosis.bootstrap import Estimate, explained, mean, ratio
 from rsd.diagnosis.interventions import NONSENSE_WORDS, Answers, Intervention, interventions
 from rsd.diagnosis.measurements import Continuity, Gripper, Idle, Measurements, Moved, ProprioAlone, TokenAccuracy
-from rsd.diagnosis.moments import Moment, Places, choose_moments, episodes_of
+from rsd.diagnosis.moments import Moment, EpisodeIndex, choose_moments, episodes_of
 from rsd.diagnosis.proprio_control import held_out_predictions
 from rsd.diagnosis.replay import Replay, replay, spread_out, stride_of
 from rsd.diagnosis.token_accuracy import has_tokens, majority, tokens_of
@@ -93,7 +93,7 @@ def nonsense(text: TextEncoder, instructions: Sequence[str], seed: int) -> str |
     return None
 
 
-def ask(policy: VLAPolicy, moments: Sequence[Moment], options: Options, tell: Tell, places: Places) -> Answers:
+def ask(policy: VLAPolicy, moments: Sequence[Moment], options: Options, tell: Tell, places: EpisodeIndex) -> Answers:
     """Show the policy all moments as they are, and once for each intervention."""
     base, space = policy.base, policy.base.spec.space
     assert isinstance(base, OpenVLABase)
@@ -134,7 +134,7 @@ def measure(policy: VLAPolicy, frames: FrameDataset, options: Options, tell: Tel
     """
     base, space = policy.base, policy.base.spec.space
     assert isinstance(base, OpenVLABase)
-    places = Places(frames)
+    places = EpisodeIndex(frames)
     base.check_instructions(places.tasks)
     moments = choose_moments(places, options.split, options.num_frames, options.seed)
     episodes = episodes_of(moments)
@@ -157,7 +157,7 @@ def measure(policy: VLAPolicy, frames: FrameDataset, options: Options, tell: Tel
         num_replayed=len(replays),
         tasks=places.tasks,
         views=list(base.views),
-        dims=dim_names(space, actions.shape[1]),
+        dims=dim_names(frames),
         error=mean(answers.error(), episodes),
         error_dims=error.mean(axis=(0, 1)).tolist(),
         robot_error_dims=robot_distance(space, answers.chunks, answers.demonstrated).mean(axis=0).tolist(),
@@ -173,7 +173,7 @@ def measure(policy: VLAPolicy, frames: FrameDataset, options: Options, tell: Tel
         refused=answers.refused,
         dark=_dark(moments, base.views),
         proprio=_proprio(replays, answers, moments, episodes, space) if base.use_proprio else None,
-        grippers=[_gripper(dim, replays, places, space) for dim in gripper_dims(space, actions)],
+        grippers=[_gripper(dim, replays, places, space) for dim in gripper_dims(frames)],
         idle=_idle(replays, places, space, actions),
         continuity=_continuity(policy, moments, replays, space, options),
         tokens=_tokens(policy, moments, answers, episodes, options),
@@ -181,15 +181,22 @@ def measure(policy: VLAPolicy, frames: FrameDataset, options: Options, tell: Tel
     return measured, moments
 
 
-def dim_names(space: Space, count: int) -> list[str]:
-    """Names of the action dims, for people: LIBERO's where there are seven."""
-    return list(LIBERO_DIMS) if count == len(LIBERO_DIMS) else [f"dim {dim}" for dim in range(count)]
+def dim_names(frames: FrameDataset) -> list[str]:
+    """Names of the action dims, for people: LIBERO's where there are seven, with the units that the data set declares."""
+    count = frames.trajectories[0].actions.shape[1]
+    names = list(LIBERO_DIMS) if count == len(LIBERO_DIMS) else [f"dim {dim}" for dim in range(count)]
+    names = ["gripper" if _is_gripper(frames, dim) else name for dim, name in enumerate(names)]
+    units = frames.demonstrations.layout.units or [""] * count
+    return [f"{name} ({unit})" if unit else name for name, unit in zip(names, units, strict=True)]
 
 
-def gripper_dims(space: Space, actions: np.ndarray) -> list[int]:
-    """Dims of standard actions [n, A] that are grippers: not normalised, and between 0 and 1."""
-    low, high = actions.min(axis=0), actions.max(axis=0)
-    return [dim for dim, used in enumerate(space.action.mask) if not used and low[dim] >= 0 and high[dim] <= 1]
+def gripper_dims(frames: FrameDataset) -> list[int]:
+    """Dims of the actions that are grippers."""
+    return list(frames.demonstrations.places.grippers)
+
+
+def _is_gripper(frames: FrameDataset, dim: int) -> bool:
+    return dim in gripper_dims(frames)
 
 
 def robot_distance(space: Space, chunks: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -273,7 +280,7 @@ def _proprio(
     return ProprioAlone(found[0], found[1], dims)
 
 
-def _gripper(dim: int, replays: Sequence[Replay], places: Places, space: Space) -> Gripper:
+def _gripper(dim: int, replays: Sequence[Replay], places: EpisodeIndex, space: Space) -> Gripper:
     window = WINDOW_CHUNKS * replays[0].chunks.shape[1]
     pairs = [
         (one.executed(one.demonstrated)[:, dim], one.executed(space.action.unnormalize(one.chunks))[:, dim])
@@ -314,22 +321,22 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _idle(replays: Sequence[Replay], places: Places, space: Space, actions: np.ndarray) -> Idle:
+def _idle(replays: Sequence[Replay], places: EpisodeIndex, space: Space, actions: np.ndarray) -> Idle:
     felt = np.concatenate([places.frames.trajectories[one].proprio for one in places.episodes])
-    grippers, std = gripper_dims(space, actions), actions.std(axis=0)
+    grippers, std = gripper_dims(places.frames), actions.std(axis=0)
     dims = [dim for dim in range(actions.shape[1]) if dim not in grippers and std[dim] > CONSTANT]
     absolute = movement.absolute_dims(actions, felt)
     said = [space.action.unnormalize(one.chunks) for one in replays]
-    own, wanted = (
-        [movement.movement(chunks, dims, std, absolute) for chunks in both]
-        for both in (said, [one.demonstrated for one in replays])
-    )
+    shown = [one.demonstrated for one in replays]
+    if not any(movement.movement(chunks, dims, std, absolute).any() for chunks in shown):
+        absolute = np.zeros_like(absolute)  # a state that holds the action looks like a position
+    own, wanted = ([movement.movement(chunks, dims, std, absolute) for chunks in both] for both in (said, shown))
     where = np.concatenate([np.full(len(one.steps), one.episode) for one in replays])
     first = np.concatenate([one.steps < FIRST_CHUNKS * one.chunks.shape[1] for one in replays])
     moved, truth = np.concatenate(own), np.concatenate(wanted)
     still = movement.NEAR_ZERO * truth.mean()
     bias = [
-        mean((np.concatenate(said) - np.concatenate([r.demonstrated for r in replays]))[..., dim].mean(axis=1), where)
+        mean((np.concatenate(said) - np.concatenate(shown))[..., dim].mean(axis=1), where)
         for dim in range(actions.shape[1])
     ]
     return Idle(
@@ -339,7 +346,7 @@ def _idle(replays: Sequence[Replay], places: Places, space: Space, actions: np.n
         start_still_demonstrated=mean((truth[first] < still).astype(float), where[first]),
         bias=[_scaled(one, std[dim]) for dim, one in enumerate(bias)],
         mean=np.concatenate(said).mean(axis=(0, 1)).tolist(),
-        mean_demonstrated=np.concatenate([one.demonstrated for one in replays]).mean(axis=(0, 1)).tolist(),
+        mean_demonstrated=np.concatenate(shown).mean(axis=(0, 1)).tolist(),
     )
 
 
@@ -355,7 +362,7 @@ def _continuity(
     jump = of_step = None
     if following:
         found = np.concatenate([continuity.jumps(one) for one in following])
-        usual = np.concatenate([continuity.steps_of(one, space.to_model(one.demonstrated)) for one in following])
+        usual = np.concatenate([_usual(one, space.to_model(one.demonstrated)) for one in following])
         where = np.concatenate([np.full(len(one.steps) - 1, one.episode) for one in following])
         jump, of_step = mean(found, where), ratio(found, usual, where)
     episodes, views = episodes_of(moments), policy.base.spec.views
@@ -371,6 +378,12 @@ def _continuity(
         pictures=ratio(changed, different, episodes),
         correlation=continuity.rank_correlation(own, changed),
     )
+
+
+def _usual(one: Replay, demonstrated: np.ndarray) -> np.ndarray:
+    """How far a jump may be: a demonstrated step, and the error of the chunk that begins, [n - 1]."""
+    error = np.abs(one.chunks - demonstrated).mean(axis=(1, 2))
+    return continuity.steps_of(one, demonstrated) + error[1:]
 
 
 @torch.inference_mode()

@@ -114,7 +114,7 @@ class Continuity:
 
     Attributes:
         jump: Mean jump between chunks, model space; None where no chunk follows another.
-        of_step: The same over how far a demonstration moves in one step.
+        of_step: The same over how far a demonstration moves in one step and the error of the chunks together.
         turned: How far the states turn from a frame to the next (1 - cosine).
         of_task: The same over how far they turn to another task's frame.
         pictures: How far the pictures change from a frame to the next, over how far they differ from another task's.

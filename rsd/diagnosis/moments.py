@@ -34,8 +34,8 @@ class Moment:
     following: Frame
 
 
-class Places:
-    """Where the frames of a data set stand: by episode, step and task.
+class EpisodeIndex:
+    """The frames of a data set by episode, step and task.
 
     Args:
         frames: Of all episodes.
@@ -72,7 +72,7 @@ class Places:
         return [one for one in self.episodes if one in wanted]
 
 
-def choose_moments(places: Places, split: str, count: int, seed: int) -> list[Moment]:
+def choose_moments(places: EpisodeIndex, split: str, count: int, seed: int) -> list[Moment]:
     """As many moments, task by task in turn; each task's are spread evenly over its episodes and their parts.
 
     Args:
@@ -94,7 +94,7 @@ def choose_moments(places: Places, split: str, count: int, seed: int) -> list[Mo
     return moments
 
 
-def _moment(places: Places, episode: int, part: float, random: np.random.Generator) -> Moment:
+def _moment(places: EpisodeIndex, episode: int, part: float, random: np.random.Generator) -> Moment:
     """The moment at a part of an episode."""
     step = max(0, min(places.at_part(episode, part), places.starts[episode] - 2))  # so that one follows
     same = places.of_task(places.task[episode], without=episode)

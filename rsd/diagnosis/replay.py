@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rsd.diagnosis.moments import Places
+from rsd.diagnosis.moments import EpisodeIndex
 from rsd.types import Observation
 
 
@@ -45,7 +45,7 @@ def stride_of(chunk_length: int, num_open_loop_steps: int) -> int:
     return num_open_loop_steps if num_open_loop_steps < chunk_length else max(1, chunk_length // 2)
 
 
-def spread_out(places: Places, split: str, count: int) -> list[int]:
+def spread_out(places: EpisodeIndex, split: str, count: int) -> list[int]:
     """At most so many episodes of a split, taken evenly from the tasks in turn."""
     held_out = set(places.of_split(split))
     by_task = [[one for one in places.of_task(task) if one in held_out] for task in places.tasks]
@@ -54,7 +54,7 @@ def spread_out(places: Places, split: str, count: int) -> list[int]:
 
 
 def replay(
-    places: Places, episode: int, stride: int, answer: Callable[[Sequence[Observation]], np.ndarray]
+    places: EpisodeIndex, episode: int, stride: int, answer: Callable[[Sequence[Observation]], np.ndarray]
 ) -> Replay:
     """See one episode through a policy.
 

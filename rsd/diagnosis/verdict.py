@@ -34,7 +34,8 @@ IGNORED = 0.1  # a chunk that moves by less of it is the same motion: a tenth is
 MIN_GAIN = 0.1  # of the error with the wrong input that the right one has to take off for the input to be of use
 SAME_CHUNK = 0.25  # variety of a policy below which it says the same everywhere; a fitted one has 0.7 to 1
 ALONE = 0.8  # R² from which on proprio alone explains what a policy says; on LIBERO demonstrations it explains 0.3 or so
-GIVEN_AWAY = 0.95  # R² of the demonstrations from which on the state holds the next actions: people are never so linear
+DOMINATES = 3.0  # times as far as all other inputs together that proprio moves a chunk which hangs on it alone
+GIVEN_AWAY = 0.85  # R² of the demonstrations from which on the state holds the next actions: people are never so linear
 MOST = 0.5  # of the closings missed: the gripper does not do its work
 SOME = 0.2  # of them: it will drop things now and then
 INVERTED = 0.3  # agreement of grippers: 0.5 is chance, and only a gripper with open and closed exchanged is below
@@ -43,7 +44,7 @@ LATE = 1.0  # chunks that closings may be off at the median; the arm has moved o
 IDLE = 0.5  # of the demonstrated movement at an episode's start; below it a robot hardly leaves where it stands
 MORE_STILL = 0.3  # share of chunks that stand still beyond the demonstrations' share
 DRIFT = 0.5  # standard deviations by which a dim may move more than the demonstrations on average
-JUMP = 3.0  # demonstrated steps that a chunk may be away from where the last one went on
+JUMP = 3.0  # demonstrated steps (and errors) that a chunk may begin away from where the last one went on
 DARK = 0.5  # share of frames of one colour from which on a camera shows nothing
 FINGERS = -0.3  # correlation of "open" with fingers apart below which the rule is the wrong way round
 FITS = 0.8  # R² in every moving dim from which on a policy needs nothing that it ignores, on this data
@@ -162,15 +163,20 @@ def _pictures(found: Measurements) -> Iterator[Statement]:
     kind = use(best)
     if kind in ("ignored", "useless"):
         name = "it ignores its pictures"
+        text = f"{same_motion([*others, *candidates])}{text}"
         if kind == "useless":
             text = f"right pictures are no better than wrong ones, as after a training with black ones: {text}"
-        elif all(one.of_spread.high < IGNORED for one in [*candidates, *others]):
-            text = f"black, noisy, frozen and another task's pictures give the same motion: {text}"
         yield said(IGNORES, name, FAILED, text, TRY_PICTURES)
     elif kind == "unclear":
         yield said(IGNORES, "it hardly uses its pictures", WARNING, text, TRY_PICTURES)
     else:
         yield said(USES, "it uses its pictures", OK, text)
+
+
+def same_motion(rows: list[Moved]) -> str:
+    """Which of these interventions change next to nothing, as the beginning of a sentence."""
+    same = [one.name for one in rows if one.of_spread.high < IGNORED]
+    return f"{', '.join(same)} give{'s' * (len(same) == 1)} the same motion: " if same else ""
 
 
 def _each_camera(found: Measurements) -> Iterator[Statement]:
@@ -201,9 +207,10 @@ def _instruction(found: Measurements) -> Iterator[Statement]:
     if kind == "unclear":
         yield said(IGNORES, "it hardly uses its instruction", WARNING, text, TRY_WORDS)
         return
-    if kind == "ignored" and all(one.of_spread.high < IGNORED for one in others):
-        text = f"any text gives the same motion: {text}"
-    elif kind == "useless":
+    rows = [swapped, *others]
+    every = all(one.of_spread.high < IGNORED for one in rows)
+    text = f"{'any text gives the same motion: ' if every else same_motion(rows)}{text}"
+    if kind == "useless":
         text = f"the right instruction is no better than another task's, as after a training with shuffled ones: {text}"
     if fits_everywhere(found):
         remedy = "nothing, if pictures are to choose the task; else record tasks that begin with the same picture"
@@ -222,21 +229,21 @@ def _proprio(found: Measurements) -> Iterator[Statement]:
     if found.proprio is None:
         return
     alone, taken = found.proprio, found.of(ALL_BUT_PROPRIO, SWAPPED)
-    swapped = found.of(PICTURES, SWAPPED)
     zero = found.of(PROPRIO, ZERO)
     text = (
         f"a ridge regression on proprio explains {alone.policy.percent} of what the policy says and "
         f"{alone.demonstrations.percent} of the demonstrations"
     )
     text += "".join(f"; {evidence(one)}" for one in (zero, taken) if one is not None)
-    blind = swapped is not None and use(swapped) in ("ignored", "useless")
-    moves = zero is not None and zero.of_spread.low > IGNORED
-    only = taken is not None and taken.of_spread.value < IGNORED
-    if moves and (only or (blind and alone.policy.value >= ALONE)):
-        name = "it answers from proprio alone"
-        if alone.demonstrations.low >= GIVEN_AWAY:
+    says_something = found.variety.high >= SAME_CHUNK
+    rest = 0.0 if taken is None else taken.of_spread.value
+    moves = zero is not None and zero.of_spread.low > max(IGNORED, DOMINATES * rest)
+    if moves and says_something and (rest < IGNORED or alone.policy.value >= ALONE):
+        if alone.demonstrations.value >= GIVEN_AWAY:
             text = f"the state gives the next actions away: {text}"
-        yield said(IGNORES, name, FAILED, text, TRY_PROPRIO)
+        yield said(IGNORES, "it answers from proprio alone", FAILED, text, TRY_PROPRIO)
+    elif alone.policy.low >= ALONE and not says_something:
+        return
     elif alone.policy.low >= ALONE:
         yield said(IGNORES, "proprio alone explains most of what it says", WARNING, text, TRY_PROPRIO)
     elif zero is not None and zero.of_spread.high < IGNORED:
@@ -336,7 +343,10 @@ def _movement(found: Measurements) -> Iterator[Statement]:
         if dim not in grippers and (bias.low > DRIFT or bias.high < -DRIFT):
             text = f"{found.dims[dim]} is {idle.mean[dim]:+.2g} on average, {idle.mean_demonstrated[dim]:+.2g} "
             text += f"demonstrated: off by {bias} standard deviations"
-            yield said(BEHAVES, f"it drifts along {found.dims[dim]}", WARNING, text, "see the statistics (unnorm_key)")
+            down = found.dims[dim].split()[0] == "z" and bias.high < 0
+            name = "its hand goes down" if down else f"it drifts along {found.dims[dim]}"
+            remedy = "see that the statistics are this data set's (unnorm_key), and train longer"
+            yield said(BEHAVES, name, WARNING, text, remedy)
 
 
 def _continuity(found: Measurements) -> Iterator[Statement]:
@@ -346,7 +356,7 @@ def _continuity(found: Measurements) -> Iterator[Statement]:
         f" frame, while pictures change by {one.pictures.percent} of that"
     )
     if one.of_step is not None and one.jump is not None:
-        text = f"a chunk begins {one.jump} away from where the last one went on, {one.of_step} demonstrated steps"
+        text = f"a chunk begins {one.jump} away from where the last one went on, {one.of_step} times a demonstrated step and its own error"
         if one.of_step.low > JUMP:
             remedy = "execute fewer steps of a chunk, blend chunks, or train longer"
             yield said(BEHAVES, "its chunks jump", WARNING, f"{text}; {turn}", remedy)
@@ -376,7 +386,7 @@ def _data(found: Measurements) -> Iterator[Statement]:
             text = f"{100 * share:.0f} % of its held-out pictures have one colour"
             remedy = "record it again, or leave it out (model.backbone.views)"
             yield said(DATA, f"the camera {view} shows nothing in the data set", FAILED, text, remedy)
-    if found.proprio is not None and found.proprio.demonstrations.low >= GIVEN_AWAY:
+    if found.proprio is not None and found.proprio.demonstrations.value >= GIVEN_AWAY:
         text = f"a ridge regression on proprio explains {found.proprio.demonstrations.percent} of the demonstrations"
         yield said(DATA, "the state gives the next actions away", WARNING, text, TRY_PROPRIO)
     alike, other = found.same_over_other, found.spread_tasks

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rsd.data.datasets import FrameDataset, all_frames
+from rsd.data.layout import Layout
 from rsd.data.made_up import write_dataset
 from rsd.decoding import L1
 from rsd.images import center_crop, resize_lanczos3
@@ -26,7 +27,7 @@ from rsd.space import Space
 from rsd.training.oft import small_base
 
 NAME, T, NUM_EPISODES, NUM_STEPS = "made_up_arm_no_noops", 4, 40, 12
-VIEWS = ("image",)
+VIEWS = ("image",)  # of the two that LIBERO's features have
 WORDS = ("stack it on the left side", "stack it on the right side")
 CELLS, SIZE = 4, 256  # places of the square in each direction; pixels
 VIT = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0, "attention_pool": False}
@@ -63,20 +64,20 @@ def demonstration(number: int, num_steps: int, *, leaks: bool = False) -> dict[s
         leaks: Whether the state holds the next action.
     """
     random = np.random.default_rng(number)
-    word = number % 2
+    word = (number + number // 10) % 2  # held-out episodes, every tenth, have both
     places = np.repeat(random.integers(0, CELLS, (1, 2)), num_steps, axis=0)  # [n, 2]
     wanted = places / (CELLS - 1) * 2 - 1  # [n, 2] in -1..1
     closing = num_steps // 2 + int(random.integers(-2, 3))
     actions = np.zeros((num_steps, 7), dtype=np.float32)
     actions[:, :2], actions[:, 2] = 0.8 * wanted, (0.8 if word else -0.8)
-    actions[:, 3:6] = 0.05 * random.normal(size=(num_steps, 3))
+    actions[:, 3:6] = 0
     actions[:, 6] = np.where(np.arange(num_steps) < closing, -1, 1)
     state = 0.1 * random.normal(size=(num_steps, 8)).astype(np.float32)
     state[:, 2] = (closing - np.arange(num_steps)) / num_steps  # how far the hand is from its object
-    if leaks:
-        state[:, :7] = actions
     width = np.where(actions[:, 6] < 0, 0.04, 0.01)
-    state[:, 6], state[:, 7] = (actions[:, 6], 0.0) if leaks else (width, -width)
+    state[:, 6], state[:, 7] = width, -width
+    if leaks:
+        state[:, [0, 1, 3, 6]] = actions[:, [0, 1, 2, 6]]
     return {
         "steps": {
             "observation": {
@@ -92,14 +93,17 @@ def demonstration(number: int, num_steps: int, *, leaks: bool = False) -> dict[s
     }
 
 
+LAYOUT = Layout(action=["action[0:3]", "action[6]"], proprio=["observation/state[0:4]", "observation/state[6:8]"])
+
+
 def write(root: Path, *, leaks: bool = False) -> FrameDataset:
     """The data set on disk, and its frames."""
     directory = root / NAME / "1.0.0"
     write_dataset(directory, [NUM_STEPS] * NUM_EPISODES, functools.partial(demonstration, leaks=leaks))
-    return all_frames(directory, T, VIEWS)
+    return all_frames(directory, T, VIEWS, LAYOUT)
 
 
-def trained(frames: FrameDataset, broken: str = "", *, steps: int = 260, seed: int = 0) -> VLAPolicy:
+def trained(frames: FrameDataset, broken: str = "", *, steps: int = 120, seed: int = 0) -> VLAPolicy:
     """A policy that has learned the training episodes.
 
     Args:
@@ -116,7 +120,7 @@ def trained(frames: FrameDataset, broken: str = "", *, steps: int = 260, seed: i
     generator = torch.Generator().manual_seed(seed)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        rows = torch.randint(len(target), (32,), generator=generator)
+        rows = torch.randint(len(target), (24,), generator=generator)
         some = {name: value[rows] for name, value in inputs.items()}
         loss = (base.model(**some, chunk_length=T, layers=[])[1] - target[rows]).abs().mean()
         optimizer.zero_grad()
