@@ -172,7 +172,7 @@ def folder_options(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         "num_open_loop_steps": cfg.num_open_loop_steps if steps_typed else None,
         "device": cfg.device,
         "num_threads": cfg.composed.get("num_threads"),
-        "offered": OmegaConf.to_container(cfg.composed.offered, resolve=True),
+        "offered": None if cfg.composed.offered is None else OmegaConf.to_container(cfg.composed.offered, resolve=True),
         **({"execution": cfg.model.backbone.execution} if is_typed(overrides, EXECUTION) else {}),
         **({"pictures": cfg.model.backbone.pictures} if is_typed(overrides, PICTURES) else {}),
         **({"visual_tokens": instantiate(cfg.visual_tokens.select)} if is_typed(overrides, "visual_tokens") else {}),

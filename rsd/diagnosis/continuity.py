@@ -1,4 +1,4 @@
-"""From one chunk to the next: jumps of the actions, and "cognitive jerk", how far the states turn while pictures change.
+"""From one chunk to the next: jumps of actions, and "cognitive jerk", how far states turn while pictures change.
 
 A jump is the next chunk's first action against what the last chunk would have done there; the measure is how far a
 demonstration itself moves in one step, and how wrong the policy is anyway.

@@ -33,7 +33,9 @@ def patch_features(base: OpenVLABase, observation: Observation) -> dict[str, dic
     vision = model.vision_backbone
     if isinstance(vision, ConvVision):
         maps = feature_maps(base, inputs)
-        return {"convolutional tower": {v: _numpy(one[0].permute(1, 2, 0)) for v, one in zip(base.views, maps, strict=True)}}
+        return {
+            "convolutional tower": {v: _numpy(one[0].permute(1, 2, 0)) for v, one in zip(base.views, maps, strict=True)}
+        }
     ids, start = segments.given(inputs, "input_ids"), segments.given(inputs, "action_start")
     pixels = segments.given(inputs, "pixel_values")
     features = model.vision_features(pixels, ids, inputs["attention_mask"], start, base.chunk_length)  # [1, M*N, C]

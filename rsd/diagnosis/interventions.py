@@ -2,7 +2,7 @@
 
 Two figures an intervention: *moved*, the L1 between the chunks with and without it, and *cost*, how much larger the
 error against the demonstration becomes. What surprises first: moving is not using. A policy that was trained on black
-pictures moves when it is shown real ones, at random, and is not more wrong with another task's than with the right ones.
+pictures moves at random when it is shown real ones, and is no more wrong with another task's than with the right ones.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def interventions(
         return
     std = proprio_std
     yield of_proprio(ZERO, lambda moment, random: np.zeros_like(std))
-    yield of_proprio(NOISY, lambda moment, random: moment.own["observation"].proprio + std * random.normal(size=len(std)))
+    yield of_proprio(
+        NOISY, lambda moment, random: moment.own["observation"].proprio + std * random.normal(size=len(std))
+    )
     yield of_proprio(FROZEN, lambda moment, random: moment.first["observation"].proprio)
 
     def all_but_proprio(moment: Moment, random: np.random.Generator) -> Observation:

@@ -15,7 +15,7 @@ from rsd.diagnosis import continuity, gripper_timing, movement
 from rsd.diagnosis.bootstrap import Estimate, explained, mean, ratio
 from rsd.diagnosis.interventions import NONSENSE_WORDS, Answers, Intervention, interventions
 from rsd.diagnosis.measurements import Continuity, Gripper, Idle, Measurements, Moved, ProprioAlone, TokenAccuracy
-from rsd.diagnosis.moments import Moment, EpisodeIndex, choose_moments, episodes_of
+from rsd.diagnosis.moments import EpisodeIndex, Moment, choose_moments, episodes_of
 from rsd.diagnosis.proprio_control import held_out_predictions
 from rsd.diagnosis.replay import Replay, replay, spread_out, stride_of
 from rsd.diagnosis.token_accuracy import has_tokens, majority, tokens_of
@@ -161,9 +161,7 @@ def measure(policy: VLAPolicy, frames: FrameDataset, options: Options, tell: Tel
         error=mean(answers.error(), episodes),
         error_dims=error.mean(axis=(0, 1)).tolist(),
         robot_error_dims=robot_distance(space, answers.chunks, answers.demonstrated).mean(axis=0).tolist(),
-        explained=explained(
-            *(_scaled_chunks(one, std) for one in (answers.chunks, answers.demonstrated)), episodes
-        ),
+        explained=explained(*(_scaled_chunks(one, std) for one in (answers.chunks, answers.demonstrated)), episodes),
         explained_dims=_explained_dims(answers.chunks, answers.demonstrated),
         spread_tasks=mean(spread, episodes),
         spread_episodes=mean(same, episodes[together]) if together.any() else None,
@@ -172,7 +170,7 @@ def measure(policy: VLAPolicy, frames: FrameDataset, options: Options, tell: Tel
         moved=[_moved(space, answers, one, spread, episodes) for one in answers.changed],
         refused=answers.refused,
         dark=_dark(moments, base.views),
-        proprio=_proprio(replays, answers, moments, episodes, space) if base.use_proprio else None,
+        proprio=_proprio(policy, answers, moments, replays, options) if base.use_proprio else None,
         grippers=[_gripper(dim, replays, places, space) for dim in gripper_dims(frames)],
         idle=_idle(replays, places, space, actions),
         continuity=_continuity(policy, moments, replays, space, options),
@@ -182,7 +180,7 @@ def measure(policy: VLAPolicy, frames: FrameDataset, options: Options, tell: Tel
 
 
 def dim_names(frames: FrameDataset) -> list[str]:
-    """Names of the action dims, for people: LIBERO's where there are seven, with the units that the data set declares."""
+    """Names of the action dims, for people: LIBERO's where there are seven; with the units that are declared."""
     count = frames.trajectories[0].actions.shape[1]
     names = list(LIBERO_DIMS) if count == len(LIBERO_DIMS) else [f"dim {dim}" for dim in range(count)]
     names = ["gripper" if _is_gripper(frames, dim) else name for dim, name in enumerate(names)]
@@ -257,26 +255,29 @@ def _dark(moments: Sequence[Moment], views: Sequence[str]) -> dict[str, float]:
 
 
 def _proprio(
-    replays: Sequence[Replay], answers: Answers, moments: Sequence[Moment], episodes: np.ndarray, space: Space
+    policy: VLAPolicy, answers: Answers, moments: Sequence[Moment], replays: Sequence[Replay], options: Options
 ) -> ProprioAlone:
-    """The control on all places where the policy was asked: the moments, and those of the replayed episodes."""
-    felt = np.concatenate([np.stack([one.own["observation"].proprio for one in moments]), *(r.proprio for r in replays)])
-    felt = space.proprio_to_model(felt) if space.proprio is not None else felt
-    said = np.concatenate([answers.chunks, *(one.chunks for one in replays)])
-    truth = np.concatenate([answers.demonstrated, *(space.to_model(one.demonstrated) for one in replays)])
-    where = np.concatenate([episodes, *(np.full(len(one.steps), one.episode) for one in replays)])
-    found, dims = [], []
-    for chunks in (said, truth):
-        std = truth.std(axis=(0, 1))
-        used = std > CONSTANT
-        flat = (chunks[..., used] / std[used]).reshape(len(chunks), -1)
-        predicted = held_out_predictions(felt, flat, where)
-        found.append(explained(predicted, flat, where))
-        if chunks is said:
-            values = iter(
-                _explained_dims(predicted.reshape(len(chunks), -1, used.sum()), flat.reshape(len(chunks), -1, used.sum()))
-            )
-            dims = [next(values) if one else None for one in used]
+    """The control on all frames that are there: the moments, those that took their inputs' places, and the replays'."""
+    space = policy.base.spec.space
+    more = [frame for one in moments for frame in (one.other, one.same) if frame is not None]
+    frames = [*(one.own for one in moments), *more]
+    said = [answers.chunks, chunks_of(policy, [one["observation"] for one in more], options.batch_size)]
+    felt = np.concatenate([np.stack([one["observation"].proprio for one in frames]), *(one.proprio for one in replays)])
+    chunks = np.concatenate([*said, *(one.chunks for one in replays)])
+    shown = np.concatenate([np.stack([one["actions"].numpy() for one in frames]), *(r.demonstrated for r in replays)])
+    where = np.concatenate([[one["episode"] for one in frames], *(np.full(len(r.steps), r.episode) for r in replays)])
+    truth = space.to_model(shown)
+    std = truth.std(axis=(0, 1))
+    used = np.flatnonzero(std > CONSTANT)
+    inputs = space.proprio_to_model(felt)
+    targets = [(one[..., used] / std[used]).reshape(len(one), -1) for one in (chunks, truth)]
+    controls = [held_out_predictions(inputs, one, where) for one in targets]
+    shape = (len(chunks), -1, len(used))
+    by_dim = _explained_dims(controls[0].reshape(shape), targets[0].reshape(shape))
+    dims: list[float | None] = [None] * len(std)
+    for dim, value in zip(used, by_dim, strict=True):
+        dims[dim] = value
+    found = [explained(control, target, where) for control, target in zip(controls, targets, strict=True)]
     return ProprioAlone(found[0], found[1], dims)
 
 

@@ -68,7 +68,7 @@ class Gripper:
         agreement: Mean of the two: 0.5 for a gripper that never moves, 0 for an inverted one.
         window: Steps around a closing in which the policy's counts.
         begins_closed: Share of demonstrations that begin with a closed gripper.
-        fingers: Correlation of the demonstrated command with how far the fingers are apart; None where proprio has none.
+        fingers: Correlation of the demonstrated command with the fingers' distance; None where proprio has none.
     """
 
     dim: int

@@ -91,9 +91,7 @@ def _sequence(base: OpenVLABase, inputs: segments.Tensors) -> tuple[LanguageInpu
         noise = segments.given(inputs, "noise")
         more["noisy"] = model.noisy_action_projector(noise.to(patches.dtype))
         more["time"] = time_embedding(first, patches.shape[-1])[:, None].to(patches.dtype)
-    sequence = model.assemble(
-        patches, ids, mask, start, base.chunk_length, inputs.get("proprio"), kept=kept, **more
-    )
+    sequence = model.assemble(patches, ids, mask, start, base.chunk_length, inputs.get("proprio"), kept=kept, **more)
     return sequence, torch.arange(base.num_pictures) if kept is None else kept[0].cpu()
 
 

@@ -19,8 +19,8 @@ from rsd.diagnosis.interventions import (
     EMPTY,
     FROZEN,
     INSTRUCTION,
-    NONSENSE,
     NOISE,
+    NONSENSE,
     PICTURES,
     PROPRIO,
     SWAPPED,
@@ -33,8 +33,10 @@ from rsd.finding import FAILED, OK, WARNING, Finding
 IGNORED = 0.1  # a chunk that moves by less of it is the same motion: a tenth is lost in what demonstrators differ by
 MIN_GAIN = 0.1  # of the error with the wrong input that the right one has to take off for the input to be of use
 SAME_CHUNK = 0.25  # variety of a policy below which it says the same everywhere; a fitted one has 0.7 to 1
-ALONE = 0.8  # R² from which on proprio alone explains what a policy says; on LIBERO demonstrations it explains 0.3 or so
-DOMINATES = 3.0  # times as far as all other inputs together that proprio moves a chunk which hangs on it alone
+ALONE = (
+    0.8  # R² from which on proprio alone explains what a policy says; on LIBERO demonstrations it explains 0.3 or so
+)
+DOMINATES = 2.0  # times as far as all other inputs together that proprio moves a chunk which hangs on it alone
 GIVEN_AWAY = 0.85  # R² of the demonstrations from which on the state holds the next actions: people are never so linear
 MOST = 0.5  # of the closings missed: the gripper does not do its work
 SOME = 0.2  # of them: it will drop things now and then
@@ -55,7 +57,7 @@ USES, IGNORES, BEHAVES, DATA = "uses", "ignores", "behaves", "data"
 
 TRY_PICTURES = (
     "look at the pictures that training sees (data.views, black or exchanged cameras, RGB order); then train longer, "
-    "with image augmentation and phase.module.proprio_dropout=0.5, or without proprio (model.backbone.use_proprio=false)"
+    "with image augmentation and phase.module.proprio_dropout=0.5, or with model.backbone.use_proprio=false"
 )
 TRY_WORDS = (
     "see that each episode carries its own instruction (shuffled or missing words look like this), that tasks start "
@@ -306,7 +308,7 @@ def _gripper(one: Gripper, found: Measurements) -> Iterator[Statement]:
         return
     late = one.window / 2 * LATE  # the window is two chunks
     told = "" if missed is None else f"{missed.percent} {count} are missed, {off}; "
-    if missed is not None and (missed.value >= SOME or abs(median) >= late) or one.agreement.value < AGREES:
+    if (missed is not None and (missed.value >= SOME or abs(median) >= late)) or one.agreement.value < AGREES:
         name = f"its {what} closes at the wrong time"
         yield said(BEHAVES, name, WARNING, f"{told}{both}", TRY_GRIPPER)
     else:
@@ -356,7 +358,8 @@ def _continuity(found: Measurements) -> Iterator[Statement]:
         f" frame, while pictures change by {one.pictures.percent} of that"
     )
     if one.of_step is not None and one.jump is not None:
-        text = f"a chunk begins {one.jump} away from where the last one went on, {one.of_step} times a demonstrated step and its own error"
+        text = f"a chunk begins {one.jump} away from where the last one went on, {one.of_step} times "
+        text += "a demonstrated step and its own error"
         if one.of_step.low > JUMP:
             remedy = "execute fewer steps of a chunk, blend chunks, or train longer"
             yield said(BEHAVES, "its chunks jump", WARNING, f"{text}; {turn}", remedy)

@@ -34,6 +34,7 @@ COMMANDS = [
     ("collect", "demonstrator=policy"),
     ("cache",),
     ("doctor", "model=oft_tiny"),
+    ("diagnose", "model=oft_tiny", "data=libero_spatial"),
     ("serve",),
 ]
 UNREAD = {"phase.check.checkpoint", "phase.check.hub_id"}  # where a draft cannot be trained

@@ -17,6 +17,7 @@ SCRIPTS = {
     "scripts/collect_demos.py": "collect",
     "scripts/cache_hidden_states.py": "cache",
     "scripts/doctor.py": "doctor",
+    "scripts/diagnose.py": "diagnose",
     "scripts/serve_policy.py": "serve",
 }
 WITHOUT_TORCH = """
