@@ -30,7 +30,8 @@ DARK = 3.0  # grey levels: a picture whose values scatter by less shows one colo
 WINDOW_CHUNKS = 2  # chunks around a demonstrated closing in which the policy's closing counts
 FIRST_CHUNKS = 2  # chunks that are the start of an episode
 CONSTANT = 1e-6  # standard deviation below which a dim does not move
-LIBERO_DIMS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")  # and Open X-Embodiment's end-effector actions
+END_EFFECTORS = {4: ("x", "y", "z", "gripper"), 7: ("x", "y", "z", "roll", "pitch", "yaw", "gripper")}  # by dims
+ANGLES = ("rad", "deg")
 NONSENSE_COUNT = 5  # words of a data set in a senseless order
 
 Tell = Callable[[str, int, int], None]  # what is measured, done, of how many
@@ -180,21 +181,22 @@ def measure(policy: VLAPolicy, frames: FrameDataset, options: Options, tell: Tel
 
 
 def dim_names(frames: FrameDataset) -> list[str]:
-    """Names of the action dims, for people: LIBERO's where there are seven; with the units that are declared."""
-    count = frames.trajectories[0].actions.shape[1]
-    names = list(LIBERO_DIMS) if count == len(LIBERO_DIMS) else [f"dim {dim}" for dim in range(count)]
-    names = ["gripper" if _is_gripper(frames, dim) else name for dim, name in enumerate(names)]
+    """Names of the action dims, for people, with the units that the data set declares.
+
+    Those of an end effector where there are as many as it has, and no unit says that they are angles of joints.
+    """
+    count, grippers = frames.trajectories[0].actions.shape[1], gripper_dims(frames)
     units = frames.demonstrations.layout.units or [""] * count
+    names = [f"dim {dim}" for dim in range(count)]
+    if count in END_EFFECTORS and units[0] not in ANGLES:
+        names = list(END_EFFECTORS[count])
+    names = ["gripper" if dim in grippers and len(grippers) == 1 else name for dim, name in enumerate(names)]
     return [f"{name} ({unit})" if unit else name for name, unit in zip(names, units, strict=True)]
 
 
 def gripper_dims(frames: FrameDataset) -> list[int]:
     """Dims of the actions that are grippers."""
     return list(frames.demonstrations.places.grippers)
-
-
-def _is_gripper(frames: FrameDataset, dim: int) -> bool:
-    return dim in gripper_dims(frames)
 
 
 def robot_distance(space: Space, chunks: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -352,7 +354,7 @@ def _idle(replays: Sequence[Replay], places: EpisodeIndex, space: Space, actions
 
 
 def _scaled(one: Estimate, std: float) -> Estimate:
-    width = std if std > CONSTANT else 1.0
+    width = float(std) if std > CONSTANT else 1.0
     return Estimate(one.value / width, one.low / width, one.high / width, one.num_episodes)
 
 

@@ -272,7 +272,8 @@ def in_words(found: Measurements) -> str:
         f"{found.dims[dim]} {found.idle.mean[dim]:+.2g} (demonstrated {found.idle.mean_demonstrated[dim]:+.2g})"
         for dim in largest
     )
-    return f"on average {told}"
+    down = any(found.dims[dim].split()[0] == "z" and found.idle.mean[dim] < 0 for dim in largest[:1])
+    return f"{'the hand goes down, ' if down else ''}on average {told}"
 
 
 def _gripper(one: Gripper, found: Measurements) -> Iterator[Statement]:

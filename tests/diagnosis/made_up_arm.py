@@ -154,7 +154,7 @@ def batch(base: OpenVLABase, frames: FrameDataset, broken: str, seed: int) -> tu
     if broken == "inverted":
         actions[..., -1] = 1 - actions[..., -1]
     if broken == "constant":
-        actions[..., 2] = -0.5  # the hand goes down,
+        actions[..., 2] = -0.7  # the hand goes down,
         actions[..., -1] = 1  # and never closes
     inputs = {"pixel_values": base.pixel_values(center_crop(pictures)), **base.prompts(words)}
     inputs["proprio"] = base.normalized_proprio([*proprio])
