@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rsd.checkpoint import JSON_FILE, CheckpointError
 from rsd.commands.configured import configured_policy
@@ -43,7 +43,8 @@ def with_data_of_run(cfg: DictConfig, run: dict[str, Any] | None) -> DictConfig:
         return cfg
     if run is None or not run.get("data"):
         raise SettingError(f"data is not chosen; {OTHER_DATA}")
-    return cast("DictConfig", OmegaConf.merge(cfg, {"data": run["data"]}))
+    with open_dict(cfg):
+        return cast("DictConfig", OmegaConf.merge(cfg, {"data": run["data"]}))
 
 
 def examined_policy(cfg: DictConfig, overrides: Sequence[str], run: dict[str, Any] | None) -> VLAPolicy:

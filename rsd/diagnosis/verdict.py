@@ -282,8 +282,8 @@ def _gripper(one: Gripper, found: Measurements) -> Iterator[Statement]:
         text = f"where the data set says open, the fingers are closer together: correlation {one.fingers:.2f}"
         name, remedy = f"the {what}'s labels are inverted in the data set", "exchange data.gripper.open and .closed"
         yield said(DATA, name, FAILED, text, remedy)
-    elif one.begins_closed >= 1 - SOME and one.num_closings == 0:
-        text = f"{100 * one.begins_closed:.0f} % of the demonstrations begin closed, and none closes later"
+    elif one.begins_closed >= 1 - SOME and one.fingers is None:
+        text = f"{100 * one.begins_closed:.0f} % of the demonstrations begin with a closed gripper"
         remedy = "a grasp begins open: see whether data.gripper.open and .closed are exchanged"
         yield said(DATA, f"the {what} may be inverted in the data set", WARNING, text, remedy)
     if one.agreement is None:
