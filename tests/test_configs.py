@@ -197,7 +197,7 @@ def test_quantizers_instantiate_at_both_chunk_lengths():
     for quantizer in choices("quantizer"):
         for length in (8, 16):
             cfg = composed("train", ["phase=rfsq", f"quantizer={quantizer}", f"chunk={length}"])
-            tokenizer = instantiate(cfg.quantizer.tokenizer)
+            tokenizer = instantiate(cfg.quantizer.tokenizer)(action_dim=7)
             assert tokenizer.code_shape.chunk_length == length
             assert tokenizer.code_shape.num_stages == cfg.quantizer.num_stages
 

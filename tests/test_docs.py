@@ -19,7 +19,7 @@ IMPORTS = re.compile(r"(?<=<!-- imports: the same as ALLOWED in tests/test_archi
 
 
 PATH = re.compile(r"(?:README\.md|(?:conf|docs|released|rsd|scripts|tests)(?:/[\w-]+)*(?:/[\w-]+\.\w+|/))")
-MADE_UP = {"conf/decoding/NAME.yaml", "conf/model/NAME.yaml"}  # for the reader to choose
+MADE_UP = {"conf/data/NAME.yaml", "conf/decoding/NAME.yaml", "conf/model/NAME.yaml"}  # for the reader to choose
 
 
 def headings(page: Path) -> set[str]:

@@ -205,7 +205,10 @@ def test_heads_on_fewer_picture_tokens_have_a_cache_and_a_name_of_their_own(pipe
         (["phase=oft", *SMALL, "phase.max_steps=0"], "phase.max_steps is 0, and the weights would be published untra"),
         (["phase=head", "quantizer=dct_d2", "phase.max_steps=0"], "phase.max_steps is 0, and the weights would be pub"),
         (["phase=oft", *SMALL, "trainer.max_steps=0"], "max_steps is 0, and the weights would be published untrained"),
-        (["phase=rfsq", "quantizer=rfsq_d2", "quantizer.tokenizer.action_dim=6"], r"= \(8, 6\), those .* are \(8, 7\)"),
+        (
+            ["phase=rfsq", "quantizer=rfsq_d2", "quantizer.tokenizer.chunk_length=4"],
+            r"= \(4, 7\), those .* are \(8, 7\)",
+        ),
         (["phase=head", "quantizer=dct_d2", "phase.module.kind=abc"], "phase.module.kind is 'abc', expected one of h"),
         (["phase=oft", *SMALL, "trainer.strategy=abc"], "trainer cannot be made: .*'abc'"),
         (["phase=oft", *SMALL, "trainer.devices=[1]"], "trainer cannot be made: `devices` selected with `CPUAccel"),

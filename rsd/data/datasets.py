@@ -11,6 +11,7 @@ true when episodes are appended; with fewer, the last one is. Statistics are ove
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch.utils.data import Dataset
 from rsd.data import DataError
 from rsd.data.layout import Layout, take
 from rsd.data.pictures import decode_picture
+from rsd.data.resampling import downsample, moving_steps
 from rsd.data.rlds import RLDSDataset
 from rsd.data.trajectories import (
     check_finite,
@@ -35,12 +37,15 @@ from rsd.data.trajectories import (
     standardize_actions,
 )
 from rsd.errors import SettingError
+from rsd.record import EntryError, read, write
 from rsd.settings import ChunkLength, checked
-from rsd.space import QUANTILES, Range, Space, with_bounds
+from rsd.space import QUANTILES, Range, Space, check_statistics, with_bounds
 from rsd.types import ChunkBatch, Frame, Observation
 
 SPLITS = ("train", "val", "all")
 HOLD_OUT_EVERY = 10  # episodes
+STATISTICS = 1  # goes up when stored ones would be others
+DIGEST = 16  # hex digits of a file's name
 LOST = 0.1  # share of a dim's movement in the whole data set, from which on it is said
 SHOWN = 8  # numbers of episodes in a message
 MUCH_CLIPPED = 0.4  # share of a task's movement in one dim; a drawer with 0.73 was never opened (docs/log.md)
@@ -91,6 +96,7 @@ class Demonstrations:
         views: Pictures that `picture` can read.
         layout, places: How the data set is recorded, and where it has what was asked for.
         trajectories: All episodes.
+        num_recorded, num_idle: Steps of all records, and those that data.idle left out.
         norm_stats: {"action", "proprio" where it is there, "num_transitions", "num_trajectories"}, over all episodes.
 
     Raises:
@@ -123,6 +129,7 @@ class Demonstrations:
         self.name, self.views = self.rlds.name, tuple(views)
         self.places = self.layout.find(self.rlds, self.views, language=language, proprio=proprio)
         self.trajectories: list[Trajectory] = []
+        self.num_idle = 0
         self._spans: list[dict[str, np.ndarray]] = []  # per episode: feature → [n, 2]
         recorded: list[np.ndarray] = []  # grippers, per episode
         pictures = [*dict.fromkeys(self.places.views.values())]
@@ -131,20 +138,56 @@ class Demonstrations:
         for index in range(len(self.rlds)):
             episode, spans = self.rlds.episode_and_spans(index, pictures, also)
             recorded.append(take(self.places.action, episode)[:, self.places.grippers])
-            self.trajectories.append(self._trajectory(episode, index))
-            self._spans.append(spans)
+            trajectory, steps = self._resampled(self._trajectory(episode, index))
+            self.trajectories.append(trajectory)
+            self._spans.append({name: lie[steps] for name, lie in spans.items()})
+        self.num_recorded = sum(map(len, recorded))
         if not any(len(trajectory.actions) for trajectory in self.trajectories):
+            if self.num_recorded:
+                raise DataError(
+                    f"{self.rlds.directory}: data.idle={self.layout.idle:g} leaves no step of {self.num_recorded}; set "
+                    "it to less, in the units of the actions"
+                )
             raise DataError(f"{self.rlds.directory}: all {len(self.rlds)} episodes have no steps; collect them again")
         for column, dim in enumerate(self.places.grippers):
             which = "last dim of action" if self.gripper.dims is None else f"dim {dim} of action"
             self.gripper.check([one[:, column] for one in recorded], str(self.rlds.directory), which)
-        self.norm_stats: dict[str, Any] = compute_statistics(
+        self.norm_stats: dict[str, Any] = self._statistics()
+
+    def _resampled(self, trajectory: Trajectory) -> tuple[Trajectory, np.ndarray]:
+        """The steps of an episode that are kept, and their numbers in the record, [m]."""
+        every, relative = self.layout.stride, np.array(self.places.relative)
+        actions = downsample(trajectory.actions, every, relative)
+        steps = np.arange(len(actions))
+        if self.layout.idle is not None:
+            steps = moving_steps(actions, relative, self.places.grippers, self.layout.idle)
+            self.num_idle += len(actions) - len(steps)
+        recorded = steps * every
+        said = trajectory.instructions and tuple(trajectory.instructions[step] for step in recorded)
+        return Trajectory(actions[steps], trajectory.proprio[recorded], said), recorded
+
+    def _statistics(self) -> dict[str, Any]:
+        """Computed, or as they were stored for this content and layout."""
+        folder = self.layout.statistics
+        key = hashlib.sha256(f"{STATISTICS} {self.content_id()}".encode()).hexdigest()[:DIGEST]
+        path = None if folder is None else Path(folder) / f"{self.name}-{key}.json"
+        if path is not None and path.is_file():
+            stored = read(path, dict[str, Any], error=DataError, remedy="delete it")
+            try:
+                return check_statistics(stored.get(self.name), f"{path}: entry {self.name!r}")
+            except EntryError as error:
+                raise DataError(f"{error}; delete it") from error
+        statistics = compute_statistics(
             [trajectory.actions for trajectory in self.trajectories],
             [trajectory.proprio for trajectory in self.trajectories],
             self.places.grippers,
         )
-        actions = self.norm_stats["action"]
+        actions = statistics["action"]
         actions |= self.gripper.entry(self.places.grippers, len(actions["mask"]))
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path, {self.name: statistics})
+        return statistics
 
     def _trajectory(self, episode: dict[str, Any], index: int) -> Trajectory:
         action, words = take(self.places.action, episode), self.places.language
@@ -161,6 +204,7 @@ class Demonstrations:
     def content_id(self) -> str:
         """What identifies the numbers: the records, and what of the layout is not LIBERO's."""
         own = "" if self.gripper.is_libero else f"-gripper {self.gripper}"
+        own += self.layout.resampled(self.places.relative)
         own += "" if self.gripper.dims is None else f"-grippers {list(self.places.grippers)}"
         changing = any(len(set(one.instructions)) > 1 for one in self.trajectories)
         return self.rlds.content_id() + own + str(self.places) + ("-instructions per step" if changing else "")
@@ -182,6 +226,16 @@ class Demonstrations:
             cut_actions: Whether to tell what it cuts off of the actions.
         """
         dropped, where = [*self.rlds.dropped, *self.places.unread], f"of {len(self.trajectories)} episodes"
+        if (every := self.layout.stride) > 1:
+            assert self.layout.rate is not None  # or there would be no stride
+            rate = self.layout.rate
+            dropped.append(f"every {every}. of {self.num_recorded} steps is kept: {rate / every:g} of {rate:g} Hz")
+        if self.layout.idle is not None:
+            kept = sum(len(one.actions) for one in self.trajectories)
+            dropped.append(
+                f"{self.num_idle} of {kept + self.num_idle} steps are idle, and left out (data.idle="
+                f"{self.layout.idle:g})"
+            )
         short = [index for index, one in enumerate(self.trajectories) if len(one.actions) < chunk_length]
         if short:
             steps = sum(len(self.trajectories[index].actions) for index in short)
@@ -196,6 +250,13 @@ class Demonstrations:
                 f"{len(empty)} {where} have {sum(empty.values())} steps with an empty instruction: {_some([*empty])}"
             )
         actions = np.concatenate([one.actions for one in self.trajectories])
+        motions = [dim for dim in range(actions.shape[1]) if dim not in self.places.grippers]
+        if still := [dim for dim in motions if (actions[:, dim] == actions[0, dim]).all()]:
+            values = ", ".join(f"{dim} (always {actions[0, dim]:g})" for dim in still)
+            dropped.append(
+                f"dims {values} of the actions never move: nothing is learned of them, and the policy repeats the "
+                "value; data.action=[…] with slices leaves them out"
+            )
         cut = _cut_off("action", actions, space.action, space.bounds) if cut_actions else []
         if self.views and space.proprio is not None:
             proprio = np.concatenate([one.proprio for one in self.trajectories])

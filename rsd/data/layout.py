@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ from rsd.data.gripper import GripperRule
 from rsd.data.libero_features import STEPS, FeatureSpec
 from rsd.data.rlds import RLDSDataset
 from rsd.errors import SettingError
-from rsd.settings import Positive, Text, checked
+from rsd.settings import Count, Positive, Text, checked
 
 ACTION, STATE, LANGUAGE = "action", "observation/state", "language_instruction"  # LIBERO's names
 OBSERVATION = "observation"
+SAME_RATE = 1e-3  # part of a rate by which two are the same
 TWO_ARMS = 14  # action dims from which on the last one need not be the only gripper
 COLOURS = (1, 3, 4, None)  # channels of a picture that becomes RGB
 WORDS = re.compile("lang|instruct|task|goal|prompt", re.IGNORECASE)  # in names of texts that say what to do
@@ -96,6 +98,7 @@ class Places:
         language: Feature with the task in words, of the steps or of the episode; None where none is asked for.
         views: View to feature.
         grippers: Which dims of the action are grippers.
+        relative: Whether each action dim is a delta; nothing is known of them where nobody asked.
         unread: What is alike and not read, a line each.
     """
 
@@ -104,6 +107,7 @@ class Places:
     language: str | None
     views: dict[str, str]
     grippers: tuple[int, ...]
+    relative: tuple[bool, ...]
     unread: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -129,7 +133,14 @@ class Layout:
         language: Feature with the task in words, of the steps or of the episode.
         gripper: Which dims of the action are grippers, and their recorded values.
         rate: Steps a second, as recorded, Hz.
+        every, target_rate: Down-sampling: every k-th step, or to so many Hz; needs `rate` and `relative`.
+        relative: Which action dims are deltas, for all or of each; grippers are absolute whatever is said.
+        idle: Steps whose motion has a smaller norm, and whose grippers stay, are left out; needs `relative`.
         units: Of each action dim, for people.
+        statistics: Folder in which statistics are stored by content; None stores none.
+
+    Raises:
+        SettingError: down-sampling or leaving out idle steps lacks something, or the rates do not divide.
     """
 
     views: Mapping[str, str] | None = None
@@ -138,11 +149,55 @@ class Layout:
     language: Text | None = None
     gripper: GripperRule = field(default_factory=GripperRule)
     rate: Positive | None = None
+    every: Count | None = None
+    target_rate: Positive | None = None
+    relative: bool | Sequence[bool] | None = None
+    idle: Positive | None = None
     units: Sequence[str] | None = None
+    statistics: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("action", "proprio"):
             self._declared(name)
+        stride = self.stride
+        asked = {"data.every": self.every, "data.target_rate": self.target_rate, "data.idle": self.idle}
+        for key, value in asked.items():
+            if value is not None and self.relative is None and (stride > 1 or key == "data.idle"):
+                raise SettingError(
+                    f"{key} is {value:g}, and nobody knows which action dims are deltas (summed) and which absolute "
+                    "(picked): set data.relative=true, =false, or a list with one of them for each dim"
+                )
+
+    @property
+    def stride(self) -> int:
+        """Recorded steps from one that is kept to the next.
+
+        Raises:
+            SettingError: the recorded rate is not known, or is no multiple of the wanted one.
+        """
+        if self.every in (None, 1) and self.target_rate is None:
+            return 1
+        key = "data.every" if self.target_rate is None else "data.target_rate"
+        if self.every is not None and self.target_rate is not None:
+            raise SettingError("data.every and data.target_rate are both set; set one of them to null")
+        if self.rate is None:
+            raise SettingError(f"{key} asks for down-sampling, and data.rate is not set; set it to the recorded Hz")
+        if self.target_rate is None:
+            return self.every or 1
+        stride = round(self.rate / self.target_rate)
+        if stride < 1 or abs(stride * self.target_rate - self.rate) > SAME_RATE * self.rate:
+            near = max(stride, 1)
+            raise SettingError(
+                f"data.target_rate is {self.target_rate:g} Hz, and data.rate {self.rate:g} Hz is no multiple; set "
+                f"{self.rate / near:.6g} or {self.rate / (near + 1):.6g}"
+            )
+        return stride
+
+    def resampled(self, relative: Sequence[bool]) -> str:
+        """What of the steps is left out, for content ids; nothing where all are kept."""
+        if self.stride == 1 and self.idle is None:
+            return ""
+        return f"-every {self.stride}-idle {self.idle}-relative {''.join(str(int(one)) for one in relative)}"
 
     def find(
         self, rlds: RLDSDataset, views: Sequence[str] = (), *, language: bool = True, proprio: bool = True
@@ -178,7 +233,14 @@ class Layout:
         dims = sum(features.dims(part) for part in action)
         if self.units is not None and len(self.units) != dims:
             raise DataError(f"{rlds.directory}: data.units has {len(self.units)} entries, the actions have {dims} dims")
-        return Places(action, state, words, seen, self._grippers(dims, str(rlds.directory)), tuple(unread))
+        grippers = self._grippers(dims, str(rlds.directory))
+        relative = [self.relative or False] * dims if not isinstance(self.relative, Sequence) else [*self.relative]
+        if len(relative) != dims:
+            raise DataError(
+                f"{rlds.directory}: data.relative has {len(relative)} entries, the actions have {dims} dims"
+            )
+        deltas = tuple(said and dim not in grippers for dim, said in enumerate(relative))
+        return Places(action, state, words, seen, grippers, deltas, tuple(unread))
 
     def _declared(self, name: str) -> Parts:
         said = getattr(self, name)
@@ -282,9 +344,7 @@ class Features:
         if spec is None or not (_is_vector(spec) or (numbers and spec.kind == "tensor" and not spec.shape)):
             raise self.missing(part.feature, "tensor [dims]", key)
         if not self.dims(part):
-            raise DataError(
-                f"{self.directory}: {key} asks for {part}, the feature has {list(spec.shape)}; no dim is left"
-            )
+            raise DataError(f"{self.directory}: {key} asks for {part} of {list(spec.shape)}, and no dim is left")
 
     def require_picture(self, name: str, key: str) -> None:
         """Raise DataError unless the steps have pictures of this name that become RGB of 8 bits."""

@@ -23,7 +23,7 @@ from rsd.types import Pass, Request
 ROLE = "target"
 
 
-def executed(chunk: Tensor, grippers: Sequence[int], between: bool) -> Tensor:
+def executed(chunk: Tensor, grippers: Sequence[int] = (-1,), between: bool = False) -> Tensor:
     """What the robot would execute of a continuous head's chunk [B, T, A]: clipped, grippers open or closed.
 
     Args:

@@ -96,9 +96,9 @@ def test_proprio_uses_the_evaluation_formula(base):
 
 def test_bad_observations_are_refused(base):
     good = observation(0)
-    small = {**good.images, "wrist_image": good.images["wrist_image"][:128]}
-    with pytest.raises(ImageError, match=r"'wrist_image' has shape \(128, 256, 3\)"):
-        base.prepare([Observation(small, good.proprio, SHORT)])
+    grey = {**good.images, "wrist_image": good.images["wrist_image"][..., 0]}
+    with pytest.raises(ImageError, match=r"'wrist_image' has shape \(256, 256\)"):
+        base.prepare([Observation(grey, good.proprio, SHORT)])
     floating = {**good.images, "image": good.images["image"] / 255}
     with pytest.raises(ImageError, match=r"'image'.*float64.*expected .* uint8"):
         base.prepare([Observation(floating, good.proprio, SHORT)])

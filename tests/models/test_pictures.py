@@ -54,6 +54,20 @@ def test_the_same_pixels_as_on_the_cpu(size):
         assert torch.equal(expected[name], got[name])
 
 
+@pytest.mark.parametrize("shapes", [[(96, 128), (64, 64)], [(90, 130), (64, 64)]], ids=["JPEG here", "JPEG there"])
+def test_pictures_of_any_size_are_those_of_the_cpu(shapes):
+    base, other = build_base(image_size=28), on_device(build_base(image_size=28))
+    noise, _ = live(0)
+    random = np.random.default_rng(1)
+    views = {
+        view: random.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        for view, shape in zip(("image", "wrist_image"), shapes, strict=True)
+    }
+    seen = [noise, type(noise)(views, noise.proprio, noise.instruction)]
+    expected, got = base.prepare(seen)["pixel_values"], other.prepare_live(seen)["pixel_values"]
+    assert levels_apart(base, expected, got).max() <= 1
+
+
 def test_pictures_of_data_sets_see_no_second_jpeg():
     base, other = build_base(image_size=224), on_device(build_base(image_size=224))
     seen = [observation(0), dataclasses.replace(observation(1), stored=True)]

@@ -311,7 +311,8 @@ def _load_own(directory: Path, wanted: Wanted) -> OpenVLABase:
 
 
 def _load_published(directory: Path, wanted: Wanted) -> OpenVLABase:
-    robot = wanted.robot
+    # what we fine-tuned was made for the data set that its statistics are of, whatever robot it started from
+    robot = wanted.robot if published.read_training(directory) is None else None
     _check_inputs(directory, wanted)
     config = published.read_entries(directory, {})
     key, stats = _statistics(directory, published.read_norm_stats(directory), wanted)
