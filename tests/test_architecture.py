@@ -55,6 +55,8 @@ ALLOWED = {
     "evaluation": {
         "types", "space", "protocols", "work", "clock", "queue", "runs", "silence", "workers", "pool", "progress",
     },
+    # looks into a policy on frames of a data set
+    "diagnosis": {"types", "space", "finding", "data", "models", "stages", "policy", "evaluation"},
     "comparison": {"types", "work", "runs", "evaluation"},
     "serving": {"types", "clock", "queue", "evaluation"},
     # what the entry points have in common

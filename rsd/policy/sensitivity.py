@@ -15,6 +15,7 @@ from rsd.finding import OK, Finding, judged
 from rsd.policy.policy import VLAPolicy
 from rsd.types import Frame, Observation, Request
 
+BATCH_SIZE = 16  # frames that a policy is shown at once
 NUM_FRAMES = 8  # to look at; a policy of 7 billion weights takes minutes for them on a CPU, seconds on a GPU
 PICTURES, INSTRUCTION, PROPRIO = (f"another task's {one}" for one in ("pictures", "instruction", "proprio"))
 ZEROS = "proprio of zeros"
@@ -59,11 +60,11 @@ def sensitivity(policy: VLAPolicy, pairs: Sequence[tuple[Frame, Frame]]) -> Sens
         PolicyError or NotFiniteError: a part says NaN.
     """
     seen = [own["observation"] for own, _ in pairs]
-    chunks = _chunks(policy, seen)  # [N, T, A]
+    chunks = chunks_of(policy, seen)  # [N, T, A]
     shown = np.stack([policy.base.spec.space.to_model(own["actions"].numpy()) for own, _ in pairs])  # [N, T, A]
     others = [exchanged(own["observation"], other["observation"]) for own, other in pairs]
     names = [name for name in others[0] if policy.base.spec.proprio_dim is not None or name in (PICTURES, INSTRUCTION)]
-    moved = {name: _distance(_chunks(policy, [one[name] for one in others]), chunks) for name in names}
+    moved = {name: _distance(chunks_of(policy, [one[name] for one in others]), chunks) for name in names}
     return Sensitivity(_distance(chunks, shown), moved, len(pairs))
 
 
@@ -83,9 +84,11 @@ def findings(found: Sensitivity, where: str) -> Iterator[Finding]:
         yield judged(name, not ignored, said, IGNORED_REMEDY)
 
 
-def _chunks(policy: VLAPolicy, observations: Sequence[Observation]) -> np.ndarray:
+def chunks_of(policy: VLAPolicy, observations: Sequence[Observation], batch_size: int = BATCH_SIZE) -> np.ndarray:
     """The policy's chunks in model space, [N, T, A]; each with the seed of its place."""
-    answers = policy.predict([Request(observation, seed) for seed, observation in enumerate(observations)])
+    requests = [Request(observation, seed) for seed, observation in enumerate(observations)]
+    batches = (requests[start : start + batch_size] for start in range(0, len(requests), batch_size))
+    answers = [answer for batch in batches for answer in policy.predict(batch)]
     return np.stack([answer.memory.chunk for answer in answers if answer.memory is not None])
 
 

@@ -37,6 +37,7 @@ COMMANDS = [
     ("cache",),
     ("doctor", "model=oft_tiny"),
     ("inspect", "model=oft_tiny"),
+    ("diagnose", "model=oft_tiny", "data=libero_spatial"),
     ("serve",),
 ]
 UNREAD = {"phase.check.checkpoint", "phase.check.hub_id"}  # where a draft cannot be trained

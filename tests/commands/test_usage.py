@@ -19,6 +19,7 @@ SCRIPTS = {
     "scripts/cache_hidden_states.py": "cache",
     "scripts/doctor.py": "doctor",
     "scripts/inspect_data.py": "inspect",
+    "scripts/diagnose.py": "diagnose",
     "scripts/serve_policy.py": "serve",
 }
 WITHOUT_TORCH = """

@@ -44,6 +44,12 @@ class TextEncoder(Protocol):
 
     def encode(self, instruction: str) -> list[int]: ...
 
+    def without_words(self) -> list[int]:
+        """Prompt ids of no instruction at all, which `encode` refuses: to see what a model does without one."""
+
+    def piece(self, token: int) -> str:
+        """A token as text, for people."""
+
     def to_json(self) -> dict[str, Any]:
         """What identifies the encoder: part of a base model's fingerprint."""
 
@@ -95,6 +101,14 @@ class LlamaText:
                 "the base model; say the task in letters that it knows"
             )
         return ids if ids[-1] == LLAMA_PROMPT_END else [*ids, LLAMA_PROMPT_END]
+
+    def without_words(self) -> list[int]:
+        """See `TextEncoder`."""
+        return self._nothing if self._nothing[-1] == LLAMA_PROMPT_END else [*self._nothing, LLAMA_PROMPT_END]
+
+    def piece(self, token: int) -> str:
+        """See `TextEncoder`."""
+        return str(self.tokenizer.id_to_token(token)).replace("\u2581", " ")
 
     def _ids(self, instruction: str) -> list[int]:
         return self.tokenizer.encode(self.prompt.format(instruction=instruction.lower())).ids
@@ -172,6 +186,14 @@ class WordText:
                 "and digits count: say the difference in words"
             )
         return [BOS, *(self.ids[word] for word in words), self.PROMPT_END]
+
+    def without_words(self) -> list[int]:
+        """See `TextEncoder`."""
+        return [BOS, self.PROMPT_END]
+
+    def piece(self, token: int) -> str:
+        """See `TextEncoder`."""
+        return self.words[token - self.FIRST_WORD] if token >= self.FIRST_WORD else "(end)"
 
     def to_json(self) -> dict[str, Any]:
         return {"words": list(self.words)}
