@@ -7,7 +7,7 @@ sets of demonstrations: an episode ends with reward 1, terminal.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 
 FIRST_BYTES = {"jpeg": JPEG, "png": PNG}
 FLAGS = ("is_first", "is_last", "is_terminal", "reward", "discount")  # of the steps; filled in where they are declared
+
+
+def encode_png(picture: np.ndarray) -> bytes:
+    """[H, W, 3], uint8 → PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+ENCODERS: dict[str, Callable[[np.ndarray], bytes]] = {"jpeg": encode_jpeg, "png": encode_png}
 
 
 class RecordForm:
@@ -191,11 +201,4 @@ def _picture(name: str, picture: bytes | np.ndarray, spec: FeatureSpec, encoding
             f"{where}: feature {name}: expected a picture {['any' if n is None else n for n in spec.shape]} of uint8, "
             f"got {list(shape)} of {dtype}"
         )
-    return encode_jpeg(picture) if encoding == "jpeg" else encode_png(picture)
-
-
-def encode_png(picture: np.ndarray) -> bytes:
-    """[H, W, 3], uint8 → PNG bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return ENCODERS[encoding](np.asarray(picture))

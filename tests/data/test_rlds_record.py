@@ -1,4 +1,4 @@
-"""Data sets of one's own: declared, written, killed, read again; a wrong episode is named, and nothing of it written."""
+"""Data sets of one's own: declared, written, killed, read again; wrong episodes are named, and not written."""
 
 import io
 import shutil
