@@ -73,7 +73,9 @@ class LeRobotSet:
     ) -> None:
         self._root, self._pictures = root, pictures
         info = _read_info(root)
-        self.rate, self.gripper = float(info["fps"]), None
+        self.rate: float | None = float(info["fps"])
+        self.gripper: tuple[float, float] | None = None  # names of dims do not say which values are open
+        self._fps = float(info["fps"])
         self.notes: list[str] = []
         self._tables = Tables(root, info.get("data_path"), info.get("video_path"))
         self._features = self._named(info["features"], views)
@@ -109,10 +111,10 @@ class LeRobotSet:
             spec = self._specs[key]
             if spec["dtype"] == "video":
                 clip = self._tables.clip(index, key)
-                times = clip.start + np.arange(rows.num_steps) / self.rate  # [n], seconds
+                times = clip.start + np.arange(rows.num_steps) / self._fps  # [n], seconds
                 where = f"episode {index}, feature {key}"
                 encode = ENCODERS[self._pictures]
-                episode[name] = [encode(one) for one in pictures_at(clip.path, times, self.rate, where)]
+                episode[name] = [encode(one) for one in pictures_at(clip.path, times, self._fps, where)]
             elif spec["dtype"] == "image":
                 episode[name] = [self._image(one, rows.where(key, step)) for step, one in enumerate(rows.images(key))]
             elif spec["dtype"] == "string":
