@@ -52,6 +52,9 @@ EVAL_GROUPS = (
 )
 
 
+NEEDED = {"data=rlds": ["data.name=insulator"]}  # beside a choice
+
+
 def choices(group: str) -> list[str]:
     """Names of a group's choices; a leading underscore marks what they share."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
@@ -101,7 +104,7 @@ def test_phases(phase):
     [(phase, group, choice) for group, phases in READERS.items() for phase in phases for choice in choices(group)],
 )
 def test_train(phase, group, choice):
-    check(composed("train", [f"phase={phase}", f"{group}={choice}"]))
+    check(composed("train", [f"phase={phase}", f"{group}={choice}", *NEEDED.get(f"{group}={choice}", [])]))
 
 
 @pytest.mark.parametrize("choice", ["oft_tiny", "oft_small"])
@@ -111,7 +114,7 @@ def test_base_models_that_are_trained_from_scratch(choice):
 
 @pytest.mark.parametrize(("group", "choice"), [(group, name) for group in EVAL_GROUPS for name in choices(group)])
 def test_eval(group, choice):
-    check(composed("eval", [f"{group}={choice}"]))
+    check(composed("eval", [f"{group}={choice}", *NEEDED.get(f"{group}={choice}", [])]))
 
 
 @pytest.mark.parametrize("choice", [name for name in choices("decoding") if name not in ("exit", "early_exit")])

@@ -89,7 +89,8 @@ ARCHITECTURE: dict[str, Any] = {
         for name, one in {"": KEYS_INSIDE, **{f".{name}": one for name, one in inside.items()}}.items()
     },
 }
-GRIPPER = {"open": Finite, "closed": Finite, "between": bool, "moves": bool}
+GRIPPER = {"open": Finite, "closed": Finite, "between": bool, "moves": bool, "dims": list[int] | None}
+PLACES = Text | Annotated[list[Text], Length()] | None  # of features, with slices
 THRESHOLD = float | Literal["inf", "-inf"]
 OFFERS: dict[str, Any] = {"": KEYS_INSIDE, ".views": Views, ".proprio_dim": Count, ".action_dim": Count}
 # Key to what may stand there; a command holds those that it has
@@ -128,7 +129,13 @@ KEYS: dict[str, Any] = {
     "logger.project": Text,
     **{f"paths.{name}": Text for name in ("root", "data", "cache", "checkpoints", "runs")},
     **{f"paths.{name}": Text for name in ("base", "tokenizer", "head", "draft", "correction", "scorer")},
-    **{f"data.{name}": Text for name in ("suite", "unnorm_key", "root", "version", "language")},
+    **{f"data.{name}": Text for name in ("suite", "unnorm_key", "root", "version")},
+    **dict.fromkeys(("data.action", "data.proprio"), PLACES),
+    "data.language": Text | None,
+    "data.views": dict[str, Text] | None,
+    "data.rate": Positive | None,
+    "data.units": list[str] | None,
+    "data.layout": Made,
     "data.suites": Annotated[list[str], Length()],
     "data.bounds": Literal["quantiles", "extremes"],
     "data.gripper": Made | None,

@@ -13,8 +13,8 @@ from typing import Any, Generic, TypeVar
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from rsd.data.datasets import LANGUAGE, ChunkDataset, Demonstrations, FrameDataset
-from rsd.data.gripper import GripperRule
+from rsd.data.datasets import ChunkDataset, Demonstrations, FrameDataset
+from rsd.data.layout import Layout
 from rsd.data.shuffle import Fetch, ShuffledLoader, batch_loader, ranks
 from rsd.errors import SettingError
 from rsd.processes import say
@@ -49,14 +49,14 @@ class _RLDSDataModule(LightningDataModule, Generic[Data]):
         num_workers: LoaderProcesses,
         seed: Seed,
         bounds: str = QUANTILES,
-        gripper: GripperRule | None = None,
+        layout: Layout | None = None,
     ) -> None:
         super().__init__()
         if bounds not in BOUNDS:
             raise SettingError(f"data.bounds is {bounds!r}, expected one of {sorted(BOUNDS)}")
         self.dataset_dir = Path(root) / name / version
         self.batch_size, self.num_workers, self.seed, self.bounds = batch_size, num_workers, seed, bounds
-        self.gripper = gripper
+        self.layout = layout
 
     @property
     def space(self) -> Space:
@@ -112,7 +112,7 @@ class ChunkDataModule(_RLDSDataModule[ChunkDataset]):
         seed: Of the shuffling.
         num_workers: Processes that fetch; chunks lie in memory, so 0 is fastest.
         bounds: Which statistics normalise actions and proprio to [-1, 1]: "quantiles" or "extremes".
-        gripper: How the gripper is recorded; LIBERO's way unless said.
+        layout: Where in the steps the things lie, and how they are recorded; found unless said.
     """
 
     @checked
@@ -121,7 +121,7 @@ class ChunkDataModule(_RLDSDataModule[ChunkDataset]):
         self.chunk_length = chunk_length
 
     def read(self) -> None:
-        demonstrations = Demonstrations(self.dataset_dir, gripper=self.gripper, language=None, proprio=False)
+        demonstrations = Demonstrations(self.dataset_dir, layout=self.layout, language=False, proprio=False)
         self.train = ChunkDataset(demonstrations, self.chunk_length, "train")
         self.val = ChunkDataset(demonstrations, self.chunk_length, "val")
 
@@ -137,23 +137,23 @@ class FrameDataModule(_RLDSDataModule[FrameDataset]):
     """Batches `collate([items])` of frames with pictures; see FrameDataset for an item.
 
     Args:
-        root, name, version, chunk_length, batch_size, seed, bounds, gripper: As in ChunkDataModule.
+        root, name, version, chunk_length, batch_size, seed, bounds, layout: As in ChunkDataModule.
         views: Pictures to decode, e.g. ("image", "wrist_image").
-        language: Feature of the steps that holds the task in words.
+        proprio: Whether the model reads it; where not, the data set needs none.
         num_workers: Processes that read, decode and collate.
         collate: Items → batch; picklable when there are workers. It knows the model, this module does not.
     """
 
     @checked
     def __init__(
-        self, *, chunk_length: ChunkLength, views: Views, collate: Collate, language: str = LANGUAGE, **common: Any
+        self, *, chunk_length: ChunkLength, views: Views, collate: Collate, proprio: bool = True, **common: Any
     ) -> None:
         super().__init__(**common)
         self.chunk_length, self.views, self.collate = chunk_length, tuple(views), collate
-        self.language = language
+        self.proprio = proprio
 
     def read(self) -> None:
-        demonstrations = Demonstrations(self.dataset_dir, self.views, self.gripper, self.language)
+        demonstrations = Demonstrations(self.dataset_dir, self.views, self.layout, proprio=self.proprio)
         self.train = FrameDataset(demonstrations, self.chunk_length, "train")
         self.val = FrameDataset(demonstrations, self.chunk_length, "val")
 

@@ -21,8 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from rsd.data import DataError
-from rsd.data.gripper import GripperRule
-from rsd.data.libero_features import ACTION_DIM, IMAGE_SHAPE, STATE_DIM, STEPS
+from rsd.data.layout import Layout, take
 from rsd.data.pictures import decode_picture
 from rsd.data.rlds import RLDSDataset
 from rsd.data.trajectories import (
@@ -34,7 +33,6 @@ from rsd.data.trajectories import (
     lost_motion,
     require_chunks,
     standardize_actions,
-    standardize_proprio,
 )
 from rsd.errors import SettingError
 from rsd.settings import ChunkLength, checked
@@ -42,20 +40,9 @@ from rsd.space import QUANTILES, Range, Space, with_bounds
 from rsd.types import ChunkBatch, Frame, Observation
 
 SPLITS = ("train", "val", "all")
-LANGUAGE = "language_instruction"  # LIBERO's feature of the steps that holds the task in words
-STATE = "observation/state"
 HOLD_OUT_EVERY = 10  # episodes
 LOST = 0.1  # share of a dim's movement in the whole data set, from which on it is said
 SHOWN = 8  # numbers of episodes in a message
-REMEDIES = {
-    "text": "set data.language to one of them (phase=rfsq needs none)",
-    "image": "set model.backbone.views to pictures that are there (names without observation/), of this shape",
-    "tensor": "this is not a data set of the LIBERO kind",
-}
-WITHOUT_ANY = {  # the remedy where the steps have no feature of the kind
-    "text": "build the data set with the task in words, one text a step (phase=rfsq needs none)",
-    "image": "build the data set with JPEG or PNG pictures as image features (phase=rfsq needs none)",
-}
 MUCH_CLIPPED = 0.4  # share of a task's movement in one dim; a drawer with 0.73 was never opened (docs/log.md)
 
 
@@ -65,7 +52,7 @@ class Trajectory:
 
     Attributes:
         actions: [n, A], float32, standardised (gripper 1 open, 0 close), not normalised.
-        proprio: [n, P], float32, not normalised; P is 0 where none was asked for and LIBERO's is not there.
+        proprio: [n, P], float32, not normalised; P is 0 where none was asked for and none is there.
         instructions: The task in words, of each step: n.
     """
 
@@ -95,40 +82,6 @@ def split_episodes(num_episodes: int, split: str) -> list[int]:
     return [index for index in range(num_episodes) if (index in held_out) == (split == "val")]
 
 
-def has_feature(rlds: RLDSDataset, name: str, kind: str, shape: tuple[int, ...]) -> bool:
-    """Whether the data set declares the feature `steps/<name>` with this kind and shape."""
-    got = rlds.features.get(f"{STEPS}/{name}")
-    return got is not None and got.kind == kind and _fits(got.shape, shape)
-
-
-def require_feature(rlds: RLDSDataset, name: str, kind: str, shape: tuple[int, ...]) -> None:
-    """Raise DataError unless the data set declares the feature `steps/<name>` with this kind and shape.
-
-    The message lists the steps' features of this kind, and names the key that chooses among them.
-    """
-    if has_feature(rlds, name, kind, shape):
-        return
-    own = {f.removeprefix(f"{STEPS}/"): spec for f, spec in rlds.features.items() if f.startswith(f"{STEPS}/")}
-    got = own.get(name)
-    expected = f"{kind} {list(shape)}" if shape else kind
-    found = (
-        "there is none of this name" if got is None else f"it is {got.kind}{f' {list(got.shape)}' * bool(got.shape)}"
-    )
-    others = ", ".join(
-        f"{one} {list(spec.shape)}".removesuffix(" []") for one, spec in own.items() if spec.kind == kind
-    )
-    remedy = REMEDIES[kind] if others else WITHOUT_ANY.get(kind, REMEDIES[kind])
-    raise DataError(
-        f"{rlds.directory}: feature {name}: expected {expected}, {found}; {kind} features of its steps: "
-        f"{others or 'none'}; {remedy}"
-    )
-
-
-def _fits(declared: Sequence[int | None], shape: Sequence[int]) -> bool:
-    """Whether a declared shape, with None for what is open, allows this one."""
-    return len(declared) == len(shape) and all(d in (None, s) for d, s in zip(declared, shape, strict=True))
-
-
 class Demonstrations:
     """All episodes of an RLDS directory, read once, standardised and checked; pictures are read when asked for.
 
@@ -136,20 +89,22 @@ class Demonstrations:
         rlds: The directory.
         name: Of the data set; its unnorm_key.
         views: Pictures that `picture` can read.
+        layout, places: How the data set is recorded, and where it has what was asked for.
         trajectories: All episodes.
         norm_stats: {"action", "proprio" where it is there, "num_transitions", "num_trajectories"}, over all episodes.
 
     Raises:
-        DataError: a damaged record, a feature of another shape, a number that is not finite, or a gripper that is
-            recorded in another way than is declared.
+        DataError: a damaged record, a feature that is missing or leaves a choice, a number that is not finite, or a
+            gripper that is recorded in another way than is declared.
     """
 
     def __init__(
         self,
         dataset_dir: Path | str,
         views: Sequence[str] = (),
-        gripper: GripperRule | None = None,
-        language: str | None = LANGUAGE,
+        layout: Layout | None = None,
+        *,
+        language: bool = True,
         proprio: bool = True,
     ) -> None:
         """Read a data set.
@@ -157,63 +112,56 @@ class Demonstrations:
         Args:
             dataset_dir: <root>/<name>/<version>.
             views: Those whose pictures will be wanted.
-            gripper: How the gripper is recorded; LIBERO's way unless said.
-            language: The steps' feature that holds the task in words, e.g. observation/natural_language_instruction;
-                None needs no words, and takes LIBERO's where they are.
-            proprio: False needs no states, and takes LIBERO's where they are.
+            layout: Where the things are, and how they are recorded; what it does not say is found.
+            language, proprio: False needs no words, or no states, and takes those that are there.
         """
-        if language is not None and (not isinstance(language, str) or not language):
-            raise SettingError(f"data.language is {language!r}, expected the name of a text feature: {LANGUAGE}")
-        self.gripper = GripperRule() if gripper is None else gripper
-        if not isinstance(self.gripper, GripperRule):
-            raise SettingError(f"data.gripper is {gripper!r}, expected its open= and closed=: data.gripper.open=1")
+        self.layout = Layout() if layout is None else layout
+        if not isinstance(self.layout, Layout):
+            raise SettingError(f"data.layout is {layout!r}, expected what conf/data/_rlds.yaml makes of data=")
+        self.gripper = self.layout.gripper
         self.rlds = RLDSDataset(Path(dataset_dir))
         self.name, self.views = self.rlds.name, tuple(views)
-        require_feature(self.rlds, "action", "tensor", (ACTION_DIM,))
-        self._has_state = has_feature(self.rlds, STATE, "tensor", (STATE_DIM,))
-        if proprio:
-            require_feature(self.rlds, STATE, "tensor", (STATE_DIM,))
-        self.texts = [one for one, spec in self.rlds.features.items() if spec.kind == "text" and one.startswith(STEPS)]
-        self.texts = [one.removeprefix(f"{STEPS}/") for one in self.texts]
-        if language is None:
-            language = LANGUAGE if LANGUAGE in self.texts else None
-        else:
-            require_feature(self.rlds, language, "text", ())
-        self.language = language
-        for view in self.views:
-            require_feature(self.rlds, f"observation/{view}", "image", IMAGE_SHAPE)
+        self.places = self.layout.find(self.rlds, self.views, language=language, proprio=proprio)
         self.trajectories: list[Trajectory] = []
-        self._spans: list[dict[str, np.ndarray]] = []  # per episode: view → [n, 2]
-        recorded: list[np.ndarray] = []  # gripper, per episode
+        self._spans: list[dict[str, np.ndarray]] = []  # per episode: feature → [n, 2]
+        recorded: list[np.ndarray] = []  # grippers, per episode
+        pictures = [*dict.fromkeys(self.places.views.values())]
+        words = self.places.language
+        also = [words] if words in self.rlds.features else []
         for index in range(len(self.rlds)):
-            episode, spans = self.rlds.episode_and_spans(index, self.views, IMAGE_SHAPE[:2])
-            recorded.append(episode["action"][:, -1])
+            episode, spans = self.rlds.episode_and_spans(index, pictures, also)
+            recorded.append(take(self.places.action, episode)[:, self.places.grippers])
             self.trajectories.append(self._trajectory(episode, index))
             self._spans.append(spans)
         if not any(len(trajectory.actions) for trajectory in self.trajectories):
             raise DataError(f"{self.rlds.directory}: all {len(self.rlds)} episodes have no steps; collect them again")
-        self.gripper.check(recorded, str(self.rlds.directory))
+        for column, dim in enumerate(self.places.grippers):
+            which = "last dim of action" if self.gripper.dims is None else f"dim {dim} of action"
+            self.gripper.check([one[:, column] for one in recorded], str(self.rlds.directory), which)
         self.norm_stats: dict[str, Any] = compute_statistics(
             [trajectory.actions for trajectory in self.trajectories],
             [trajectory.proprio for trajectory in self.trajectories],
+            self.places.grippers,
         )
 
     def _trajectory(self, episode: dict[str, Any], index: int) -> Trajectory:
-        check_finite(episode["action"], "action", self.rlds.describe(index))
-        state = episode[STATE] if self._has_state else np.empty((len(episode["action"]), 0))
-        check_finite(state, STATE, self.rlds.describe(index))
+        action, words = take(self.places.action, episode), self.places.language
+        check_finite(action, " + ".join(map(str, self.places.action)), self.rlds.describe(index))
+        state = take(self.places.proprio, episode) if self.places.proprio else np.empty((len(action), 0))
+        check_finite(state, " + ".join(map(str, self.places.proprio)), self.rlds.describe(index))
+        said = () if words is None else episode[words]
         return Trajectory(
-            actions=standardize_actions(episode["action"], self.gripper.standardize),
-            proprio=standardize_proprio(state),
-            instructions=() if self.language is None else tuple(episode[self.language]),
+            actions=standardize_actions(action, self.gripper.standardize, self.places.grippers),
+            proprio=state.astype(np.float32),
+            instructions=(said,) * len(action) if isinstance(said, str) else tuple(said),
         )
 
     def content_id(self) -> str:
-        """What identifies the numbers: the records, and the gripper's rule where it is not LIBERO's."""
+        """What identifies the numbers: the records, and what of the layout is not LIBERO's."""
         own = "" if self.gripper.is_libero else f"-gripper {self.gripper}"
+        own += "" if self.gripper.dims is None else f"-grippers {list(self.places.grippers)}"
         changing = any(len(set(one.instructions)) > 1 for one in self.trajectories)
-        own += "" if self.language in (None, LANGUAGE) else f"-language {self.language}"
-        return self.rlds.content_id() + own + ("-instructions per step" if changing else "")
+        return self.rlds.content_id() + own + str(self.places) + ("-instructions per step" if changing else "")
 
     def instructions(self) -> dict[str, str]:
         """Every instruction, and where it stands, for people."""
@@ -231,12 +179,7 @@ class Demonstrations:
             space: What normalises; its statistics may be another data set's.
             cut_actions: Whether to tell what it cuts off of the actions.
         """
-        dropped, where = list(self.rlds.dropped), f"of {len(self.trajectories)} episodes"
-        unread = [text for text in self.texts if text != self.language]
-        if self.language is not None and unread:
-            dropped.append(
-                f"instructions are {self.language}; other texts are not read: {', '.join(unread)} (data.language=…)"
-            )
+        dropped, where = [*self.rlds.dropped, *self.places.unread], f"of {len(self.trajectories)} episodes"
         short = [index for index, one in enumerate(self.trajectories) if len(one.actions) < chunk_length]
         if short:
             steps = sum(len(self.trajectories[index].actions) for index in short)
@@ -259,20 +202,18 @@ class Demonstrations:
         return [*dropped, *cut, *by_task]
 
     def picture(self, episode: int, step: int, view: str) -> np.ndarray:
-        """One decoded picture, [256, 256, 3], uint8.
+        """One decoded picture, as large as it is stored, [H, W, 3], uint8.
 
         Raises:
-            DataError: what is stored is no JPEG or PNG picture of this size.
+            DataError: what is stored is no JPEG or PNG picture.
         """
-        offset, length = self._spans[episode][view][step].tolist()
-        where = f"{self.rlds.describe(episode)}, step {step}: feature observation/{view}"
+        name = self.places.views[view]
+        offset, length = self._spans[episode][name][step].tolist()
         try:
-            picture = decode_picture(self.rlds.read_bytes(episode, offset, length))
+            return decode_picture(self.rlds.read_bytes(episode, offset, length))
         except ValueError as error:
+            where = f"{self.rlds.describe(episode)}, step {step}: feature {name}"
             raise DataError(f"{where}: {error}; fetch the file or build the data set again") from error
-        if picture.shape != IMAGE_SHAPE:
-            raise DataError(f"{where}: expected {list(IMAGE_SHAPE)}, got {list(picture.shape)}")
-        return picture
 
 
 def _some(numbers: Sequence[int]) -> str:
@@ -393,7 +334,7 @@ class FrameDataset(_ChunkIndex):
     """Frames of a split with the pictures of the demonstrations' views, each with the chunk that starts there."""
 
     def __getitem__(self, row: int) -> Frame:
-        """Pictures are [256, 256, 3] uint8 as stored, proprio is standard."""
+        """Pictures are [H, W, 3] uint8, decoded as stored; proprio is standard."""
         episode, step = int(self.episode[row]), int(self.step[row])
         trajectory = self.trajectories[episode]
         observation = Observation(
@@ -415,8 +356,8 @@ def all_frames(
     dataset_dir: Path | str,
     chunk_length: ChunkLength,
     views: Sequence[str],
-    gripper: GripperRule | None = None,
-    language: str = LANGUAGE,
+    layout: Layout | None = None,
+    proprio: bool = True,
 ) -> FrameDataset:
     """Frames of every episode of a directory: what a base model is shown to fill a cache."""
-    return FrameDataset(Demonstrations(dataset_dir, views, gripper, language), chunk_length, "all")
+    return FrameDataset(Demonstrations(dataset_dir, views, layout, proprio=proprio), chunk_length, "all")

@@ -1,4 +1,4 @@
-"""What the last action dim records of the gripper, as data.gripper declares it, and whether the data set agrees.
+"""What the action records of the gripper, as data.gripper declares it, and whether the data set agrees.
 
 What surprises first: nothing can be guessed here. 0 and 1 mean open and closed in one data set and the contrary in
 another, and metres, counts or increments give a model that trains well on a gripper which never closes.
@@ -27,6 +27,7 @@ class GripperRule:
         open, closed: What is recorded where the gripper is open, and where it is closed.
         between: Whether positions between the two are recorded as well.
         moves: False for a data set in which the gripper always stays as it is.
+        dims: Of the action, those that are grippers: None for the last one, two for two arms, [] for none.
 
     Raises:
         SettingError: the two are no different, finite numbers.
@@ -36,8 +37,14 @@ class GripperRule:
     closed: float = 1.0
     between: bool = False
     moves: bool = True
+    dims: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        if self.dims is not None:
+            is_list = isinstance(self.dims, Sequence) and not isinstance(self.dims, str)
+            if not is_list or not all(type(dim) is int for dim in self.dims):
+                raise SettingError(f"data.gripper.dims is {self.dims!r}, expected dims of the action, [] for none")
+            object.__setattr__(self, "dims", tuple(self.dims))
         for name, wanted in (("open", (int, float)), ("closed", (int, float)), ("between", bool), ("moves", bool)):
             value = getattr(self, name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
@@ -63,8 +70,8 @@ class GripperRule:
             return standardize_gripper(recorded)
         return 1 - np.clip((recorded - self.open) / (self.closed - self.open), 0, 1)
 
-    def check(self, recorded: Sequence[np.ndarray], where: str) -> None:
-        """Hold all values of a data set, an array an episode, to the rule.
+    def check(self, recorded: Sequence[np.ndarray], where: str, which: str = "last dim of action") -> None:
+        """Hold all values of one gripper of a data set, an array an episode, to the rule.
 
         Raises:
             DataError: they are something else; the message has their range and what to declare instead.
@@ -81,7 +88,7 @@ class GripperRule:
                 else "only " + " and ".join(f"{value:g}" for value in different)
             )
             raise DataError(
-                f"{where}: the gripper (last dim of action) is {values.min():g}..{values.max():g} ({count}),"
+                f"{where}: the gripper ({which}) is {values.min():g}..{values.max():g} ({count}),"
                 f" and data.gripper declares {self}: {wrong}"
             )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 import simplejpeg
@@ -22,11 +23,11 @@ OTHERS = {b"GIF8": "GIF", b"BM": "BMP", b"RIFF": "WebP", b"II*\x00": "TIFF", b"M
 GREY_KINDS = (0, 4)  # kinds of colour of a PNG
 
 
-def check_header(data: bytes | memoryview, size: tuple[int, int] | None) -> None:
+def check_header(data: bytes | memoryview, size: Sequence[int | None] | None) -> None:
     """Look at format and size of a picture; it is decoded only where its end is missing.
 
     Args:
-        size: Height and width that are expected; None for any.
+        size: Height and width that are expected; None for any, or for any of the two.
 
     Raises:
         ValueError: it is none that `decode_picture` reads, has another size, or was cut off.
@@ -34,7 +35,7 @@ def check_header(data: bytes | memoryview, size: tuple[int, int] | None) -> None
     found = _size(data)
     if bytes(data[-len(PNG_END) :]) != PNG_END and bytes(data[-len(JPEG_END) :]) != JPEG_END:
         decode_picture(bytes(data))
-    if size is not None and size != found:
+    if size is not None and any(side not in (None, own) for side, own in zip(size, found, strict=True)):
         raise ValueError(f"expected a picture of {list(size)} pixels (height, width), got {list(found)}")
 
 

@@ -100,38 +100,35 @@ class RLDSDataset:
         """
         pictures = [name for name, spec in self.features.items() if spec.kind == "image" and _is_step(name)]
         record, features, episode, spans = self._read(index, pictures if images else [])
-        metadata = {
-            name: self._decode(record, features, name, index)
-            for name, spec in self.features.items()
-            if spec.kind in ("text", "tensor") and not _is_step(name)
-        }
-        for name, values in metadata.items():
-            if len(values) != 1:
-                raise DataError(f"{self.describe(index)}: feature {name}: expected one value, got {len(values)}")
+        kinds = {name: spec.kind for name, spec in self.features.items() if not _is_step(name)}
+        metadata = [name for name, kind in kinds.items() if kind in ("text", "tensor")]
         read = {name: [bytes(record[start:end]) for start, end in where] for name, where in spans.items()}
-        return episode | read | {name: values[0] for name, values in metadata.items()}
+        return episode | read | self._of_episode(record, features, metadata, index)
 
     def episode_and_spans(
-        self, index: int, views: Sequence[str], size: tuple[int, int] | None = None
+        self, index: int, pictures: Sequence[str] = (), also: Sequence[str] = ()
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """The steps' features without pictures, and where the pictures of these views lie in the episode's file.
+        """The steps' features without pictures, and where some of these lie in the episode's file.
 
         Args:
-            size: Height and width that these pictures must have; None for any.
+            pictures: Features of the steps, without "steps/"; held to the height and width that are declared.
+            also: Features of the episode that are wanted: one value each.
 
         Returns:
-            The episode, without its metadata; per view the n pictures' (offset, length) in bytes, [n, 2], int64: see
+            The episode; per picture feature the n pictures' (offset, length) in bytes, [n, 2], int64: see
             `read_bytes`.
 
         Raises:
-            DataError: as `episode`; or a picture of these views is of a format that is not read, or of another size.
+            DataError: as `episode`; or a picture is of a format that is not read, or of another size.
         """
-        record, _, episode, spans = self._read(index, [f"{STEPS}observation/{view}" for view in views])
-        for view in views:
-            self._check_pictures(record, spans[f"observation/{view}"], size, f"observation/{view}", index)
+        record, features, episode, spans = self._read(index, [f"{STEPS}{name}" for name in pictures])
+        for name in pictures:
+            self._check_pictures(record, spans[name], self.features[f"{STEPS}{name}"].shape[:2], name, index)
         base = self._records[index][1].offset
-        in_file = {view: [(base + start, end - start) for start, end in spans[f"observation/{view}"]] for view in views}
-        return episode, {view: np.array(lie, dtype=np.int64).reshape(-1, 2) for view, lie in in_file.items()}
+        in_file = {name: [(base + start, end - start) for start, end in spans[name]] for name in pictures}
+        return episode | self._of_episode(record, features, also, index), {
+            name: np.array(lie, dtype=np.int64).reshape(-1, 2) for name, lie in in_file.items()
+        }
 
     def episodes(self) -> Iterator[dict[str, Any]]:
         """All episodes in order, without pictures."""
@@ -212,6 +209,16 @@ class RLDSDataset:
         self._check_lengths(episode | spans, index)
         return record, features, episode, spans
 
+    def _of_episode(
+        self, record: memoryview, features: dict[str, Feature], names: Sequence[str], index: int
+    ) -> dict[str, Any]:
+        """Texts and tensors of the episode, one value each."""
+        decoded = {name: self._decode(record, features, name, index) for name in names}
+        for name, values in decoded.items():
+            if len(values) != 1:
+                raise DataError(f"{self.describe(index)}: feature {name}: expected one value, got {len(values)}")
+        return {name: values[0] for name, values in decoded.items()}
+
     def _parse(self, index: int) -> tuple[memoryview, dict[str, Feature]]:
         path, span = self._records[index]
         record = read_record(self._file(path), span, path)
@@ -243,7 +250,7 @@ class RLDSDataset:
         self,
         record: memoryview,
         spans: Sequence[tuple[int, int]],
-        size: tuple[int, int] | None,
+        size: Sequence[int | None],
         name: str,
         index: int,
     ) -> None:
@@ -296,14 +303,14 @@ class RLDSDataset:
         return np.stack(values) if values else np.empty((0, *spec.sizes), spec.dtype)
 
     def _check_lengths(self, episode: dict[str, Any], index: int) -> None:
-        """Every feature of the steps must have as many entries as there are actions."""
-        num_steps = len(episode["action"]) if "action" in episode else None
+        """Every feature of the steps must have as many entries as there are actions, or as the first one has."""
+        first = "action" if "action" in episode else next(iter(episode), "")
         for name, values in episode.items():
-            if num_steps is not None and len(values) != num_steps:
+            if len(values) != (num_steps := len(episode[first])):
                 spec = self.features[STEPS + name]
                 raise DataError(
                     f"{self.describe(index)}: feature {name}: expected shape {[num_steps, *spec.shape]} (as many "
-                    f"steps as action), got {len(values)} entries of {list(spec.shape)}; {BUILD_AGAIN}"
+                    f"steps as {first}), got {len(values)} entries of {list(spec.shape)}; {BUILD_AGAIN}"
                 )
 
 

@@ -18,14 +18,19 @@ HARDLY_MOVES = 0.01  # mean magnitude of a dim, in robot units of at most 1, bel
 
 
 def standardize_actions(
-    recorded: np.ndarray, gripper: Callable[[np.ndarray], np.ndarray] = standardize_gripper
+    recorded: np.ndarray,
+    gripper: Callable[[np.ndarray], np.ndarray] = standardize_gripper,
+    grippers: Sequence[int] = (-1,),
 ) -> np.ndarray:
-    """Recorded actions [n, A] → the same with the gripper as 1 open, 0 close; [n, A], float32.
+    """Recorded actions [n, A] → the same with the grippers as 1 open, 0 close; [n, A], float32.
 
     Args:
         gripper: Recorded gripper → 1 open, 0 close; robosuite's command unless said otherwise.
+        grippers: Their dims.
     """
-    return np.concatenate([recorded[:, :-1], gripper(recorded[:, -1:])], axis=1, dtype=np.float32)
+    standard, dims = recorded.astype(np.float32), list(grippers)
+    standard[:, dims] = gripper(recorded[:, dims])
+    return standard
 
 
 def standardize_proprio(state: np.ndarray) -> np.ndarray:
@@ -69,16 +74,20 @@ def _column_statistics(values: np.ndarray) -> dict[str, list[float]]:
     }
 
 
-def compute_statistics(actions: Sequence[np.ndarray], proprios: Sequence[np.ndarray]) -> dict[str, Any]:
+def compute_statistics(
+    actions: Sequence[np.ndarray], proprios: Sequence[np.ndarray], grippers: Sequence[int] = (-1,)
+) -> dict[str, Any]:
     """norm_stats of one data set, in the published layout.
 
     Args:
-        actions: Per trajectory [n, A], float32, standardised, not normalised; the last dim is the gripper.
+        actions: Per trajectory [n, A], float32, standardised, not normalised.
         proprios: Per trajectory [n, P], float32; with P = 0 the statistics have no "proprio".
+        grippers: Dims of the actions that are grippers, which are not normalised.
     """
     flat, proprio = np.concatenate(actions), np.concatenate(proprios)
+    own = {dim % flat.shape[1] for dim in grippers}
     return {
-        "action": _column_statistics(flat) | {"mask": [True] * (flat.shape[1] - 1) + [False]},
+        "action": _column_statistics(flat) | {"mask": [dim not in own for dim in range(flat.shape[1])]},
         **({"proprio": _column_statistics(proprio)} if proprio.shape[1] else {}),
         "num_transitions": len(flat),
         "num_trajectories": len(actions),

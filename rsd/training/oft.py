@@ -21,7 +21,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from rsd.errors import SettingError
-from rsd.images import augment, center_crop, resize_lanczos3, stack_pictures
+from rsd.images import augment, center_crop, resize_pictures
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.conv import ConvShape
 from rsd.models.openvla.loading import save_base
@@ -49,8 +49,8 @@ class FrameCollate:
 
     def __call__(self, items: list[Frame]) -> FrameBatch:
         observations = [item["observation"] for item in items]
-        pictures = stack_pictures([obs.images[view] for obs in observations for view in self.views])
-        pictures = resize_lanczos3(pictures, self.image_size)  # [B*M, S, S, 3]
+        stored = [obs.images[view] for obs in observations for view in self.views]  # each of its own size
+        pictures = resize_pictures(stored, self.image_size)  # [B*M, S, S, 3]
         return {
             "pictures": pictures.view(len(items), len(self.views), *pictures.shape[1:]),
             "instructions": [obs.instruction for obs in observations],

@@ -171,7 +171,7 @@ def test_nan_in_actions_names_episode_and_step(tmp_path: Path):
         Demonstrations(directory)
 
 
-def test_data_set_of_another_robot(tmp_path: Path, directory: Path):
+def test_two_arms_have_to_say_which_dims_are_grippers(tmp_path: Path, directory: Path):
     target = tmp_path / NAME / "1.0.0"
     target.mkdir(parents=True)
     for path in directory.iterdir():
@@ -179,7 +179,7 @@ def test_data_set_of_another_robot(tmp_path: Path, directory: Path):
         if path.name == "features.json":
             content = content.replace(b'"7"', b'"14"')
         (target / path.name).write_bytes(content)
-    with pytest.raises(DataError, match=r"feature action: expected tensor \[7\], it is tensor \[14\]; .*this is not"):
+    with pytest.raises(DataError, match=r"actions have 14 dims, as of two arms: .*set data\.gripper\.dims=\[6,13\]"):
         Demonstrations(target)
 
 

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from rsd.data import DataError
 from rsd.data.datasets import ChunkDataset, Demonstrations, all_frames
 from rsd.data.gripper import GripperRule
+from rsd.data.layout import Layout
 from rsd.data.rlds import RLDSWriter
 from rsd.errors import SettingError
 from rsd.tokenizer import RFSQTokenizer, TransformTokenizer
@@ -69,7 +70,7 @@ def test_a_declared_convention_becomes_1_open_0_closed(kind, opened, closed, tmp
     directory = write(tmp_path, RECORDED[kind])
     with pytest.raises(DataError, match=r"data\.gripper\.open=.* data\.gripper\.closed=.*or the other way round"):
         Demonstrations(directory)
-    demonstrations = Demonstrations(directory, gripper=GripperRule(opened, closed))
+    demonstrations = Demonstrations(directory, layout=Layout(gripper=GripperRule(opened, closed)))
     for trajectory in demonstrations.trajectories:
         np.testing.assert_allclose(trajectory.actions[:, -1], 1.0 - CLOSED, atol=1e-6)
     assert demonstrations.norm_stats["action"]["mean"][-1] == pytest.approx(0.5)
@@ -88,22 +89,24 @@ def test_liberos_own_convention_is_bit_identical(tmp_path):
 def test_increments_are_refused_whatever_is_declared(tmp_path):
     directory = write(tmp_path, RECORDED["increments"])
     with pytest.raises(DataError, match="90 % of the steps stand at 0 between both signs, as increments do"):
-        Demonstrations(directory, gripper=GripperRule(1, -1, between=True))
+        Demonstrations(directory, layout=Layout(gripper=GripperRule(1, -1, between=True)))
 
 
 def test_a_gripper_that_never_moves_has_to_be_declared(tmp_path):
     directory = write(tmp_path, RECORDED["always open"])
     with pytest.raises(DataError, match=r"-1\.\.-1 .*it never moves; .*data\.gripper\.moves=false"):
         Demonstrations(directory)
-    kept = Demonstrations(directory, gripper=GripperRule(moves=False))
+    kept = Demonstrations(directory, layout=Layout(gripper=GripperRule(moves=False)))
     assert (kept.trajectories[0].actions[:, -1] == 1).all()
     with pytest.raises(DataError, match=r"set data\.gripper\.moves=true"):
-        Demonstrations(write(tmp_path / "moves", np.where(CLOSED, 1, -1)), gripper=GripperRule(moves=False))
+        Demonstrations(
+            write(tmp_path / "moves", np.where(CLOSED, 1, -1)), layout=Layout(gripper=GripperRule(moves=False))
+        )
 
 
 def test_caches_of_two_conventions_are_two(tmp_path):
     directory = write(tmp_path, RECORDED["open1"])
-    ids = {all_frames(directory, 8, [], GripperRule(*sides)).content_id() for sides in ((0, 1), (1, 0))}
+    ids = {all_frames(directory, 8, [], Layout(gripper=GripperRule(*sides))).content_id() for sides in ((0, 1), (1, 0))}
     assert len(ids) == 2
 
 
@@ -111,8 +114,10 @@ def test_positions_in_between_are_no_single_bit(tmp_path):
     """A learned tokenizer has levels for them; the transform family has one bit."""
     directory = write(tmp_path, RECORDED["partial"])
     with pytest.raises(DataError, match=r"100 % of the steps are neither.*data\.gripper\.between=true"):
-        Demonstrations(directory, gripper=GripperRule(0, 1))
-    chunks = ChunkDataset(Demonstrations(directory, gripper=GripperRule(0, 1, between=True)), 8, "all").actions
+        Demonstrations(directory, layout=Layout(gripper=GripperRule(0, 1)))
+    chunks = ChunkDataset(
+        Demonstrations(directory, layout=Layout(gripper=GripperRule(0, 1, between=True))), 8, "all"
+    ).actions
     assert sorted(chunks[..., -1].unique().tolist()) == pytest.approx([0.38, 0.65])
     bit = TransformTokenizer(chunk_length=8, action_dim=7, num_stages=2, num_levels=7, ratio=7.0, margin=1.05)
     with pytest.raises(SettingError, match=r"in 100 % of the steps \(0\.38\.\.0\.65\), .*one bit.*rfsq_d8"):
@@ -144,12 +149,12 @@ def test_every_phase_is_given_the_rule(phase):
         cfg = compose("train", overrides=typed)
     datamodule = cfg.phase.datamodule
     node = datamodule.cache.dataset if "cache" in datamodule else datamodule
-    assert instantiate(node.gripper) == GripperRule(0.08, 0)
+    assert instantiate(node.layout).gripper == GripperRule(0.08, 0)
 
 
 def test_a_word_for_a_rule_is_one_line(tmp_path):
-    with pytest.raises(SettingError, match=r"data\.gripper is 'open1', expected its open= and closed="):
-        Demonstrations(write(tmp_path, RECORDED["open1"]), gripper="open1")
+    with pytest.raises(SettingError, match=r"gripper is 'open1', expected a GripperRule"):
+        Demonstrations(write(tmp_path, RECORDED["open1"]), layout=Layout(gripper="open1"))
 
 
 def test_the_majority_class_is_that_of_training():

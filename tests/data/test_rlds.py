@@ -55,11 +55,11 @@ def test_reads_what_was_written(written: Path):
 def test_pictures_are_stored_as_tensorflow_would(written: Path):
     dataset = RLDSDataset(written)
     episode = dataset.episode(0, images=True)
-    _, spans = dataset.episode_and_spans(0, ("image", "wrist_image"))
+    _, spans = dataset.episode_and_spans(0, ("observation/image", "observation/wrist_image"))
     for view in ("image", "wrist_image"):
         for step, picture in enumerate(demonstration(0, LENGTHS[0])["steps"]["observation"][view]):
             data = episode[f"observation/{view}"][step]
-            assert dataset.read_bytes(0, *spans[view][step].tolist()) == data
+            assert dataset.read_bytes(0, *spans[f"observation/{view}"][step].tolist()) == data
             np.testing.assert_array_equal(decode_jpeg(data), jpeg_round_trip(picture))
 
 
@@ -95,7 +95,7 @@ def test_several_files_as_published(directory: Path):
     (directory / "dataset_info.json").write_text(json.dumps(info))
     dataset = RLDSDataset(directory)
     assert dataset.file_paths() == [f"toy/demo_{number}" for number in range(3)]
-    start, length = dataset.episode_and_spans(2, ["image"])[1]["image"][1].tolist()
+    start, length = dataset.episode_and_spans(2, ["observation/image"])[1]["observation/image"][1].tolist()
     assert dataset.read_bytes(2, start, length) == dataset.episode(2, images=True)["observation/image"][1]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rsd import jpeg
 from rsd.errors import RSDError, SettingError
-from rsd.images import CAMERA_SIZE, CROP_AREA, center_crop, check_picture, resize_lanczos3, stack_pictures
+from rsd.images import CROP_AREA, center_crop, check_picture, resize_pictures
 from rsd.models.openvla import segments
 from rsd.models.openvla.execution import make_run
 from rsd.models.openvla.fp8 import Fp8
@@ -174,12 +174,11 @@ class OpenVLABase:
         A live camera's picture first goes through the JPEG round trip of the training data.
 
         Raises:
-            ImageError: a picture is not [256, 256, 3], uint8.
+            ImageError: a picture is not [H, W, 3], uint8.
             ObservationError: a view is missing, the proprio has another shape or is not finite, or the instruction is
                 no text or too long.
         """
-        pictures = stack_pictures(self._pictures(observations))
-        pictures = resize_lanczos3(pictures, self.image_size)  # [B*M, S, S, 3]
+        pictures = resize_pictures(self._pictures(observations), self.image_size)  # [B*M, S, S, 3]
         pixels = self.pixel_values(center_crop(pictures) if self.center_crop else pictures)
         return {"pixel_values": pixels, **self._words_and_numbers(observations)}
 
@@ -188,7 +187,7 @@ class OpenVLABase:
         if self._device_pictures is None:
             return self.prepare(observations)
         live = not any(observation.stored for observation in observations)
-        pictures = np.stack(self._pictures(observations, jpeg_here=not live))
+        pictures = self._pictures(observations, jpeg_here=not live)
         pixels = self._device_pictures(pictures, live=live)  # [B*M, C, S, S]
         pixels = pixels.reshape(len(observations), -1, *pixels.shape[2:])
         return {"pixel_values": pixels, **self._words_and_numbers(observations)}
@@ -210,7 +209,7 @@ class OpenVLABase:
         )
 
     def _pictures(self, observations: Sequence[Observation], *, jpeg_here: bool = True) -> list[np.ndarray]:
-        """The M of an observation after each other, each [256, 256, 3], uint8; after JPEG with jpeg_here."""
+        """The M of an observation after each other, each [H, W, 3], uint8; after JPEG with jpeg_here."""
         return [
             self._picture(obs, view) if obs.stored or not jpeg_here else jpeg.jpeg_round_trip(self._picture(obs, view))
             for obs in observations
@@ -223,7 +222,7 @@ class OpenVLABase:
                 f"the model needs view {view!r}, the observation has {sorted(observation.images)}; "
                 "set model.backbone.views to what environment and data offer"
             )
-        check_picture(observation.images[view], view, CAMERA_SIZE)
+        check_picture(observation.images[view], view)
         return observation.images[view]
 
     def pixel_values(self, pictures: Tensor) -> Tensor:

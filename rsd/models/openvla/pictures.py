@@ -8,6 +8,7 @@ compiled; the crop's float32 would not, and is left as it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 
 from rsd.errors import SettingError
-from rsd.images import CAMERA_SIZE, center_box, crop_and_resize, lanczos3_weights, to_float, to_uint8
+from rsd.images import center_box, crop_and_resize, lanczos3_weights, to_float, to_uint8
+from rsd.jpeg import jpeg_round_trip
 from rsd.models.openvla.execution import CudaCapture, Graph
-from rsd.models.openvla.jpeg_on_device import round_trip, tables
+from rsd.models.openvla.jpeg_on_device import MULTIPLE, round_trip, tables
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.segments import Tensors, given
 
@@ -31,8 +33,8 @@ def check_pictures(place: str) -> None:
 
 
 class DevicePictures:
-    """Callable: pictures [N, 256, 256, 3], uint8, and whether they come from a camera, which has seen no JPEG → pixels
-    [N, 3 * towers, S, S], float32, on the device.
+    """Callable: N pictures [H, W, 3], uint8, and whether they come from a camera, which has seen no JPEG → pixels
+    [N, 3 * towers, S, S], float32, on the device. JPEG is on the CPU for sides that are no multiples of 16.
 
     Raises:
         SettingError: the towers want pictures of different sizes.
@@ -44,9 +46,8 @@ class DevicePictures:
                 f"the towers take pictures of {list(processor.sizes)} pixels, model.backbone.pictures=device makes one "
                 "size only; set model.backbone.pictures=cpu"
             )
-        self.device, size = device, processor.sizes[0]
-        weights = torch.from_numpy(lanczos3_weights(CAMERA_SIZE, size).toarray())
-        self._weights = weights.to(device)  # [S, 256], float64
+        self.device, self._size = device, processor.sizes[0]
+        self._weights: dict[int, Tensor] = {}  # side of a picture → [S, side], float64
         self._box = center_box().to(device) if center_crop else None
         self._mean, self._std = (
             torch.tensor(moments, dtype=torch.float32, device=device)[:, :, None, None]
@@ -56,15 +57,32 @@ class DevicePictures:
         self._capture: CudaCapture | None = None
         if device.type == "cuda":
             self._capture, self._round_trip = CudaCapture(device), torch.compile(round_trip, dynamic=False)
-        self._graphs: dict[tuple[int, bool], Graph] = {}
+        self._graphs: dict[tuple[tuple[int, ...], bool], Graph] = {}
+
+    def __call__(self, pictures: Sequence[np.ndarray], *, live: bool) -> Tensor:
+        shapes = [picture.shape for picture in pictures]
+        made = {}
+        for shape in dict.fromkeys(shapes):
+            of_shape = [picture for picture in pictures if picture.shape == shape]
+            here = live and any(side % MULTIPLE for side in shape[:2])
+            of_shape = [jpeg_round_trip(picture) for picture in of_shape] if here else of_shape
+            made[shape] = self._of_one_size(np.stack(of_shape), live=live and not here)  # [n, 3 * towers, S, S]
+        if len(made) == 1:
+            return made[shapes[0]]
+        rows = {shape: iter(pixels) for shape, pixels in made.items()}
+        return torch.stack([next(rows[shape]) for shape in shapes])
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def __call__(self, pictures: np.ndarray, *, live: bool) -> Tensor:
+    def _of_one_size(self, pictures: np.ndarray, *, live: bool) -> Tensor:
+        for side in pictures.shape[1:3]:
+            if side not in self._weights:
+                weights = torch.from_numpy(lanczos3_weights(side, self._size).toarray())
+                self._weights[side] = weights.to(self.device)
         inputs: Tensors = {"pictures": torch.from_numpy(pictures).to(self.device)}
         if self._capture is None:
             return given(self._pixels(inputs, live=live), "pixels")
-        key = len(pictures), live
+        key = pictures.shape, live
         if key not in self._graphs:
             self._graphs[key] = Graph(inputs, partial(self._pixels, live=live), self._capture)
         return given(self._graphs[key](inputs), "pixels").clone()  # the graph writes to the same memory every time
@@ -73,8 +91,8 @@ class DevicePictures:
         stored = given(inputs, "pictures")
         if live:
             stored = self._round_trip(stored, *self._tables)
-        x = stored.permute(0, 3, 1, 2).double()  # [N, 3, 256, 256]
-        x = self._weights @ x @ self._weights.T  # [N, 3, S, S]
+        x = stored.permute(0, 3, 1, 2).double()  # [N, 3, H, W]
+        x = self._weights[x.shape[2]] @ x @ self._weights[x.shape[3]].T  # [N, 3, S, S]
         pictures = x.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)  # [N, S, S, 3]
         if self._box is not None:
             cropped = crop_and_resize(to_float(pictures), self._box.expand(len(pictures), 4))
