@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from rsd.data import DataError
+from rsd.data.layout import TWO_ARMS
 from rsd.data.rlds import RLDSDataset, RLDSWriter
 from rsd.differences import differences, told
 from rsd.progress import Progress
@@ -37,6 +38,7 @@ class Source(Protocol):
         options: What decides about the result, as JSON has it.
         rate: Steps a second; None where nothing says.
         gripper: Recorded where the gripper is open, and where it is closed; None where nothing says.
+        gripper_dims: Which dims of the action are grippers; None where nothing says.
         notes: What of it is not converted, a line each.
     """
 
@@ -44,6 +46,7 @@ class Source(Protocol):
     options: dict[str, Any]
     rate: float | None
     gripper: tuple[float, float] | None
+    gripper_dims: Sequence[int] | None
     notes: list[str]
 
     def file_paths(self) -> Sequence[str]:
@@ -106,12 +109,19 @@ def command(source: Source, directory: Path) -> list[str]:
     if source.gripper is not None:
         words += [f"data.gripper.open={source.gripper[0]:g}", f"data.gripper.closed={source.gripper[1]:g}"]
         return [shlex.join([*TRAIN, *words])]
-    last = np.concatenate([episode["action"].reshape(len(episode["action"]), -1)[:, -1] for episode in data.episodes()])
-    values = np.unique(last)
+    actions = np.concatenate([episode["action"].reshape(len(episode["action"]), -1) for episode in data.episodes()])
+    said, last = source.gripper_dims, actions.shape[1] - 1  # actions [n, A]
+    dims = [last] if said is None else list(said)
+    if said is not None and dims != [last]:
+        words.append(f"data.gripper.dims={dims}".replace(" ", ""))
+    if said is None and len(actions[0]) >= TWO_ARMS:
+        words.append("data.gripper.dims=DIMS")
+    if not dims:
+        return [shlex.join([*TRAIN, *words])]
+    values = np.unique(actions[:, dims])
     between = "" if len(values) <= 2 else "; positions between the two need data.gripper.between=true"
+    shown = " and ".join(f"{one:g}" for one in values) if not between else f"{values[0]:g} to {values[-1]:g}"
     return [
         shlex.join([*TRAIN, *words, "data.gripper.open=OPEN", "data.gripper.closed=CLOSED"]),
-        "OPEN and CLOSED are for you to say: the last action dim has "
-        + (" and ".join(f"{one:g}" for one in values) if not between else f"{last.min():g} to {last.max():g}")
-        + between,
+        f"Words in capitals are for you to say: action dim {', '.join(map(str, dims))} has {shown}{between}",
     ]

@@ -74,8 +74,10 @@ class LeRobotSet:
         self._root, self._pictures = root, pictures
         info = _read_info(root)
         self.rate: float | None = float(info["fps"])
-        self.gripper: tuple[float, float] | None = None  # names of dims do not say which values are open
+        self.gripper: tuple[float, float] | None = None  # their names do not say which values are open
         self._fps = float(info["fps"])
+        names = _dim_names(info["features"].get("action", {"dtype": "float32"}))
+        self.gripper_dims = [dim for dim, name in enumerate(names) if "gripper" in name.lower()] or None
         self.notes: list[str] = []
         self._tables = Tables(root, info.get("data_path"), info.get("video_path"))
         self._features = self._named(info["features"], views)

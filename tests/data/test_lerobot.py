@@ -77,7 +77,7 @@ def test_every_step_has_its_own_picture_and_numbers(written: Path, tmp_path: Pat
     assert command(source, directory) == [
         f"python train.py phase=rfsq data=rlds data.root={tmp_path / 'out'} data.name=pick_up data.rate=10 "
         "data.gripper.open=OPEN data.gripper.closed=CLOSED",
-        "OPEN and CLOSED are for you to say: the last action dim has 0 and 1",
+        "Words in capitals are for you to say: action dim 2 has 0 and 1",
     ]
 
 
@@ -260,3 +260,15 @@ def test_damage_is_named_with_its_place(root: Path, tmp_path: Path, damage, mess
     damage(root)
     with pytest.raises(DataError, match=message):
         convert(LeRobotSet(root), tmp_path / "out" / "set" / "1.0.0")
+
+
+def test_names_tell_which_dims_are_grippers(root: Path, tmp_path: Path):
+    features = json.loads((root / "meta/info.json").read_text())["features"]
+    features["action"]["names"] = ["left_gripper", "elbow", "Right Gripper"]
+    source = LeRobotSet(info(root, features=features), views=["wrist"])
+    directory = tmp_path / "out" / "set" / "1.0.0"
+    convert(source, directory)
+    train, question = command(source, directory)
+    assert "'data.gripper.dims=[0,2]'" in train and question.startswith(
+        "Words in capitals are for you to say: action dim 0, 2 "
+    )

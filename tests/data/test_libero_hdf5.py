@@ -95,7 +95,7 @@ def test_another_robot_in_the_same_layout(tmp_path: Path):
     assert read["language_instruction"] == ["grasp"] * 4 and read["episode_metadata/file_path"] == "day1/demo_0"
     train, open_question = command(source, directory)
     assert train.endswith("data.rate=30 data.gripper.open=OPEN data.gripper.closed=CLOSED")
-    assert "the last action dim has 0." in open_question and open_question.endswith("need data.gripper.between=true")
+    assert "action dim 8 has 0." in open_question and open_question.endswith("need data.gripper.between=true")
 
 
 @pytest.mark.parametrize(
