@@ -8,7 +8,8 @@ The robot executes *robot commands*: un-normalised and with the gripper as the r
 
 Statistics of one data set are the published JSON layout: {"action": {q01, q99, min, max, mean, std, mask}, "proprio":
 {...}, "num_transitions", "num_trajectories"}. A file of statistics maps data set names (unnorm keys) to such entries.
-Which two of its numbers stand for -1 and 1 is part of an entry, as "bounds": a name in BOUNDS. Published entries do not
+Which two of its numbers stand for -1 and 1 is part of an entry, as "bounds": a name in BOUNDS. So is, as "gripper", how
+a data set records it where that is not LIBERO's way. Published entries do not
 say it, and mean "quantiles" unless their robot says otherwise (conf/robot). Source of all formulas: openvla-oft @
 213c5ff (prismatic/vla/datasets/rlds, experiments/robot).
 """
@@ -37,11 +38,25 @@ EXTREMES = "extremes"  # "bounds" of the reference: nothing that was demonstrate
 BOUNDS = {QUANTILES: ("q01", "q99"), EXTREMES: ("min", "max")}
 NO_NOOPS = "_no_noops"
 LIBERO_GRIPPER = "inverted_sign"
+RECORDED = "recorded"  # as the data set does; its statistics say how
 SAME = 0.01  # ranges that differ by less than this part of their width mean the same: statistics of the same data
 
 Statistics = Mapping[str, Any]  # JSON in the published layout, of one data set
 Entry = Mapping[str, Any]  # its "action" or "proprio"
 Array = TypeVar("Array", np.ndarray, "Tensor")
+
+
+class Gripper(TypedDict):
+    """How a data set records its grippers, the dims that are not normalised; without it, as LIBERO's do.
+
+    Attributes:
+        open, closed: Recorded where it is open, and where it is closed.
+        between: Whether positions between the two are commands, too.
+    """
+
+    open: float
+    closed: float
+    between: bool
 
 
 class Bounds(TypedDict):
@@ -53,6 +68,7 @@ class Bounds(TypedDict):
     max: list[float]
     mask: NotRequired[list[bool] | None]
     bounds: NotRequired[str]
+    gripper: NotRequired[Gripper]
 
 
 class SpaceError(RSDError, ValueError):
@@ -108,6 +124,11 @@ class Range:
     def __len__(self) -> int:
         return len(self.low)
 
+    @property
+    def grippers(self) -> tuple[int, ...]:
+        """Dims of actions that are not normalised: 1 open, 0 closed."""
+        return tuple(dim for dim, used in enumerate(self.mask) if not used)
+
     def normalize(self, values: Array, zero_constant: bool = True) -> Array:
         """Standard [..., dims] → model [..., dims], float32, clipped to [-1, 1]; an array or a tensor on any device.
 
@@ -147,8 +168,10 @@ class Space:
         name: The unnorm_key.
         action: Range of the A action dims.
         proprio: Range of the P proprio dims; None when nothing is told.
-        gripper: Name in GRIPPERS: what turns the model's gripper into the robot's.
-        limits: Lowest and highest robot command that is executed; the Queue clips to it, or refuses.
+        gripper: Name in GRIPPERS: what turns the model's gripper into the robot's, or RECORDED where the statistics
+            say it.
+        limits: Lowest and highest robot command that is executed; the Queue clips to it, or refuses. Data sets with a
+            gripper of their own have units of their own, too, and none.
         units: Of each action dim, for people.
         statistics: What it was made from, as files store it.
     """
@@ -170,18 +193,32 @@ class Space:
         """
         if gripper not in GRIPPERS:
             raise SpaceError(f"gripper {gripper!r}, expected one of {sorted(GRIPPERS)}")
+        own = "gripper" in statistics["action"]
         proprio = Range.from_entry(statistics["proprio"]) if "proprio" in statistics else None
-        return cls(name, Range.from_entry(statistics["action"]), proprio, gripper, statistics=statistics)
+        return cls(
+            name,
+            Range.from_entry(statistics["action"]),
+            proprio,
+            RECORDED if own else gripper,
+            limits=(-math.inf, math.inf) if own else (-1.0, 1.0),
+            statistics=statistics,
+        )
 
     @property
     def bounds(self) -> str:
         """Which of the statistics' numbers -1 and 1 stand for: a name in BOUNDS."""
         return bounds_of(self.statistics["action"])
 
+    @property
+    def between(self) -> bool:
+        """Whether grippers stand anywhere between open and closed, too."""
+        return self.gripper == RECORDED and bool(self.statistics["action"]["gripper"]["between"])
+
     @cached_property
     def digest(self) -> str:
         """Twelve hex digits that change when a number would come to mean something else."""
         parts = [self.name, self.action.__dict__, self.proprio and self.proprio.__dict__, self.gripper]
+        parts += [self.statistics["action"]["gripper"]] if self.gripper == RECORDED else []
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_model(self, actions: Array) -> Array:
@@ -190,7 +227,14 @@ class Space:
 
     def to_robot(self, actions: Any) -> np.ndarray:
         """Model space [..., A] → robot commands, float64; not clipped to `limits`."""
-        return GRIPPERS[self.gripper](self.action.unnormalize(actions))
+        commands = self.action.unnormalize(actions)
+        if self.gripper != RECORDED:
+            return GRIPPERS[self.gripper](commands)
+        rule, dims = self.statistics["action"]["gripper"], list(self.action.grippers)
+        opening = commands[..., dims].clip(0, 1)
+        opening = opening if rule["between"] else (opening > 0.5).astype(np.float64)
+        commands[..., dims] = rule["closed"] + opening * (rule["open"] - rule["closed"])
+        return commands
 
     def proprio_to_model(self, proprio: Array) -> Array:
         """Standard proprio [..., P] → model space, float32, with the evaluation's formula (SPEC §9)."""
@@ -248,6 +292,9 @@ def check_statistics(statistics: Any, where: str, parts: tuple[str, ...] = ("act
     for part in ("action", "proprio"):
         if part in parts or part in record:
             conform(record, {part: Bounds}, where)
+            own = record[part].get("gripper", {"open": -1.0, "closed": 1.0})
+            if own["open"] == own["closed"] or not (math.isfinite(own["open"]) and math.isfinite(own["closed"])):
+                raise EntryError(f"{where}: entry {part!r}: gripper {own}, expected two different, finite values")
             try:
                 bounds = Range.from_entry(record[part])
             except SpaceError as error:

@@ -142,18 +142,21 @@ def training_data(cfg: DictConfig, phase: DictConfig, notes: list[str]) -> Itera
     from rsd.data.datamodules import ChunkDataModule
     from rsd.data.examination import samples
     from rsd.models.openvla.text import WordText
+    from rsd.tokenizer.loading import for_space
 
     name = f"data set, phase={phase.name}"
     data = instantiate(phase.datamodule, batch_size=1, num_workers=0)
     data.read()
     space, told = data.space, data.train.instructions()
     if isinstance(data, ChunkDataModule):
-        instantiate(cfg.quantizer.tokenizer).fit(space.to_model(data.train.actions))
+        for_space(instantiate(cfg.quantizer.tokenizer), space).fit(space.to_model(data.train.actions))
     elif cfg.model.architecture is not None:  # a model that is trained from scratch has the data set's own words
         WordText.from_instructions(told, told)
     given, asked = {"action": len(space.action)}, {"action": cfg.env.offers.action_dim}
     if space.proprio is not None:  # a tokenizer's training needs none
         given["observation/state"], asked["observation/state"] = len(space.proprio), cfg.env.offers.proprio_dim
+    if "suite" not in cfg.data:  # a data set of no simulator's: nothing to hold it to
+        given = asked
     if wrong := [f"{feature} of {dims} dims" for feature, dims in asked.items() if given[feature] != dims]:
         yield Finding(name, FAILED, f"{data.dataset_dir} lacks {wrong}", "fetch or collect a set that has them")
         return

@@ -143,6 +143,8 @@ class Demonstrations:
             [trajectory.proprio for trajectory in self.trajectories],
             self.places.grippers,
         )
+        actions = self.norm_stats["action"]
+        actions |= self.gripper.entry(self.places.grippers, len(actions["mask"]))
 
     def _trajectory(self, episode: dict[str, Any], index: int) -> Trajectory:
         action, words = take(self.places.action, episode), self.places.language

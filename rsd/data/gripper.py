@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -60,6 +61,12 @@ class GripperRule:
     def is_libero(self) -> bool:
         """Whether the values are robosuite's."""
         return (self.open, self.closed, self.between) == (-1, 1, False)
+
+    def entry(self, grippers: Sequence[int], dims: int) -> dict[str, Any]:
+        """What the statistics of actions say of it: nothing where it is LIBERO's, in the last dim alone."""
+        if self.is_libero and tuple(grippers) == (dims - 1,):
+            return {}
+        return {"gripper": {"open": float(self.open), "closed": float(self.closed), "between": self.between}}
 
     def __str__(self) -> str:
         return f"{self.open:g} open, {self.closed:g} closed{', and between' if self.between else ''}"

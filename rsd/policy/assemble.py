@@ -22,7 +22,7 @@ from rsd.stages import Absent, BaseChunk, Binder, HeadAt, NumbersAt, OwnLook, Tw
 from rsd.stages.controls import check_moved_on
 from rsd.stages.files import EYES, NUMBERS, TOKENS, load_numbers, load_stage_head, readout_in
 from rsd.tokenizer import ActionTokenizer, load_tokenizer
-from rsd.tokenizer.loading import LoadedTokenizer
+from rsd.tokenizer.loading import LoadedTokenizer, MakesTokenizer
 from rsd.types import BaseModel, BaseSpec
 
 MICRO = "python train.py phase=draft draft=micro"
@@ -68,7 +68,7 @@ def assemble(
     checkpoints: Checkpoints,
     num_open_loop_steps: int,
     device: Device,
-    tokenizer: ActionTokenizer | None = None,
+    tokenizer: ActionTokenizer | MakesTokenizer | None = None,
     num_threads: Processes | None = None,
     offered: Mapping[str, Any] | None = None,
 ) -> VLAPolicy:
@@ -79,7 +79,8 @@ def assemble(
         decoding: One of `rsd.decoding`; its `needs` say which checkpoints are opened.
         checkpoints: Where they are.
         num_open_loop_steps, device: As in VLAPolicy.
-        tokenizer: Freshly built from a configuration, which the checkpoint has to agree with; None takes the file's.
+        tokenizer: Freshly built from a configuration, or what builds it, which the checkpoint has to agree with; None
+            takes the file's.
         num_threads: Computing threads of this process on the CPU; None leaves them as they are.
         offered: What the environment offers, as arguments of `IOContract.check`; None checks nothing.
 
@@ -105,7 +106,11 @@ def assemble(
 
 
 def _tokens(
-    base: BaseModel, decoding: Decoding, checkpoints: Checkpoints, where: torch.device, expected: ActionTokenizer | None
+    base: BaseModel,
+    decoding: Decoding,
+    checkpoints: Checkpoints,
+    where: torch.device,
+    expected: ActionTokenizer | MakesTokenizer | None,
 ) -> Tokens:
     """Tokenizer, target and draft, as far as the decoding needs them."""
     name = type(decoding).__name__
@@ -220,7 +225,8 @@ def check_relaxed(rule: object, tokenizer: ActionTokenizer) -> None:
         SettingError: its stages leave gaps, and nothing bounds what greedy refinement leaves over.
     """
     tokenizer.hand_over_bound()
-    if not all(row[-1][0] == 2 and set(row[-1][1:]) <= {1} for row in tokenizer.code_shape.levels):
+    bits = [row[dim] for row in tokenizer.code_shape.levels for dim in tokenizer.grippers]
+    if not all(bit[0] == 2 and set(bit[1:]) <= {1} for bit in bits):
         raise PolicyError(
             f"accept {type(rule).__name__} keeps the gripper exact, and tokenizer {type(tokenizer).__name__} has no "
             "bit of its own for it; choose quantizer=dct_d3, or accept=exact"
@@ -260,7 +266,7 @@ def two_exits(
             f"the earlier draft reads {reads}, expected a point before {later.point}, where the draft reads; the base "
             f"model has {', '.join(points)}"
         )
-    return TwoExits(earlier, later, tokenizer)
+    return TwoExits(earlier, later, tokenizer, base.space)
 
 
 def load_eyes(

@@ -31,7 +31,6 @@ from rsd.types import Observation, Request
 
 GRID = tuple(-0.005 * 1.1**k for k in range(72))  # nats a token, -0.005 … -4.3; chosen before any data are seen
 BATCH = 32  # frames at a time
-GRIPPER = 6  # the action dim that is not compared by distance
 MODEL, ROBOT = "model", "robot"  # units of a distance: normalised actions, where 2 is a dim's range, or commands
 BLACK, FROZEN = "black pictures", "a frozen camera"
 
@@ -134,12 +133,13 @@ def measure(
     chunks, base_commands = _chunks(base, frames)
     steps = draft.num_open_loop_steps
     apart = np.abs(commands - base_commands if units == ROBOT else proposed - chunks)[:, :steps]  # [N, steps, A]
-    wrong = np.delete(apart, GRIPPER, axis=2).max(axis=(1, 2))
+    grippers = list(base.base.spec.space.action.grippers)
+    wrong = np.delete(apart, grippers, axis=2).max(axis=(1, 2))
     threshold = 0.5  # between the gripper's two values in model space
-    grips = (proposed[:, :steps, GRIPPER] > threshold) != (chunks[:, :steps, GRIPPER] > threshold)
+    grips = (proposed[:, :steps, grippers] > threshold) != (chunks[:, :steps, grippers] > threshold)  # [N, steps, G]
     blind = {name: _listen(draft, listening, shown)[1] for name, shown in broken(frames, first).items()}
     episode = np.repeat(np.arange(len(episodes)), [len(one) for one in episodes])
-    return Measured(score, np.where(grips.any(axis=1), np.inf, wrong), episode, blind)
+    return Measured(score, np.where(grips.any(axis=(1, 2)), np.inf, wrong), episode, blind)
 
 
 def broken(frames: Sequence[Observation], first: Sequence[Observation]) -> dict[str, list[Observation]]:

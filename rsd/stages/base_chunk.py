@@ -23,9 +23,18 @@ from rsd.types import Pass, Request
 ROLE = "target"
 
 
-def executed(chunk: Tensor) -> Tensor:
-    """What the robot would execute of a continuous head's chunk [B, T, A]: clipped, the gripper open or closed."""
-    return torch.cat([chunk[..., :-1].clamp(-1, 1), (chunk[..., -1:] > 0.5).to(chunk)], dim=-1)
+def executed(chunk: Tensor, grippers: Sequence[int], between: bool) -> Tensor:
+    """What the robot would execute of a continuous head's chunk [B, T, A]: clipped, grippers open or closed.
+
+    Args:
+        grippers: Their dims.
+        between: Whether they stand anywhere between, too.
+    """
+    dims = list(grippers)
+    opening = chunk[..., dims]  # [B, T, G]
+    result = chunk.clamp(-1, 1)
+    result[..., dims] = opening.clamp(0, 1) if between else (opening > 0.5).to(chunk)
+    return result
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class ChunkLogits:
     def __init__(self, tokenizer: ActionTokenizer, chunk: Tensor) -> None:
         tokenizer.check_actions(chunk)
         self._tokenizer, self._chunk = tokenizer, chunk
-        self._latents = tokenizer.to_latents(executed(chunk))  # [B, T, D]
+        self._latents = tokenizer.to_latents(executed(chunk, tokenizer.grippers, tokenizer.between))  # [B, T, D]
 
     def of(self, rows: Tensor) -> ChunkLogits:
         return ChunkLogits(self._tokenizer, self._chunk[rows])

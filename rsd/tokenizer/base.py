@@ -7,13 +7,28 @@ actions). Only the outer two differ between the families. Actions are normalised
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rsd.errors import SettingError
 from rsd.tokenizer.quantizer import ResidualQuantizer
 from rsd.types import CodeShape
+
+
+def gripper_config(action_dim: int, grippers: Sequence[int] | None, between: bool = False) -> dict[str, Any]:
+    """What a tokenizer's `config` says of its grippers: nothing where the last dim is the only one, open or closed.
+
+    Raises:
+        SettingError: one is no dim of the actions, or all are.
+    """
+    own = {} if grippers is None or tuple(grippers) == (action_dim - 1,) else {"grippers": list(grippers)}
+    dims = own.get("grippers", [])
+    if len({*dims} & {*range(action_dim)}) != len(dims) or len(dims) == action_dim:
+        raise SettingError(f"grippers are dims {dims}, expected some of 0..{action_dim - 1}, each once, and not all")
+    return own | ({"between": True} if between else {})
 
 
 class ActionTokenizer(nn.Module):
@@ -28,6 +43,17 @@ class ActionTokenizer(nn.Module):
     config: dict[str, Any]
     code_shape: CodeShape
     quantizer: ResidualQuantizer
+
+    @property
+    def grippers(self) -> tuple[int, ...]:
+        """Dims that are 1 open, 0 closed; the last one unless the configuration says others."""
+        own = self.config.get("grippers")
+        return (self.code_shape.action_dim - 1,) if own is None else tuple(own)
+
+    @property
+    def between(self) -> bool:
+        """Whether grippers stand anywhere between, too."""
+        return bool(self.config.get("between", False))
 
     def to_latents(self, actions: Tensor) -> Tensor:
         """Analysis: [B, T, A] → [B, T, D]."""

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from rsd.settings import ChunkLength, Range, Width, checked
-from rsd.tokenizer.base import ActionTokenizer
+from rsd.tokenizer.base import ActionTokenizer, gripper_config
 from rsd.tokenizer.quantizer import ResidualQuantizer
 from rsd.types import CodeShape
 
@@ -25,12 +26,22 @@ class BinTokenizer(ActionTokenizer):
         chunk_length: T.
         action_dim: A.
         num_bins: Edges of the bins; there is one level fewer.
+        grippers, between: See `ActionTokenizer`.
     """
 
     @checked
-    def __init__(self, *, chunk_length: ChunkLength, action_dim: Width, num_bins: Edges):
+    def __init__(
+        self,
+        *,
+        chunk_length: ChunkLength,
+        action_dim: Width,
+        num_bins: Edges,
+        grippers: Sequence[int] | None = None,
+        between: bool = False,
+    ):
         super().__init__()
         self.config = {"chunk_length": chunk_length, "action_dim": action_dim, "num_bins": num_bins}
+        self.config |= gripper_config(action_dim, grippers, between)
         levels = num_bins - 1
         self.code_shape = CodeShape.full(chunk_length, action_dim, action_dim, 1, levels)
         self.quantizer = ResidualQuantizer(torch.tensor(self.code_shape.levels), torch.tensor([2.0 / levels]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -12,13 +12,14 @@ from rsd.errors import SettingError
 from rsd.record import EntryError, arguments, conform, shown
 from rsd.settings import Width
 from rsd.space import QUANTILES, Space, check_statistics, with_bounds
-from rsd.tokenizer.base import ActionTokenizer
+from rsd.tokenizer.base import ActionTokenizer, gripper_config
 from rsd.tokenizer.bins import BinTokenizer
 from rsd.tokenizer.rfsq import RFSQTokenizer
 from rsd.tokenizer.transform import TransformTokenizer
 
 KIND = "tokenizer"
 COMMAND = "python train.py phase=rfsq"
+MakesTokenizer = Callable[..., ActionTokenizer]  # of the data's action_dim and grippers: quantizer.tokenizer
 FAMILIES = {family.__name__: family for family in (RFSQTokenizer, TransformTokenizer, BinTokenizer)}
 
 
@@ -62,13 +63,14 @@ def save_tokenizer(tokenizer: ActionTokenizer, directory: Path, provenance: dict
 
 
 def load_tokenizer(
-    directory: Path, *, expected: ActionTokenizer | None = None, space: Space | None = None
+    directory: Path, *, expected: ActionTokenizer | MakesTokenizer | None = None, space: Space | None = None
 ) -> LoadedTokenizer:
     """Build a tokenizer from its checkpoint.
 
     Args:
         directory: Folder written by `save_tokenizer`.
-        expected: Freshly built from a configuration, which the file has to agree with; None takes what the file says.
+        expected: Freshly built from a configuration, which the file has to agree with, or what builds it for the file's
+            action dims; None takes what the file says.
         space: What the caller's numbers mean; a tokenizer that was fitted to others is refused.
 
     Raises:
@@ -77,6 +79,8 @@ def load_tokenizer(
     loaded = load_checkpoint(directory, kind=KIND, produce=COMMAND)
     config = dict(loaded.config)
     differing: list[str] = []
+    if expected is not None and not isinstance(expected, ActionTokenizer):
+        expected = _like(expected, config)
     if expected is not None:
         asked = {"family": type(expected).__name__, **expected.config}
         differing = [
@@ -109,6 +113,22 @@ def load_tokenizer(
             f"tokenizer {directory} does not fit: {difference} here; train one on the same data set with {COMMAND}"
         )
     return result
+
+
+def for_space(make: MakesTokenizer, space: Space) -> ActionTokenizer:
+    """A fresh tokenizer for the action dims and grippers of a space."""
+    action = space.action
+    own = gripper_config(len(action), action.grippers, space.between)
+    return make(action_dim=len(action), **own)
+
+
+def _like(make: MakesTokenizer, config: Mapping[str, Any]) -> ActionTokenizer | None:
+    """A fresh one for the action dims and grippers of a checkpoint; None for one that is damaged."""
+    own = {name: config[name] for name in ("action_dim", "grippers", "between") if name in config}
+    try:
+        return make(**own)
+    except (SettingError, TypeError):
+        return None
 
 
 def _named(where: str, error: Exception) -> str:

@@ -35,15 +35,17 @@ def codec_report(tokenizer: ActionTokenizer, chunks: Tensor) -> dict[str, Any]:
     names = ("mse", "max_error", "gripper_errors", "bound", "perplexity", "residual_std")
     report: dict[str, Any] = {name: [] for name in names}
     report |= {"tokens": shape.tokens_per_stage, "bits": shape.bits_per_stage, "num_chunks": len(chunks)}
-    opened = (chunks[..., -1] > 0.5).float().mean().item()
-    report["gripper_majority_errors"] = min(opened, 1 - opened)
+    grippers = list(tokenizer.grippers)
+    is_open = chunks[..., grippers] > 0.5  # [N, T, G]
+    opened = is_open.float().mean(dim=(0, 1))  # [G]
+    report["gripper_majority_errors"] = torch.minimum(opened, 1 - opened).mean().item() if grippers else 0.0
     for depth in range(1, shape.num_stages + 1):
         prefix = indices[..., :depth]
         error = tokenizer.decode(prefix) - chunks
-        wrong = (tokenizer.decode(prefix)[..., -1] > 0.5) != (chunks[..., -1] > 0.5)
+        wrong = (tokenizer.decode(prefix)[..., grippers] > 0.5) != is_open
         report["mse"].append(error.square().mean().item())
         report["max_error"].append(error.abs().max().item())
-        report["gripper_errors"].append(wrong.float().mean().item())
+        report["gripper_errors"].append(wrong.float().mean().item() if grippers else 0.0)
         report["bound"].append(tokenizer.action_bound(depth).max().item())
         report["perplexity"].append(_perplexity(prefix[..., -1], levels[..., depth - 1], shape.num_levels))
         report["residual_std"].append((latents - tokenizer.quantizer.decode(prefix)).std().item())

@@ -7,13 +7,15 @@ grid. Without the bound the straight-through gradient pushes latents away by the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from rsd.errors import SettingError
 from rsd.record import shown
 from rsd.settings import ChunkLength, Depth, Levels, Width, checked
-from rsd.tokenizer.base import ActionTokenizer
+from rsd.tokenizer.base import ActionTokenizer, gripper_config
 from rsd.tokenizer.quantizer import ResidualQuantizer
 from rsd.types import CodeShape
 
@@ -32,6 +34,7 @@ class RFSQTokenizer(ActionTokenizer):
         num_levels: L of every entry.
         scale: "nested" keeps the step of a stage at 1/L of the one before, so every latent is within half the last step
             of its code; "learned" starts there and trains one step per stage.
+        grippers, between: See `ActionTokenizer`.
     """
 
     @checked
@@ -45,6 +48,8 @@ class RFSQTokenizer(ActionTokenizer):
         num_stages: Depth,
         num_levels: Levels,
         scale: str = "nested",
+        grippers: Sequence[int] | None = None,
+        between: bool = False,
     ):
         super().__init__()
         if scale not in ("learned", "nested"):
@@ -57,6 +62,7 @@ class RFSQTokenizer(ActionTokenizer):
             "num_stages": num_stages,
             "num_levels": num_levels,
             "scale": scale,
+            **gripper_config(action_dim, grippers, between),
         }
         self.code_shape = CodeShape.full(chunk_length, action_dim, latent_dim, num_stages, num_levels)
         self.encoder = nn.Sequential(nn.Linear(action_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, latent_dim))

@@ -2,7 +2,7 @@
 
 Fitted, not trained: the data only say how large each coefficient gets. A coefficient joins at the first stage that can
 see it, so coarse stages are short (low frequencies), and since the transform is an isometry every stage bounds what
-later stages can change. The gripper does not go through the transform: one exact bit a step in the first stage.
+later stages can change. Grippers do not go through the transform: one exact bit a step in the first stage.
 
 The first code axis is therefore DCT frequency, not time, for all dims but the gripper.
 """
@@ -10,13 +10,15 @@ The first code axis is therefore DCT frequency, not time, for all dims but the g
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rsd.errors import SettingError
 from rsd.settings import ChunkLength, Depth, Finite, Levels, Positive, Width, checked
-from rsd.tokenizer.base import ActionTokenizer
+from rsd.tokenizer.base import ActionTokenizer, gripper_config
 from rsd.tokenizer.quantizer import ResidualQuantizer
 from rsd.types import CodeShape
 
@@ -36,7 +38,8 @@ class TransformTokenizer(ActionTokenizer):
 
     Args:
         chunk_length: T.
-        action_dim: A; the last dim is the gripper, 0 or 1.
+        action_dim: A.
+        grippers: Dims that are 0 or 1; the last one unless said.
         num_stages: Q.
         num_levels: L of every coefficient that has a token.
         ratio: Step of a stage over the step of the next; ≤ L, else greedy refinement leaves gaps.
@@ -44,7 +47,7 @@ class TransformTokenizer(ActionTokenizer):
     """
 
     basis: Tensor  # [T, T]
-    ranges: Tensor  # [T, A - 1]
+    ranges: Tensor  # [T, motions]
 
     @checked
     def __init__(
@@ -56,6 +59,7 @@ class TransformTokenizer(ActionTokenizer):
         num_levels: Levels,
         ratio: Finite,
         margin: Positive,
+        grippers: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if not 1 < ratio <= num_levels:
@@ -67,9 +71,20 @@ class TransformTokenizer(ActionTokenizer):
             "num_levels": num_levels,
             "ratio": ratio,
             "margin": margin,
+            **gripper_config(action_dim, grippers),
         }
+        self._motions: slice | list[int] = slice(action_dim - 1)
+        self._bits: slice | list[int] = slice(action_dim - 1, None)
+        self._order: slice | list[int] = slice(None)  # motions and then bits → dims
+        if "grippers" in self.config:
+            self._bits = own = self.config["grippers"]
+            self._motions = [dim for dim in range(action_dim) if dim not in own]
+            self._order = np.argsort(self._motions + own).tolist()
         self.register_buffer("basis", dct_matrix(chunk_length).float(), persistent=False)
-        self.register_buffer("ranges", torch.full((chunk_length, action_dim - 1), math.sqrt(chunk_length)))
+        self.register_buffer(
+            "ranges",
+            torch.full((chunk_length, action_dim - len(self.config.get("grippers", [0]))), math.sqrt(chunk_length)),
+        )
         self._lay_out_stages()
         self.register_load_state_dict_post_hook(lambda module, _: module._lay_out_stages())
 
@@ -80,7 +95,7 @@ class TransformTokenizer(ActionTokenizer):
             SettingError: the gripper is more than open or closed.
         """
         self.check_actions(chunks)
-        gripper = chunks[..., -1]
+        gripper = chunks[..., self._bits]
         between = (gripper - gripper.round()).abs() > GRIPPER_TOLERANCE
         if between.any():
             raise SettingError(
@@ -88,7 +103,7 @@ class TransformTokenizer(ActionTokenizer):
                 f"steps ({gripper.min():.3g}..{gripper.max():.3g}), and this tokenizer has one bit for it; choose one "
                 "that has levels (quantizer=rfsq_d8), or record open and closed only"
             )
-        coefficients = self.basis @ chunks[..., :-1]  # [N, T, A-1]
+        coefficients = self.basis @ chunks[..., self._motions]  # [N, T, A-1]
         self.ranges.copy_(coefficients.abs().amax(dim=0) * self.config["margin"])
         self._lay_out_stages()
 
@@ -99,11 +114,11 @@ class TransformTokenizer(ActionTokenizer):
         steps = first_step * float(self.config["ratio"]) ** -torch.arange(num_stages).to(self.ranges)  # [Q]
         visible = self.ranges[..., None] > steps / 2  # [T, A-1, Q]  smaller ones would only ever round to 0
         levels = torch.where(visible, num_levels, 1)
-        gripper = torch.ones_like(levels[:, :1])
-        gripper[..., 0] = 2
-        levels = torch.cat([levels, gripper], dim=1)  # [T, A, Q]
+        bits = torch.ones_like(levels[:, :1]).repeat(1, self.config["action_dim"] - levels.shape[1], 1)
+        bits[..., 0] = 2
+        levels = torch.cat([levels, bits], dim=1)[:, self._order]  # [T, A, Q]
         steps = steps.expand(levels.shape).clone()
-        steps[:, -1] = 1.0  # the gripper's two values are one apart
+        steps[:, self._bits] = 1.0  # a gripper's two values are one apart
         self.quantizer = ResidualQuantizer(levels, steps)
         self.quantizer.requires_grad_(False)
         config = self.config
@@ -111,14 +126,18 @@ class TransformTokenizer(ActionTokenizer):
         self.code_shape = CodeShape(config["chunk_length"], config["action_dim"], num_levels, nested)
 
     def to_latents(self, actions: Tensor) -> Tensor:
-        return torch.cat([self.basis @ actions[..., :-1], actions[..., -1:] - 0.5], dim=-1)
+        return self._ordered(self.basis @ actions[..., self._motions], actions[..., self._bits] - 0.5)
 
     def to_actions(self, latents: Tensor) -> Tensor:
-        return torch.cat([self.basis.T @ latents[..., :-1], latents[..., -1:] + 0.5], dim=-1)
+        return self._ordered(self.basis.T @ latents[..., self._motions], latents[..., self._bits] + 0.5)
 
     def spread(self, moved: Tensor) -> Tensor:
-        return torch.cat([self.basis.T.abs() @ moved[..., :-1], moved[..., -1:]], dim=-1)
+        return self._ordered(self.basis.T.abs() @ moved[..., self._motions], moved[..., self._bits])
 
     def hand_over_bound(self, off: Tensor | None = None) -> Tensor:
-        bound = super().hand_over_bound(off)
-        return torch.cat([bound[..., :-1], torch.zeros_like(bound[..., -1:])], dim=-1)  # the gripper's bit says it all
+        bound = super().hand_over_bound(off).clone()
+        bound[..., self._bits] = 0  # a gripper's bit says it all
+        return bound
+
+    def _ordered(self, motions: Tensor, bits: Tensor) -> Tensor:
+        return torch.cat([motions, bits], dim=-1)[..., self._order]

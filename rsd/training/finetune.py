@@ -136,10 +136,10 @@ class FinetuneModule(LightningModule):
 
     def _gripper(self, predicted: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Accuracy of the gripper, and that of always saying what it mostly does in training."""
-        majority = self.median_action.to(targets).expand_as(targets)
+        majority, grippers = self.median_action.to(targets).expand_as(targets), self.base.space.action.grippers
         return {
-            "gripper_accuracy": gripper_accuracy(predicted, targets),
-            "gripper_majority": gripper_accuracy(majority, targets),
+            "gripper_accuracy": gripper_accuracy(predicted, targets, grippers),
+            "gripper_majority": gripper_accuracy(majority, targets, grippers),
         }
 
     def _inputs(self, batch: FrameBatch, pictures: Tensor) -> dict[str, Tensor]:

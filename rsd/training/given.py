@@ -114,9 +114,11 @@ def median_action(frames: Frames) -> Tensor:
     return torch.from_numpy(np.median(actions, axis=0))
 
 
-def gripper_accuracy(predicted: Tensor, target: Tensor) -> Tensor:
-    """Share of steps at which the gripper of chunks [B, T, A] is on the same side of the middle; a scalar."""
-    return ((predicted[..., -1] > 0.5) == (target[..., -1] > 0.5)).float().mean()
+def gripper_accuracy(predicted: Tensor, target: Tensor, grippers: Sequence[int]) -> Tensor:
+    """Share of steps at which grippers of chunks [B, T, A] are on the same side of the middle; a scalar, 1 for none."""
+    dims = list(grippers)
+    same = (predicted[..., dims] > 0.5) == (target[..., dims] > 0.5)
+    return same.float().mean() if dims else predicted.new_ones(())
 
 
 class DistilledBatch(FrameBatch):

@@ -96,10 +96,11 @@ class NumberHeadModule(LightningModule):
         return loss
 
     def validation_step(self, batch: HiddenStateBatch, batch_idx: int) -> None:
-        said, base = executed(self._said(batch)), executed(batch["base_actions"].to(self.device))
+        both = self._said(batch), batch["base_actions"].to(self.device)
+        said, base = (executed(one, self.space.action.grippers, self.space.between) for one in both)
         actions = self.space.to_model(batch["actions"].to(self.device))
         distances = [(one - other).abs().mean() for one, other in ((said, base), (said, actions), (base, actions))]
-        found = torch.stack([*distances, gripper_accuracy(said, base)])
+        found = torch.stack([*distances, gripper_accuracy(said, base, self.space.action.grippers)])
         self._outputs.append(torch.cat([found.cpu() * len(said), torch.tensor([float(len(said))])]))
 
     def on_validation_epoch_end(self) -> None:

@@ -251,12 +251,12 @@ class OFTModule(LightningModule):
 
     def validation_step(self, batch: FrameBatch, batch_idx: int) -> None:
         predicted = self(batch, center_crop(batch["pictures"].flatten(0, 1)))  # [B, T, A]
-        target = self._normalized(batch["actions"])
+        target, grippers = self._normalized(batch["actions"]), self.base.space.action.grippers
         metrics = {
             "val/l1": (predicted - target).abs().mean(),
             "val/l1_median_action": (self.median_action.to(target) - target).abs().mean(),
-            "val/gripper_accuracy": gripper_accuracy(predicted, target),
-            "val/gripper_majority": gripper_accuracy(self.median_action.expand_as(target), target),
+            "val/gripper_accuracy": gripper_accuracy(predicted, target, grippers),
+            "val/gripper_majority": gripper_accuracy(self.median_action.expand_as(target), target, grippers),
         }
         self.log_dict(metrics, batch_size=len(target))
 

@@ -30,6 +30,7 @@ from rsd.stages.base_chunk import executed
 from rsd.stages.files import save_stage_head
 from rsd.stages.head import check_heads
 from rsd.tokenizer import ActionTokenizer, load_tokenizer
+from rsd.tokenizer.loading import MakesTokenizer
 from rsd.training.calibration import stage_report
 from rsd.training.given import hidden_states_of
 from rsd.training.plots import plot_stages
@@ -72,7 +73,7 @@ class StageHeadModule(LightningModule):
 
     Args:
         kind: "head" or "draft": what the checkpoint is called.
-        tokenizer: Freshly built; filled from `tokenizer_checkpoint`.
+        tokenizer: Freshly built, or what builds it; filled from `tokenizer_checkpoint`.
         layer: What is read of the base model: a layer's number, or the name of a point (rsd/points.py).
         num_stages: Stages to predict, or None for all of the tokenizer's.
         width, num_layers, num_heads: Of the StageHead.
@@ -93,7 +94,7 @@ class StageHeadModule(LightningModule):
         self,
         *,
         kind: Literal["head", "draft"],
-        tokenizer: ActionTokenizer,
+        tokenizer: ActionTokenizer | MakesTokenizer,
         tokenizer_checkpoint: str,
         layer: Point,
         num_stages: Depth | None,
@@ -146,7 +147,7 @@ class StageHeadModule(LightningModule):
 
     def _base_chunk(self, batch: HiddenStateBatch) -> Tensor:
         """What the robot would execute of the base model's chunk, [B, T, A]."""
-        return executed(batch["base_actions"].to(self.device))
+        return executed(batch["base_actions"].to(self.device), self.tokenizer.grippers, self.tokenizer.between)
 
     def _wanted(self, batch: HiddenStateBatch) -> Tensor:
         """The chunks whose tokens are to be predicted, normalised, [B, T, A]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rsd.errors import SettingError
 from rsd.settings import NotNegative, Rate, Seed, checked
 from rsd.space import Space
 from rsd.tokenizer import ActionTokenizer, BinTokenizer, save_tokenizer
+from rsd.tokenizer.loading import MakesTokenizer, for_space
 from rsd.tokenizer.report import codec_report
 from rsd.training.given import chunks_of
 from rsd.training.plots import plot_codec
@@ -26,16 +28,28 @@ class TokenizerModule(LightningModule):
     """Mean squared error of the full code plus that of a random prefix, so that every depth decodes well.
 
     Args:
-        tokenizer: Freshly built. One without trainable weights is only fitted; give the trainer max_steps=0 then.
+        tokenizer: Freshly built, or what builds it for the action dims of the data. One without trainable weights is
+            only fitted; give the trainer max_steps=0 then.
         learning_rate: Peak of a one-cycle schedule over the trainer's max_steps.
         prefix_weight: Weight of the random prefix's error beside the full code's.
         seed: Of the prefix depths; step n draws from (seed, n) alone, so a resumed run repeats an uninterrupted one.
     """
 
+    tokenizer: ActionTokenizer  # made by `setup`, which knows the data's widths
+
     @checked
-    def __init__(self, *, tokenizer: ActionTokenizer, learning_rate: Rate, prefix_weight: NotNegative, seed: Seed):
+    def __init__(
+        self,
+        *,
+        tokenizer: ActionTokenizer | MakesTokenizer,
+        learning_rate: Rate,
+        prefix_weight: NotNegative,
+        seed: Seed,
+    ):
         super().__init__()
-        self.tokenizer = tokenizer
+        if isinstance(tokenizer, ActionTokenizer):
+            self.tokenizer = tokenizer
+        self._make, self._drawn = tokenizer, torch.get_rng_state()
         self.learning_rate = learning_rate
         self.prefix_weight = prefix_weight
         self.seed = seed
@@ -44,6 +58,10 @@ class TokenizerModule(LightningModule):
     def setup(self, stage: str) -> None:
         datamodule = chunks_of(self.trainer)
         self.space: Space = datamodule.space
+        if not hasattr(self, "tokenizer"):
+            with torch.random.fork_rng(devices=[]):  # weights do not depend on what reading data draws
+                torch.set_rng_state(self._drawn)
+                self.tokenizer = for_space(self._make, self.space)
         if stage == "fit":
             trainable = any(parameter.requires_grad for parameter in self.tokenizer.parameters())
             if not trainable and self.trainer.max_steps > 0:
@@ -100,7 +118,8 @@ class TokenizerModule(LightningModule):
         tokenizer = self.tokenizer.eval().cpu()
         chunks = self._normalized(datamodule.val.actions).cpu()
         shape = tokenizer.code_shape
-        bins = BinTokenizer(chunk_length=shape.chunk_length, action_dim=shape.action_dim, num_bins=256)
+        make_bins = partial(BinTokenizer, chunk_length=shape.chunk_length, num_bins=256)
+        bins = for_space(make_bins, self.space)
         metrics = {**codec_report(tokenizer, chunks), "bins256": codec_report(bins, chunks)}
         record = {
             **provenance,
