@@ -53,7 +53,7 @@ def test_from_files_to_a_verdict(tmp_path: Path):
         if file:
             (tmp_path / file).write_text(content, encoding="utf-8")
             continue
-        for command in content.splitlines():
+        for command in content.replace("\\\n", "").splitlines():
             done = subprocess.run(
                 ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
             )
