@@ -77,7 +77,9 @@ class LeRobotSet:
         self.gripper: tuple[float, float] | None = None  # their names do not say which values are open
         self._fps = float(info["fps"])
         names = _dim_names(info["features"].get("action", {"dtype": "float32"}))
-        self.gripper_dims = [dim for dim, name in enumerate(names) if "gripper" in name.lower()] or None
+        self.gripper_dims: Sequence[int] | None = [
+            dim for dim, name in enumerate(names) if "gripper" in name.lower()
+        ] or None
         self.notes: list[str] = []
         self._tables = Tables(root, info.get("data_path"), info.get("video_path"))
         self._features = self._named(info["features"], views)

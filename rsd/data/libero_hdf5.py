@@ -91,7 +91,7 @@ class HDF5Demonstrations:
             raise DataError(f"{source}: files of {sorted(map(str, rates))} Hz; convert those of one rate at a time")
         (self.rate,) = rates
         self._state = tuple(state) if state else self._found_state()
-        self.gripper_dims = None
+        self.gripper_dims: Sequence[int] | None = None
         self.gripper = (-1.0, 1.0) if grippers <= {-1.0, 1.0} else None
         self.features = self._features(pictures)
         self.options = {
