@@ -1,4 +1,4 @@
-"""Writer of RLDS directories in the feature structure of the published LIBERO sets; survives being killed at any byte.
+"""Writer of RLDS directories, of any features or of the published LIBERO sets'; survives being killed at any byte.
 
 There is one file, <name>-train.tfrecord-00000-of-00001, which only grows. An episode is appended and synced, and then
 counted in dataset_info.json, which is replaced whole. Opening the directory again cuts a torn last record off and goes
@@ -11,8 +11,9 @@ import fcntl
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from google.protobuf.json_format import MessageToJson
 
@@ -21,10 +22,14 @@ from rsd.data.libero_features import libero_features
 from rsd.data.libero_records import FILE_PATH, episode_features
 from rsd.data.rlds_metadata import FEATURES_FILE, INFO_FILE, STATISTICS_FILE
 from rsd.data.rlds_reader import RLDSDataset
+from rsd.data.rlds_record import RecordForm, flatten
 from rsd.data.tf_example import byte_spans, encode_example, parse_example
 from rsd.data.tfrecord import FOOTER_BYTES, HEADER_BYTES, Span, frame, read_record, scan
 from rsd.files import WriteError, write_atomically
 from rsd.record import read
+
+if TYPE_CHECKING:
+    from tensorflow_datasets.core.features import FeatureConnector
 
 VERSION = r"((0|[1-9]\d*)\.){2}(0|[1-9]\d*)"  # as tensorflow-datasets reads it
 FILE_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # of tensorflow-datasets
@@ -49,19 +54,24 @@ class RLDSWriter:
         directory: Where the files go; <data.root>/<name>/<version> by convention.
         name: Name of the data set, e.g. libero_spatial_no_noops.
         version: Three numbers, e.g. 1.0.0.
+        features: What an episode is made of (see rsd/data/rlds_features.py); those of the LIBERO sets if left out.
 
     Raises:
-        DataError: name or version are none, the directory holds something else, is damaged, or another process writes
-            to it. Nothing is changed.
+        DataError: name, version or features are none that are written, the directory holds something else, is damaged,
+            or another process writes to it. Nothing is changed.
     """
 
-    def __init__(self, directory: Path, name: str, version: str = "1.0.0") -> None:
+    def __init__(
+        self, directory: Path, name: str, version: str = "1.0.0", features: FeatureConnector | None = None
+    ) -> None:
         if not name or re.fullmatch(VERSION, version) is None:
             raise DataError(
                 f"{directory}: data set {name!r}, version {version!r}; expected <root>/<name>/<version>, a name and "
                 "three numbers as 1.0.0"
             )
         self.directory, self.name, self.version = Path(directory), name, version
+        self._is_libero, self._features = features is None, features or libero_features()
+        self._form = RecordForm(self._features)
         self.path = self.directory / f"{name}-train.tfrecord-00000-of-00001"
         self.directory.mkdir(parents=True, exist_ok=True)
         foreign = sorted(path.name for path in self.directory.glob("*.tfrecord*") if path != self.path)
@@ -95,12 +105,13 @@ class RLDSWriter:
         """episode_metadata/file_path of every episode that is in the file, in order."""
         return list(self._file_paths)
 
-    def write_episode(self, episode: dict[str, Any]) -> None:
+    def write_episode(self, episode: Mapping[str, Any]) -> None:
         """Append one episode; when this returns it is on disk and readable.
 
         Args:
-            episode: {"steps": {"observation": {"image", "wrist_image": n pictures, each [256, 256, 3] uint8 or JPEG
-                bytes; "state": [n, 8]; "joint_state": [n, 7]}, "action": [n, 7] as robosuite recorded it,
+            episode: Values by the names of the features, nested or flat, as `RecordForm.record` takes them. Of the
+                LIBERO sets: {"steps": {"observation": {"image", "wrist_image": n pictures, each [256, 256, 3] uint8 or
+                JPEG bytes; "state": [n, 8]; "joint_state": [n, 7]}, "action": [n, 7] as robosuite recorded it,
                 "language_instruction": str}, "episode_metadata": {"file_path": str, which names the episode}}. The
                 rewards and flags of the published sets are added: a demonstration ends with reward 1, terminal.
 
@@ -108,10 +119,16 @@ class RLDSWriter:
             DataError: a feature has another shape or is not finite, or the file_path is there. Nothing is written.
             WriteError: no space, for example. Every earlier episode is as it was.
         """
-        file_path = episode["episode_metadata"]["file_path"]
+        file_path = flatten(episode).get(FILE_PATH)
+        if not isinstance(file_path, str) or not file_path:
+            raise DataError(f"{FILE_PATH} is {file_path!r}; expected a text that names the episode")
         if file_path in self._file_paths:
             raise DataError(f"{self.directory}: episode {file_path!r} is already there; each has its own file_path")
-        payload = encode_example(episode_features(episode["steps"], file_path))
+        if self._is_libero and "steps" in episode:
+            features = episode_features(episode["steps"], file_path)
+        else:
+            features = self._form.record(episode)
+        payload = encode_example(features)
         span = Span(self._end() + HEADER_BYTES, len(payload))
         try:
             self._append(frame(payload))
@@ -123,12 +140,17 @@ class RLDSWriter:
         self._write_info()
 
     def finish(self) -> None:
-        """Write dataset_statistics.json (and dataset_info.json) for what is there; call again after appending."""
+        """Write what readers need of what is there; call again after appending.
+
+        Of the LIBERO sets that includes dataset_statistics.json. Of others it does not: how their gripper is recorded
+        stands in data.gripper, and training computes statistics by it.
+        """
         if not self._spans:
             raise DataError(f"{self.directory}: no episode was written, so there is no data set to finish")
         self._write_info()
-        statistics = {self.name: RLDSDataset(self.directory).statistics()}
-        write_atomically(self.directory / STATISTICS_FILE, json.dumps(statistics, indent=2) + "\n")
+        if self._is_libero:
+            statistics = {self.name: RLDSDataset(self.directory).statistics()}
+            write_atomically(self.directory / STATISTICS_FILE, json.dumps(statistics, indent=2) + "\n")
 
     def close(self) -> None:
         """Let go of the file; safe to call twice. Does not finish."""
@@ -192,14 +214,15 @@ class RLDSWriter:
     def _check_features(self) -> None:
         path = self.directory / FEATURES_FILE
         if path.exists():
-            own = json.loads(_features_text())
+            own = json.loads(_text(self._features))
             if read(path, dict[str, Any], error=DataError, remedy=f"restore it, or move {self.directory} away") != own:
-                raise DataError(f"{path} describes other features than the LIBERO sets have; choose another directory")
+                expected = "the LIBERO sets have" if self._is_libero else "the episodes to be written have"
+                raise DataError(f"{path} describes other features than {expected}; choose another directory")
 
     def _write_features(self) -> None:
         path = self.directory / FEATURES_FILE
         if not path.exists():
-            write_atomically(path, _features_text() + "\n")
+            write_atomically(path, _text(self._features) + "\n")
 
     def _write_info(self) -> None:
         split = {
@@ -212,5 +235,5 @@ class RLDSWriter:
         write_atomically(self.directory / INFO_FILE, json.dumps(info, indent=2) + "\n")
 
 
-def _features_text() -> str:
-    return MessageToJson(libero_features().to_proto(), sort_keys=True)
+def _text(features: FeatureConnector) -> str:
+    return MessageToJson(features.to_proto(), sort_keys=True)
