@@ -159,7 +159,11 @@ def test_scripts(name, node):
 @pytest.mark.parametrize("name", ["cache", "diagnose", "doctor", "eval", "serve", "train"])
 @pytest.mark.parametrize("choice", choices("visual_tokens"))
 def test_visual_tokens_reach_the_base_model(name, choice):
-    more = {"train": ["phase=head"], "doctor": ["model=oft_small"], "diagnose": ["model=oft_small", "data=libero_spatial"]}.get(name, [])
+    more = {
+        "train": ["phase=head"],
+        "doctor": ["model=oft_small"],
+        "diagnose": ["model=oft_small", "data=libero_spatial"],
+    }.get(name, [])
     backbone = composed(name, [f"visual_tokens={choice}", *more]).model.backbone
     expected = {"all": "all_tokens", "grid": "Grid", "random": "Random", "learned": "Learned"}[choice]
     assert to_dict(backbone)["visual_tokens"]["_target_"] == f"rsd.models.openvla.visual_tokens.{expected}"

@@ -124,7 +124,6 @@ KEYS: dict[str, Any] = {
     "disturbed": bool,
     "hdf5": Text | None,
     "num_still": Natural,
-    "out": Text,
     "quick": bool,
     "name": Annotated[str, Pattern(r"[\w.-]+", "letters, digits, dots and dashes")] | None,
     "split": Literal["val", "all"],
