@@ -53,3 +53,18 @@ def test_not_an_example():
         parse_example(memoryview(b"\x0a\x7fabc"))
     with pytest.raises(ValueError, match="wire type 5"):
         parse_example(memoryview(b"\x0dabcd"))
+
+
+def test_packed_integers_of_every_length_and_those_that_end_early():
+    values = np.array([0, 127, 128, -1, 2**62, -(2**63), 255, 300])
+    data = memoryview(encode_example({"x": values}))
+    feature = parse_example(data)["x"]
+    assert int_values(data, feature).tolist() == values.tolist()
+    broken = bytearray(data)
+    broken[feature.end - 1] |= 0x80
+    with pytest.raises(ValueError, match="ends inside of one"):
+        int_values(memoryview(bytes(broken)), feature)
+    broken[feature.start + 2 : feature.end - 1] = b"\xff" * (feature.end - feature.start - 3)
+    broken[feature.end - 1] = 1
+    with pytest.raises(ValueError, match="expected 10 at most"):
+        int_values(memoryview(bytes(broken)), feature)
