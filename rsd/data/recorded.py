@@ -1,4 +1,4 @@
-"""Frames of both splits of a data set as an evaluation by replay reads them, with what their numbers mean."""
+"""A data set as replays read it: frames of both splits for a policy, actions and first pictures for a simulator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from rsd.data.datasets import Demonstrations, FrameDataset
 from rsd.data.layout import Layout
 from rsd.data.libero_records import FILE_PATH
-from rsd.settings import ChunkLength, checked
+from rsd.settings import ChunkLength, Views, checked
 from rsd.space import QUANTILES, Space, with_bounds
 
 
@@ -70,3 +70,9 @@ def recorded_frames(
         tuple(demonstrations.layout.units or ()),
         None if (rate := demonstrations.layout.rate) is None else rate / demonstrations.layout.stride,
     )
+
+
+@checked
+def recorded_actions(*, dataset_dir: Path | str, views: Views, layout: Layout | None = None) -> Demonstrations:
+    """Demonstrations to execute again, which need neither words nor states."""
+    return Demonstrations(dataset_dir, views, layout, language=False, proprio=False)
