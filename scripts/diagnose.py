@@ -59,7 +59,7 @@ def show(statements: list[Statement], said: str, folder: Path) -> None:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="diagnose")
 @report_errors
 def main(cfg: DictConfig) -> None:
-    from rsd.commands.examined import examined_policy, run_of, with_data_of_run
+    from rsd.commands.examined import examined_policy, run_of, speaking, with_data_of_run
     from rsd.data.fill_cache import hold_frames_to
     from rsd.diagnosis.diagnose import diagnose
     from rsd.diagnosis.measure import Options
@@ -81,7 +81,8 @@ def main(cfg: DictConfig) -> None:
     folder = Path(cfg.paths.root) / "diagnosis" / name
     options = Options(cfg.num_frames, cfg.num_episodes, cfg.batch_size, cfg.split, cfg.seed)
     title = f"Diagnosis of {whose} on {cfg.data.name}"
-    statements = diagnose(policy, frames, folder, title, options, cfg.num_looks, telling())
+    speaker = speaking(cfg, policy)
+    statements = diagnose(policy, frames, folder, title, options, cfg.num_looks, telling(), speaker)
     show(statements, headline(statements), folder)
     if any(one.status == FAILED for one in statements):
         sys.exit(1)

@@ -11,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rsd.checkpoint import JSON_FILE, CheckpointError
 from rsd.commands.configured import configured_policy
-from rsd.decoding import L1
+from rsd.decoding import L1, DepthAR
 from rsd.errors import SettingError
-from rsd.policy import Checkpoints, VLAPolicy, assemble
-from rsd.policy.folder import POLICY_FILE
+from rsd.policy import Checkpoints, VLAPolicy, assemble, load_folder
+from rsd.policy.folder import POLICY_FILE, parts_in
 from rsd.runs import CONFIG_FILE, read_overrides, read_yaml
 
 MADE = "checkpoint"  # folder in a run where a training exports to
@@ -73,6 +73,19 @@ def examined_policy(cfg: DictConfig, overrides: Sequence[str], run: dict[str, An
     if not isinstance(policy, VLAPolicy):
         raise SettingError(f"the policy is a {type(policy).__name__}, and only a VLAPolicy can be looked into")
     return policy
+
+
+def speaking(cfg: DictConfig, policy: VLAPolicy) -> VLAPolicy | None:
+    """The same policy by its tokens, where it acts without and its folder has a tokenizer and a target head; else None.
+
+    Raises:
+        CheckpointError: a part is damaged, or does not fit.
+    """
+    if policy.tokens is not None or cfg.policy is None or not (Path(cfg.policy) / POLICY_FILE).is_file():
+        return None
+    if not {"tokenizer", "head"} <= {*parts_in(Path(cfg.policy))}:
+        return None
+    return load_folder(cfg.policy, decoding=DepthAR(), target="head", device=cfg.device)
 
 
 def _of_run(cfg: DictConfig, run: dict[str, Any]) -> Any:

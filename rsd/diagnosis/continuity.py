@@ -57,5 +57,5 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     """Spearman's; None where one of them is constant."""
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
-    ranks = [np.argsort(np.argsort(one)).astype(float) for one in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    first, second = (np.argsort(np.argsort(one)).astype(float) for one in (a, b))
+    return float(np.corrcoef(first, second)[0, 1])

@@ -25,7 +25,14 @@ RECORD, PAGE = "diagnosis.json", "diagnosis.html"
 
 
 def diagnose(
-    policy: VLAPolicy, frames: FrameDataset, folder: Path, title: str, options: Options, num_looks: int, tell: Tell
+    policy: VLAPolicy,
+    frames: FrameDataset,
+    folder: Path,
+    title: str,
+    options: Options,
+    num_looks: int,
+    tell: Tell,
+    speaker: VLAPolicy | None = None,
 ) -> list[Statement]:
     """Measure a policy, and write diagnosis.json and diagnosis.html; the statements come back, the worst first.
 
@@ -33,13 +40,14 @@ def diagnose(
         frames: Of all episodes, with the policy's views and chunk length.
         folder: Where to; what an earlier diagnosis left there is replaced.
         num_looks: Frames whose features and saliency are drawn.
+        speaker: The same policy by a decoding over tokens; see `measure`.
 
     Raises:
         DataError: nothing can be held out, or a picture cannot be decoded.
         InstructionError: the policy does not understand the data set's instructions.
         PolicyError or NotFiniteError: a part says NaN.
     """
-    found, moments = measure(policy, frames, options, tell)
+    found, moments = measure(policy, frames, options, tell, speaker)
     statements = verdict(found)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder, title, found, statements, [])  # before the pictures, which need gradients and more memory

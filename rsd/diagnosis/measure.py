@@ -122,11 +122,15 @@ def ask(policy: VLAPolicy, moments: Sequence[Moment], options: Options, tell: Te
     return Answers(chunks, demonstrated, changed, refused)
 
 
-def measure(policy: VLAPolicy, frames: FrameDataset, options: Options, tell: Tell) -> tuple[Measurements, list[Moment]]:
+def measure(
+    policy: VLAPolicy, frames: FrameDataset, options: Options, tell: Tell, speaker: VLAPolicy | None = None
+) -> tuple[Measurements, list[Moment]]:
     """Everything; the moments come back for pictures.
 
     Args:
         frames: Of all episodes, with the policy's views and chunk length.
+        speaker: The same policy by a decoding over tokens, whose target is held to a majority guess; the policy itself
+            where there is none.
 
     Raises:
         DataError: nothing can be held out, or a picture cannot be decoded.
@@ -162,7 +166,7 @@ def measure(policy: VLAPolicy, frames: FrameDataset, options: Options, tell: Tel
         error=mean(answers.error(), episodes),
         error_dims=error.mean(axis=(0, 1)).tolist(),
         robot_error_dims=robot_distance(space, answers.chunks, answers.demonstrated).mean(axis=0).tolist(),
-        explained=explained(*(_scaled_chunks(one, std) for one in (answers.chunks, answers.demonstrated)), episodes),
+        explained=explained(_scaled_chunks(answers.chunks, std), _scaled_chunks(answers.demonstrated, std), episodes),
         explained_dims=_explained_dims(answers.chunks, answers.demonstrated),
         spread_tasks=mean(spread, episodes),
         spread_episodes=mean(same, episodes[together]) if together.any() else None,
@@ -175,7 +179,7 @@ def measure(policy: VLAPolicy, frames: FrameDataset, options: Options, tell: Tel
         grippers=[_gripper(dim, replays, places, space) for dim in gripper_dims(frames)],
         idle=_idle(replays, places, space, actions),
         continuity=_continuity(policy, moments, replays, space, options),
-        tokens=_tokens(policy, moments, answers, episodes, options),
+        tokens=_tokens(speaker or policy, moments, answers, episodes, options),
     )
     return measured, moments
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from rsd.models.openvla import segments
 from rsd.models.openvla.base import OpenVLABase
-from rsd.models.openvla.conv import ConvVision
+from rsd.models.openvla.conv import ConvTower, ConvVision
 from rsd.models.openvla.ddim import timesteps
 from rsd.models.openvla.heads import time_embedding
 from rsd.models.openvla.model import LanguageInput, select
@@ -57,10 +57,8 @@ def saliency(base: OpenVLABase, observation: Observation) -> Saliency:
         finally:
             handle.remove()
         sequence.embeds.retain_grad()
-        _answer(base, inputs, sequence).backward()  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        heat = (sequence.embeds * sequence.embeds.grad)[0].float().norm(dim=-1)  # [S]
-        of_words = (words * words.grad)[0].float().norm(dim=-1)  # [L]
+        _answer(base, inputs, sequence).backward()
+    heat, of_words = _strength(sequence.embeds), _strength(words)  # [S], [L]
     num_kept = len(kept)
     patches = heat.new_zeros(base.num_pictures)
     patches[kept] = heat[1 : 1 + num_kept]
@@ -73,6 +71,13 @@ def saliency(base: OpenVLABase, observation: Observation) -> Saliency:
         words=[(name, float(share) / total) for name, share in zip(names, prompt, strict=True)],
         proprio=None if proprio is None else proprio / total,
     )
+
+
+@torch.no_grad()
+def _strength(inputs: Tensor) -> Tensor:
+    """Norm of gradient × input of the first row's tokens, of [1, n, H]: [n]."""
+    assert inputs.grad is not None
+    return (inputs * inputs.grad)[0].float().norm(dim=-1)
 
 
 def _sequence(base: OpenVLABase, inputs: segments.Tensors) -> tuple[LanguageInput, Tensor]:
@@ -129,8 +134,10 @@ def _maps(base: OpenVLABase, inputs: segments.Tensors, patches: Tensor) -> dict[
 
 def keypoint_heat(base: OpenVLABase, inputs: segments.Tensors) -> list[Tensor]:
     """Where the keypoints of each convolutional tower look: sums to 1 a keypoint, [N, h, w] a view."""
-    found = []
-    for tower, features in zip(base.model.vision_backbone.towers, feature_maps(base, inputs), strict=True):
+    vision, found = base.model.vision_backbone, []
+    assert isinstance(vision, ConvVision)
+    for tower, features in zip(vision.towers.children(), feature_maps(base, inputs), strict=True):
+        assert isinstance(tower, ConvTower)
         heat = tower.heat(features)[0].float()  # [N, h, w]
         found.append(F.softmax(heat.flatten(1), dim=-1).view_as(heat))
     return found
@@ -140,7 +147,9 @@ def feature_maps(base: OpenVLABase, inputs: segments.Tensors) -> list[Tensor]:
     """What each convolutional tower makes of its picture, [1, C', h, w] a view."""
     words = base.model.words(segments.given(inputs, "input_ids"), segments.given(inputs, "action_start"))
     pixels = segments.given(inputs, "pixel_values").split(3, dim=1)
-    towers = base.model.vision_backbone.towers
+    vision = base.model.vision_backbone
+    assert isinstance(vision, ConvVision)
+    towers = [tower for tower in vision.towers if isinstance(tower, ConvTower)]
     return [tower.feature_map(picture, words) for tower, picture in zip(towers, pixels, strict=True)]
 
 
