@@ -80,7 +80,7 @@ HEAVY = {
     "msgpack": ["serving/server.py"],
     "wandb": ["training/loggers.py"],
     "tensorflow_datasets": ["data"],
-    "h5py": ["data/libero_hdf5.py"],
+    "h5py": ["data/libero_hdf5.py", "demos/starts.py"],
     "pyarrow": ["data/lerobot_tables.py"],
     "av": ["data/lerobot_videos.py"],
     "tensorflow": [],
