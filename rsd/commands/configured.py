@@ -162,6 +162,7 @@ def folder_options(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             f"policy={cfg.policy} brings its own parts: leave out {', '.join(typed)}, or policy= to compose one"
         )
     steps_typed = is_typed(overrides, "num_open_loop_steps", "protocol")
+    offered = cfg.composed.offered  # by recorded data nothing, before they are read
     calibrated = decoding_typed and _is_calibrated(cfg, overrides)
     decoding = cfg.decoding.name if calibrated else instantiate(cfg.decoding.decode) if decoding_typed else None
     return {
@@ -172,7 +173,7 @@ def folder_options(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         "num_open_loop_steps": cfg.num_open_loop_steps if steps_typed else None,
         "device": cfg.device,
         "num_threads": cfg.composed.get("num_threads"),
-        "offered": OmegaConf.to_container(cfg.composed, resolve=True)["offered"],  # of recorded data None
+        "offered": None if offered is None else OmegaConf.to_container(offered, resolve=True),
         **({"execution": cfg.model.backbone.execution} if is_typed(overrides, EXECUTION) else {}),
         **({"pictures": cfg.model.backbone.pictures} if is_typed(overrides, PICTURES) else {}),
         **({"visual_tokens": instantiate(cfg.visual_tokens.select)} if is_typed(overrides, "visual_tokens") else {}),

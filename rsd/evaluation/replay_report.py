@@ -294,10 +294,7 @@ def _tasks(results: Sequence[Replayed]) -> Any:
             "num_episodes": len(own),
             "num_chunks": sum(one.num_chunks for one in own),
             "l1": figure(own, lambda one: np.mean(one.l1)),
-            "agreement": [
-                float(pooled(own, lambda one, number=number: one.grippers[number].agreement))
-                for number in range(len(own[0].grippers))
-            ],
+            "agreement": pooled(own, lambda one: [gripper.agreement for gripper in one.grippers]).tolist(),
         }
 
 

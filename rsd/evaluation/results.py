@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rsd.errors import RSDError
 from rsd.evaluation.time_shares import KINDS
@@ -21,6 +22,9 @@ from rsd.runs import resume_command
 from rsd.settings import Measured, Total
 from rsd.types import EpisodeResult
 from rsd.work import HISTOGRAM, STAGE_COUNTERS, Work
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 RESULTS_FILE = "results.jsonl"
 BY_STAGE = (*STAGE_COUNTERS, HISTOGRAM)  # counters that are lists
@@ -37,7 +41,7 @@ def episode_id(result: EpisodeResult) -> tuple[int, int]:
     return result.task_id, result.init_state_id
 
 
-def append_result(path: Path, result: EpisodeResult) -> None:
+def append_result(path: Path, result: DataclassInstance) -> None:
     """Append one episode and wait until it is on disk. On failure the file is as it was before.
 
     Raises:
