@@ -18,7 +18,7 @@ from rsd.diagnosis.measurements import Continuity, Gripper, Idle, Measurements, 
 from rsd.diagnosis.moments import EpisodeIndex, Moment, choose_moments, episodes_of
 from rsd.diagnosis.proprio_control import held_out_predictions
 from rsd.diagnosis.replay import Replay, replay, spread_out, stride_of
-from rsd.diagnosis.token_accuracy import has_tokens, majority, tokens_of
+from rsd.diagnosis.token_accuracy import demonstrated_tokens, has_tokens, majority, tokens_of
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.text import TextEncoder
 from rsd.policy.policy import VLAPolicy
@@ -416,7 +416,9 @@ def _tokens(
         said.append(found[0])
         wanted.append(found[1])
     own, truth = np.concatenate(said), np.concatenate(wanted)  # [N, K, Q]
-    guess = majority(truth)  # [K, Q]  the most favourable guess: it has seen the answers
+    others = [frame for one in moments for frame in (one.other, one.same) if frame is not None]
+    shown = policy.base.spec.space.to_model(np.stack([one["actions"].numpy() for one in others]))
+    guess = majority(demonstrated_tokens(policy, shown))  # [K, Q]  of other episodes
     rows = []
     for stage in range(truth.shape[-1]):
         entries = (truth[..., stage] >= 0).any(axis=0)  # [K]

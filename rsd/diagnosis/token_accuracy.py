@@ -25,6 +25,16 @@ def has_tokens(policy: VLAPolicy) -> bool:
     return by_stages or policy.base.spec.action_head in TOKEN_HEADS
 
 
+def demonstrated_tokens(policy: VLAPolicy, demonstrated: np.ndarray) -> np.ndarray:
+    """Tokens of demonstrated chunks, model space, [N, T, A]: [N, K, Q]; -1 where there is no choice."""
+    tokens = policy.tokens
+    if tokens is None or tokens.tokenizer is None or isinstance(tokens.target, Absent):
+        return encode_actions(demonstrated).reshape(len(demonstrated), -1, 1)
+    indices = tokens.tokenizer.encode(torch.from_numpy(demonstrated).to(policy.device))  # [N, T, D, Q]
+    chosen = torch.tensor(tokens.tokenizer.code_shape.levels, device=indices.device) > 1  # [T, D, Q]
+    return np.asarray(torch.where(chosen, indices, -1).flatten(1, 2).cpu().numpy())
+
+
 @torch.inference_mode()
 def tokens_of(
     policy: VLAPolicy, requests: Sequence[Request], chunks: np.ndarray, demonstrated: np.ndarray
