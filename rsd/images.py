@@ -35,7 +35,8 @@ class ImageError(RSDError, ValueError):
 
 def check_picture(picture: np.ndarray, view: str) -> None:
     """Raise ImageError unless the picture is [H, W, 3], uint8."""
-    shape, dtype = getattr(picture, "shape", ()), getattr(picture, "dtype", None)
+    shape: tuple[int, ...] = getattr(picture, "shape", ())
+    dtype = getattr(picture, "dtype", None)
     if len(shape) != 3 or shape[2] != 3 or min(shape) < 1 or dtype != np.uint8:
         raise ImageError(
             f"image {view!r} has shape {shape} and dtype {dtype}, expected (height, width, 3) and uint8; "

@@ -266,7 +266,7 @@ def two_exits(
             f"the earlier draft reads {reads}, expected a point before {later.point}, where the draft reads; the base "
             f"model has {', '.join(points)}"
         )
-    return TwoExits(earlier, later, tokenizer, base.space)
+    return TwoExits(earlier, later, tokenizer, base.space.action.grippers, base.space.between)
 
 
 def load_eyes(

@@ -14,7 +14,6 @@ from typing import Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
-from rsd.space import Space
 from rsd.stages.base_chunk import executed
 from rsd.stages.head_at import BoundHead, HeadAt
 from rsd.stages.logits import StageLogits, require_finite
@@ -49,13 +48,14 @@ class TwoExits:
     Attributes:
         earlier, later: Drafts at two points, in the order in which the base model comes by.
         tokenizer: On the base model's device; None where both say numbers.
-        space: The base model's.
+        grippers, between: Of the base model's chunks; see `executed`.
     """
 
     earlier: HeadAt | NumbersAt
     later: HeadAt | NumbersAt
     tokenizer: ActionTokenizer | None
-    space: Space
+    grippers: Sequence[int] = (-1,)
+    between: bool = False
 
     def bind(self, looked: Pass, requests: Sequence[Request]) -> BoundExits:
         bound = BoundExits if isinstance(self.later, HeadAt) else BoundNumberExits
@@ -83,7 +83,7 @@ class BoundExits:
 
     def _executed(self, code: Code) -> Tensor:
         if code.chunk is not None:
-            return executed(code.chunk, self._place.space.action.grippers, self._place.space.between)
+            return executed(code.chunk, self._place.grippers, self._place.between)
         assert self._place.tokenizer is not None  # whoever says tokens has one
         return self._place.tokenizer.decode(code.indices[..., : int(code.depth[0])])
 
