@@ -25,6 +25,7 @@ from rsd.record import read, write
 
 INPUTS_FILE = "inputs.json"
 SHOWN = 12  # hex digits of a digest, in messages
+LOOKED_AT = 5e9  # bytes of a data set, up to which its figures are worth a pass at every start
 
 Content = dict[str, Any]
 
@@ -62,7 +63,8 @@ def content_of(path: Path) -> Content:
 def data_content(directory: Path) -> Content:
     """Digest of a data set's records, and the figures by which people know it."""
     rlds = RLDSDataset(directory)
-    return {"digest": rlds.content_id(), "num_episodes": len(rlds), **rlds.action_ranges()}
+    ranges = rlds.action_ranges() if rlds.num_bytes <= LOOKED_AT else {}  # reads every record
+    return {"digest": rlds.content_id(), "num_episodes": len(rlds), **ranges}
 
 
 def folder_sha256(folder: Path) -> str:

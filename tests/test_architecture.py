@@ -62,7 +62,7 @@ ALLOWED = {
     # what the entry points have in common
     "commands": {
         "types", "space", "points", "locks", "runs", "inputs", "processes", "silence", "checkpoint", "clock", "stages",
-        "decoding", "models", "policy", "progress", "evaluation",
+        "decoding", "models", "policy", "progress", "evaluation", "data",
     },
 }  # fmt: skip
 RUNS_A_POLICY = ("tokenizer", "stages", "decoding", "models", "policy")
@@ -73,7 +73,7 @@ HEAVY = {
     "mujoco": ["envs"],
     "transformers": ["models/openvla"],
     "peft": ["models/openvla/lora.py"],
-    "pytorch_lightning": ["training", "data/datamodules.py", "data/hidden_states.py"],
+    "pytorch_lightning": ["training", "data/datamodules.py", "data/hidden_states.py", "data/mixture_module.py"],
     "hydra": ["commands"],
     "matplotlib": ["training/plots.py"],
     "websockets": ["serving/server.py"],

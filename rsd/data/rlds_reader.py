@@ -87,6 +87,11 @@ class RLDSDataset:
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all counted records."""
+        return sum(span.length for _, span in self._records)
+
     def episode(self, index: int, images: bool = False) -> dict[str, Any]:
         """Everything that is stored of one episode of n steps, unchanged.
 
