@@ -3,7 +3,7 @@
     python scripts/benchmark_streaming.py --gb 1 10 100 --out /data/streaming
 
 Writes one file of made-up episodes (256 px, two cameras, JPEG of LIBERO's size) and gives it as many names as it takes
-(hard links), so 100 GB are read and take 1 GB of disk. What surprises first: pages of files that the operating system
+(hard links), so a set of 100 GB takes 1 GB of disk. What surprises first: pages of files that the operating system
 keeps in memory count for a process while it has them mapped, so even these are in the figures; the resident memory of
 all processes is sampled while they work, and shared pages count once (PSS).
 """
