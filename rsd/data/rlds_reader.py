@@ -284,7 +284,7 @@ class RLDSDataset:
         self,
         record: memoryview,
         spans: Sequence[tuple[int, int]],
-        size: Sequence[int | None],
+        size: Sequence[int | None] | None,
         name: str,
         index: int,
     ) -> None:

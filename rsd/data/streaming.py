@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from rsd.data.shuffle import EpochShuffle
 from rsd.files import WriteError, write_atomically
 from rsd.processes import say
 from rsd.progress import track
-from rsd.record import read
+from rsd.record import read, write
 from rsd.settings import Positive, Text, checked
 
 FORMAT = 1  # of the folder; part of its key
@@ -182,7 +182,7 @@ class StreamedDemonstrations(Demonstrations):
         for row, name in enumerate(self._pictures()):
             columns[f"picture-{row}"] = np.concatenate([spans[name] for _, spans, _ in found])
         buffer = io.BytesIO()
-        np.savez(buffer, **columns)
+        np.savez(buffer, **cast("dict[str, Any]", columns))
         write_atomically(path, buffer.getvalue())
 
     def _merge(self, folder: Path, paths: Sequence[Path]) -> None:
@@ -218,7 +218,7 @@ class StreamedDemonstrations(Demonstrations):
             "texts": list(texts),
             "norm_stats": self._computed([files["action"]], [files["proprio"]]) | {"num_trajectories": len(self.rlds)},
         }
-        write_atomically(folder / INDEX_FILE, json.dumps(index))
+        write(folder / INDEX_FILE, index)
         for path in paths:
             path.unlink()
 
