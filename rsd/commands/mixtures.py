@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -74,7 +74,7 @@ def members_alone(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[s
     """
     if not is_mixture(cfg):
         return {}
-    overrides = cast("list[str]", HydraConfig.get().overrides.task) if typed is None else typed
+    overrides = HydraConfig.get().overrides.task if typed is None else typed
     common = [one for one in overrides if one.lstrip("+").startswith("data.") and not one.startswith(OF_THE_MIXTURE)]
     alone, problems = {}, []
     for name in check_weights(weights_of(cfg)):
