@@ -182,11 +182,7 @@ class StreamedDemonstrations(Demonstrations):
         for row, name in enumerate(self._pictures()):
             columns[f"picture-{row}"] = np.concatenate([spans[name] for _, spans, _ in found])
         buffer = io.BytesIO()
-<<<<<<< HEAD
         np.savez(buffer, **cast("dict[str, Any]", columns))
-=======
-        np.savez(buffer, **columns)  # type: ignore[arg-type]  # numpy takes any name
->>>>>>> mix
         write_atomically(path, buffer.getvalue())
 
     def _merge(self, folder: Path, paths: Sequence[Path]) -> None:

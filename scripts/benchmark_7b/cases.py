@@ -29,6 +29,12 @@ class FixedText:
     def encode(self, instruction: str) -> list[int]:
         return [1, *range(300, 300 + PROMPT_LENGTH - 2), 29871]
 
+    def without_words(self) -> list[int]:
+        return self.encode("")
+
+    def piece(self, token: int) -> str:
+        return str(token)
+
     def to_json(self) -> dict[str, Any]:
         return {"prompt_length": PROMPT_LENGTH}
 
