@@ -262,8 +262,15 @@ def check_settings(cfg: DictConfig) -> None:
     Values that cannot be told yet (required, or interpolated from what this command lacks) are left to their reader.
 
     Raises:
-        SettingError: a value does not fit, a node has a key that its constructor lacks, or nobody reads `accept`.
+        SettingError: a value does not fit, a node has a key that its constructor lacks, nobody reads `accept`, or a data
+            set of one's own says nothing of where its things lie.
     """
+    data = cfg.get("data")
+    if isinstance(data, DictConfig) and "layout" not in data and ("phase" in cfg or "cache" in cfg):
+        raise SettingError(
+            f"the data set's configuration ({data.get('name', 'data=')}) lacks what all of them share; begin its file "
+            "with the lines defaults:, - _rlds, - _self_ (docs/data.md)"
+        )
     for node, name, annotation in held(cfg):
         _check_entry(node, name, annotation)
     if "accept" in cfg and not any("accept" in node for node in _nodes(cfg.get("decoding"))):

@@ -22,7 +22,8 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 @pytest.mark.parametrize("decoding", ["l1", "speculative"])
 def test_the_config_is_complete(data, decoding):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("serve", [f"data={data}", f"decoding={decoding}"])
+        named = ["data.name=mine"] if data == "rlds" else []
+        cfg = compose("serve", [f"data={data}", f"decoding={decoding}", *named])
     OmegaConf.resolve(cfg)
     assert not OmegaConf.missing_keys(cfg)
     composed = set(cfg.composed) - {"_target_", "_partial_"}
