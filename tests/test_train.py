@@ -481,12 +481,12 @@ def test_suite_is_not_needed_where_no_simulator_is(pipeline, tmp_path, run_train
     (tmp_path / "conf" / "data").mkdir(parents=True)
     own = tmp_path / "conf" / "data" / "mine.yaml"
     search = f"hydra.searchpath=[file://{tmp_path}/conf]"
+    shutil.copytree(pipeline, tmp_path / "root", symlinks=True)
+    shutil.rmtree(tmp_path / "root" / "cache")
     own.write_text(f"name: {NAME}\nunnorm_key: {NAME}\n")  # as before there was a layout
     code, error = run_train("phase=rfsq", "data=mine", search, where=tmp_path / "root")
     assert code == 1 and "begin its file with the lines defaults:, - _rlds, - _self_" in error
     own.write_text(f"defaults: [_rlds, _self_]\nname: {NAME}\n")
-    shutil.copytree(pipeline, tmp_path / "root", symlinks=True)
-    shutil.rmtree(tmp_path / "root" / "cache")
     for phase in (["rfsq", "quantizer=dct_d2"], ["oft", *SMALL], ["head", "quantizer=dct_d2", "phase.max_steps=2"]):
         options = [f"phase={phase[0]}", *phase[1:], "data=mine", search]
         code, error = run_train(*options, where=tmp_path / "root")
