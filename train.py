@@ -19,7 +19,6 @@ from rsd.commands.entry_point import (
     run,
     use_command,
 )
-from rsd.commands.mixtures import make_datamodule, members_alone, reads_of
 from rsd.processes import is_first_process
 from rsd.runs import resume_command
 
@@ -33,6 +32,7 @@ def main(cfg: DictConfig) -> float | None:
     from pytorch_lightning import seed_everything
     from pytorch_lightning.callbacks import ModelCheckpoint
 
+    from rsd.commands.mixtures import make_datamodule, members_alone, reads_of
     from rsd.training.divergence import StopWhenDiverged
     from rsd.training.states import States, state_to_resume
     from rsd.training.step_progress import StepProgress
