@@ -262,8 +262,8 @@ def check_settings(cfg: DictConfig) -> None:
     Values that cannot be told yet (required, or interpolated from what this command lacks) are left to their reader.
 
     Raises:
-        SettingError: a value does not fit, a node has a key that its constructor lacks, nobody reads `accept`, or a data
-            set of one's own says nothing of where its things lie.
+        SettingError: a value does not fit, a node has a key that its constructor lacks, nobody reads `accept`, or a
+            data set of one's own says nothing of where its things lie.
     """
     data = cfg.get("data")
     if isinstance(data, DictConfig) and "layout" not in data and ("phase" in cfg or "cache" in cfg):
