@@ -67,8 +67,8 @@ class Trajectory:
     instructions: tuple[str, ...]
 
 
-def split_episodes(num_episodes: int, split: str) -> list[int]:
-    """Episodes of a split: see the top of the file.
+def split_episodes(num_episodes: int, split: str, where: str = "the data set") -> list[int]:
+    """Episodes of a split: see the top of the file; `where` is for messages.
 
     Raises:
         DataError: no such split, or a single episode cannot be split.
@@ -79,7 +79,7 @@ def split_episodes(num_episodes: int, split: str) -> list[int]:
         return list(range(num_episodes))
     if num_episodes < 2:
         raise DataError(
-            f"{num_episodes} episode cannot be split into train and val; collect at least 2, or use split 'all'"
+            f"{where} has {num_episodes} episode, which cannot be split into train and val; record at least one more"
         )
     if num_episodes < HOLD_OUT_EVERY:
         held_out = {num_episodes - 1}
@@ -367,7 +367,7 @@ class _ChunkIndex(Dataset):
         self.demonstrations, self.chunk_length, self.split = demonstrations, chunk_length, split
         self.name, self.trajectories = demonstrations.name, demonstrations.trajectories
         self.norm_stats = demonstrations.norm_stats
-        self.episodes = split_episodes(len(self.trajectories), split)
+        self.episodes = split_episodes(len(self.trajectories), split, str(demonstrations.rlds.directory))
         lengths = [len(self.trajectories[index].actions) for index in self.episodes]
         self.num_short = require_chunks(lengths, chunk_length, f"{demonstrations.rlds.directory}, split {split!r}")
         counts = [chunk_starts(length, chunk_length) for length in lengths]

@@ -122,15 +122,14 @@ class GripperRule:
             )
         opening = (values - self.closed) / (self.open - self.closed)  # 1 open, 0 closed
         declare = f"data.gripper.open={high:g} data.gripper.closed={low:g}"
-        other = f"set {declare}, or the other way round: only you know which is open"
+        declared = f"set {declare}, or the other way round: only you know which is open"
+        between = "; if it stands anywhere between, set its real ends and data.gripper.between=true"
+        other = declared + between * (len(np.unique(values)) > 2 and not self.between)
         if opening.min() < -NEAR or opening.max() > 1 + NEAR:
             return f"values lie outside; {other}"
         if opening.min() > 0.5 - NEAR or opening.max() < 0.5 + NEAR:
             return f"they never cross the middle; {other}"
         inside = (opening > NEAR) & (opening < 1 - NEAR)
         if inside.any() and not self.between:
-            return (
-                f"{100 * inside.mean():.3g} % of the steps are neither; {other}; data.gripper.between=true if it stands"
-                " anywhere between"
-            )
+            return f"{100 * inside.mean():.3g} % of the steps are neither; {declared}{between}"
         return None

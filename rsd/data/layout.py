@@ -43,6 +43,8 @@ WITHOUT_ANY = {  # the remedy where there is no feature of the kind
     "image": "build the data set with JPEG or PNG pictures as image features (phase=rfsq needs none)",
     "tensor": "build the data set with it, a vector a step",
 }
+PROPRIO_KEY = "data.proprio"
+WITHOUT_PROPRIO = "; or train without (data.proprio is not read then): model.backbone.use_proprio=false"
 PIECES = 'a feature of the steps, or a list of them, each with or without a slice: "observation/state[0:6]"'
 
 
@@ -369,7 +371,8 @@ class Features:
             return self.refused(name, expected, "there is none of this name", key)
         shape = f" {list(got.shape)}" * bool(got.shape)
         dtype = f" of {got.dtype}" if got.kind == expected.split()[0] == "image" else ""
-        return self.refused(name, expected, f"it is {got.kind}{shape}{dtype}", key)
+        what = "a single number" if got.kind == "tensor" and not got.shape else f"{got.kind}{shape}{dtype}"
+        return self.refused(name, expected, f"it is {what}", key)
 
     def refused(self, name: str, expected: str, got: str, key: str) -> DataError:
         """The error that lists the features of a kind, and names the key that chooses among them."""
@@ -377,12 +380,16 @@ class Features:
         listed = [
             f"{one} {list(spec.shape)}".removesuffix(" []")
             for one, spec in self.all.items()
-            if spec.kind == kind and (one in self.own or (kind == "text" and not FILES.search(one)))
+            if spec.kind == kind
+            and (one in self.own or (kind == "text" and not FILES.search(one)))
+            and (kind != "tensor" or _is_vector(spec))
+            and not (key == PROPRIO_KEY and ACTION in one)  # which the policy is to say, and would be told
         ]
-        remedy = REMEDIES[kind] if listed else WITHOUT_ANY[kind]
+        remedy = (REMEDIES[kind] if listed else WITHOUT_ANY[kind]).format(key=key)
         return DataError(
-            f"{self.directory}: feature {name}: expected {expected}, {got}; {kind} features of its steps: "
-            f"{', '.join(listed) or 'none'}; {remedy.format(key=key)}"
+            f"{self.directory}: feature {name}: expected {expected}, {got}; {'vectors' if kind == 'tensor' else kind}"
+            f"{' features' * (kind != 'tensor')} of its steps: {', '.join(listed) or 'none'}; {remedy}"
+            f"{WITHOUT_PROPRIO * (key == PROPRIO_KEY)}"
         )
 
 

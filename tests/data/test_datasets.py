@@ -87,7 +87,7 @@ def test_what_other_statistics_cut_off_is_measured_beside_the_datas_own(director
 def test_split_errors():
     with pytest.raises(DataError, match=r"split 'test' does not exist; expected one of \['train', 'val', 'all'\]"):
         split_episodes(5, "test")
-    with pytest.raises(DataError, match="1 episode cannot be split into train and val"):
+    with pytest.raises(DataError, match="has 1 episode, which cannot be split into train and val"):
         split_episodes(1, "train")
     assert split_episodes(1, "all") == [0]
 

@@ -201,7 +201,7 @@ def test_what_is_left_out_and_what_is_declared_are_held_to_the_data(tmp_path):
 
 def test_a_set_of_one_episode_and_one_of_short_ones(tmp_path):
     _, _, found = looked(written(tmp_path / "one", [episode(0)]))
-    assert any("1 episode cannot be split into train and val" in line for line in told(found, FAILED))
+    assert any("has 1 episode, which cannot be split into train and val" in line for line in told(found, FAILED))
     _, shown, found = looked(written(tmp_path / "short", [episode(k, 5) for k in range(3)]))
     assert any("are shorter than the chunk of 8 steps" in line and "chunk=" in line for line in told(found, FAILED))
     assert shown["lengths"]["short"] == [0, 1, 2] and shown["lengths"]["chunks"] == 0
