@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 APT := $(shell if [ "$$(id -u)" = 0 ]; then echo apt-get; elif sudo -n true 2>/dev/null; then echo sudo -n apt-get; fi)
 
-.PHONY: demo smoke test test-slow sim reproduce lint setup gl clean
+.PHONY: demo smoke test test-slow test-long sim reproduce lint setup gl clean
 
 demo: gl
 	$(BIN)/python scripts/demo.py --size demo
@@ -13,11 +13,14 @@ smoke: gl  ## the demo as small as it goes, from the beginning
 	rm -rf outputs/smoke
 	$(BIN)/python scripts/demo.py --size smoke
 
-test: setup  ## the fast tests; two minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not sim and not gpu and not tf"
+test: setup  ## the fast tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not long and not sim and not gpu and not tf"
 
 test-slow: setup  ## real commands, killed and resumed; several processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not sim and not gpu and not tf"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not long and not sim and not gpu and not tf"
+
+test-long: setup  ## what takes longest and changes least: more damage, more learning, benchmarks at tiny size
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "long and not sim and not gpu and not tf"
 
 sim: gl  ## tests that need the simulator; about ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m sim
@@ -35,8 +38,8 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and "rsd needs Python 3.11 or 3.12: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet -e '.[commands,libero,harness,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile torch==2.13.0
+	$(BIN)/python -m pip install --quiet --no-compile -e '.[commands,libero,harness,dev]'
 	touch $@
 
 gl: setup  ## libraries that render without a screen, where they are missing

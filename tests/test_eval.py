@@ -188,7 +188,7 @@ def test_a_stopped_simulator_does_not_hold_the_command(tmp_path):
     assert num_results(run_dir) == 12 and not Path(f"/proc/{stopped}").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_two_resumes_at_once_the_second_is_refused(tmp_path):
     run_dir = tmp_path / "run"
     slow = "policy.delay_s=0.1"

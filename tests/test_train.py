@@ -373,7 +373,7 @@ def test_multirun_ends_in_one_table(own_root):
     assert f"dct_d3-{NAME}-t8, made by job 2; publish one with: python -m rsd.commands.sweep" in out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_jobs_of_a_multirun_do_not_publish_over_each_other(own_root):
     """Two learning rates share a name, and neither takes it; the name that one quantizer has alone is published."""
     options = ["phase=rfsq", "quantizer=rfsq_d2", "quantizer.max_steps=2", "phase.module.learning_rate=1e-3,5e-3"]

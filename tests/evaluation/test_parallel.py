@@ -155,7 +155,7 @@ def test_a_simulator_that_stops_answering_is_replaced_and_its_episode_run_again(
     assert len(results) == 9 and all(result.success for result in results)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_episode_in_which_every_simulator_stops_answering_is_an_error(tmp_path):
     marks = tmp_path / "marks"
     marks.mkdir()

@@ -27,7 +27,7 @@ KEY = "libero_spatial_no_noops"
 LONGEST = 3000  # letters of a message
 FEW = (-1, None)
 MORE = (True, 0.5, "x", [], {}, [[]], {"x": None}, 10**30, "y" * 1000, "y" * 10**5, "missing")
-VALUES = [pytest.param(FEW, id="few"), pytest.param(MORE, id="more", marks=pytest.mark.slow)]
+VALUES = [pytest.param(FEW, id="few"), pytest.param(MORE, id="more", marks=pytest.mark.long)]
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 
 from rsd.models.openvla.random_weights import openvla_architecture, random_model
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_7b"
 

@@ -375,7 +375,7 @@ def test_the_same_command_goes_on_and_another_section_is_kept(tmp_path, monkeypa
     assert "1 | 8 | bf16 | " in said and "1 | 8 | fp8 | not measured" in said and "temporal, eager | 10.00" in said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_script_at_tiny_size(tmp_path):
     options = ["--device", "cpu", "--size", "tiny", "--warmup", "1", "--calls", "3", "--sections", "shapes"]
     command = [sys.executable, str(SCRIPT), *options, "--out", str(tmp_path)]

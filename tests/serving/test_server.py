@@ -326,7 +326,9 @@ def server_process():
             process.kill()
 
 
-@pytest.mark.parametrize("kind", ["one list", "a thousand lists", "fragments"])
+@pytest.mark.parametrize(
+    "kind", ["one list", *(pytest.param(more, marks=pytest.mark.long) for more in ("a thousand lists", "fragments"))]
+)
 def test_eight_large_messages_of_empty_lists_at_once_cost_little_memory(kind):
     import msgpack
 

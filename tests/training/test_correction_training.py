@@ -100,7 +100,7 @@ def test_a_correction_that_would_cost_too_much_is_refused(tmp_path):
         trainer(tmp_path, 1).fit(module, datamodule)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_learns_what_drifts(tmp_path):
     module, datamodule = build(learning_rate=5e-3, number_weight=0.0)
     run = trainer(tmp_path, 240)

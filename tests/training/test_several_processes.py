@@ -104,7 +104,7 @@ def test_two_processes_train_what_one_trains(root: Path, printed: dict[str, str]
     assert len(json.loads((root / "runs" / "two" / "provenance.json").read_text())["starts"]) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_that_were_killed_go_on(root: Path, printed: dict[str, str]):
     saved = root / "runs" / "killed" / "resume" / "last.ckpt"
     with start(root, "killed", *TWO_PROCESSES) as process:

@@ -151,7 +151,7 @@ class OppositeBase(ToyStates):
         return batch | {"base_actions": batch["actions"] * signs}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_head_comes_closer_to_whom_it_was_trained_on(tmp_path):
     save_tokenizer(transform(), tmp_path / "tokenizer", {"unnorm_key": KEY})
     datamodule, distances = OppositeBase(), {}
