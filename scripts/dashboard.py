@@ -3,14 +3,13 @@
     python scripts/dashboard.py --entity me --dry-run   # print the specification as JSON; no account, no network
     python scripts/dashboard.py --entity me             # save it; prints where it is
 
-Runs are shown under their group. Panels: success against model time and against latency (the Pareto front is their upper
-left edge), acceptance and passes. Needs the extra dashboards.
+Runs are shown under their group. Panels: success against model time and against latency (the Pareto front is
+their upper left edge), acceptance and passes. Needs the extra dashboards.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import Any
 
@@ -52,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     import wandb
 
-    if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):  # else the library would ask for one
+    if not wandb.login(prompt=False):  # else the library would ask for a key
         print("no account: run `wandb login` or set WANDB_API_KEY, or use --dry-run", file=sys.stderr)
         return 1
     made.save()

@@ -137,7 +137,9 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         if mode != "online":
             return
         try:
-            _ = self.experiment  # logs in
+            if not wandb.login(prompt=False):  # on a terminal, the run itself would ask for a key
+                raise wandb.errors.UsageError("No API key found")
+            _ = self.experiment
         except wandb.errors.Error as error:
             raise LoggerError(
                 f"logger=wandb with mode online cannot begin: {' '.join(str(error).split())}; log in with `wandb "
