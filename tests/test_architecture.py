@@ -40,7 +40,7 @@ ALLOWED = {
     "data": {"types", "space", "points", "jpeg", "finding", "processes", "progress"},
     "training": {
         "types", "space", "points", "images", "processes", "progress", "checkpoint", "tokenizer", "stages", "decoding",
-        "models",
+        "models", "runs",
     },
     # simulators and evaluation are blind to what they run and measure: they see a policy through a queue
     "silence": set(),

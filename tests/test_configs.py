@@ -1,5 +1,6 @@
 """Law 8: every choice of every group composes, resolves, and names things that exist."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -213,3 +214,11 @@ def test_folders_that_are_named_by_the_second_are_nobody_elses():
         hydra = OmegaConf.to_container(OmegaConf.load(path).hydra, resolve=False)
         for kind in {"run", "sweep"} & set(hydra):
             assert hydra[kind]["dir"].startswith("${unused:"), f"{path.name}: hydra.{kind}.dir"
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_an_experiment_says_its_command_hardware_time_and_what_to_expect(name):
+    lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
+    header = " ".join(line.removeprefix("#") for line in lines[1:] if line.startswith("#"))
+    for said in (r"\bpython \S+\.py", r"\b[CG]PU\b", r"\b(seconds|minutes|hours|time)\b", r"\bexpected:"):
+        assert re.search(said, header), said

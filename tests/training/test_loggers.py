@@ -8,7 +8,7 @@ from PIL import Image
 
 from rsd.errors import SettingError
 from rsd.evaluation.report import report_tables, write_report
-from rsd.training.loggers import CsvLogger, LoggerError, WandbLogger
+from rsd.training.loggers import CsvLogger, LoggerError, TensorBoardLogger, WandbLogger, group_of, inputs_of
 from tests.evaluation.folders import make_run
 from tests.evaluation.policies import RaisingPolicy
 
@@ -45,15 +45,20 @@ def test_wandb_offline_writes_a_run_without_an_account(tmp_path, monkeypatch):
 
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    logger = WandbLogger(run_dir=tmp_path, project="rsd", mode="offline")
+    (tmp_path / "inputs.json").write_text(json.dumps({"data": {"path": "d", "digest": "12abdigest"}}))
+    logger = WandbLogger(
+        run_dir=tmp_path, project="rsd", mode="offline", group="night", job_type="rfsq", tags=["first"]
+    )
     log_everything(logger, tmp_path)
+    about = (logger.experiment.group, logger.experiment.job_type, logger.experiment.tags)
+    assert about == ("night", "rfsq", ("first",))
     second = WandbLogger(run_dir=tmp_path / "second", project="rsd", mode="offline")
     assert second.experiment.id != logger.experiment.id  # jobs of a multirun do not share a run
     wandb.finish()
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     (record,) = run.glob("run-*.wandb")
     content = record.read_bytes()
-    for name in (b"success_rate", b"tiny", b"tokenizer-"):
+    for name in (b"success_rate", b"tiny", b"tokenizer-", b"12abdigest", b"night"):
         assert name in content
     media = run / "files" / "media"
     assert {path.suffix for path in media.rglob("*.*")} == {".png", ".html", ".mp4", ".json"}
@@ -115,3 +120,39 @@ def test_missing_wandb_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(LoggerError, match=r"logger=wandb needs wandb .* set logger=csv"):
         WandbLogger(run_dir=tmp_path, project="rsd", mode="offline")
+
+
+def test_tensorboard_shows_figures_tables_and_plots(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log_everything(TensorBoardLogger(run_dir=tmp_path), tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "version_0"))
+    events.Reload()
+    tags = events.Tags()
+    assert [event.value for event in events.Scalars("success_rate")] == [0.5]
+    assert set(tags["tensors"]) >= {"tables/episodes/text_summary", "tables/accept_counts/text_summary"}
+    assert tags["images"] == [f"{tmp_path.name}/plot"]
+
+
+def test_missing_tensorboard_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("pytorch_lightning.loggers.TensorBoardLogger.__init__", _not_installed)
+    with pytest.raises(LoggerError, match=r"logger=tensorboard needs tensorboard; pip install .* set logger=csv"):
+        TensorBoardLogger(run_dir=tmp_path)
+
+
+def _not_installed(*_, **__):
+    raise ModuleNotFoundError("No module named 'tensorboard'")
+
+
+def test_a_job_of_a_sweep_is_grouped_by_its_folder(tmp_path):
+    assert group_of(tmp_path / "night" / "0") is None
+    (tmp_path / "night" / "0").mkdir(parents=True)
+    (tmp_path / "night" / "multirun.yaml").write_text("")
+    assert group_of(tmp_path / "night" / "0") == "night"
+
+
+def test_what_a_run_reads_is_told_by_digest(tmp_path):
+    assert inputs_of(tmp_path) == {}
+    (tmp_path / "inputs.json").write_text(json.dumps({"data": {"path": "d", "digest": "12ab"}}))
+    assert inputs_of(tmp_path) == {"data": "12ab"}
