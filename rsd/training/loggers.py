@@ -132,8 +132,15 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
 
         wandb.finish()  # a multirun's last job: Lightning would go on writing into its run
         self._run_dir = Path(run_dir)
-        in_run = {"group": group or group_of(self._run_dir), "job_type": job_type, "tags": list(tags)}
-        super().__init__(save_dir=str(run_dir), name=self._run_dir.name, project=project, mode=mode, **in_run)
+        super().__init__(
+            save_dir=str(run_dir),
+            name=self._run_dir.name,
+            project=project,
+            mode=mode,
+            group=group or group_of(self._run_dir),
+            job_type=job_type,
+            tags=list(tags),
+        )
         if mode != "online":
             return
         try:
@@ -146,7 +153,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
                 "login`, set WANDB_API_KEY, or leave it offline (WANDB_MODE=offline), to be sent later"
             ) from error
 
-    def log_hyperparams(self, params: Any) -> None:  # type: ignore[override]
+    def log_hyperparams(self, params: Any) -> None:
         """Keep the resolved config, and what the run reads with its digests, as `inputs`."""
         super().log_hyperparams({**params, "inputs": inputs_of(self._run_dir)})
 
