@@ -161,7 +161,7 @@ def train_base(name: str, own: list[str], max_steps: int, arguments: argparse.Na
     share = max(1, arguments.workers // arguments.gpus)  # each process decodes all pictures for its own GPU
     options = [f"phase.max_steps={max_steps}", f"phase.datamodule.num_workers={share}", *gpu()]
     if arguments.gpus > 1:
-        options += ["trainer=gpus", f"trainer.devices={arguments.gpus}"]
+        options += ["trainer=ddp", f"trainer.devices={arguments.gpus}"]
         options.append(f"phase.datamodule.batch_size={BATCH_SIZE // arguments.gpus}")
     command = ["train.py", "phase=oft_gpu", "model=oft_small", *own, *options, f"paths.root={arguments.root}"]
     return Step(name, command, METRICS_FILE)

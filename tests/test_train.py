@@ -227,7 +227,7 @@ def test_bad_input_is_one_clear_error(pipeline, run_train, overrides, message):
     ("override", "message"),
     [
         ("trainer=gpu", "trainer.accelerator is 'gpu', but torch sees no GPU here; set trainer=cpu"),
-        ("trainer=gpus", "trainer.accelerator is 'gpu', but torch sees no GPU here; set trainer=cpu"),
+        ("trainer=ddp", "trainer.accelerator is 'gpu', but torch sees no GPU here; set trainer=cpu"),
         ("device=cuda", "device is 'cuda', but torch sees no GPUs here; set device=cpu"),
     ],
 )

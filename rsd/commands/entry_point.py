@@ -392,7 +392,7 @@ def make_trainer(cfg: DictConfig, **parts: Any) -> Any:
         line = " ".join(str(error.__cause__ or error).split())
         raise SettingError(
             f"trainer cannot be made: {line}; set trainer.accelerator, devices, strategy and precision to what fits "
-            "together, or leave them as trainer=cpu, gpu or gpus has them"
+            "together, or leave them as trainer=cpu, gpu or ddp has them"
         ) from error
 
 

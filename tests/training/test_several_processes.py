@@ -1,4 +1,4 @@
-"""trainer=gpus, here two processes on the CPU: together they train what one trains with the batches of both."""
+"""trainer=ddp, here two processes on the CPU: together they train what one trains with the batches of both."""
 
 import json
 import os
@@ -23,7 +23,7 @@ LENGTH = 37
 SMALL = ["phase=oft", "model.image_size=28", "model.architecture.llm.hidden_size=32"]
 SMALL += ["model.architecture.llm.intermediate_size=48", "phase.module.image_augmentation=false"]
 SMALL += ["phase.max_steps=6", "phase.module.learning_rate=1e-4", "save_every=2"]
-TWO_PROCESSES = ["trainer=gpus", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2"]
+TWO_PROCESSES = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2"]
 TWO_PROCESSES += ["phase.datamodule.batch_size=4"]
 
 
