@@ -34,6 +34,7 @@ def main(cfg: DictConfig) -> float | None:
 
     from rsd.commands.mixtures import make_datamodule, members_alone, reads_of
     from rsd.training.divergence import StopWhenDiverged
+    from rsd.training.ranks import lost_rank
     from rsd.training.states import States, state_to_resume
     from rsd.training.step_progress import StepProgress
     from rsd.training.steps import RequireSteps, require_whole
@@ -66,6 +67,11 @@ def main(cfg: DictConfig) -> float | None:
     except SystemExit:  # what Lightning makes of Ctrl-C
         print(f"interrupted; continue with: {resume_command(run_dir)}", file=sys.stderr)
         sys.exit(130)
+    except RuntimeError as error:
+        lost = lost_rank(trainer, error, go_on=resume_command(run_dir))
+        if lost is None:
+            raise
+        raise lost from error
     trainer.validate(module, datamodule, verbose=False)
     if not is_first_process():
         return None

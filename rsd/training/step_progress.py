@@ -12,11 +12,13 @@ LINE_INTERVAL_S = 15.0
 
 
 class StepProgress(Callback):
-    """Shows the step, the values logged with prog_bar=True, and the time left."""
+    """Shows the step, the values logged with prog_bar=True, and the time left; of several processes, the first does."""
 
     progress: Progress | None = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
         total, done = trainer.max_steps, trainer.global_step
         self.progress = Progress("steps", total=total, done=done, interval_s=LINE_INTERVAL_S)
         self.progress.start()

@@ -8,6 +8,7 @@ import sys
 import time
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from rsd.data.shuffle import ShuffledLoader
 from rsd.record import read_json
 from rsd.training.randomness import step_generator
+from rsd.training.ranks import lost_rank
 from tests.data.demonstrations import NAME, write_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +57,21 @@ def test_ranks_draw_different_numbers():
     choices = [{"stream": stream, "rank": rank} for stream in range(2) for rank in range(3)]
     assert len({draw(**choice) for choice in choices}) == len(choices)
     assert draw(stream=1, rank=2) == draw(stream=1, rank=2)
+
+
+def test_an_error_of_ones_own_is_not_blamed_on_another(tmp_path: Path):
+    running = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    trainer = SimpleNamespace(world_size=2, global_rank=0, strategy=SimpleNamespace(launcher=SimpleNamespace()))
+    try:
+        trainer.strategy.launcher.procs = [running]
+        assert lost_rank(trainer, RuntimeError("CUDA out of memory"), go_on="") is None
+    finally:
+        running.communicate(b"\n")
+    assert lost_rank(trainer, RuntimeError("CUDA out of memory"), go_on="") is None
+    gone = lost_rank(trainer, RuntimeError("Connection reset by peer"), go_on="python train.py resume=x")
+    assert str(gone).startswith("rank 1 of 2 ended with 0") and str(gone).endswith("resume=x")
+    trainer.world_size = 1
+    assert lost_rank(trainer, RuntimeError("Connection reset by peer"), go_on="") is None
 
 
 def start(root: Path, run: str, *overrides: str) -> subprocess.Popen:
@@ -102,6 +119,20 @@ def test_two_processes_train_what_one_trains(root: Path, printed: dict[str, str]
     assert metrics[1] == pytest.approx(metrics[0], abs=1e-4)
     assert printed["two"].count("run folder:") == 1
     assert len(json.loads((root / "runs" / "two" / "provenance.json").read_text())["starts"]) == 1
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_others_in_one_line(root: Path):
+    saved = root / "runs" / "lost" / "resume" / "last.ckpt"
+    with start(root, "lost", *TWO_PROCESSES, "phase.max_steps=100000") as process:
+        while not saved.exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        (second,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(second), signal.SIGKILL)
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "Traceback" not in error
+    assert "error: rank 1 of 2 ended with -9" in error and f"resume={root / 'runs' / 'lost'}" in error
 
 
 @pytest.mark.long
