@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import time
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,10 +23,11 @@ PEAK_FLOPS = 989e12  # bf16 without sparsity, of an H100 or H200 SXM
 
 def sharded_model(tiny: bool, device: torch.device) -> LlamaForCausalLM:
     """Built without memory, sharded, and only then filled: no process ever holds the whole model."""
-    shape = (
-        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4} if tiny else {}
-    )
-    config = LlamaConfig(vocab_size=128 if tiny else 32064, use_cache=False, **shape)  # the defaults are Llama-2 7B
+    shape: dict[str, Any] = {"vocab_size": 32064}  # the rest is Llama-2 7B by default
+    if tiny:
+        shape = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 128}
+        shape |= {"num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(use_cache=False, **shape)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     apply_activation_checkpointing(model, check_fn=lambda part: isinstance(part, LlamaDecoderLayer))

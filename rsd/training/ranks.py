@@ -43,4 +43,5 @@ def _ended(started: list[subprocess.Popen[bytes]]) -> dict[int, int]:
     until = time.monotonic() + WAIT_S
     while not any(process.poll() is not None for process in started) and time.monotonic() < until:
         time.sleep(0.05)
-    return {rank: process.poll() for rank, process in enumerate(started, 1) if process.poll() is not None}
+    codes = {rank: process.poll() for rank, process in enumerate(started, 1)}
+    return {rank: code for rank, code in codes.items() if code is not None}
