@@ -178,7 +178,7 @@ def _pictures(found: Measurements) -> Iterator[Statement]:
 def same_motion(rows: list[Moved]) -> str:
     """Which of these interventions change next to nothing, as the beginning of a sentence."""
     same = [one.name for one in rows if one.of_spread.high < IGNORED]
-    return f"{', '.join(same)} give{'s' * (len(same) == 1)} the same motion: " if same else ""
+    return f"it makes the same motion with {', '.join(same)}: " if same else ""
 
 
 def _each_camera(found: Measurements) -> Iterator[Statement]:
