@@ -21,8 +21,10 @@ CONFIG = Path(__file__).parents[1] / "conf" / "cache.yaml"
 @hydra.main(version_base="1.3", config_path="../conf", config_name="cache")
 @report_errors
 def main(cfg: DictConfig) -> None:
+    from rsd.commands.mixtures import require_one
     from rsd.data.cache import GIGABYTE
 
+    require_one(cfg)
     started = time.monotonic()
     try:
         cache = instantiate(cfg.cache)()

@@ -60,6 +60,7 @@ def show(statements: list[Statement], said: str, folder: Path) -> None:
 @report_errors
 def main(cfg: DictConfig) -> None:
     from rsd.commands.examined import examined_policy, run_of, speaking, with_data_of_run
+    from rsd.commands.mixtures import require_one
     from rsd.data.fill_cache import hold_frames_to
     from rsd.diagnosis.diagnose import diagnose
     from rsd.diagnosis.measure import Options
@@ -67,6 +68,7 @@ def main(cfg: DictConfig) -> None:
 
     stored = run_of(cfg.policy)
     cfg = with_data_of_run(cfg, stored)
+    require_one(cfg)
     policy = examined_policy(cfg, HydraConfig.get().overrides.task, stored)
     spec = policy.base.spec
     frames = instantiate(

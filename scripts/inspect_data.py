@@ -52,10 +52,12 @@ def layout_of(cfg: DictConfig) -> tuple[Any, list[Finding]]:
 
 def look(cfg: DictConfig) -> tuple[Any, dict[str, Any], list[Finding]]:
     """The data set as far as it can be read, its figures, and what was found."""
+    from rsd.commands.mixtures import require_one
     from rsd.data.survey import look_into
     from rsd.data.survey_figures import figures
     from rsd.data.survey_findings import refusals, trainings_say, warnings
 
+    require_one(cfg)
     model = None if cfg.get("model") is None else cfg.model.backbone
     asked = {} if model is None else {"proprio": bool(model.get("use_proprio", True))}
     (layout, wrong), views = layout_of(cfg.data.layout), None if model is None else list(model.views)

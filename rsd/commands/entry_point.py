@@ -8,6 +8,7 @@ traceback.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import re
@@ -35,6 +36,7 @@ from rsd.commands.quoting import quoted
 from rsd.commands.settings import check_settings
 from rsd.commands.stored import check_stored
 from rsd.commands.usage import check_choices, usage_page
+from rsd.data.rlds_metadata import STATISTICS_FILE
 from rsd.errors import RSDError, SettingError
 from rsd.files import in_words
 from rsd.locks import TakenError, hold
@@ -434,7 +436,7 @@ def use_command(cfg: DictConfig, found_at: Path) -> str:
     """The command line, for the shell, that runs what a phase with `used_by` has published.
 
     What was typed of data, chunk, paths and model goes on; the model's checkpoint is the new one. A policy of a suite's
-    data set is evaluated there; where there is no simulator it is served.
+    data set is evaluated there; where there is no simulator it is served. Of a mixture, statistics are chosen.
     """
     hydra_cfg = HydraConfig.get()
     keys = {one: one.lstrip("+").partition("=")[0] for one in cast("list[str]", list(hydra_cfg.overrides.task))}
@@ -444,6 +446,8 @@ def use_command(cfg: DictConfig, found_at: Path) -> str:
     script = ["eval.py", *config_options(), f"env={suites[0]}"] if suites else [SERVE, *config_options()]
     place = [] if found_at == Path(cfg.phase.checkpoint) else [f"model.backbone.checkpoint={found_at}"]
     model = [f"model={cfg.phase.used_by}", f"model.name={cfg.model.name}", *place]
+    if "members" in cfg.data and "data.unnorm_key" not in keys.values():
+        kept.append(f"data.unnorm_key={min(json.loads((found_at / STATISTICS_FILE).read_text()))}")
     return shlex.join(["python", *script, f"data={hydra_cfg.runtime.choices['data']}", *model, *kept])
 
 

@@ -37,6 +37,17 @@ def is_mixture(cfg: DictConfig) -> bool:
     return "members" in cfg.data
 
 
+def require_one(cfg: DictConfig) -> None:
+    """Raise SettingError where several data sets are given to a command that reads one."""
+    if not is_mixture(cfg):
+        return
+    names = ", ".join(check_weights(weights_of(cfg)))
+    raise SettingError(
+        f"data=mixture is several data sets ({names}), and this command reads one: data=NAME, or data=rlds "
+        "data.root=… data.name=NAME"
+    )
+
+
 def weights_of(cfg: DictConfig) -> dict[str, Any]:
     """Members and their weights, of data.mixture or data.members.
 

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from rsd.commands.configured import configured_policy, is_typed, policy_fields, require_base
 from rsd.commands.entry_point import begin_run
+from rsd.commands.mixtures import require_one
 from rsd.differences import differences, told
 from rsd.errors import SettingError
 from rsd.evaluation.parallel import device_names
@@ -55,10 +56,12 @@ def evaluate_replay(cfg: DictConfig, overrides: Sequence[str]) -> float | None:
         overrides: What was typed.
 
     Raises:
-        SettingError: something was typed that means nothing without a simulator, or the policy is no VLAPolicy.
+        SettingError: something was typed that means nothing without a simulator, the data are a mixture, or the policy
+            is no VLAPolicy.
         PlanError: the run was begun with other settings.
     """
     check_typed(overrides)
+    require_one(cfg)
     asked: Replay = instantiate(cfg.env.replay)
     require_base(cfg)
     fields = policy_fields(cfg, overrides)

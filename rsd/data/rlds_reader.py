@@ -199,11 +199,16 @@ class RLDSDataset:
         return compute_statistics(actions, proprios)
 
     def action_ranges(self) -> dict[str, Any]:
-        """Number of steps, and quantiles of each dim of the recorded actions, six digits each: for people."""
+        """Number of steps, and quantiles of each dim of the recorded actions, six digits each: for people.
+
+        There are no quantiles of actions that are not all finite, which whoever trains on them refuses by name.
+        """
         actions = [episode["action"] for episode in self.episodes() if "action" in episode]
         if not actions:
             return {}
         flat = np.concatenate(actions).astype(np.float64)  # [n, A], or [n]
+        if not np.isfinite(flat).all():
+            return {"num_steps": len(flat)}
         bounds = {f"action_q{percent:02d}": np.quantile(flat, percent / 100, axis=0) for percent in (1, 99)}
         shown = {name: [float(f"{value:.6g}") for value in np.atleast_1d(values)] for name, values in bounds.items()}
         return {"num_steps": len(flat), **shown}

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from rsd.commands.mixtures import make_datamodule, members_alone, reads_of, weights_of
+from rsd.commands.mixtures import make_datamodule, members_alone, reads_of, require_one, weights_of
 from rsd.data import DataError, made_up
 from rsd.data.mixture_module import MixtureDataModule
 from rsd.errors import SettingError
@@ -68,6 +68,14 @@ def test_one_data_set_is_no_mixture(root):
     assert members_alone(cfg, []) == {}
     assert reads_of(cfg, {})["data"] == str(root / "a" / "1.0.0")
     assert not isinstance(make_datamodule(cfg, {}), MixtureDataModule)
+
+
+def test_a_command_that_reads_one_data_set_takes_no_mixture(root):
+    require_one(compose("inspect", ["data=rlds", "data.name=a", f"data.root={root}"]))
+    for command, typed in (("inspect", ()), ("eval", ("env=replay",)), ("diagnose", ())):
+        cfg = compose(command, ["data=mixture", "data.members={a: 1.0, b: 0.5}", *typed])
+        with pytest.raises(SettingError, match=r"several data sets \(a, b\), and this command reads one: data=NAME"):
+            require_one(cfg)
 
 
 def test_a_set_of_open_x_has_its_transform(root):

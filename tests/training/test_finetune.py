@@ -314,6 +314,18 @@ def test_the_command_for_an_export_works(tmp_path, root, base, monkeypatch):
     check_that_the_command_works(command, export)
 
 
+def test_the_command_for_an_export_of_a_mixture_chooses_statistics(tmp_path, monkeypatch):
+    typed = ["phase=oft_lora", "model=openvla_7b", "data=mixture", "data.members={b: 1, a: 1}"]
+    (tmp_path / "dataset_statistics.json").write_text('{"b": {}, "a": {}}')
+    for more, chosen in (([], "a"), (["data.unnorm_key=b"], "b")):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("train", [*typed, *more], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        words = shlex.split(use_command(cfg, tmp_path))
+        HydraConfig.instance().cfg = None
+        assert [word for word in words if "unnorm_key" in word] == [f"data.unnorm_key={chosen}"]
+
+
 def test_an_oft_checkpoint_is_not_called_an_openvla_one(base):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("eval", ["model=openvla_7b", "chunk=1", f"model.backbone.checkpoint={base['oft']}"])
