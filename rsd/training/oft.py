@@ -9,6 +9,7 @@ is validated and exported is the moving average of the weights, not the weights 
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from rsd.errors import SettingError
+from rsd.files import write_atomically
 from rsd.images import augment, center_crop, resize_pictures
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.conv import ConvShape
@@ -44,6 +46,7 @@ from rsd.training.given import (
 from rsd.training.randomness import step_generator
 from rsd.types import Frame
 
+STATISTICS_FILE = "dataset_statistics.json"  # as OpenVLA ships it: {data set name: statistics}
 LOSS_UNITS = ("bounds", "quantiles")
 EMA_WARMUP = 10  # the average's decay is at most (1 + n) / (EMA_WARMUP + n) at step n
 
@@ -283,6 +286,8 @@ class OFTModule(LightningModule):
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, float]:
         """Write the checkpoint folder; return the metrics of the last validation.
 
+        Beside the folder goes OpenVLA's dataset_statistics.json, for others: rsd reads the same from checkpoint.json.
+
         val/l1_median_action is the same error for always predicting the training actions' median: what a model that
         has learned nothing reaches. So is val/gripper_majority beside val/gripper_accuracy.
         """
@@ -300,6 +305,8 @@ class OFTModule(LightningModule):
             "metrics": metrics,
         }
         save_base(Path(directory), self.base, record, dtype=self.weights_dtype, spaces=self.spaces)
+        statistics = {space.name: dict(space.statistics) for space in self.spaces or [self.base.space]}
+        write_atomically(Path(directory).parent / STATISTICS_FILE, json.dumps(statistics, indent=2))
         return metrics
 
 

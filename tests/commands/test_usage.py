@@ -104,7 +104,11 @@ def test_a_required_choice_is_asked_for_in_one_line(tmp_path):
             "logger=null",
             "logger is null, which is no choice; choose a logger: logger=csv logger=tensorboard logger=wandb; --help",
         ),
-        ("train", "trainer=", "trainer is '', which is no choice; choose a trainer: trainer=cpu trainer=ddp trainer=finetune "),
+        (
+            "train",
+            "trainer=",
+            "trainer is '', which is no choice; choose a trainer: trainer=cpu trainer=ddp trainer=finetune ",
+        ),
         ("train", "phase=null", "phase is null, which is no choice; choose a phase: phase=correction phase=draft "),
         ("train", "paths=null", "paths is null, which is no choice; choose a paths: paths=default; --help"),
         ("train", "hydra/launcher=null", "hydra/launcher is null, which is no choice; choose a hydra/launcher"),

@@ -1,5 +1,6 @@
 """phase=oft on a small data set: learning, resuming bit for bit, exporting what was trained."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,8 @@ def test_export_is_what_was_trained(root, tmp_path, bounds):
     module, trainer = fit(root, tmp_path, 3, bounds=bounds)
     trainer.validate(module, trainer.datamodule, verbose=False)
     metrics = module.export(tmp_path / "base", {"command": ["python", "train.py"]})
+    statistics = json.loads((tmp_path / "dataset_statistics.json").read_text())
+    assert statistics == {module.base.space.name: module.base.space.statistics}
     assert set(metrics) == {"l1", "l1_median_action", "gripper_accuracy", "gripper_majority"}
     base = load_base(
         checkpoint=tmp_path / "base", unnorm_key="libero_toy", views=VIEWS, use_proprio=True, chunk_length=T
