@@ -112,7 +112,7 @@ def read_yaml(path: Path, kind: Any = dict[str, Any]) -> Any:
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}; restore it as it was written") from error
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, AssertionError) as error:
-        line = " ".join(str(error).split())[:MAX_LINE]
+        line = " ".join(str(error).split())[:MAX_LINE] or "it is neither a list nor keys with values"
         raise RunError(f"{path} cannot be read: {line}; restore it as it was written") from error
 
 

@@ -79,6 +79,24 @@ def test_a_data_set_is_told_by_its_records_and_the_message_has_both_figures(tmp_
     assert f"digest {first['digest'][:12]} → {now['digest'][:12]}" in message
 
 
+@pytest.mark.parametrize("spoiled", [[(5, 2)], [(step, 0) for step in range(12)]])
+def test_a_data_set_with_numbers_that_are_not_finite_is_left_to_its_reader(tmp_path, monkeypatch, spoiled):
+    """Who names episode, step and dim; the figures are of the other steps, and JSON."""
+    whole = RLDSDataset.episodes
+
+    def episodes(self):
+        for episode in whole(self):
+            action = episode["action"].copy()
+            action[tuple(zip(*spoiled, strict=True))] = float("nan")
+            yield episode | {"action": action}
+
+    directory = write_dataset(tmp_path / "data", [12])
+    monkeypatch.setattr(RLDSDataset, "episodes", episodes)
+    keep_inputs(tmp_path, contents({"data": directory}), resumed=False)
+    stored = json.loads((tmp_path / INPUTS_FILE).read_text())["data"]
+    assert stored["num_steps"] == 12 and ("action_q01" in stored) == (len(spoiled) == 1)
+
+
 def test_what_was_not_there_at_the_first_start_is_known_from_the_next_on(tmp_path):
     keep_inputs(tmp_path, contents({"base": tmp_path / "base"}), resumed=False)
     checkpoint(tmp_path / "base")

@@ -26,7 +26,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, HydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
@@ -61,6 +61,7 @@ ERROR_FILE = "error.log"
 # A command that makes what a message misses
 HINT = re.compile(r"(python (?:train\.py phase=\w+|scripts/cache_hidden_states\.py))((?: \w+=[\w-]+)*)")
 LOADER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)[^.]*")
+NO_MEMORY = re.compile(r"out of memory|can't allocate memory")  # torch's words
 NO_ACCEPT = "Could not override 'accept'. No match in the defaults list."  # Hydra's words, which advise +accept=
 # What such a command takes over, of what was typed
 REPEATED = ("model", "quantizer", "data", "chunk", "paths", "visual_tokens")
@@ -81,6 +82,10 @@ class JobError(CompactHydraException):
 
 class ProcessDiedError(RSDError, RuntimeError):
     """A process that a command started is gone."""
+
+
+class NoMemoryError(RSDError, MemoryError):
+    """What was asked for does not fit into this machine's memory, or its GPU's."""
 
 
 def is_expected(error: BaseException) -> bool:
@@ -155,7 +160,7 @@ def report_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], A
             hydra_cfg = HydraConfig.get()
             typed = OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
             line = with_typed(in_one_line(error), cast("list[str]", typed))
-            if isinstance(error, OSError | ProcessDiedError) and "resume=" not in line:
+            if isinstance(error, OSError | ProcessDiedError | NoMemoryError) and "resume=" not in line:
                 line += _how_to_go_on()
             kept = "" if isinstance(error, TakenError) else _keep_traceback(raised)  # the folder is another process's
             print(f"error: {line}{kept}", file=sys.stderr)
@@ -167,10 +172,18 @@ def report_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], A
 
 
 def _told(error: BaseException) -> BaseException:
-    """The same error; of a data loader's process that died, which torch raises anywhere, one that says what to do."""
+    """The same error; where a data loader's process died, or there is no memory left, one that says what to do.
+
+    torch raises both as RuntimeError, and anywhere.
+    """
     if isinstance(error, RuntimeError) and (died := LOADER_DIED.search(str(error))):
         return ProcessDiedError(
             f"a process that loads data died ({died[0]}); memory may have run out: fewer num_workers"
+        )
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))):
+        said = " ".join(str(error).split())[:300]
+        return NoMemoryError(
+            f"no memory is left ({said or 'MemoryError'}); a smaller batch, shorter chunk or smaller model needs less"
         )
     return error
 
@@ -301,8 +314,14 @@ def run(main: Callable[[], Any], config: Path) -> None:
 
 
 def typed_folder(arguments: Sequence[str]) -> list[Path]:
-    """The folder that hydra.run.dir= names as it stands; none where it is not typed, or made of other keys."""
-    typed = [one.partition("=")[2].strip("'\"") for one in arguments if one.lstrip("+").startswith("hydra.run.dir=")]
+    """The folder that hydra.run.dir= names as it stands; none where it is not typed, or made of other keys.
+
+    Raises:
+        SettingError: it names none, which Hydra takes for the present folder.
+    """
+    typed = [one.partition("=")[2].strip("'\" ") for one in arguments if one.lstrip("+").startswith("hydra.run.dir=")]
+    if typed and typed[-1] in ("", "null"):
+        raise SettingError("hydra.run.dir is empty; name the run folder, or leave it out")
     return [Path(one) for one in typed[-1:] if "${" not in one]
 
 
@@ -379,6 +398,14 @@ def require_devices(cfg: DictConfig) -> None:
         raise SettingError(
             f"trainer.accelerator is {cfg.trainer.accelerator!r}, but torch sees no GPU here; set trainer=cpu, or "
             "install its CUDA build and a driver"
+        )
+    devices, cores = cfg.trainer.devices, os.cpu_count() or 1
+    num_processes = devices if isinstance(devices, int) else len(devices) if isinstance(devices, ListConfig) else 1
+    if cfg.trainer.accelerator == "cpu" and num_processes > cores:
+        raise SettingError(f"trainer.devices is {devices}, but this machine has {cores} cores; set as many at most")
+    if num_processes > 1 and cfg.trainer.strategy == "auto":
+        raise SettingError(
+            f"trainer.devices is {devices} with trainer.strategy auto, which takes one; trainer=gpus takes several"
         )
 
 

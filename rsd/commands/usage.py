@@ -79,6 +79,7 @@ def check_choices(config: Path, arguments: Sequence[str]) -> None:
     """
     given = dict(argument.lstrip("+").partition("=")[::2] for argument in arguments)
     typed = [argument for argument in arguments if "=" in argument and not argument.startswith(("-", "~"))]
+    typed += [argument for argument in arguments if argument.startswith("~=")]
     for override in OverridesParser.create().parse_overrides(typed):
         _check_kind(config, override)
     if any(key.startswith("-") and key not in MULTIRUN for key in given) or "hydra.searchpath" in given:
@@ -101,12 +102,15 @@ def check_choices(config: Path, arguments: Sequence[str]) -> None:
 def _check_kind(config: Path, override: Override) -> None:
     """See that what is given for a group is one name, or each of a sweep's is."""
     group = override.key_or_group
-    if not ((config.parent / group).is_dir() or group.startswith(OF_HYDRA)):
+    if not group:
+        raise SettingError(f"{override.input_line} names no setting before its =; write KEY=VALUE without blanks")
+    if not ((config.parent / group).is_dir() or f"{group}/".startswith(OF_HYDRA)):
         return
     value: Any = override.value()
     swept = value.list if isinstance(value, ChoiceSweep) else [value]
     for one in swept:
-        if isinstance(one, list) and group != EXPERIMENT:
+        names = one if isinstance(one, list) and group == EXPERIMENT else [one]
+        if any(isinstance(name, list | bool | int | float) for name in names):
             raise SettingError(f"{group} is {shown(one)}, expected one choice; {_remedy(config, group)}")
         if one is None or one == "":
             without = [known.name for known in read_groups(config) if known.default == "null"]

@@ -357,6 +357,9 @@ class Features:
             raise self.missing(part.feature, "tensor [dims]", key)
         if not self.dims(part):
             raise DataError(f"{self.directory}: {key} asks for {part} of {list(spec.shape)}, and no dim is left")
+        width = int(np.prod(spec.sizes))
+        if any(abs(bound) > width for bound in (part.start, part.stop) if bound is not None):
+            raise DataError(f"{self.directory}: {key} asks for {part}, and it has {width} dims")
 
     def require_picture(self, name: str, key: str) -> None:
         """Raise DataError unless the steps have pictures of this name that become RGB of 8 bits."""

@@ -7,6 +7,7 @@ episode that is being written, and is not looked at.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -201,16 +202,18 @@ class RLDSDataset:
     def action_ranges(self) -> dict[str, Any]:
         """Number of steps, and quantiles of each dim of the recorded actions, six digits each: for people.
 
-        There are no quantiles of actions that are not all finite, which whoever trains on them refuses by name.
+        Steps with a number that is not finite have none: whoever reads them for a training says so.
         """
-        actions = [episode["action"] for episode in self.episodes() if "action" in episode]
-        if not actions:
+        spec = self.features.get(f"{STEPS}action")
+        if spec is None or spec.kind != "tensor":
             return {}
-        flat = np.concatenate(actions).astype(np.float64)  # [n, A], or [n]
-        if not np.isfinite(flat).all():
-            return {"num_steps": len(flat)}
-        bounds = {f"action_q{percent:02d}": np.quantile(flat, percent / 100, axis=0) for percent in (1, 99)}
-        shown = {name: [float(f"{value:.6g}") for value in np.atleast_1d(values)] for name, values in bounds.items()}
+        read = [episode["action"] for episode in self.episodes()]
+        actions = [one.reshape(len(one), math.prod(one.shape[1:])) for one in read]
+        flat = np.concatenate(actions).astype(np.float64)  # [n, A]
+        finite = flat[np.isfinite(flat).all(axis=1)]
+        percents = (1, 99) if len(finite) else ()
+        bounds = {f"action_q{percent:02d}": np.quantile(finite, percent / 100, axis=0) for percent in percents}
+        shown = {name: [float(f"{value:.6g}") for value in values] for name, values in bounds.items()}
         return {"num_steps": len(flat), **shown}
 
     def content_id(self) -> str:

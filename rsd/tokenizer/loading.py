@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,8 +123,18 @@ def load_tokenizer(
 
 
 def for_space(make: MakesTokenizer, space: Space) -> ActionTokenizer:
-    """A fresh tokenizer for the action dims and grippers of a space."""
+    """A fresh tokenizer for the action dims and grippers of a space.
+
+    Raises:
+        SettingError: grippers stand anywhere between open and closed, and the tokenizer knows only the two.
+    """
     action = space.action
+    takes = inspect.signature(make).parameters.values()
+    if space.between and not any(one.name == "between" or one.kind is one.VAR_KEYWORD for one in takes):
+        raise SettingError(
+            "data.gripper.between is true, and this tokenizer knows a gripper as open or closed only; choose one "
+            "with levels for it (quantizer=rfsq_d8), or record open and closed only"
+        )
     own = gripper_config(len(action), action.grippers, space.between)
     return make(action_dim=len(action), **own)
 

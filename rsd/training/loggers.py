@@ -17,6 +17,7 @@ from typing import Any
 import pytorch_lightning.loggers
 
 from rsd.errors import RSDError, SettingError
+from rsd.record import unsealed
 from rsd.runs import is_job_of_sweep
 from rsd.settings import Text, checked
 
@@ -217,7 +218,8 @@ def group_of(run_dir: Path) -> str | None:
 def inputs_of(run_dir: Path) -> dict[str, str | None]:
     """Digest of each part that a run reads; nothing for a run without inputs.json."""
     path = run_dir / "inputs.json"
-    return {part: content["digest"] for part, content in json.loads(path.read_text()).items()} if path.is_file() else {}
+    parts = unsealed(json.loads(path.read_text())) if path.is_file() else {}
+    return {part: content["digest"] for part, content in parts.items()}
 
 
 def check_table(name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

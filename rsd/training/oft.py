@@ -97,6 +97,12 @@ def check_architecture(sizes: Mapping[str, Any], image_size: int) -> None:
                 raise SettingError(
                     f"model.image_size is {image_size}, expected the patch_size {own['patch_size']} or more"
                 )
+    patches = {name: sizes[name]["patch_size"] for name in ("dino", "siglip") if name in sizes}
+    if len({image_size // patch for patch in patches.values()}) > 1:
+        raise SettingError(
+            f"model.architecture.siglip.patch_size is {patches['siglip']}, and dino's {patches['dino']}; expected as "
+            f"many patches of a picture of {image_size} pixels, which are joined one by one"
+        )
     for name, divisor, whole, value in divided:
         if value % divisor:
             raise SettingError(f"model.architecture.{name} is {divisor}, expected a divisor of {whole}, {value}")

@@ -10,7 +10,16 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from rsd.commands.entry_point import check_sweep, finish_run, report_errors, require_parts, run, with_typed
+from rsd.commands.entry_point import (
+    check_sweep,
+    finish_run,
+    report_errors,
+    require_devices,
+    require_parts,
+    run,
+    typed_folder,
+    with_typed,
+)
 from rsd.errors import SettingError
 from rsd.files import WriteError, write_atomically
 from rsd.locks import let_go, opened_here
@@ -31,12 +40,21 @@ make:
 
 TRAIN = Path(__file__).parents[2] / "conf" / "train.yaml"
 
+NO_MEMORY = {
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    "gpu": RuntimeError("CUDA out of memory. Tried to allocate 16.00 GiB.\nGPU 0 has a total capacity of 79 GiB"),
+    "numpy": MemoryError("Unable to allocate 7.28 TiB for an array with shape (10,)"),
+    "python": MemoryError(),
+}
+
 
 class Made:
     """Raises in its constructor, inside what Hydra wraps around it."""
 
     def __init__(self, kind: str) -> None:
         logging.getLogger(__name__).warning("about to raise")
+        if kind in NO_MEMORY:
+            raise NO_MEMORY[kind]
         raise {"setting": SettingError, "value": ValueError, "os": OSError}[kind]("size is 3, expected 4")
 
 
@@ -119,6 +137,14 @@ def test_values_of_stages_stand_below_the_stage(tmp_path, capsys):
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:-1]]
     shown = [["bits", "10"], ["absent"], ["stage", "1", "2"], ["mse", "0.5", "0.25"], ["perplexity", "3", "2"]]
     assert rows == shown
+
+
+@pytest.mark.parametrize("kind", NO_MEMORY)
+def test_where_no_memory_is_left_the_line_says_what_needs_less(command, kind):
+    code, _, err, log = command(f"kind={kind}")
+    said = " ".join(str(NO_MEMORY[kind]).split()) or "MemoryError"
+    told = f"error: no memory is left ({said}); a smaller batch, shorter chunk or smaller model needs less\n"
+    assert code == 1 and err.startswith(told) and "Traceback" not in err and "Traceback" in log
 
 
 @pytest.mark.parametrize(("kind", "shown"), [("value", "ValueError: size is 3"), ("os", "OSError: size is 3")])
@@ -222,3 +248,27 @@ def test_one_of_several_processes_speaks(monkeypatch, capsys, rank, printed):
         monkeypatch.setenv("LOCAL_RANK", rank)
     say("a line")
     assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize(
+    ("devices", "strategy", "told"),
+    [
+        (1024, "ddp", r"trainer\.devices is 1024, but this machine has 2 cores"),
+        (2, "auto", r"trainer\.devices is 2 with trainer\.strategy auto, .*; trainer=gpus"),
+        ([0, 1], "auto", r"trainer\.devices is \[0, 1\] with trainer\.strategy auto"),
+    ],
+)
+def test_several_devices_are_what_the_machine_has_and_the_strategy_takes(monkeypatch, devices, strategy, told):
+    """Before any process is started; Lightning would start 1024 of them."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    trainer = {"accelerator": "cpu", "devices": devices, "strategy": strategy}
+    with pytest.raises(SettingError, match=f"^{told}"):
+        require_devices(OmegaConf.create({"device": "cpu", "trainer": trainer}))
+    require_devices(OmegaConf.create({"device": "cpu", "trainer": trainer | {"devices": 1}}))
+
+
+@pytest.mark.parametrize("typed", ["hydra.run.dir=", "hydra.run.dir=''", "+hydra.run.dir=null"])
+def test_an_empty_run_folder_is_not_the_present_one(typed):
+    with pytest.raises(SettingError, match=r"hydra\.run\.dir is empty; name the run folder"):
+        typed_folder(["phase=rfsq", typed])
+    assert typed_folder(["hydra.run.dir=a", "phase=rfsq"]) == [Path("a")]

@@ -119,6 +119,19 @@ def test_a_required_choice_is_asked_for_in_one_line(tmp_path):
             "model is null, which is no choice; leave out model=null for none, or choose a model: ",
         ),
         ("cache", "hidden_states@cache=null", "hidden_states is null, which is no choice; choose a hidden_states: "),
+        *(("train", typed, f"{typed} names no setting before its =") for typed in ("=3", "+=3", "~=3", "@=1")),
+        *(
+            ("train", typed, f"{group} is {one}, expected one choice; ")
+            for typed, group, one in (
+                ("phase=1", "phase", "1"),
+                ("quantizer=true", "quantizer", "true"),
+                ("data=1.5", "data", "1.5"),
+                ("experiment=1", "experiment", "1"),
+                ("experiment=[1]", "experiment", "[1]"),
+                ("hydra/launcher=0", "hydra/launcher", "0"),
+                ("hydra=3", "hydra", "3"),
+            )
+        ),
         ("eval", "decoding=[]", "decoding is [], expected one choice; choose a decoding: decoding=anytime "),
         (
             "train",

@@ -105,6 +105,13 @@ def test_parts_are_put_together_in_their_order(tmp_path: Path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        *(
+            (
+                {"proprio": f"observation/state[{part}]"},
+                rf"data\.proprio asks for .*\[{part}\], and it has 8 dims",
+            )
+            for part in ("0:9", "-9:7", "-99:")
+        ),
         ({"action": "action[7:9]"}, r"data\.action asks for action\[7:9\] of \[7\], and no dim is left"),
         ({"proprio": "observation/joints"}, r"feature observation/joints: .*set data\.proprio to one of them"),
         ({"language": "observation/words"}, r"feature observation/words: expected text.*set data\.language"),

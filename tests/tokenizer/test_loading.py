@@ -1,11 +1,15 @@
 """Tokenizer checkpoints: what is saved comes back, and everything else is refused with a reason."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from rsd.checkpoint import CheckpointError
+from rsd.errors import SettingError
 from rsd.space import Space, with_bounds
-from rsd.tokenizer import load_tokenizer, save_tokenizer
+from rsd.tokenizer import BinTokenizer, TransformTokenizer, load_tokenizer, save_tokenizer
+from rsd.tokenizer.loading import for_space
 from tests.models.openvla_tiny import statistics
 from tests.records import edit
 from tests.tokenizer.contract import random_chunks
@@ -104,3 +108,13 @@ def test_other_numbers_under_the_same_name_are_refused_where_the_checkpoint_can_
 def test_missing_checkpoint_names_the_command(tmp_path):
     with pytest.raises(CheckpointError, match="make it with: python train"):
         load_tokenizer(tmp_path / "nothing")
+
+
+def test_a_tokenizer_with_one_bit_is_not_made_for_grippers_that_stand_anywhere():
+    stats = statistics()
+    own = {"gripper": {"open": 0.08, "closed": 0.0, "between": True}}
+    between = Space.from_statistics(KEY, {"action": stats["action"] | own})
+    make = partial(TransformTokenizer, chunk_length=8, num_stages=2, num_levels=7, ratio=7.0, margin=1.05)
+    with pytest.raises(SettingError, match=r"^data\.gripper\.between is true, and this tokenizer knows .*rfsq_d8"):
+        for_space(make, between)
+    assert for_space(partial(BinTokenizer, chunk_length=8, num_bins=256), between).between

@@ -8,6 +8,8 @@ from PIL import Image
 
 from rsd.errors import SettingError
 from rsd.evaluation.report import report_tables, write_report
+from rsd.inputs import keep_inputs
+from rsd.record import sealed
 from rsd.training.loggers import CsvLogger, LoggerError, TensorBoardLogger, WandbLogger, group_of, inputs_of
 from tests.evaluation.folders import make_run
 from tests.evaluation.policies import RaisingPolicy
@@ -45,7 +47,7 @@ def test_wandb_offline_writes_a_run_without_an_account(tmp_path, monkeypatch):
 
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    (tmp_path / "inputs.json").write_text(json.dumps({"data": {"path": "d", "digest": "12abdigest"}}))
+    (tmp_path / "inputs.json").write_text(json.dumps(sealed({"data": {"path": "d", "digest": "12abdigest"}})))
     logger = WandbLogger(
         run_dir=tmp_path, project="rsd", mode="offline", group="night", job_type="rfsq", tags=["first"]
     )
@@ -154,5 +156,5 @@ def test_a_job_of_a_sweep_is_grouped_by_its_folder(tmp_path):
 
 def test_what_a_run_reads_is_told_by_digest(tmp_path):
     assert inputs_of(tmp_path) == {}
-    (tmp_path / "inputs.json").write_text(json.dumps({"data": {"path": "d", "digest": "12ab"}}))
+    keep_inputs(tmp_path, {"data": {"path": "d", "digest": "12ab"}}, resumed=False)
     assert inputs_of(tmp_path) == {"data": "12ab"}

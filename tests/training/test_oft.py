@@ -11,10 +11,13 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from rsd.data.datamodules import FrameDataModule
 from rsd.data.rlds import RLDSWriter
+from rsd.errors import SettingError
 from rsd.images import center_crop
 from rsd.models.openvla import load_base
+from rsd.models.openvla.model import Architecture
+from rsd.models.openvla.vit import ViTShape
 from rsd.space import BOUNDS
-from rsd.training.oft import FrameCollate, OFTModule
+from rsd.training.oft import FrameCollate, OFTModule, check_architecture
 from tests.data.demonstrations import NAME, demonstration, write_dataset
 
 MOVED = np.array([0.01] * 6 + [0.0])  # robot units
@@ -235,3 +238,13 @@ def test_learning_rate_schedule(root, tmp_path):
 def test_a_published_model_is_refused(root):
     with pytest.raises(ValueError, match=r"model\.architecture is null.*choose model=oft_tiny"):
         build(root, architecture=None)
+
+
+@pytest.mark.parametrize("patch", [1, 7, 27])
+def test_towers_that_see_other_numbers_of_patches_are_refused_by_training_and_by_loading(patch):
+    towers = {name: {**ARCHITECTURE[name], "patch_size": size} for name, size in (("dino", 14), ("siglip", patch))}
+    with pytest.raises(SettingError, match=rf"^model\.architecture\.siglip\.patch_size is {patch}, and dino's 14"):
+        check_architecture({**ARCHITECTURE, **towers}, SIZE)
+    shapes = {name: ViTShape(image_size=SIZE, **tower) for name, tower in towers.items()}
+    with pytest.raises(SettingError, match=rf"patches of 14 pixels, siglip pictures of {SIZE} and patches of {patch};"):
+        Architecture(llm={}, action_dim=7, proprio_dim=8, **shapes)

@@ -114,6 +114,11 @@ class Architecture:
             raise SettingError(
                 f"action_head {shown(self.action_head)} is unknown; expected one of {sorted(ACTION_HEADS)}"
             )
+        if len({tower.num_patches for tower in self.transformers}) > 1:
+            sides = [f"pictures of {tower.image_size} and patches of {tower.patch_size}" for tower in self.transformers]
+            raise SettingError(
+                f"dino has {sides[0]} pixels, siglip {sides[1]}; expected as many patches of both, which are joined"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """JSON types; fields that later versions added are left out at their defaults, so that fingerprints stay."""
