@@ -254,7 +254,7 @@ def test_one_of_several_processes_speaks(monkeypatch, capsys, rank, printed):
     ("devices", "strategy", "told"),
     [
         (1024, "ddp", r"trainer\.devices is 1024, but this machine has 2 cores"),
-        (2, "auto", r"trainer\.devices is 2 with trainer\.strategy auto, .*; trainer=gpus"),
+        (2, "auto", r"trainer\.devices is 2 with trainer\.strategy auto, .*; trainer=ddp"),
         ([0, 1], "auto", r"trainer\.devices is \[0, 1\] with trainer\.strategy auto"),
     ],
 )
