@@ -18,6 +18,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
+from rsd.options import Options, held
+from rsd.settings import Count
+
 PEAK_FLOPS = 989e12  # bf16 without sparsity, of an H100 or H200 SXM
 
 
@@ -44,11 +47,11 @@ def sharded_model(tiny: bool, device: torch.device) -> LlamaForCausalLM:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
-    parser.add_argument("--batch", type=int, default=8, help="sequences a process and step")
-    parser.add_argument("--length", type=int, default=288, help="tokens a sequence: 256 patches and a prompt")
-    parser.add_argument("--steps", type=int, default=10, help="steps timed, after 3 that are not")
+    parser.add_argument("--batch", type=held(Count), default=8, help="sequences a process and step")
+    parser.add_argument("--length", type=held(Count), default=288, help="tokens a sequence: 256 patches and a prompt")
+    parser.add_argument("--steps", type=held(Count), default=10, help="steps timed, after 3 that are not")
     args = parser.parse_args()
     rank = int(os.environ["LOCAL_RANK"])
     device = torch.device("cpu") if args.tiny else torch.device("cuda", rank)

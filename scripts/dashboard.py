@@ -13,6 +13,8 @@ import argparse
 import sys
 from typing import Any
 
+from rsd.options import Options
+
 FRONTS = ("model_ms_per_solved_episode", "latency_ms_p50", "base_layers_per_solved_episode")
 FIGURES = ("success_rate", "acceptance_rate", "target_passes_per_chunk")
 
@@ -36,7 +38,7 @@ def workspace(entity: str, project: str) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Options(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entity", required=True, help="user or team at Weights & Biases")
     parser.add_argument("--project", default="rsd")
     parser.add_argument("--dry-run", action="store_true", help="print the specification as JSON")

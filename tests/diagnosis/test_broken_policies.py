@@ -63,14 +63,16 @@ def test_a_good_policy_passes_and_has_a_page(frames, tmp_path):
         assert f"{stage}, image" in page
 
 
+@pytest.mark.slow
 def test_one_that_was_trained_with_black_pictures(frames):
     found, statements = judged(made_up_arm.trained(frames, "black"), frames)
     assert names(statements, FAILED) == {"it ignores its pictures"}
     (said,) = [one.finding for one in statements if one.status == FAILED]
-    assert "black pictures" in said.found and "give the same motion" in said.found and "black" in said.remedy
+    assert "black pictures" in said.found and "it makes the same motion with" in said.found and "black" in said.remedy
     assert found.of("instruction", "another task's").gain.value > 0.1  # and it listens
 
 
+@pytest.mark.slow
 def test_one_that_was_trained_with_shuffled_instructions(frames):
     _, statements = judged(made_up_arm.trained(frames, "shuffled"), frames)
     assert names(statements, FAILED) == {"it ignores its instruction"}
@@ -78,6 +80,7 @@ def test_one_that_was_trained_with_shuffled_instructions(frames):
     assert "shuffled" in said.text
 
 
+@pytest.mark.slow
 def test_one_whose_gripper_labels_were_inverted(frames):
     _, statements = judged(made_up_arm.trained(frames, "inverted"), frames)
     assert names(statements, FAILED) == {"its gripper is inverted"}
@@ -85,6 +88,7 @@ def test_one_whose_gripper_labels_were_inverted(frames):
     assert "data.gripper" in said.text and "agreement" in said.found
 
 
+@pytest.mark.slow
 def test_one_that_leaks_proprio(tmp_path):
     frames = made_up_arm.write(tmp_path, leaks=True)
     found, statements = judged(made_up_arm.trained(frames), frames)

@@ -353,6 +353,7 @@ def test_eight_large_messages_of_empty_lists_at_once_cost_little_memory(kind):
 MAX_CROWD_MB = 700  # 192 MB may wait, and a frame that is being read is there in three copies
 
 
+@pytest.mark.slow
 def test_of_a_crowd_with_large_messages_some_are_turned_away_with_a_reason():
     size = 16 * 2**20 - 8
     with server_process() as (address, peak_mb), ThreadPoolExecutor(60) as crowd, connect(address) as robot:

@@ -98,6 +98,7 @@ def test_two_steps_a_stop_and_two_more_are_four_steps(root, tmp_path):
         assert torch.equal(whole[name], value), name
 
 
+@pytest.mark.slow
 def test_a_scorer_learns_what_the_model_looks_at_and_is_exported(root, tmp_path):
     """On two episodes it beats chance, and what was measured is what the exported scorer does."""
     module, datamodule = build(root, first_temperature=0.5)
