@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -140,17 +139,3 @@ def test_a_record_that_is_none_has_no_content(tmp_path, text):
     (tmp_path / JSON_FILE).write_text(text)
     with pytest.raises(CheckpointError, match=r"checkpoint.json.*; copy the checkpoint again, or make it anew"):
         content_sha256(tmp_path)
-
-
-def test_the_figures_of_actions_that_are_not_finite_are_left_to_whoever_trains_on_them(tmp_path, monkeypatch):
-    directory = write_dataset(tmp_path, [5, 6])
-    before = RLDSDataset.episodes
-
-    def with_nan(self):
-        for episode in before(self):
-            yield episode | {"action": np.where(episode["action"] > 0, np.nan, episode["action"])}
-
-    monkeypatch.setattr(RLDSDataset, "episodes", with_nan)
-    found = contents({"data": directory})
-    keep_inputs(tmp_path, found, resumed=False)  # as JSON
-    assert found["data"]["num_steps"] == 11 and "action_q01" not in found["data"]

@@ -405,7 +405,7 @@ def require_devices(cfg: DictConfig) -> None:
         raise SettingError(f"trainer.devices is {devices}, but this machine has {cores} cores; set as many at most")
     if num_processes > 1 and cfg.trainer.strategy == "auto":
         raise SettingError(
-            f"trainer.devices is {devices} with trainer.strategy auto, which takes one; trainer=ddp takes several"
+            f"trainer.devices is {devices} with trainer.strategy auto, which is for one; trainer=ddp is for several"
         )
 
 

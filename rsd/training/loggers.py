@@ -1,6 +1,6 @@
 """Where figures go: files by default, TensorBoard or Weights & Biases on request.
 
-All take tables, plots, videos and checkpoints too.
+All take tables, plots, videos and checkpoints too; what one cannot show stays in the run folder.
 
 Configs give these classes as partials; an entry point completes them with the run folder:
 `logger = instantiate(cfg.logger)(run_dir=run_dir)`. They are Lightning loggers, so a Trainer takes them as they are.

@@ -34,7 +34,7 @@ def lost_rank(trainer: Trainer, error: RuntimeError, *, go_on: str) -> RankError
         gone = ", ".join(f"rank {rank} of {trainer.world_size} ended with {code}" for rank, code in ended.items())
         return RankError(f"{gone} (-9: killed, by the system where memory ran out); go on with: {go_on}")
     if not started and LOST.search(str(error)):
-        return RankError(f"rank {trainer.global_rank} of {trainer.world_size} lost another one, which says why")
+        return RankError(f"rank {trainer.global_rank} of {trainer.world_size} lost another one; go on with: {go_on}")
     return None
 
 

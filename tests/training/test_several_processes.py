@@ -59,7 +59,7 @@ def test_ranks_draw_different_numbers():
     assert draw(stream=1, rank=2) == draw(stream=1, rank=2)
 
 
-def test_an_error_of_ones_own_is_not_blamed_on_another(tmp_path: Path):
+def test_an_error_of_ones_own_is_not_blamed_on_another():
     running = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     trainer = SimpleNamespace(world_size=2, global_rank=0, strategy=SimpleNamespace(launcher=SimpleNamespace()))
     try:
@@ -70,6 +70,9 @@ def test_an_error_of_ones_own_is_not_blamed_on_another(tmp_path: Path):
     assert lost_rank(trainer, RuntimeError("CUDA out of memory"), go_on="") is None
     gone = lost_rank(trainer, RuntimeError("Connection reset by peer"), go_on="python train.py resume=x")
     assert str(gone).startswith("rank 1 of 2 ended with 0") and str(gone).endswith("resume=x")
+    trainer.strategy.launcher.procs = []  # a process that another one started
+    lost = lost_rank(trainer, RuntimeError("Connection closed by peer"), go_on="python train.py resume=x")
+    assert str(lost) == "rank 0 of 2 lost another one; go on with: python train.py resume=x"
     trainer.world_size = 1
     assert lost_rank(trainer, RuntimeError("Connection reset by peer"), go_on="") is None
 
