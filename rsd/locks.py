@@ -11,6 +11,8 @@ import fcntl
 import logging
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rsd.errors import RSDError
@@ -48,6 +50,21 @@ def hold(run_dir: Path) -> None:
             "%s cannot be locked (%s): see that no other process goes on with this run", run_dir, error.strerror
         )
     _HELD[run_dir.resolve()] = descriptor
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in here for that folder; for what takes a moment.
+
+    Where folders cannot be locked, two that start at the very same moment do not see each other.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def let_go(run_dir: Path) -> None:

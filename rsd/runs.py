@@ -28,7 +28,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rsd.differences import differences, told
+from rsd.differences import Difference, differences, told
 from rsd.errors import RSDError
 from rsd.files import stranger, write_atomically
 from rsd.locks import hold, let_go, opened
@@ -189,7 +189,9 @@ def resume_arguments(argv: Sequence[str]) -> list[str]:
     if run_dir is None:
         return list(argv)
     if "-m" in argv or "--multirun" in argv:
-        raise RunError("resume continues one run, not a multirun; resume the sweep's folders one by one")
+        raise RunError(
+            "resume continues one run, not a multirun; the sweep's own command, given again, goes on with it"
+        )
     stored = [one for one in read_overrides(run_dir) if not (one in argv and _is_once(one))]
     check_layout(run_dir)
     quoted = "'" + str(run_dir).replace("'", "\\'") + "'"  # Hydra's grammar would stumble over = or a space
@@ -313,8 +315,7 @@ def _open(
         return
     if not (run_dir / CONFIG_FILE).is_file():
         raise RunError(f"cannot resume: {run_dir / CONFIG_FILE} does not exist; the run never started, start it afresh")
-    stored = read_yaml(run_dir / CONFIG_FILE)
-    different = differences(stored, _at_places_of(stored, cfg), may_differ)
+    different = changed_since(run_dir, cfg, may_differ)
     if different:
         raise RunError(
             f"cannot resume {run_dir}: the configuration differs from the stored one in {told(different)}. "
@@ -324,6 +325,16 @@ def _open(
     if begun is None:
         raise RunError(f"cannot resume: {run_dir / PROVENANCE_FILE} does not exist; start anew without resume")
     write(run_dir / PROVENANCE_FILE, {**begun, "starts": [*begun["starts"], start]})
+
+
+def changed_since(run_dir: Path, cfg: DictConfig, may_differ: Sequence[str] = MAY_DIFFER) -> list[Difference]:
+    """Where a configuration differs from the one that a run was begun with; things may lie elsewhere.
+
+    Raises:
+        RunError: the stored one is damaged.
+    """
+    stored = read_yaml(run_dir / CONFIG_FILE)
+    return differences(stored, _at_places_of(stored, cfg), may_differ)
 
 
 @functools.cache

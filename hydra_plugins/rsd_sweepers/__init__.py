@@ -1,15 +1,11 @@
-"""Hydra takes sweepers from packages of this name alone; rsd's lie with the commands, and are imported when asked for."""
+"""Hydra takes sweepers from packages of this name alone, and only classes that are defined there; rsd's do the work."""
 
-from typing import Any
+from rsd.commands import grid, search
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Grid":
-        from rsd.commands.grid import Grid
+class Grid(grid.Grid):
+    """conf/hydra/sweeper/grid.yaml."""
 
-        return Grid
-    if name == "Search":
-        from rsd.commands.search import Search
 
-        return Search
-    raise AttributeError(name)
+class Search(search.Search):
+    """conf/hydra/sweeper/optuna.yaml."""

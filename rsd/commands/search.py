@@ -1,37 +1,38 @@
 """Values drawn by Optuna, towards one objective or a Pareto front: hydra/sweeper=optuna.
 
-What surprises first: hydra-optuna-sweeper needs an optuna below 3 and keeps no study that could go on, so this is a
-sweeper of our own. A trial is told to the study only when its job is done. One that failed or was killed stays as it
-was drawn, and the same command runs its job again, alone.
+What surprises first: the packaged hydra-optuna-sweeper needs an optuna below 3 and keeps no study that could go on, so
+this is one of our own. A trial is told to the study only when its job is done. One that failed or was killed stays as
+it was drawn, and the same command runs its job again, alone (rsd/commands/jobs.py). Every draw has a seed of its own,
+so a search that was broken off draws what it would have drawn. What was drawn before is not run again: the trial gets
+the objectives of the first.
 
 A search space is a dict of Hydra's own sweeps, in hydra.sweeper.params or typed: "range(1,9)", "interval(0.1,1)",
-"tag(log,interval(1e-4,1e-2))", "choice(a,b)". The sweep's folder has optuna.db, and pareto.csv with the best trials.
+"tag(log,interval(1e-4,1e-2))", "choice(a,b)". The sweep's folder has the study, optuna.db, and search.json.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
-from rsd.commands.entry_point import JobError
-from rsd.commands.jobs import Job, checked_jobs, failed_line, finish_sweep, launch_missing, open_sweep
+from rsd.commands.jobs import Job, check_folders, check_jobs, ended, is_done, launch_missing, open_sweep
+from rsd.commands.objectives import DIRECTIONS, RESULT, SEARCH_FILE, SearchRecord, objective, read_search
+from rsd.commands.sweep import end_sweep
+from rsd.differences import differences, told
 from rsd.errors import SettingError
-from rsd.files import write_atomically
 from rsd.record import read_json, write
+from rsd.runs import METRICS_FILE
 
 STUDY_FILE = "optuna.db"
-SPACE_FILE = "search.json"  # what decides the trials; the study of another space would not fit
-PARETO_FILE = "pareto.csv"
+STUDY = "sweep"  # its name in that file
 SAMPLERS = ("tpe", "nsga2", "random")
-DIRECTIONS = ("minimize", "maximize")
 
 
 class Search(Sweeper):
@@ -44,118 +45,128 @@ class Search(Sweeper):
         n_jobs: int,
         seed: int,
         sampler: str,
-        directions: list[str],
+        objectives: Mapping[str, str] | None,
         params: Mapping[str, Any] | None,
     ) -> None:
-        counts = {"n_trials": n_trials, "n_jobs": n_jobs}
-        for name, value in counts.items():
-            if type(value) is not int or value < 1:
-                raise SettingError(f"hydra.sweeper.{name} is {value!r}, expected a whole number, 1 or more")
+        for name, value, least in (("n_trials", n_trials, 1), ("n_jobs", n_jobs, 1), ("seed", seed, 0)):
+            if type(value) is not int or value < least:
+                raise SettingError(f"hydra.sweeper.{name} is {value!r}, expected a whole number, {least} or more")
         if sampler not in SAMPLERS:
-            raise SettingError(f"hydra.sweeper.sampler is {sampler!r}, expected one of {list(SAMPLERS)}")
-        self.directions = [directions] if isinstance(directions, str) else list(directions)
-        if not self.directions or not set(self.directions) <= set(DIRECTIONS):
-            raise SettingError(f"hydra.sweeper.directions is {self.directions}, expected a list of {list(DIRECTIONS)}")
+            raise SettingError(f"hydra.sweeper.sampler is {sampler!r}, expected one of {', '.join(SAMPLERS)}")
+        self.objectives = _plain(objectives) or {RESULT: "minimize"}
+        if not set(self.objectives.values()) <= set(DIRECTIONS):
+            raise SettingError(
+                f"hydra.sweeper.objectives is {self.objectives}, expected figures of metrics.json, each with one of "
+                f"{', '.join(DIRECTIONS)}: hydra.sweeper.objectives.mse=minimize"
+            )
         self.n_trials, self.n_jobs, self.seed, self.sampler = n_trials, n_jobs, seed, sampler
-        self.params = OmegaConf.to_container(params) if OmegaConf.is_config(params) else dict(params or {})
+        self.params = _plain(params)
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
-        from hydra.core.plugins import Plugins
-
+        """Called by Hydra."""
         self.config, self.loader = config, hydra_context.config_loader
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
+        """Called by Hydra, with what was typed."""
+        require_optuna()
         space, fixed = self._space(arguments)
-        folder = open_sweep(self.config, arguments)
-        keep_space(folder, self.settings(space))
+        check_jobs(self.loader, self.config, [[*fixed, *one] for one in corners(space)], first=0)
+        record = self._record(space)
+        folder = open_sweep(self.config, arguments, lambda there: check_search(there, record))
+        write(folder / SEARCH_FILE, record)
         study = self._study(folder)
-        jobs = self._jobs(study, space, fixed, folder, drawn=len(study.trials))
+        jobs = [self._job(trial, space, fixed, folder) for trial in drawn(study, space)]
+        waiting = [job for job in jobs if not study.trials[job.number].state.is_finished()]  # of an earlier start
         failed: list[Job] = []
-        waiting = [job for job in jobs if not study.trials[job.number].state.is_finished()]
-        while True:  # those of an earlier start first
-            failed += launch_missing(self.launcher, waiting)
+        while True:
+            twins = {job: twin for job in waiting if (twin := _twin(job, jobs, folder)) is not None}
+            failed += launch_missing(self.launcher, [job for job in waiting if job not in twins], folder)
             for job in waiting:
                 if job not in failed:
-                    self._tell(study, job)
-            if len(jobs) >= self.n_trials:
+                    study.tell(job.number, self._objectives(twins.get(job, job), folder))
+            new = min(self.n_jobs, self.n_trials - len(jobs))
+            if new < 1:
                 break
-            waiting = self._jobs(study, space, fixed, folder, new=min(self.n_jobs, self.n_trials - len(jobs)))
+            waiting = [self._job(self._ask(study, space), space, fixed, folder) for _ in range(new)]
             jobs += waiting
-        write_pareto(study, folder)
-        if failed:
-            raise JobError(failed_line(failed, len(jobs)))
-        finish_sweep(folder)
-        return [(trial.params, trial.values) for trial in study.best_trials]
-
-    def settings(self, space: Mapping[str, Any]) -> dict[str, Any]:
-        """What the trials follow from."""
-        own = {"seed": self.seed, "sampler": self.sampler, "directions": self.directions}
-        return own | {"space": {key: str(one) for key, one in space.items()}}
+        end_sweep(self.config, failed, jobs)
 
     def _space(self, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
-        """Key to distribution, and the arguments that are the same for all trials."""
+        """Key to distribution, and the overrides that are the same for all trials."""
         typed = [f"{key}={value}" for key, value in self.params.items()] + arguments
         space: dict[str, Any] = {}
         fixed: dict[str, str] = {}
         for one in OverridesParser.create(self.loader).parse_overrides(typed):
             key = one.get_key_element()
-            space.pop(key, None), fixed.pop(key, None)
+            space.pop(key, None), fixed.pop(key, None)  # the last one counts
             if one.is_sweep_override():
                 space[key] = distribution(one)
             else:
-                fixed[key] = one.input_line or f"{key}={one.get_value_element_as_str()}"
+                fixed[key] = cast(str, one.input_line)
         if not space:
             raise SettingError(
-                'hydra/sweeper=optuna has nothing to search; give it a space: "phase.max_steps=range(100,500)", or an '
-                "experiment with one (experiment=search_tokenizer)"
+                'hydra/sweeper=optuna has nothing to search; give it a space, "phase.max_steps=range(100,500)", or an '
+                "experiment that has one, experiment=search_tokenizer"
             )
         return space, list(fixed.values())
+
+    def _record(self, space: Mapping[str, Any]) -> SearchRecord:
+        own = {"objectives": self.objectives, "sampler": self.sampler, "seed": self.seed}
+        return cast(SearchRecord, own | {"space": {key: str(one) for key, one in space.items()}})
 
     def _study(self, folder: Path) -> Any:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        make = {
-            "tpe": optuna.samplers.TPESampler,
-            "nsga2": optuna.samplers.NSGAIISampler,
-            "random": optuna.samplers.RandomSampler,
-        }[self.sampler]
         storage = f"sqlite:///{(folder / STUDY_FILE).resolve()}"
-        started = (folder / STUDY_FILE).is_file()
-        seed = self.seed
-        if started:  # a sampler that began anew would draw what it has drawn
-            seed += len(optuna.load_study(study_name="sweep", storage=storage).trials)
-        return optuna.create_study(
-            storage=storage,
-            study_name="sweep",
-            directions=self.directions,
-            sampler=make(seed=seed),
-            load_if_exists=True,
-        )
+        directions = list(self.objectives.values())
+        return optuna.create_study(storage=storage, study_name=STUDY, directions=directions, load_if_exists=True)
 
-    def _jobs(
-        self, study: Any, space: Mapping[str, Any], fixed: list[str], folder: Path, *, drawn: int = 0, new: int = 0
-    ) -> list[Job]:
-        """The jobs of trials that are drawn already, or of new ones."""
-        trials = study.trials[:drawn] if not new else [study.ask(dict(space)) for _ in range(new)]
-        jobs = []
-        for trial in trials:
-            values = [f"{key}={in_hydra(trial.params[key])}" for key in space]
-            jobs += checked_jobs(self.loader, self.config, [[*fixed, *values]], trial.number, folder)
-        return jobs
+    def _ask(self, study: Any, space: Mapping[str, Any]) -> Any:
+        from optuna import samplers
 
-    def _tell(self, study: Any, job: Job) -> None:
-        result = (job.ended() or {}).get("result")
-        values = result if isinstance(result, list) else [result]
-        if len(values) != len(self.directions) or None in values:
+        made = {"tpe": samplers.TPESampler, "nsga2": samplers.NSGAIISampler, "random": samplers.RandomSampler}
+        study.sampler = made[self.sampler](seed=self.seed + len(study.trials))
+        return study.ask(dict(space))
+
+    def _job(self, trial: Any, space: Mapping[str, Any], fixed: list[str], folder: Path) -> Job:
+        values = [f"{key}={trial.params[key]}" for key in space]
+        (job,) = check_jobs(self.loader, self.config, [[*fixed, *values]], first=trial.number)
+        check_folders([job], folder)
+        return job
+
+    def _objectives(self, job: Job, folder: Path) -> list[float]:
+        metrics = read_json(folder / job.subdir / METRICS_FILE) or {}
+        result = (ended(job, folder) or {}).get("result")
+        values = {name: objective(name, metrics, result) for name in self.objectives}
+        if missing := [name for name, value in values.items() if value is None]:
+            known = sorted({name.rpartition("/")[0] if name.rpartition("/")[2].isdigit() else name for name in metrics})
             raise SettingError(
-                f"job {job.number} returned {result}, and hydra.sweeper.directions asks for {len(self.directions)} "
-                "figures; name as many metrics of metrics.json: +objective=[NAME,…]"
+                f"{job} has no figure {', '.join(missing)}, which hydra.sweeper.objectives asks for; its metrics.json "
+                f"has {', '.join(known)}"
             )
-        study.tell(job.number, values)
+        return [value for value in values.values() if value is not None]
+
+
+def require_optuna() -> None:
+    """See that Optuna is there, which no other command needs.
+
+    Raises:
+        SettingError: it is not.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise SettingError(
+            "hydra/sweeper=optuna needs optuna 4 or later, which is not installed: pip install 'rsd[sweep]'"
+        ) from error
+    if int(optuna.__version__.partition(".")[0]) < 4:
+        raise SettingError(
+            f"hydra/sweeper=optuna needs optuna 4 or later, not {optuna.__version__}: pip install -U optuna"
+        )
 
 
 def distribution(one: Override) -> Any:
@@ -169,56 +180,57 @@ def distribution(one: Override) -> Any:
     sweep: Any = one.value()
     log = "log" in getattr(sweep, "tags", ())
     try:
-        if isinstance(sweep, ChoiceSweep):
-            return CategoricalDistribution([_plain(value) for value in sweep.list])
-        if isinstance(sweep, RangeSweep) and isinstance(sweep.start, int) and isinstance(sweep.step, int):
-            high = max(range(sweep.start, int(sweep.stop or 0), sweep.step), default=sweep.start - 1)
-            return IntDistribution(sweep.start, high, log=log, step=sweep.step)
-        if isinstance(sweep, IntervalSweep) and sweep.start is not None and sweep.end is not None:
-            return FloatDistribution(float(sweep.start), float(sweep.end), log=log)
+        if isinstance(sweep, IntervalSweep):
+            return FloatDistribution(float(cast(float, sweep.start)), float(cast(float, sweep.end)), log=log)
+        if isinstance(sweep, RangeSweep) and {type(sweep.start), type(sweep.stop), type(sweep.step)} == {int}:
+            values = range(cast(int, sweep.start), cast(int, sweep.stop), cast(int, sweep.step))
+            return IntDistribution(min(values), max(values), log=log, step=abs(values.step))
+        return CategoricalDistribution(list(one.sweep_string_iterator()))
     except ValueError as error:
         raise SettingError(f"{one.input_line} cannot be searched: {error}") from error
-    raise SettingError(
-        f'{one.input_line} cannot be searched; give "choice(a,b)", "range(1,9)" of whole numbers, or "interval(0.1,1)"'
-    )
 
 
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+def corners(space: Mapping[str, Any]) -> list[list[str]]:
+    """Overrides that show each choice, and both ends of each range, once: what may be wrong is seen before a job."""
+    ends = {
+        key: list(getattr(one, "choices", None) or dict.fromkeys((one.low, one.high))) for key, one in space.items()
+    }
+    first = {key: values[0] for key, values in ends.items()}
+    shown = [first, *({**first, key: value} for key, values in ends.items() for value in values[1:])]
+    return [[f"{key}={value}" for key, value in one.items()] for one in shown]
 
 
-def in_hydra(value: Any) -> str:
-    """A drawn value as it is typed."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def drawn(study: Any, space: Mapping[str, Any]) -> list[Any]:
+    """The trials of earlier starts; one that a kill left half drawn is given up."""
+    from optuna.trial import TrialState
+
+    trials = [trial for trial in study.trials if trial.state != TrialState.FAIL]
+    for trial in trials:
+        if trial.params.keys() != space.keys():
+            study.tell(trial.number, state=TrialState.FAIL)
+    return [trial for trial in trials if trial.params.keys() == space.keys()]
 
 
-def keep_space(folder: Path, settings: dict[str, Any]) -> None:
-    """Write what decides the trials at a first start, and hold later ones to it.
+def check_search(folder: Path, record: SearchRecord) -> None:
+    """See that a folder has no study, or one of the same settings.
 
     Raises:
-        SettingError: the folder has the study of another space.
+        SettingError: it has another one.
     """
-    stored = read_json(folder / SPACE_FILE)
-    if stored is None:
-        write(folder / SPACE_FILE, settings)
-        return
-    if different := [name for name, value in settings.items() if stored.get(name) != value]:
+    stored = read_search(folder)
+    if stored is not None and (different := differences(dict(stored), dict(record))):
         raise SettingError(
-            f"{folder} has a study of other settings: {', '.join(different)}; give the old ones, or another folder: "
+            f"{folder} has a study of other settings: {told(different)}; give the old ones, or another folder: "
             "hydra.sweep.dir=DIR"
         )
 
 
-def write_pareto(study: Any, folder: Path) -> None:
-    """pareto.csv: the trials that no other one beats in every objective, the best first in the first of them."""
-    best = [] if not any(trial.values for trial in study.trials) else study.best_trials
-    best = sorted(best, key=lambda trial: trial.values)
-    keys = sorted({key for trial in best for key in trial.params})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", *keys, *(f"objective_{index}" for index in range(1, 1 + len(study.directions)))])
-    writer.writerows([trial.number, *(trial.params[key] for key in keys), *trial.values] for trial in best)
-    write_atomically(folder / PARETO_FILE, text.getvalue())
-    print(
-        f"best trials: {', '.join(str(trial.number) for trial in best) or 'none'} ({folder / PARETO_FILE})", flush=True
-    )
+def _twin(job: Job, jobs: list[Job], folder: Path) -> Job | None:
+    """The first job that was given the same, where it is done."""
+    first = next(one for one in jobs if one.typed == job.typed)
+    return first if first is not job and is_done(first, folder) else None
+
+
+def _plain(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A node of Hydra's as a dict."""
+    return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.create(dict(given or {}))))

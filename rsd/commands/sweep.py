@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
@@ -40,6 +40,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rsd.commands.entry_point import JobError
+from rsd.commands.jobs import JOB_FILE, Ended, Job, failed_line, finish_sweep
 from rsd.commands.publishing import CHECKPOINTS, Offer, PublishError, publish_offer, read_offer, rivals
 from rsd.commands.quoting import quoted
 from rsd.errors import RSDError, SettingError
@@ -57,7 +58,6 @@ from rsd.runs import (
     read_yaml,
 )
 
-JOB_FILE = "job.json"
 CSV_FILE = "sweep.csv"
 HTML_FILE = "sweep.html"
 UNFINISHED = "not finished"
@@ -87,14 +87,6 @@ class SweepRun:
         return str(self.offer.name) if self.offer.is_published else "no"
 
 
-class _Job(TypedDict):
-    """job.json."""
-
-    status: str
-    error: str | None
-    result: NotRequired[float | None]
-
-
 def _read(path: Path, kind: Any) -> Any:
     """A record of a job; None where there is none."""
     remedy = "remove it, or that job's folder"
@@ -111,8 +103,8 @@ def read_sweep(sweep_dir: Path) -> list[SweepRun]:
         overrides = read_yaml(own if own.is_file() else folder / ".hydra" / "overrides.yaml", list[str])
         parts = (str(override).lstrip("+~").partition("=") for override in overrides)
         pairs = {key: value.strip("'") for key, _, value in parts}
-        ended: _Job | None = _read(folder / JOB_FILE, _Job)
-        job = _Job(status=UNFINISHED, error=None) if ended is None else ended
+        ended: Ended | None = _read(folder / JOB_FILE, Ended)
+        job = Ended(status=UNFINISHED, error=None) if ended is None else ended
         metrics: dict[str, Any] = _read(folder / METRICS_FILE, dict[str, float]) or {}
         status, error, result = job["status"], job["error"], job.get("result")
         runs.append(SweepRun(folder.name, pairs, status, error, metrics, result, read_offer(folder)))
@@ -250,7 +242,7 @@ def format_cell(value: Any) -> str:
 class SweepTable(Callback):
     """Hydra callback that keeps the table up to date; see conf/hydra/callbacks/sweep.yaml.
 
-    Hydra does not call on_multirun_end when a job has failed, so from the first failure on every job prints the table.
+    Hydra does not call on_multirun_end when a job has failed; `end_sweep` prints the table then.
     """
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
@@ -269,7 +261,8 @@ class SweepTable(Callback):
             "error": line if failed else None,
             "result": None if failed else returned,
         }
-        if opened_here(job_dir) or not (job_dir / CONFIG_FILE).is_file() or (is_alone and _may_tell(job_dir)):
+        goes_on = is_alone or (job_return.cfg or {}).get("resume") is not None
+        if opened_here(job_dir) or not (job_dir / CONFIG_FILE).is_file() or (goes_on and _may_tell(job_dir)):
             write(job_dir / JOB_FILE, job)
         let_go(job_dir)
         sweep_dir = job_dir.parent  # hydra.sweep.dir cannot be resolved here: it points into the user's config
@@ -285,7 +278,7 @@ class SweepTable(Callback):
                 sys.exit(told)  # Hydra takes every other exception of a callback for a warning
             print(told, file=sys.stderr)  # the jobs after it go on, and the sweep's end fails
             return
-        if is_alone or "failed" in statuses:
+        if is_alone:
             _show(table, sweep_dir, checkpoints)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -296,7 +289,20 @@ class SweepTable(Callback):
             table = write_sweep(sweep_dir, checkpoints)
         except RSDError as error:
             sys.exit(f"error: {_without_table(error, sweep_dir)}")
+        finish_sweep(sweep_dir)
         _show(table, sweep_dir, checkpoints)
+
+
+def end_sweep(config: DictConfig, failed: Sequence[Job], jobs: Sequence[Job]) -> None:
+    """What a sweeper does at its end: the table and the failures where there are any; else Hydra calls on_multirun_end.
+
+    Raises:
+        JobError: a job failed.
+    """
+    if failed:
+        sweep_dir, checkpoints = Path(config.hydra.sweep.dir), _checkpoints(config)
+        _show(write_sweep(sweep_dir, checkpoints), sweep_dir, checkpoints)
+        raise JobError(failed_line(failed, jobs, sweep_dir))
 
 
 def _checkpoints(config: DictConfig, overrides: Sequence[str] = (), resumed: Path | None = None) -> Path:
@@ -328,7 +334,7 @@ def _may_tell(job_dir: Path) -> bool:
 
     A job that is done stays done, and one that another process goes on with tells of itself.
     """
-    job: _Job | None = _read(job_dir / JOB_FILE, _Job)
+    job: Ended | None = _read(job_dir / JOB_FILE, Ended)
     return (job is None or job["status"] != "done") and not is_held_elsewhere(job_dir)
 
 

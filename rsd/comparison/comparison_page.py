@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rsd.comparison.axes import Axis
 from rsd.comparison.candidates import Candidate
+from rsd.evaluation.axes import Axis
 from rsd.evaluation.page import render_page
 from rsd.types import EpisodeResult
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from scipy.stats import binom
 
-from rsd.comparison.axes import Axis
+from rsd.evaluation.axes import Axis
 from rsd.comparison.candidates import ComparisonError, group_by_name, group_by_seed, read_run
 from rsd.comparison.comparison import build_comparison
 from rsd.comparison.comparison_page import pareto_plots, render_comparison, render_plots
