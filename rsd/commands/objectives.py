@@ -1,4 +1,4 @@
-"""What a search is for: figures of its jobs' metrics.json with a direction each, kept in search.json, and their front.
+"""What a search is for: figures of its jobs' metrics.json, or settings, each with a direction, and their front.
 
 The table of a sweep is made of files alone, so this knows no Optuna.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from rsd.commands.entry_point import shown_values
+from rsd.commands.sweep_plots import number_of
 from rsd.errors import SettingError
 from rsd.record import read
 
@@ -41,10 +42,12 @@ def read_search(sweep_dir: Path) -> SearchRecord | None:
     return record
 
 
-def objective(name: str, metrics: Mapping[str, float], result: float | None) -> float | None:
-    """A figure of a job, of the last stage where it has one a stage; None where the job has none."""
+def objective(
+    name: str, metrics: Mapping[str, float], result: float | None, settings: Mapping[str, str]
+) -> float | None:
+    """A figure of a job, of the last stage where it has one a stage, or a setting of it that is a number; else None."""
     values = [result] if name == RESULT else shown_values(dict(metrics), name)
-    return values[-1] if values else None
+    return values[-1] if values else number_of(settings.get(name))
 
 
 def on_front(rows: Sequence[Sequence[float | None]], directions: Sequence[str]) -> list[bool]:

@@ -128,8 +128,11 @@ class Search(Sweeper):
     def _ask(self, study: Any, space: Mapping[str, Any]) -> Any:
         from optuna import samplers
 
-        made = {"tpe": samplers.TPESampler, "nsga2": samplers.NSGAIISampler, "random": samplers.RandomSampler}
-        study.sampler = made[self.sampler](seed=self.seed + len(study.trials))
+        seed = self.seed + len(study.trials)
+        if self.sampler == "tpe":
+            study.sampler = samplers.TPESampler(seed=seed, constant_liar=True)  # away from what runs, or failed
+        else:
+            study.sampler = {"nsga2": samplers.NSGAIISampler, "random": samplers.RandomSampler}[self.sampler](seed=seed)
         return study.ask(dict(space))
 
     def _job(self, trial: Any, space: Mapping[str, Any], fixed: list[str], folder: Path) -> Job:
@@ -141,7 +144,8 @@ class Search(Sweeper):
     def _objectives(self, job: Job, folder: Path) -> list[float]:
         metrics = read_json(folder / job.subdir / METRICS_FILE) or {}
         result = (ended(job, folder) or {}).get("result")
-        values = {name: objective(name, metrics, result) for name in self.objectives}
+        settings = dict(one.lstrip("+").partition("=")[::2] for one in job.typed)
+        values = {name: objective(name, metrics, result, settings) for name in self.objectives}
         if missing := [name for name, value in values.items() if value is None]:
             known = sorted({name.rpartition("/")[0] if name.rpartition("/")[2].isdigit() else name for name in metrics})
             raise SettingError(

@@ -14,6 +14,9 @@ checkpoint that shares its published name with no other job is published; among 
 The column "published" tells what the names point to at that moment. Names are those that the jobs' folders hold, which
 may be a stranger's: they are held to paths.checkpoints of the command that publishes, or to --checkpoints.
 
+Of a search (search.json) the column "front" says which runs no other one beats in all objectives; the page plots these,
+or what main returned, against what was swept.
+
 A neighbour's folder that cannot be read never costs a job its own record: what is missing then is the table.
 
 This module knows Hydra, because a multirun's end is told to nobody but Hydra's callbacks.
@@ -41,8 +44,10 @@ from rich.table import Table
 
 from rsd.commands.entry_point import JobError
 from rsd.commands.jobs import JOB_FILE, Ended, Job, failed_line, finish_sweep
+from rsd.commands.objectives import SearchRecord, objective, on_front, read_search
 from rsd.commands.publishing import CHECKPOINTS, Offer, PublishError, publish_offer, read_offer, rivals
 from rsd.commands.quoting import quoted
+from rsd.commands.sweep_plots import Figure, sweep_plots
 from rsd.errors import RSDError, SettingError
 from rsd.evaluation.page import render_page
 from rsd.files import write_atomically
@@ -130,17 +135,23 @@ def write_sweep(sweep_dir: Path, checkpoints: Path) -> Table:
     runs = read_sweep(sweep_dir)
     overrides, metrics = sweep_columns(runs)
     published = ["published"] if any(run.offer for run in runs) else []
-    header = ["run", *overrides, "status", *published, *metrics]
+    search = read_search(sweep_dir)
+    figures = sweep_figures(runs, search)
+    directions = [] if search is None else list(search["objectives"].values())
+    best = on_front(list(zip(*(figure.values for figure in figures), strict=True)), directions) if search else []
+    front = ["front"] if search else []
+    header = ["run", *overrides, "status", *front, *published, *metrics]
     num_text = len(header) - len(metrics)  # columns before the numbers
     rows = [
         [
             run.name,
             *(run.overrides.get(key, "") for key in overrides),
             run.status,
+            *("yes" if best[index] else "" for _ in front),
             *(run.published for _ in published),
             *(run.metrics.get(name) for name in metrics),
         ]
-        for run in runs
+        for index, run in enumerate(runs)
     ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -156,14 +167,31 @@ def write_sweep(sweep_dir: Path, checkpoints: Path) -> Table:
         rows=shown,
         common=common,
         waiting=describe_waiting(sweep_dir, runs, checkpoints),
+        objectives={} if search is None else search["objectives"],
+        plots=sweep_plots(
+            [run.name for run in runs],
+            [Figure(key, [run.overrides.get(key) for run in runs]) for key in overrides],
+            figures,
+            best or [False] * len(runs),
+            is_search=search is not None,
+        ),
     )
     write_atomically(sweep_dir / HTML_FILE, page)
-    name = result_name(runs)
-    if name is not None and name not in metrics[:1]:
-        header.insert(num_text, name)
-        for row, run in zip(rows, runs, strict=True):
-            row.insert(num_text, run.result)
+    for figure in reversed(figures):  # the terminal shows them first
+        if figure.name not in (*overrides, *metrics[:1]):
+            header.insert(num_text, figure.name)
+            for row, value in zip(rows, figure.values, strict=True):
+                row.insert(num_text, value)
     return _terminal_table(header, [[format_cell(cell) for cell in row] for row in rows], num_text=num_text)
+
+
+def sweep_figures(runs: Sequence[SweepRun], search: SearchRecord | None) -> list[Figure]:
+    """What the runs are judged by: a search's objectives, or what main returned."""
+    if search is None:
+        name = result_name(runs)
+        return [] if name is None else [Figure(name, [run.result for run in runs])]
+    names = search["objectives"]
+    return [Figure(name, [objective(name, run.metrics, run.result, run.overrides) for run in runs]) for name in names]
 
 
 def result_name(runs: Sequence[SweepRun]) -> str | None:

@@ -25,6 +25,7 @@ def codec_report(tokenizer: ActionTokenizer, chunks: Tensor) -> dict[str, Any]:
         mse, max_error: over all entries of the chunk; gripper_errors: share of steps on the wrong side of 0.5;
         bound: largest change that later stages can still make; tokens, bits; perplexity: of the level index, averaged
         over the entries that have a token; residual_std: of what is left over after the stage, in latent units.
+        bits_per_chunk: of all stages.
         useful_stages: the last depth at which the error fell by at least 5 %. gripper_majority_errors: what always
         saying the more frequent side would get wrong, beside gripper_errors.
     """
@@ -35,6 +36,7 @@ def codec_report(tokenizer: ActionTokenizer, chunks: Tensor) -> dict[str, Any]:
     names = ("mse", "max_error", "gripper_errors", "bound", "perplexity", "residual_std")
     report: dict[str, Any] = {name: [] for name in names}
     report |= {"tokens": shape.tokens_per_stage, "bits": shape.bits_per_stage, "num_chunks": len(chunks)}
+    report["bits_per_chunk"] = sum(shape.bits_per_stage)
     grippers = list(tokenizer.grippers)
     is_open = chunks[..., grippers] > 0.5  # [N, T, G]
     opened = is_open.float().mean(dim=(0, 1))  # [G]

@@ -111,6 +111,7 @@ class NumberHeadModule(LightningModule):
         for name, value in self.report.items():
             self.log(f"val/{name}", value, prog_bar=name == names[0])
         self.report["num_chunks"] = int(count)
+        self.report["num_parameters"] = sum(parameter.numel() for parameter in self.head.parameters())
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = torch.optim.AdamW(self.trained(), lr=self.learning_rate)

@@ -206,6 +206,7 @@ class StageHeadModule(LightningModule):
             "base_l1": base_l1,
             "greedy_to_base_l1": greedy_to_base_l1,
             "num_chunks": len(labels),
+            "num_parameters": sum(parameter.numel() for parameter in self.head.parameters()),
         }
         for name in ("token_accuracy", "stage_accuracy", "ece", "nll"):
             for stage, value in enumerate(self.report[name], start=1):
