@@ -217,8 +217,9 @@ def test_a_sweep_in_the_folder_of_a_finished_one_changes_nothing_of_its_table(tm
     finished = rows(tmp_path / "sweep")
     assert finished[1:] == [["0", "1", "done", "1.0"], ["1", "2", "done", "1.0"]]
     job = (tmp_path / "sweep" / "0" / "job.json").read_text()
-    code, _, stderr = run_eval("-m", folder, f"num_trials={values}")
-    assert code == 1 and stderr.count("already holds a run; continue it with resume=") >= 2
+    code, stdout, stderr = run_eval("-m", folder, f"num_trials={values}")
+    told = ["done already: job 0, 1" in stdout, "sweep/0 holds another job, num_trials=1, than num_trials=3" in stderr]
+    assert (code, told) == ((0, [True, False]) if values == "1,2" else (1, [False, True]))
     assert rows(tmp_path / "sweep") == finished
     assert (tmp_path / "sweep" / "0" / "job.json").read_text() == job
 

@@ -155,9 +155,11 @@ def report_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], A
             sys.exit(130)
         except Exception as raised:  # noqa: BLE001  passed on, unless it speaks to the user
             error = _told(cause_of(raised))
-            if not is_expected(error):
-                raise error  # noqa: B904  of an InstantiationException Hydra would show the message alone
             hydra_cfg = HydraConfig.get()
+            if not is_expected(error):
+                if hydra_cfg.mode == RunMode.MULTIRUN:
+                    print(f"error: {type(error).__name__}: {error}{_keep_traceback(raised)}", file=sys.stderr)
+                raise error  # noqa: B904  of an InstantiationException Hydra would show the message alone
             typed = OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
             line = with_typed(in_one_line(error), cast("list[str]", typed))
             if isinstance(error, OSError | ProcessDiedError | NoMemoryError) and "resume=" not in line:
@@ -308,7 +310,7 @@ def run(main: Callable[[], Any], config: Path) -> None:
         sys.exit(1)
     except Exception as error:  # noqa: BLE001  a defect, shown as Hydra would show it
         if is_expected(error):
-            sys.exit(f"error: {in_one_line(error)}")
+            sys.exit(f"error: {in_one_line(cause_of(error))}")
         traceback.print_exc()
         sys.exit(1)
 

@@ -140,6 +140,8 @@ def write_sweep(sweep_dir: Path, checkpoints: Path) -> Table:
     directions = [] if search is None else list(search["objectives"].values())
     best = on_front(list(zip(*(figure.values for figure in figures), strict=True)), directions) if search else []
     front = ["front"] if search else []
+    judged = {figure.name: figure.values for figure in figures if search and figure.name not in overrides}
+    metrics = [*judged, *(name for name in metrics if name not in judged)]
     header = ["run", *overrides, "status", *front, *published, *metrics]
     num_text = len(header) - len(metrics)  # columns before the numbers
     rows = [
@@ -149,7 +151,7 @@ def write_sweep(sweep_dir: Path, checkpoints: Path) -> Table:
             run.status,
             *("yes" if best[index] else "" for _ in front),
             *(run.published for _ in published),
-            *(run.metrics.get(name) for name in metrics),
+            *(judged[name][index] if name in judged else run.metrics.get(name) for name in metrics),
         ]
         for index, run in enumerate(runs)
     ]
@@ -178,7 +180,7 @@ def write_sweep(sweep_dir: Path, checkpoints: Path) -> Table:
     )
     write_atomically(sweep_dir / HTML_FILE, page)
     for figure in reversed(figures):  # the terminal shows them first
-        if figure.name not in (*overrides, *metrics[:1]):
+        if search is None and figure.name not in metrics[:1]:
             header.insert(num_text, figure.name)
             for row, value in zip(rows, figure.values, strict=True):
                 row.insert(num_text, value)

@@ -1,0 +1,26 @@
+"""A command that is swept: (x − 1)² and a cost, with a run folder as every command has."""
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from rsd.commands.entry_point import report_errors
+from rsd.errors import SettingError
+from rsd.record import write
+from rsd.runs import METRICS_FILE, open_run
+
+CONFIG = Path(__file__).parent / "conf" / "parabola.yaml"
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG.parent), config_name="parabola")
+@report_errors
+def main(cfg: DictConfig) -> float:
+    """Returns y."""
+    run_dir = open_run(cfg, HydraConfig.get())
+    if cfg.x == 2 and cfg.fails is not None and Path(cfg.fails).exists():
+        raise SettingError("x is 2")
+    y = float((cfg.x - 1) ** 2)
+    write(run_dir / METRICS_FILE, {"y/1": 100.0, "y/2": y, "cost": float(cfg.x)})
+    return y
