@@ -24,8 +24,8 @@ class Grid(BasicSweeper):
         batches = self.split_arguments(overrides, self.max_batch_size)
         jobs = check_jobs(loader, self.config, [one for batch in batches for one in batch], first=0)
         folder = open_sweep(self.config, arguments, lambda there: check_folders(jobs, there))
-        failed, start = [], 0
+        start = 0
         for batch in batches:
-            failed += launch_missing(self.launcher, jobs[start : start + len(batch)], folder)
+            launch_missing(self.launcher, jobs[start : start + len(batch)], folder)
             start += len(batch)
-        end_sweep(self.config, failed, jobs)
+        end_sweep(self.config, jobs)

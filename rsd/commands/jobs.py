@@ -204,8 +204,8 @@ def is_done(job: Job, folder: Path) -> bool:
     return record is not None and record["status"] == DONE
 
 
-def launch_missing(launcher: Launcher, jobs: Sequence[Job], folder: Path) -> list[Job]:
-    """Start the jobs that are not done; returns those that are not afterwards.
+def launch_missing(launcher: Launcher, jobs: Sequence[Job], folder: Path) -> None:
+    """Start the jobs that are not done; `is_done` tells afterwards which of them are.
 
     A launcher numbers what it is given from a first job on, so neighbours start together.
     """
@@ -224,7 +224,6 @@ def launch_missing(launcher: Launcher, jobs: Sequence[Job], folder: Path) -> lis
             if not type(error).__module__.startswith("submitit"):
                 raise
             print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)  # a job was killed; the others are told of
-    return [job for job in missing if not is_done(job, folder)]
 
 
 def _resume(own: Path) -> list[str]:

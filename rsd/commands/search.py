@@ -78,21 +78,19 @@ class Search(Sweeper):
         folder = open_sweep(self.config, arguments, lambda there: check_search(there, record))
         write(folder / SEARCH_FILE, record)
         study = self._study(folder)
-        jobs = [self._job(trial, space, fixed, folder) for trial in drawn(study, space)]
-        waiting = [job for job in jobs if not study.trials[job.number].state.is_finished()]  # of an earlier start
-        failed: list[Job] = []
-        while True:
-            twins = {job: twin for job in waiting if (twin := _twin(job, jobs, folder)) is not None}
-            failed += launch_missing(self.launcher, [job for job in waiting if job not in twins], folder)
-            for job in waiting:
-                if job not in failed:
-                    study.tell(job.number, self._objectives(twins.get(job, job), folder))
-            new = min(self.n_jobs, self.n_trials - len(jobs))
-            if new < 1:
-                break
+        runs: dict[str, Job] = {}  # the first job of those that are given the same
+        waiting = [self._job(trial, space, fixed, folder) for trial in drawn(study, space)]
+        num_drawn = 0
+        while waiting or num_drawn < self.n_trials:  # those of an earlier start first
+            num_drawn += len(waiting)
+            firsts = [runs.setdefault(str(job.typed), job) for job in waiting]
+            launch_missing(self.launcher, [job for job in waiting if job in firsts], folder)
+            for job, first in zip(waiting, firsts, strict=True):
+                if is_done(first, folder) and not study.trials[job.number].state.is_finished():
+                    study.tell(job.number, self._objectives(first, folder))
+            new = min(self.n_jobs, self.n_trials - num_drawn)
             waiting = [self._job(self._ask(study, space), space, fixed, folder) for _ in range(new)]
-            jobs += waiting
-        end_sweep(self.config, failed, jobs)
+        end_sweep(self.config, list(runs.values()))
 
     def _space(self, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
         """Key to distribution, and the overrides that are the same for all trials."""
@@ -169,7 +167,7 @@ def require_optuna() -> None:
         ) from error
     if int(optuna.__version__.partition(".")[0]) < 4:
         raise SettingError(
-            f"hydra/sweeper=optuna needs optuna 4 or later, not {optuna.__version__}: pip install -U optuna"
+            f"hydra/sweeper=optuna needs optuna 4 or later, not {optuna.__version__}; pip install --upgrade optuna"
         )
 
 
@@ -227,12 +225,6 @@ def check_search(folder: Path, record: SearchRecord) -> None:
             f"{folder} has a study of other settings: {told(different)}; give the old ones, or another folder: "
             "hydra.sweep.dir=DIR"
         )
-
-
-def _twin(job: Job, jobs: list[Job], folder: Path) -> Job | None:
-    """The first job that was given the same, where it is done."""
-    first = next(one for one in jobs if one.typed == job.typed)
-    return first if first is not job and is_done(first, folder) else None
 
 
 def _plain(given: Mapping[str, Any] | None) -> dict[str, Any]:

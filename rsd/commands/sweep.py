@@ -43,7 +43,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rsd.commands.entry_point import JobError
-from rsd.commands.jobs import JOB_FILE, Ended, Job, failed_line, finish_sweep
+from rsd.commands.jobs import JOB_FILE, Ended, Job, failed_line, finish_sweep, is_done
 from rsd.commands.objectives import SearchRecord, objective, on_front, read_search
 from rsd.commands.publishing import CHECKPOINTS, Offer, PublishError, publish_offer, read_offer, rivals
 from rsd.commands.quoting import quoted
@@ -323,14 +323,14 @@ class SweepTable(Callback):
         _show(table, sweep_dir, checkpoints)
 
 
-def end_sweep(config: DictConfig, failed: Sequence[Job], jobs: Sequence[Job]) -> None:
+def end_sweep(config: DictConfig, jobs: Sequence[Job]) -> None:
     """What a sweeper does at its end: the table and the failures where there are any; else Hydra calls on_multirun_end.
 
     Raises:
         JobError: a job failed.
     """
-    if failed:
-        sweep_dir, checkpoints = Path(config.hydra.sweep.dir), _checkpoints(config)
+    sweep_dir, checkpoints = Path(config.hydra.sweep.dir), _checkpoints(config)
+    if failed := [job for job in jobs if not is_done(job, sweep_dir)]:
         _show(write_sweep(sweep_dir, checkpoints), sweep_dir, checkpoints)
         raise JobError(failed_line(failed, jobs, sweep_dir))
 
