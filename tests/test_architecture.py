@@ -75,6 +75,7 @@ HEAVY = {
     "peft": ["models/openvla/lora.py"],
     "pytorch_lightning": ["training", "data/datamodules.py", "data/hidden_states.py", "data/mixture_module.py"],
     "hydra": ["commands"],
+    "optuna": ["commands/search.py"],
     "matplotlib": ["training/plots.py"],
     "websockets": ["serving/server.py"],
     "msgpack": ["serving/server.py"],

@@ -222,3 +222,40 @@ def test_an_experiment_says_its_command_hardware_time_and_what_to_expect(name):
     header = " ".join(line.removeprefix("#") for line in lines[1:] if line.startswith("#"))
     for said in (r"\bpython \S+\.py", r"\b[CG]PU\b", r"\b(seconds|minutes|hours|time)\b", r"\bexpected:"):
         assert re.search(said, header), said
+
+
+SEARCHES = {  # with the command that takes it, and the least that it needs
+    "search_tokenizer": ("train", ["phase=rfsq"]),
+    "search_draft": ("train", ["phase=draft", "quantizer=dct_d3"]),
+    "search_gate": ("eval", []),
+}
+
+
+@pytest.mark.parametrize("choice", SEARCHES)
+def test_every_corner_of_a_search_composes(choice):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from rsd.commands.search import corners, distribution
+
+    name, least = SEARCHES[choice]
+    typed = [f"experiment={choice}", *least]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        sweeper = compose(name, typed, return_hydra_config=True).hydra.sweeper
+    assert sweeper._target_ == "hydra_plugins.rsd_sweepers.Search" and len(sweeper.objectives) > 1
+    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in sweeper.params.items()])
+    space = {one.key_or_group: distribution(one) for one in parsed if one.is_sweep_override()}
+    fixed = [one.input_line for one in parsed if not one.is_sweep_override()]
+    for corner in corners(space):
+        composed(name, [*typed, *fixed, *corner])
+
+
+def test_every_search_is_tried():
+    assert {name for name in choices("experiment") if name.startswith("search_")} == set(SEARCHES)
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_sweeps_go_on_unless_another_sweeper_is_chosen(name):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for typed, sweeper in (([], "hydra_plugins.rsd_sweepers.Grid"), (["hydra/sweeper=basic"], "BasicSweeper")):
+            cfg = compose(name, [*typed, *(["phase=rfsq"] if name == "train" else [])], return_hydra_config=True)
+            assert cfg.hydra.sweeper._target_.endswith(sweeper)

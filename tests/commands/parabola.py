@@ -1,5 +1,6 @@
-"""A command that is swept: (x − 1)² and a cost, with a run folder as every command has."""
+"""A command that is swept: (x − 1)² and a cost, with a run folder as every command has. And what its sweeps leave."""
 
+import csv
 from pathlib import Path
 
 import hydra
@@ -24,3 +25,12 @@ def main(cfg: DictConfig) -> float:
     y = float((cfg.x - 1) ** 2)
     write(run_dir / METRICS_FILE, {"y/1": 100.0, "y/2": y, "cost": float(cfg.x)})
     return y
+
+
+def sweeps(root: Path) -> list[Path]:
+    return sorted(path.parent for path in root.glob("*/sweep.json"))
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "sweep.csv").open() as file:
+        return list(csv.DictReader(file))

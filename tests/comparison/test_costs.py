@@ -9,13 +9,13 @@ from xml.etree import ElementTree
 import pytest
 from scipy.stats import binom
 
-from rsd.evaluation.axes import Axis
 from rsd.comparison.candidates import ComparisonError, group_by_name, group_by_seed, read_run
 from rsd.comparison.comparison import build_comparison
 from rsd.comparison.comparison_page import pareto_plots, render_comparison, render_plots
 from rsd.comparison.costs import pareto_front
 from rsd.comparison.paired import upper_bound
 from rsd.comparison.published import load_published
+from rsd.evaluation.axes import Axis
 from scripts.compare import compare
 from tests.comparison.run_folders import planned, provenance, write_run
 
