@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from rsd.policy import VLAPolicy
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(folder: str | Path, **options: Any) -> VLAPolicy:

@@ -59,6 +59,7 @@ ALLOWED = {
     "diagnosis": {"types", "space", "finding", "data", "models", "stages", "policy", "evaluation"},
     "comparison": {"types", "work", "runs", "evaluation"},
     "serving": {"types", "clock", "queue", "evaluation"},
+    "selfcheck": {"types", "tokenizer", "stages", "decoding", "models", "policy"},
     # what the entry points have in common
     "commands": {
         "types", "space", "points", "locks", "runs", "inputs", "processes", "silence", "checkpoint", "clock", "stages",
