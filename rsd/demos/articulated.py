@@ -49,6 +49,11 @@ class OperationPhase(Enum):
         """Whether nothing is near, so that a disturbance is harmless."""
         return self is OperationPhase.REACH
 
+    @property
+    def hand_is_free(self) -> bool:
+        """Whether it is empty and away from the part."""
+        return self in (OperationPhase.REACH, OperationPhase.DONE)
+
 
 LETTING_GO = (OperationPhase.RELEASE, OperationPhase.RETREAT, OperationPhase.DONE)
 

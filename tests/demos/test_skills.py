@@ -4,13 +4,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from rsd.demos.skills import Drag, PickAndPlace, skill_for
+from rsd.demos.parts import Drag
+from rsd.demos.placing import PickAndPlace
+from rsd.demos.skills import skill_for, steps_to
+from rsd.errors import SettingError
 
+JOINTS = SimpleNamespace(joint_name2id={"cabinet_top": 0, "stove_button": 1}.get)
 DOMAIN = SimpleNamespace(
-    fixtures_dict={"cabinet_1": None},
+    fixtures_dict={"cabinet_1": None, "wooden_cabinet_1": None},
+    sim=SimpleNamespace(model=JOINTS),
+    get_object=lambda name: SimpleNamespace(joints=["stove_button"]),
     object_sites_dict={
         "basket_1_contain_region": SimpleNamespace(parent_name="basket_1", joints=["basket_1_joint0"]),
         "cabinet_1_top_region": SimpleNamespace(parent_name="cabinet_1", joints=["cabinet_1_top_level"]),
+        "wooden_cabinet_1_top_region": SimpleNamespace(parent_name="wooden_cabinet_1", joints=["cabinet_top"]),
         "cabinet_1_top_side": SimpleNamespace(parent_name="cabinet_1", joints=[]),
     },
 )
@@ -31,10 +38,25 @@ def test_goal_decides_the_skill(goal, expected):
 
 
 @pytest.mark.parametrize(
-    "goal_state",
-    [[], [["close", "drawer_1"]], [["on", "a", "b"], ["on", "c", "d"]], [["in", "bowl_1", "cabinet_1_top_region"]]],
+    ("goal_state", "unreached"),
+    [([], []), ([["close", "drawer_1"]], ["close", "drawer_1"]), ([["on", "a", "b"], ["fold", "c"]], ["fold", "c"])],
 )
-def test_other_goals_are_refused_by_name(goal_state):
-    with pytest.raises(ValueError, match="choose other tasks with") as error:
+def test_other_goals_are_refused_by_name(goal_state, unreached):
+    with pytest.raises(SettingError, match="choose other tasks with") as error:
         skill_for(goal_state, DOMAIN)
-    assert str(goal_state) in str(error.value)
+    assert str(goal_state) in str(error.value) and f"does not reach {unreached}" in str(error.value)
+
+
+def test_several_goals_come_in_an_order_that_works():
+    """Turned on first, and a drawer is opened for what goes into it, as long as it is not in."""
+    on, put = ["on", "moka_pot_1", "plate_1"], ["in", "bowl_1", "wooden_cabinet_1_top_region"]
+    steps = steps_to([on, put, ["turnon", "stove_1"]], DOMAIN)
+    assert [step.goal for step in steps] == [
+        ["turnon", "stove_1"], on, ["open", "wooden_cabinet_1_top_region"], put
+    ]  # fmt: skip
+    assert [step.until for step in steps] == [None, None, put, None]
+
+
+def test_a_drawer_that_nobody_has_measured_is_refused():
+    with pytest.raises(SettingError, match="choose other tasks with"):
+        steps_to([["in", "bowl_1", "cabinet_1_top_region"]], DOMAIN)
