@@ -8,8 +8,8 @@ import pytest
 
 from rsd.demos.demonstrations import LiberoExpert, record_demonstration
 from rsd.demos.expert import CLOSE, GRASP_STEPS, OPEN
-from rsd.demos.schedule import Attempt
 from rsd.demos.hand import fingers_open
+from rsd.demos.schedule import Attempt
 from rsd.envs.libero import LiberoEnv
 from rsd.envs.placements import SAME_M, nearest_init_state, object_columns
 from rsd.envs.suites import load_task
