@@ -62,6 +62,7 @@ class GraspPlan:
         hover_height: Height of the grip point above its grasp from which the hand descends vertically.
         lift_height: Rise of the hand before it carries.
         tilt: Rotation of the hand about the world's x from carrying on, rad; above 0 the hand points towards +y.
+        turn: Rotation of the hand about the vertical from carrying on, rad.
         aside: Way over the table, [2], from below what stands in the way above the object; the hand comes in and goes
             out along it, low.
         shift: Where the object is to stand, over the table from the target's origin, [2].
@@ -74,8 +75,14 @@ class GraspPlan:
     hover_height: float = 0.08
     lift_height: float = 0.12
     tilt: float = 0.0
+    turn: float = 0.0
     aside: tuple[float, float] = (0.0, 0.0)
     shift: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def turns(self) -> bool:
+        """Whether the hand turns on the way."""
+        return bool(self.tilt or self.turn)
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ class PickAndPlaceExpert:
         self._last_pos: np.ndarray | None = None
         self._anchor_hand = Rotation.identity()  # the hand at the start of the phase
         self._hand = Rotation.from_euler("z", plan.yaw) * POINTING_DOWN
-        self._tilted = Rotation.from_euler("x", plan.tilt) * self._hand
+        self._turned = Rotation.from_euler("zx", [plan.turn, plan.tilt]) * self._hand  # about the world's axes
 
     def act(self, state: SceneState) -> np.ndarray:
         """Move on to the next phase when this one is finished, and return its action.
@@ -180,12 +187,12 @@ class PickAndPlaceExpert:
             return Phase.CARRY if state.object_pos[2] - self._anchor_object[2] > LIFTED_M else Phase.REACH
         if self.phase in (Phase.CARRY, Phase.LOWER):
             held, anchor = state.eef_pos - state.object_pos, self._anchor - self._anchor_object
-            if plan.tilt:  # the object turns with the hand
+            if plan.turns:  # the object turns with the hand
                 anchor = (Rotation.from_quat(state.eef_quat) * self._anchor_hand.inv()).apply(anchor)
             if float(np.linalg.norm(held - anchor)) > LOST_M:
                 return Phase.REACH
         if self.phase is Phase.CARRY:
-            turned = not plan.tilt or float(np.linalg.norm(self._turn(state))) < NEAR_RAD
+            turned = not plan.turns or float(np.linalg.norm(self._turn(state))) < NEAR_RAD
             return Phase.LOWER if above and turned else Phase.CARRY
         if self.phase is Phase.LOWER:
             low = state.object_pos[2] - state.target_pos[2] < plan.release_height
@@ -203,7 +210,7 @@ class PickAndPlaceExpert:
     def _turn(self, state: SceneState) -> np.ndarray:
         """Rotation vector from the hand's orientation to the wanted one, world axes, [3], rad."""
         carrying = self.phase in (Phase.CARRY, Phase.LOWER, Phase.RELEASE, Phase.RETREAT)
-        wanted = self._tilted if carrying else self._hand
+        wanted = self._turned if carrying else self._hand
         return (wanted * Rotation.from_quat(state.eef_quat).inv()).as_rotvec()
 
 

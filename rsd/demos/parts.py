@@ -1,4 +1,4 @@
-"""Move a part of the scene along its way: drag a plate, pull a drawer, turn a knob."""
+"""Move a part of the scene along its way: drag a plate, turn a knob."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ DRAGS = {  # flat objects that are dragged to a place on the table: grip point, 
     ("plate_1", "main_table_stove_front_region"): (0.0, 0.058, 0.004),
 }
 DRAG_TOLERANCE_M = 0.015  # short of the centre of the region; LIBERO accepts 0.04
-DRAWER_OPEN_M = 0.145  # LIBERO calls a drawer open above 0.14; it stops at 0.16
-HANDLE_TILT = (-1.35, 0.0, 0.0)  # rad: nearly level, into the cabinet; the fingers close above and below the bar
-HANDLE_OFFSET_M = 0.004  # grip point in front of the bar's centre
 KNOB_ON_RAD = 0.8  # LIBERO calls the stove on from 0.5
 KNOB_TILT = (0.0, 0.5, 0.0)  # rad: towards the robot; so near its base, a hand that points down is singular
 KNOB_GRIP_M = 0.035  # grip point above the knob's origin
@@ -57,53 +54,6 @@ class Drag:
         states = self._domain.object_states_dict
         here, there = (np.array(states[name].get_geom_state()["pos"]) for name in (self._object, self._region))
         return hand_pose(self._domain), here, (there - here) * np.array([1.0, 1.0, 0.0])
-
-
-class OpenDrawer:
-    """Pull a drawer open by its handle, the hand level.
-
-    Args:
-        domain: See skill_for.
-        region: The space in the drawer, whose joint is the drawer's.
-    """
-
-    _expert: OperationExpert
-
-    def __init__(self, domain: Any, region: str) -> None:
-        self._domain = domain
-        self._joint = domain.sim.model.joint_name2id(domain.object_sites_dict[region].joints[0])
-
-    def begin(self) -> None:
-        plan = OperationPlan(travel=DRAWER_OPEN_M, slide=tuple(self._way_out()), tilt=HANDLE_TILT)
-        self._expert = OperationExpert(plan)
-
-    @property
-    def opening(self) -> float:
-        """How far the drawer is open, m."""
-        model, data = self._domain.sim.model, self._domain.sim.data
-        return float(abs(data.qpos[model.jnt_qposadr[self._joint]]))
-
-    def act(self) -> tuple[np.ndarray, bool]:
-        eef_pos, eef_quat = hand_pose(self._domain)
-        grip_pos = self._handle() + HANDLE_OFFSET_M * self._way_out()
-        action = self._expert.act(PartState(eef_pos, eef_quat, grip_pos, self.opening, fingers_open(self._domain)))
-        return action, self._expert.phase.in_free_space
-
-    @property
-    def hand_is_free(self) -> bool:
-        return self._expert.phase.hand_is_free
-
-    def _way_out(self) -> np.ndarray:
-        """Unit vector along which the drawer opens, [3]."""
-        low, high = self._domain.sim.model.jnt_range[self._joint]
-        return np.array(self._domain.sim.data.xaxis[self._joint]) * (1.0 if high > -low else -1.0)
-
-    def _handle(self) -> np.ndarray:
-        """Centre of the handle's bar, the drawer's foremost geom, [3], m."""
-        model, data = self._domain.sim.model, self._domain.sim.data
-        solid = model.geom_contype + model.geom_conaffinity > 0
-        geoms = np.flatnonzero((model.geom_bodyid == model.jnt_bodyid[self._joint]) & solid)
-        return np.array(data.geom_xpos[geoms[np.argmax(data.geom_xpos[geoms] @ self._way_out())]])
 
 
 class TurnOn:

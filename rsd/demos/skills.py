@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rsd.demos.parts import DRAGS, Drag, OpenDrawer, TurnOn
+from rsd.demos.drawers import SlideDrawer
+from rsd.demos.parts import DRAGS, Drag, TurnOn
 from rsd.demos.placing import PLACES, PickAndPlace
 from rsd.demos.sequence import Goal, InTurn, Skill, Step
 from rsd.errors import SettingError
-
-RANK = {"turnon": 0, "close": 2}  # of a goal's relation; others between, as they come: what is closed takes nothing
 
 
 def skill_for(goal_state: Sequence[Goal], domain: Any) -> Skill:
@@ -40,23 +39,33 @@ def steps_to(goal_state: Sequence[Goal], domain: Any) -> list[Step]:
             case ["on", name, region] if (name, region) in DRAGS:
                 steps.append(Step(goal, Drag(domain, name, region)))
             case ["in", name, region] if is_drawer(region, domain) and region in PLACES:
-                steps.append(Step(["open", region], OpenDrawer(domain, region), until=goal))
+                steps.append(Step(["open", region], SlideDrawer(domain, region, "open"), until=goal))
                 steps.append(Step(goal, PickAndPlace(domain, name, region, "in")))
             case ["on" | "in" as relation, name, target] if not is_drawer(target, domain):
-                steps.append(Step(goal, PickAndPlace(domain, name, target, relation)))
-            case ["open", region]:
-                steps.append(Step(goal, OpenDrawer(domain, region)))
+                others = [other[1] for other in goal_state if other[2:] == [target] and other[1] != name]
+                steps.append(Step(goal, PickAndPlace(domain, name, target, relation, others)))
+            case ["open" | "close" as relation, region] if is_drawer(region, domain):
+                steps.append(Step(goal, SlideDrawer(domain, region, relation)))
             case ["turnon", stove]:
                 steps.append(Step(goal, TurnOn(domain, stove)))
             case _:
                 raise refusal(goal_state, goal)
-    return sorted(steps, key=lambda step: RANK.get(step.goal[0], 1))
+    return sorted(steps, key=lambda step: rank(step.goal, domain))
+
+
+def rank(goal: Goal, domain: Any) -> int:
+    """Which goals come before which; those of one rank as they are given."""
+    if goal[0] == "turnon":
+        return 0
+    if goal[0] == "close":  # what is closed takes nothing
+        return 3
+    return 2 if goal[-1] in domain.objects_dict else 1  # beside a plate first: the hand would push over what is on it
 
 
 def refusal(goal_state: Sequence[Goal], goal: Goal) -> SettingError:
     return SettingError(
         f"the task's goal is {[list(goal) for goal in goal_state]}; the scripted expert does not reach {list(goal)}, "
-        "only: on, in, open, turnon; choose other tasks with tasks=[...]"
+        "only: on, in, open and close (drawers), turnon; choose other tasks with tasks=[...]"
     )
 
 

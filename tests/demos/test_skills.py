@@ -4,13 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from rsd.demos.parts import Drag
+from rsd.demos.drawers import SlideDrawer
+from rsd.demos.parts import Drag, TurnOn
 from rsd.demos.placing import PickAndPlace
 from rsd.demos.skills import skill_for, steps_to
 from rsd.errors import SettingError
 
 JOINTS = SimpleNamespace(joint_name2id={"cabinet_top": 0, "stove_button": 1}.get)
 DOMAIN = SimpleNamespace(
+    objects_dict={"plate_1": None, "basket_1": None},
     fixtures_dict={"cabinet_1": None, "wooden_cabinet_1": None},
     sim=SimpleNamespace(model=JOINTS),
     get_object=lambda name: SimpleNamespace(joints=["stove_button"]),
@@ -31,6 +33,9 @@ DOMAIN = SimpleNamespace(
         (["on", "akita_black_bowl_1", "cabinet_1_top_side"], PickAndPlace),
         (["on", "plate_1", "main_table_stove_front_region"], Drag),
         (["on", "plate_1", "flat_stove_1_cook_region"], PickAndPlace),
+        (["open", "cabinet_1_top_region"], SlideDrawer),
+        (["close", "cabinet_1_top_region"], SlideDrawer),
+        (["turnon", "stove_1"], TurnOn),
     ],
 )
 def test_goal_decides_the_skill(goal, expected):
@@ -39,7 +44,11 @@ def test_goal_decides_the_skill(goal, expected):
 
 @pytest.mark.parametrize(
     ("goal_state", "unreached"),
-    [([], []), ([["close", "drawer_1"]], ["close", "drawer_1"]), ([["on", "a", "b"], ["fold", "c"]], ["fold", "c"])],
+    [
+        ([], []),
+        ([["close", "microwave_1"]], ["close", "microwave_1"]),
+        ([["on", "a", "b"], ["fold", "c"]], ["fold", "c"]),
+    ],
 )
 def test_other_goals_are_refused_by_name(goal_state, unreached):
     with pytest.raises(SettingError, match="choose other tasks with") as error:
@@ -48,13 +57,15 @@ def test_other_goals_are_refused_by_name(goal_state, unreached):
 
 
 def test_several_goals_come_in_an_order_that_works():
-    """Turned on first, and a drawer is opened for what goes into it, as long as it is not in."""
-    on, put = ["on", "moka_pot_1", "plate_1"], ["in", "bowl_1", "wooden_cabinet_1_top_region"]
-    steps = steps_to([on, put, ["turnon", "stove_1"]], DOMAIN)
-    assert [step.goal for step in steps] == [
-        ["turnon", "stove_1"], on, ["open", "wooden_cabinet_1_top_region"], put
-    ]  # fmt: skip
-    assert [step.until for step in steps] == [None, None, put, None]
+    """Turned on first, closed last, and a drawer is opened for what goes into it, as long as that is not in.
+
+    What goes onto another object comes late, where nothing that is put beside it pushes it over.
+    """
+    region = "wooden_cabinet_1_top_region"
+    on, put, close, turn_on = ["on", "pot_1", "plate_1"], ["in", "bowl_1", region], ["close", region], ["turnon", "s"]
+    steps = steps_to([close, on, put, turn_on], DOMAIN)
+    assert [step.goal for step in steps] == [turn_on, ["open", region], put, on, close]
+    assert [step.until for step in steps] == [None, put, None, None, None]
 
 
 def test_a_drawer_that_nobody_has_measured_is_refused():
