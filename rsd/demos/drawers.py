@@ -1,6 +1,6 @@
 """Open and close a drawer by the bar in front of it.
 
-What surprises first: the hand is level to pull a drawer, and points down, a fist before the bar, to push it.
+What surprises first: the hand is level to pull a drawer, and steep, a fist before the bar, to push it.
 """
 
 from __future__ import annotations
@@ -8,15 +8,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from rsd.demos.articulated import OperationExpert, OperationPlan, PartState
+from rsd.demos.expert import UP
+from rsd.demos.grips import SIDEWAYS
 from rsd.demos.hand import fingers_open, hand_pose
 
 DRAWER_OPEN_M = 0.145  # LIBERO calls a drawer open above 0.14; it stops at 0.16
-HANDLE_TILT = (-1.35, 0.0, 0.0)  # rad: nearly level, into the cabinet; the fingers close above and below the bar
+PULL_TILT_RAD = 1.35  # nearly level, into the cabinet; the fingers close above and below the bar
+PUSH_TILT_RAD = 0.6  # the hand stays clear of the bars above
 HANDLE_OFFSET_M = 0.004  # grip point in front of the bar's centre
 DRAWER_CLOSED_M = -0.004  # LIBERO calls a drawer closed below 0; it stops at -0.01
-FIST_OFFSET_M = 0.03  # grip point before the bar's centre; the closed fingers then nearly touch it
+FIST_OFFSET_M = 0.025  # grip point before the bar's centre; the closed fingers then nearly touch it
 
 
 class Drawer:
@@ -71,10 +75,12 @@ class SlideDrawer:
 
     def begin(self) -> None:
         out = self._drawer.way_out
+        inwards = np.cross(-out, UP)  # a hand that turns about this axis points into the cabinet
         if self._opens:
-            plan = OperationPlan(travel=DRAWER_OPEN_M, slide=tuple(out), tilt=HANDLE_TILT)
+            plan = OperationPlan(travel=DRAWER_OPEN_M, slide=tuple(out), tilt=tuple(PULL_TILT_RAD * inwards))
         else:
-            plan = OperationPlan(travel=-DRAWER_CLOSED_M, slide=tuple(-out), pushes=True)
+            flat = Rotation.from_rotvec(PUSH_TILT_RAD * inwards) * Rotation.from_euler("z", SIDEWAYS)
+            plan = OperationPlan(travel=-DRAWER_CLOSED_M, slide=tuple(-out), tilt=tuple(flat.as_rotvec()), pushes=True)
         self._expert = OperationExpert(plan)
 
     def act(self) -> tuple[np.ndarray, bool]:
