@@ -102,6 +102,7 @@ class LiberoExpert:
                 continue
             boxes = problem["regions"][place[0]]["ranges"]  # none for a region on a fixture
             xy = self._domain.sim.data.body_xpos[self._domain.obj_body_id[name]][:2]
+            xy = xy - self._domain.workspace_offset[:2]  # regions are meant from the middle of the table
             if boxes and not any(inside(xy, box, DISPLACED_M) for box in boxes):
                 return False
         return True

@@ -38,10 +38,12 @@ def steps_to(goal_state: Sequence[Goal], domain: Any) -> list[Step]:
         match goal:
             case ["on", name, region] if (name, region) in DRAGS:
                 steps.append(Step(goal, Drag(domain, name, region)))
-            case ["in", name, region] if is_drawer(region, domain) and region in PLACES:
+            case ["in", name, region] if is_of_fixture(region, domain) and region not in PLACES:
+                raise refusal(goal_state, goal)  # furniture that nobody has measured
+            case ["in", name, region] if is_drawer(region, domain):
                 steps.append(Step(["open", region], SlideDrawer(domain, region, "open"), until=goal))
                 steps.append(Step(goal, PickAndPlace(domain, name, region, "in")))
-            case ["on" | "in" as relation, name, target] if not is_drawer(target, domain):
+            case ["on" | "in" as relation, name, target]:
                 others = [other[1] for other in goal_state if other[2:] == [target] and other[1] != name]
                 steps.append(Step(goal, PickAndPlace(domain, name, target, relation, others)))
             case ["open" | "close" as relation, region] if is_drawer(region, domain):
@@ -69,7 +71,12 @@ def refusal(goal_state: Sequence[Goal], goal: Goal) -> SettingError:
     )
 
 
-def is_drawer(region: str, domain: Any) -> bool:
-    """Whether a region is inside a part of a fixture that moves."""
+def is_of_fixture(region: str, domain: Any) -> bool:
+    """Whether a region belongs to furniture, and not to the table or to an object."""
     site = domain.object_sites_dict.get(region)
-    return site is not None and site.parent_name in domain.fixtures_dict and bool(site.joints)
+    return site is not None and site.parent_name in domain.fixtures_dict
+
+
+def is_drawer(region: str, domain: Any) -> bool:
+    """Whether a region is inside a part of furniture that moves."""
+    return is_of_fixture(region, domain) and bool(domain.object_sites_dict[region].joints)
