@@ -61,6 +61,7 @@ class GraspPlan:
         carry_height: The same while carrying.
         hover_height: Height of the grip point above its grasp from which the hand descends vertically.
         lift_height: Rise of the hand before it carries.
+        retreat_height: Rise of the empty hand before it goes elsewhere.
         tilt: Rotation of the hand about the world's x from carrying on, rad; above 0 the hand points towards +y.
         turn: Rotation of the hand about the vertical from carrying on, rad.
         aside: Way over the table, [2], from below what stands in the way above the object; the hand comes in and goes
@@ -74,6 +75,7 @@ class GraspPlan:
     carry_height: float
     hover_height: float = 0.08
     lift_height: float = 0.12
+    retreat_height: float = 0.08
     tilt: float = 0.0
     turn: float = 0.0
     aside: tuple[float, float] = (0.0, 0.0)
@@ -157,7 +159,7 @@ class PickAndPlaceExpert:
             return over_target + (plan.release_height - OVERSHOOT_M) * UP, CLOSE
         if self.phase is Phase.RELEASE:
             return self._anchor, OPEN
-        return self._anchor + plan.hover_height * UP, OPEN
+        return self._anchor + plan.retreat_height * UP, OPEN
 
     def _creep(self, goal: np.ndarray, state: SceneState, floor: float) -> np.ndarray:
         """The goal, [3]; for a plan that goes aside, first straight below or above it, little higher than the floor."""

@@ -14,6 +14,9 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 SIDEWAYS = np.pi / 2  # rad: fingers open along x
+FINGER_M = 0.055  # from the grip to the middle of an open finger
+NEIGHBOUR_M = 0.05  # an object whose origin is nearer than this to a finger is in its way
+WIDEST_M = 0.035  # half of what the hand can take
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,7 @@ def grip_plan(domain: Any, name: str) -> dict[str, Any]:
     body = domain.get_object(name)
     grip = GRIPS.get(body.category_name)
     if grip is None:
-        x, y = half_widths(domain, body.contact_geoms)
-        grip = Grip(yaw=SIDEWAYS if x < y else 0.0)
+        grip = Grip(yaw=free_yaw(domain, name))
     if not grip.own_axes:
         return {"offset": grip.offset, "yaw": grip.yaw, "foot": grip.foot}
     wxyz = domain.object_states_dict[name].get_geom_state()["quat"]
@@ -58,6 +60,18 @@ def grip_plan(domain: Any, name: str) -> dict[str, Any]:
     yaw, turn = half_turn(heading + grip.yaw), half_turn(-heading)
     over = Rotation.from_euler("z", turn).apply(offset)  # once it is turned
     return {"offset": tuple(offset), "yaw": yaw, "turn": turn, "foot": grip.foot, "shift": tuple(-over[:2])}
+
+
+def free_yaw(domain: Any, name: str) -> float:
+    """The yaw at which fingers close on an object's narrow side, or on the other where a neighbour is in their way."""
+    widths = half_widths(domain, domain.get_object(name).contact_geoms)  # along x and y
+    yaw = SIDEWAYS if widths[0] < widths[1] else 0.0
+    places = {other: domain.sim.data.body_xpos[domain.obj_body_id[other]][:2] for other in domain.objects_dict}
+    here = places.pop(name)
+    finger = FINGER_M * np.array([np.sin(yaw), np.cos(yaw)])  # [2], from the grip
+    gaps = [np.linalg.norm(there - here - way) for there in places.values() for way in (finger, -finger)]
+    in_the_way = min(gaps, default=np.inf) < NEIGHBOUR_M
+    return SIDEWAYS - yaw if in_the_way and max(widths) < WIDEST_M else yaw
 
 
 def half_turn(angle: float) -> float:

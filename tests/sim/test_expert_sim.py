@@ -60,6 +60,24 @@ def test_solves_libero_goal(task_id: int):
         env.close()
 
 
+@pytest.mark.parametrize(
+    "task_id",
+    [
+        2,  # turn on the stove, and the moka pot on it
+        3,  # the bowl into the drawer, and close it
+        5,  # the book into the caddy
+    ],
+)
+def test_solves_libero_10(task_id: int):
+    env = LiberoEnv(suite="libero_10", task_id=task_id, max_steps=520)
+    try:
+        demonstration = record_demonstration(env, LiberoExpert(env), seed=3, noise_scales=(0.15,), render=False)
+        assert demonstration.outcome == "success"
+        assert demonstration.num_steps < 300
+    finally:
+        env.close()
+
+
 class Watched(LiberoExpert):
     """Writes down, at every step, whether it holds something and how high the object has risen."""
 
