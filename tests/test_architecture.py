@@ -78,7 +78,7 @@ HEAVY = {
     "matplotlib": ["training/plots.py"],
     "websockets": ["serving/server.py"],
     "msgpack": ["serving/server.py"],
-    "wandb": ["training/loggers.py"],
+    "wandb": ["training/wandb_logger.py"],
     "tensorflow_datasets": ["data"],
     "h5py": ["data/libero_hdf5.py", "demos/starts.py"],
     "pyarrow": ["data/lerobot_tables.py"],

@@ -10,7 +10,9 @@ from rsd.errors import SettingError
 from rsd.evaluation.report import report_tables, write_report
 from rsd.inputs import keep_inputs
 from rsd.record import sealed
-from rsd.training.loggers import CsvLogger, LoggerError, TensorBoardLogger, WandbLogger, group_of, inputs_of
+from rsd.training.lineage import inputs_of
+from rsd.training.loggers import CsvLogger, LoggerError, TensorBoardLogger
+from rsd.training.wandb_logger import WandbLogger, group_of
 from tests.evaluation.folders import make_run
 from tests.evaluation.policies import RaisingPolicy
 
@@ -27,8 +29,8 @@ def log_everything(logger, run_dir):
     logger.log_table("episodes", ["task_id", "success", "error"], [[0, True, None], [1, False, "E: x, y"]])
     logger.log_table("accept_counts", ["accepted", "proposals"], [[0, 3], [1, 5]])
     logger.log_files([run_dir / "plot.png", run_dir / "report.html", run_dir / "video.mp4"])
-    logger.log_artifact(checkpoint, kind="tokenizer")
-    logger.finalize("success")
+    logger.log_made({"kind": "tokenizer", "folder": str(checkpoint), "digest": "34cd" * 16}, [run_dir / "plot.png"])
+    logger.close()
 
 
 def test_csv_keeps_the_metrics_of_every_start(tmp_path):
@@ -134,7 +136,7 @@ def test_tensorboard_shows_figures_tables_and_plots(tmp_path):
     tags = events.Tags()
     assert [event.value for event in events.Scalars("success_rate")] == [0.5]
     assert set(tags["tensors"]) >= {"tables/episodes/text_summary", "tables/accept_counts/text_summary"}
-    assert tags["images"] == [f"{tmp_path.name}/plot"]
+    assert tags["images"] == ["plots/plot"]
 
 
 def test_missing_tensorboard_is_one_line(tmp_path, monkeypatch):
@@ -157,4 +159,4 @@ def test_a_job_of_a_sweep_is_grouped_by_its_folder(tmp_path):
 def test_what_a_run_reads_is_told_by_digest(tmp_path):
     assert inputs_of(tmp_path) == {}
     keep_inputs(tmp_path, {"data": {"path": "d", "digest": "12ab"}}, resumed=False)
-    assert inputs_of(tmp_path) == {"data": "12ab"}
+    assert inputs_of(tmp_path) == {"data": {"kind": "data", "path": "d", "digest": "12ab"}}
