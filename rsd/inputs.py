@@ -1,7 +1,7 @@
 """What a run reads, by content: inputs.json in its folder, written at the first start and held to at every other.
 
-    inputs.json    part ("data", "base", "tokenizer", …) → {kind, path, folder, digest, and of a data set what people look
-                   at}; the kind is what the content says it is, whatever part it plays
+    inputs.json    part ("data", "base", "tokenizer", …) → {kind, path, folder, digest, and of a data set what people
+                   look at}; the kind is what the content says it is, whatever part it plays
 
 Names say little: a published checkpoint is a link that the next training moves, and a data set can be collected anew.
 So a run is known by digests, wherever its parts lie now, and `resume=` refuses others. A hidden-state cache is made on

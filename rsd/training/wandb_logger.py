@@ -109,6 +109,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             tags=list(tags),
             settings=settings,
         )
+        del self._wandb_init["anonymous"]  # Lightning's, of which wandb warns
         if mode == "online" and is_first_process():
             self._begin_online()
 
@@ -223,16 +224,23 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         self._publish(artifact, read=False)
 
     @rank_zero_only
+    @or_csv
+    def finalize(self, status: str) -> None:
+        super().finalize(status)
+
+    @rank_zero_only
     def close(self) -> None:
         """Send what is left, for at most `timeout_s`; say what is not sent."""
         if self.instead is None:
             self._finish(self._experiment)
+        else:
+            self.instead.close()
 
     def give_up(self, error: BaseException) -> None:
         """Go on in csv, and say so."""
         print(
-            f"note: wandb has stopped ({type(error).__name__}: {' '.join(str(error).split())}); figures from here on are "
-            f"in {self._run_dir / 'csv'}. What came before is kept; send it: {self._sync_command()}",
+            f"note: wandb has stopped ({_told(error)}); figures from here on are in {self._run_dir / 'csv'}. What came "
+            f"before is kept; send it: {self._sync_command()}",
             flush=True,
         )
         self.instead = CsvLogger(run_dir=self._run_dir)
@@ -249,7 +257,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         return artifact
 
     def _publish(self, artifact: Any, *, read: bool) -> None:
-        """Hand an artifact over; wandb's own log_artifact asks the server first, and use_artifact is refused offline."""
+        """Hand an artifact over at once: wandb's log_artifact asks the server first, use_artifact needs one."""
         run = self.experiment
         if self._wandb_init["mode"] == "disabled":
             return
@@ -266,18 +274,21 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             run.finish()
         except Exception as error:  # noqa: BLE001  of whatever kind, see or_csv
             print(
-                f"note: wandb could not send everything ({type(error).__name__}: {' '.join(str(error).split())}; "
-                f"logger.timeout_s={self._timeout_s:g}); it is kept. Send it: {self._sync_command(run)}",
+                f"note: wandb could not send everything within logger.timeout_s={self._timeout_s:g} ({_told(error)}); "
+                f"it is kept. Send it: {self._sync_command(run)}",
                 flush=True,
             )
             forget()
-        self._experiment = None
 
     def _sync_command(self, run: Any = None) -> str:
         """The command that sends a run later."""
         run = run or self._experiment
         folder = run.settings.sync_dir if run is not None else self._run_dir / "wandb" / "offline-run-*"
         return f"wandb sync {folder}"
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
 
 
 def forget() -> None:

@@ -1,10 +1,13 @@
-"""Both loggers take the same calls; the csv one overwrites nothing; the offline wandb one really writes a run."""
+"""All loggers take the same calls and figures; the csv one overwrites nothing; the offline wandb one writes a run."""
 
 import csv
 import json
 
 import pytest
+import torch
 from PIL import Image
+from pytorch_lightning import LightningModule, Trainer
+from torch.utils.data import DataLoader
 
 from rsd.errors import SettingError
 from rsd.evaluation.report import report_tables, write_report
@@ -15,6 +18,7 @@ from rsd.training.loggers import CsvLogger, LoggerError, TensorBoardLogger
 from rsd.training.wandb_logger import WandbLogger, group_of
 from tests.evaluation.folders import make_run
 from tests.evaluation.policies import RaisingPolicy
+from tests.training.wandb_files import figures
 
 
 def log_everything(logger, run_dir):
@@ -66,6 +70,7 @@ def test_wandb_offline_writes_a_run_without_an_account(tmp_path, monkeypatch):
         assert name in content
     media = run / "files" / "media"
     assert {path.suffix for path in media.rglob("*.*")} == {".png", ".html", ".mp4", ".json"}
+    assert {path.parent.name for path in media.rglob("*.*")} == {"plots", "reports", "videos", "tables"}
     (table,) = media.rglob("episodes_*.table.json")
     assert json.loads(table.read_text())["data"] == [[0, True, None], [1, False, "E: x, y"]]
     assert content.count(b"wandb/bar/v0") == 1  # of accept_counts only
@@ -126,13 +131,62 @@ def test_missing_wandb_is_one_line(tmp_path, monkeypatch):
         WandbLogger(run_dir=tmp_path, project="rsd", mode="offline")
 
 
-def test_tensorboard_shows_figures_tables_and_plots(tmp_path):
-    pytest.importorskip("tensorboard")
+class _Trained(LightningModule):
+    """Two steps, with figures of training and of validation."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch, _):
+        self.log("train/mse", self.weight.square().sum(), prog_bar=True)
+        return (self.weight - batch).square().mean()
+
+    def validation_step(self, batch, _):
+        self.log("val/mse/1", 0.5)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_all_loggers_get_the_same_figures_under_the_same_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    loggers = [CsvLogger(run_dir=tmp_path), WandbLogger(run_dir=tmp_path, project="rsd", mode="offline")]
+    try:
+        loggers.append(TensorBoardLogger(run_dir=tmp_path))
+    except LoggerError:  # not installed
+        pass
+    rows = DataLoader(torch.ones(4, 1), batch_size=2)
+    trainer = Trainer(
+        accelerator="cpu", max_steps=2, logger=loggers, log_every_n_steps=1, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(_Trained(), rows, rows)
+    for logger in loggers:
+        logger.log_hyperparams({"seed": 1})
+        logger.log_metrics({"success_rate": 0.5})
+        logger.close()
+    names = {"epoch", "train/mse", "val/mse/1", "success_rate"}
+    with open(tmp_path / "csv" / "version_0" / "metrics.csv") as file:
+        assert set(next(csv.reader(file))) == names | {"step"}
+    own = {"trainer/global_step", "_step", "_runtime", "_timestamp"}
+    assert figures(tmp_path / "wandb") == names | own
+    if len(loggers) == 3:
+        assert set(_events(tmp_path).Tags()["scalars"]) == names
+
+
+def _events(run_dir):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log_everything(TensorBoardLogger(run_dir=tmp_path), tmp_path)
-    events = EventAccumulator(str(tmp_path / "tensorboard" / "version_0"))
+    events = EventAccumulator(str(run_dir / "tensorboard" / "version_0"))
     events.Reload()
+    return events
+
+
+def test_tensorboard_shows_figures_tables_and_plots(tmp_path):
+    pytest.importorskip("tensorboard")
+    log_everything(TensorBoardLogger(run_dir=tmp_path), tmp_path)
+    events = _events(tmp_path)
     tags = events.Tags()
     assert [event.value for event in events.Scalars("success_rate")] == [0.5]
     assert set(tags["tensors"]) >= {"tables/episodes/text_summary", "tables/accept_counts/text_summary"}
