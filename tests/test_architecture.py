@@ -79,6 +79,7 @@ HEAVY = {
     "websockets": ["serving/server.py"],
     "msgpack": ["serving/server.py"],
     "wandb": ["training/wandb_logger.py"],
+    "trackio": ["training/trackio_logger.py"],
     "tensorflow_datasets": ["data"],
     "h5py": ["data/libero_hdf5.py", "demos/starts.py"],
     "pyarrow": ["data/lerobot_tables.py"],

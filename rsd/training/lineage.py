@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rsd.record import unsealed
+from rsd.runs import is_job_of_sweep
 
 SHOWN = 12  # hex digits of a digest, in names
 NEVER_SENT = ("data", "cache", "evaluation")  # kinds whose folder is no checkpoint
@@ -25,6 +26,16 @@ def inputs_of(run_dir: Path) -> dict[str, dict[str, Any]]:
     path = run_dir / "inputs.json"
     parts: dict[str, dict[str, Any]] = unsealed(json.loads(path.read_text())) if path.is_file() else {}
     return {part: {"kind": part.split()[0], **content} for part, content in parts.items()}
+
+
+def digests_of(run_dir: Path) -> dict[str, str | None]:
+    """Digest of each part that a run reads."""
+    return {part: content["digest"] for part, content in inputs_of(run_dir).items()}
+
+
+def group_of(run_dir: Path) -> str | None:
+    """Name of the sweep's folder, for a job of a sweep."""
+    return run_dir.resolve().parent.name if is_job_of_sweep(run_dir) else None
 
 
 def artifact_name(content: Mapping[str, Any]) -> str:

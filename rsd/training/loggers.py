@@ -1,4 +1,4 @@
-"""Where figures go: files by default, TensorBoard here or Weights & Biases (rsd/training/wandb_logger.py) on request.
+"""Where figures go: files by default, TensorBoard on request; wandb_logger.py and trackio_logger.py are beside it.
 
 All take the same figures under the same names, and tables, plots and videos too; what one cannot show stays in the run
 folder. Whoever uses one calls `close` once nothing more will come: Lightning's `finalize` comes after every fit.
@@ -80,10 +80,7 @@ class TensorBoardLogger(pytorch_lightning.loggers.TensorBoardLogger):
         Raises:
             ValueError: a row has another number of cells than there are columns.
         """
-        check_table(name, columns, rows)
-        lines = [columns, ["---"] * len(columns), *(["" if cell is None else cell for cell in row] for row in rows)]
-        text = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-        self.experiment.add_text(f"tables/{name}", text)
+        self.experiment.add_text(f"tables/{name}", table_text(name, columns, rows))
 
     def log_files(self, files: Sequence[Path]) -> None:
         """Show plots (png)."""
@@ -116,6 +113,17 @@ def shown_as(file: Path) -> str:
     if file.suffix not in SECTIONS:
         raise ValueError(f"{file} cannot be shown; expected .png, .mp4 or .html")
     return f"{SECTIONS[file.suffix]}/{file.stem}"
+
+
+def table_text(name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown.
+
+    Raises:
+        ValueError: see `check_table`.
+    """
+    check_table(name, columns, rows)
+    lines = [columns, ["---"] * len(columns), *(["" if cell is None else cell for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def check_table(name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -19,9 +19,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from rsd.errors import SettingError
 from rsd.processes import is_first_process, say
-from rsd.runs import is_job_of_sweep
 from rsd.settings import Positive, Text, checked
-from rsd.training.lineage import NEVER_SENT, artifact_name, inputs_of, reference
+from rsd.training.lineage import NEVER_SENT, artifact_name, digests_of, group_of, inputs_of, reference
 from rsd.training.loggers import CsvLogger, LoggerError, check_table, shown_as
 
 MODES = ("offline", "online", "disabled")
@@ -143,10 +142,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
     @or_csv
     def log_hyperparams(self, params: Any) -> None:
         """Keep the resolved config, and what the run reads with its digests, as `inputs`."""
-        inputs = inputs_of(self._run_dir)
-        digests = {part: content["digest"] for part, content in inputs.items()}
-        super().log_hyperparams({**params, "inputs": digests})
-        for content in inputs.values():
+        super().log_hyperparams({**params, "inputs": digests_of(self._run_dir)})
+        for content in inputs_of(self._run_dir).values():
             if content["digest"] is not None:
                 self._publish(self._named(content), read=True)
 
@@ -300,11 +297,6 @@ def forget() -> None:
     except Exception:  # noqa: BLE001  there is nobody to say goodbye to, which is what was to be done
         pass
     wandb.run = None
-
-
-def group_of(run_dir: Path) -> str | None:
-    """Name of the sweep's folder, for a job of a sweep."""
-    return run_dir.resolve().parent.name if is_job_of_sweep(run_dir) else None
 
 
 def why_unreachable(url: str) -> str | None:

@@ -13,9 +13,10 @@ from rsd.errors import SettingError
 from rsd.evaluation.report import report_tables, write_report
 from rsd.inputs import keep_inputs
 from rsd.record import sealed
-from rsd.training.lineage import inputs_of
+from rsd.training.lineage import group_of, inputs_of
 from rsd.training.loggers import CsvLogger, LoggerError, TensorBoardLogger
-from rsd.training.wandb_logger import WandbLogger, group_of
+from rsd.training.trackio_logger import TrackioLogger
+from rsd.training.wandb_logger import WandbLogger
 from tests.evaluation.folders import make_run
 from tests.evaluation.policies import RaisingPolicy
 from tests.training.wandb_files import figures
@@ -197,6 +198,29 @@ def test_missing_tensorboard_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("pytorch_lightning.loggers.TensorBoardLogger.__init__", _not_installed)
     with pytest.raises(LoggerError, match=r"logger=tensorboard needs tensorboard; pip install .* set logger=csv"):
         TensorBoardLogger(run_dir=tmp_path)
+
+
+def test_trackio_keeps_all_runs_in_one_file(tmp_path, monkeypatch):
+    pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # else the logger would set it for all tests
+    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "trackio")
+    monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "trackio")
+    log_everything(TrackioLogger(run_dir=tmp_path / "run", project="rsd", folder=str(tmp_path)), tmp_path)
+    assert SQLiteStorage.get_runs("rsd") == ["run"]
+    (figure,) = [row["success_rate"] for row in SQLiteStorage.get_logs("rsd", "run") if "success_rate" in row]
+    assert figure == 0.5
+    assert SQLiteStorage.get_run_config("rsd", "run")["seed"] == 1
+
+
+def test_missing_trackio_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "trackio", None)
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    with pytest.raises(
+        LoggerError, match=r"logger=trackio needs trackio .*pip install 'rsd\[trackio\]', or set logger"
+    ):
+        TrackioLogger(run_dir=tmp_path, project="rsd", folder=str(tmp_path))
 
 
 def _not_installed(*_, **__):
