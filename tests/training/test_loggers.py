@@ -1,6 +1,7 @@
 """All loggers take the same calls and figures; the csv one overwrites nothing; the offline wandb one writes a run."""
 
 import csv
+import hashlib
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from rsd.errors import SettingError
-from rsd.evaluation.report import report_tables, write_report
+from rsd.evaluation.report import log_results, report_tables, write_report
 from rsd.inputs import keep_inputs
 from rsd.record import sealed
 from rsd.training.lineage import group_of, inputs_of
@@ -19,7 +20,7 @@ from rsd.training.trackio_logger import TrackioLogger
 from rsd.training.wandb_logger import WandbLogger
 from tests.evaluation.folders import make_run
 from tests.evaluation.policies import RaisingPolicy
-from tests.training.wandb_files import figures
+from tests.training.wandb_files import artifacts, figures
 
 
 def log_everything(logger, run_dir):
@@ -79,7 +80,6 @@ def test_wandb_offline_writes_a_run_without_an_account(tmp_path, monkeypatch):
 
 def test_all_tables_of_an_evaluation_go_to_both_loggers(tmp_path, monkeypatch):
     """Its cells are of mixed types: None beside numbers, texts and truth values."""
-    import wandb
 
     monkeypatch.setenv("WANDB_SILENT", "true")
     make_run(tmp_path, RaisingPolicy())
@@ -87,8 +87,11 @@ def test_all_tables_of_an_evaluation_go_to_both_loggers(tmp_path, monkeypatch):
     for logger in (CsvLogger(run_dir=tmp_path), WandbLogger(run_dir=tmp_path, project="rsd", mode="offline")):
         for name, columns, rows in tables:
             logger.log_table(name, columns, rows)
-        logger.finalize("success")
-    wandb.finish()
+        log_results(logger, tmp_path)
+    (name, named), (files, sent) = sorted(artifacts(tmp_path / "wandb").items())
+    digest = hashlib.sha256((tmp_path / "results.jsonl").read_bytes()).hexdigest()
+    assert (name, files) == (f"evaluation-{digest[:12]}", f"evaluation-{digest[:12]}-files")
+    assert (named, sent) == ([("evaluation", False)], [("evaluation-files", False)])
     names = {name for name, _, _ in tables}
     assert names >= {"tasks", "episodes", "latency_ms", "accept_counts", "time_s"}
     assert {path.stem for path in (tmp_path / "csv" / "version_0").glob("*.csv")} == names
