@@ -29,9 +29,7 @@ def main(cfg: DictConfig) -> None:
 
     require_one(cfg)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    write(run_dir / INPUTS_FILE, contents(cfg.reads))
     logger = instantiate(cfg.logger)(run_dir=run_dir)
-    logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     started = time.monotonic()
     try:
         cache = instantiate(cfg.cache)()
@@ -39,6 +37,11 @@ def main(cfg: DictConfig) -> None:
         print("\ninterrupted; finished shards are kept: the same command goes on from there", file=sys.stderr)
         sys.exit(130)
     seconds = time.monotonic() - started
+    scorer = OmegaConf.select(cfg, "visual_tokens.checkpoint")
+    reads = {"data": cfg.cache.dataset.dataset_dir, "base": cfg.model.backbone.checkpoint, "visual_tokens": scorer}
+    write(run_dir / INPUTS_FILE, contents(reads))
+    groups = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("data", "model", "visual_tokens")}
+    logger.log_hyperparams({**groups, "chunk": cfg.chunk, "layers": list(cache.points)})
     logger.log_metrics({"frames": len(cache), "gigabytes": cache.num_bytes / GIGABYTE, "seconds": seconds})
     for content in cache.contents():
         logger.log_made(content)
