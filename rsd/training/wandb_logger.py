@@ -250,7 +250,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
 
         artifact = wandb.Artifact(name=artifact_name(content), type=content["kind"], metadata=dict(content))
         digest = reference(content)
-        artifact.manifest.add_entry(ArtifactManifestEntry(path="content", ref=digest, digest=digest))
+        entry: Any = {"path": "content", "ref": digest, "digest": digest}  # wandb has types of its own for these texts
+        artifact.manifest.add_entry(ArtifactManifestEntry(**entry))
         return artifact
 
     def _publish(self, artifact: Any, *, read: bool) -> None:
