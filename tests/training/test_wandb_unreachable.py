@@ -151,7 +151,9 @@ def test_a_training_goes_on_when_wandb_is_killed_in_the_middle(tmp_path):
     write_dataset(tmp_path / "data", [20, 18])
     process = train(tmp_path, "phase.max_steps=400", "logger.mode=offline")
     kept = tmp_path / "run" / "wandb"
-    while not (process.poll() is not None or (list(kept.rglob("run-*.wandb")) and "train/mse" in figures(kept))):
+    while not (
+        process.poll() is not None or (list(kept.rglob("run-*.wandb")) and "train/mse" in figures(kept, wait_s=0))
+    ):
         time.sleep(0.3)
     for core in core_of(process.pid):
         os.kill(core, signal.SIGKILL)
