@@ -139,7 +139,7 @@ KEYS: dict[str, Any] = {
     **{name: Made | None for name in ("ablation", "stopping", "hidden_states")},
     **{name: Made for name in ("logger", "trainer", "plan", "cache", "reader", "recipe", "composed")},
     "check": Made | None,
-    "logger.project": Text,
+    **dict.fromkeys(("logger.project", "job_type"), Text),
     **{f"paths.{name}": Text for name in ("root", "data", "cache", "checkpoints", "runs")},
     **{f"paths.{name}": Text for name in ("base", "tokenizer", "head", "draft", "correction", "scorer")},
     **{f"data.{name}": Text for name in ("suite", "unnorm_key", "root", "version")},
