@@ -77,7 +77,7 @@ HEAVY = {
     "hydra": ["commands"],
     "matplotlib": ["training/plots.py"],
     "websockets": ["serving/server.py"],
-    "msgpack": ["serving/server.py"],
+    "msgpack": ["serving/encoding.py", "serving/server.py"],
     "wandb": ["training/loggers.py"],
     "tensorflow_datasets": ["data"],
     "h5py": ["data/libero_hdf5.py", "demos/starts.py"],

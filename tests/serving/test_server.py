@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from rsd.serving.access import Access
+from rsd.serving.batching import Batched
 from rsd.serving.messages import decode_array
 from rsd.serving.server import ServingError, serve
 from rsd.serving.session import Session
@@ -38,7 +39,8 @@ def serving(policy, access=None):
     started = queue.Queue()
 
     async def main():
-        make_session = partial(Session, policy, reader=READER, seed=7, about={"model_server": "rsd"})
+        shared = Batched(policy, max_batch=8)
+        make_session = partial(Session, shared, reader=READER, seed=7, about={"model_server": "rsd"})
         task = asyncio.create_task(
             serve(
                 make_session,
