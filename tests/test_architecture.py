@@ -58,7 +58,7 @@ ALLOWED = {
     # looks into a policy on frames of a data set
     "diagnosis": {"types", "space", "finding", "data", "models", "stages", "policy", "evaluation"},
     "comparison": {"types", "work", "runs", "evaluation"},
-    "serving": {"types", "clock", "queue", "evaluation"},
+    "serving": {"types", "clock", "queue", "evaluation", "space"},
     # what the entry points have in common
     "commands": {
         "types", "space", "points", "locks", "runs", "inputs", "processes", "silence", "checkpoint", "clock", "stages",
@@ -78,6 +78,8 @@ HEAVY = {
     "matplotlib": ["training/plots.py"],
     "websockets": ["serving/server.py"],
     "msgpack": ["serving/encoding.py", "serving/server.py"],
+    "fastapi": ["serving/rest.py"],
+    "uvicorn": ["serving/rest.py"],
     "wandb": ["training/loggers.py"],
     "tensorflow_datasets": ["data"],
     "h5py": ["data/libero_hdf5.py", "demos/starts.py"],

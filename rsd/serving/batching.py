@@ -49,7 +49,9 @@ class Batched:
 
     def check_instructions(self, instructions: Sequence[str], where: Mapping[str, str] | None = None) -> None:
         """See `rsd.types.ReadsInstructions`; a policy that reads none understands all."""
-        if isinstance(self._policy, ReadsInstructions) and (new := [one for one in instructions if one not in self._known]):
+        if isinstance(self._policy, ReadsInstructions) and (
+            new := [one for one in instructions if one not in self._known]
+        ):
             self._thread.submit(self._policy.check_instructions, new, where).result()
             self._known.extend(new)
 

@@ -71,9 +71,7 @@ class Episode:
         limits: Of what is executed, see `Queue`.
     """
 
-    def __init__(
-        self, policy: Policy, *, seed: int, clock: Clock, limits: tuple[float, float] = LIMITS
-    ) -> None:
+    def __init__(self, policy: Policy, *, seed: int, clock: Clock, limits: tuple[float, float] = LIMITS) -> None:
         self._policy = policy
         self.queue = Queue(policy, seed=seed, clock=clock, limits=limits)
         self._seen: dict[int, float] = {}  # step → when its picture came

@@ -148,8 +148,9 @@ async def serve(
         headers = request.headers
         refused = admitted.refusal(request.path, headers.get_all("Origin"), headers.get_all("Authorization"))
         if refused is None and len(clients) >= allowed.sessions:
-            refused = HTTPStatus.SERVICE_UNAVAILABLE, (
-                f"{len(clients)} clients are connected, as many as there may be (limits.sessions); try again later"
+            refused = (
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                (f"{len(clients)} clients are connected, as many as there may be (limits.sessions); try again later"),
             )
         if refused is None:
             return None
