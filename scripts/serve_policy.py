@@ -1,8 +1,8 @@
 """A policy as a server: python scripts/serve_policy.py policy=released [protocol=rest] [port=8000]
 
-Over a websocket for vla-evaluation-harness, or over HTTP for clients of OpenVLA's servers and `rsd.Client`. Serves until
-Ctrl-C, or SIGTERM, which lets it answer what it has begun. What is served (configuration choices, versions, the policy's
-contract) is told to every client that asks, so the harness's result files name it.
+Over a websocket for vla-evaluation-harness, or over HTTP for clients of OpenVLA's servers and `rsd.Client`. Serves
+until Ctrl-C, or SIGTERM, which lets it answer what it has begun. What is served (configuration choices, versions, the
+policy's contract) is told to every client that asks, so the harness's result files name it.
 
 What surprises first: `protocol` is a group of Hydra's here, of evaluation protocols. So protocol=rest is read as the
 setting `wire`.

@@ -130,6 +130,7 @@ class Client:
         }
         self._connection: http.client.HTTPConnection | None = None
         self._session: str | None = None
+        self._abandoned: list[str] = []  # sessions to be ended when the server answers again
         self._needs_observation = True
         self._seed: int | None = None
         self._step = 0
@@ -145,7 +146,10 @@ class Client:
         Raises:
             WrongPolicyError: it is something else; the message has every difference.
         """
-        info = self._call("GET", "/info", None, self._patience())
+        return self._hello(self._patience())
+
+    def _hello(self, until: float) -> dict[str, Any]:
+        info = self._call("GET", "/info", None, until)
         found = {
             "policy_hash": info.get("policy_hash"),
             "space_digest": info.get("space_digest"),
@@ -208,11 +212,12 @@ class Client:
             log.warning("the session was lost and is begun anew from what is seen now: %s", error)
             self._forget()
             self.num_resumed += 1
-            self.hello()
+            self._hello(until)
             self._begin(until)
             answer = self._ask(observation, until)
         action, age_s = self._read(answer)
         if age_s > self._max_age_s:
+            self._abandoned += [] if self._session is None else [self._session]
             self._forget()
             raise StaleActionError(
                 f"the action of step {self.last['step']} came of a picture from {age_s:.3g} s ago, more than "
@@ -223,8 +228,7 @@ class Client:
     def end(self) -> None:
         """End the episode, if there is one; a server that does not answer ends it by itself."""
         if self._session is not None:
-            with contextlib.suppress(ClientError):
-                self._call("DELETE", f"/sessions/{self._session}", None, time.monotonic() + self._timeout_s, tries=1)
+            self._end(self._session, time.monotonic() + self._timeout_s)
         self._forget()
 
     def close(self) -> None:
@@ -248,15 +252,21 @@ class Client:
     def _forget(self) -> None:
         self._session, self._needs_observation, self._step, self._sent_at = None, True, 0, {}
 
+    def _end(self, session: str, until: float) -> None:
+        with contextlib.suppress(ClientError):
+            self._call("DELETE", f"/sessions/{session}", None, until, tries=1)
+
     def _begin(self, until: float) -> None:
         answer = self._call("POST", "/sessions", {} if self._seed is None else {"seed": self._seed}, until)
         same = all(answer.get(name) == self.info.get(name) for name in ("policy_hash", "space_digest"))
         if not same:
-            self.hello()  # raises where something else was asked for
+            self._hello(until)  # raises where something else was asked for
         if not isinstance(answer.get("session"), str):
             raise ClientError(f"{self.url} began a session without a name: {str(answer)[:200]}")
         self._forget()
         self._session = answer["session"]
+        while self._abandoned:
+            self._end(self._abandoned.pop(), until)
 
     def _ask(self, observation: Observation | None, until: float) -> Mapping[str, Any]:
         request: dict[str, Any] = {"session": self._session, "step": self._step}
@@ -318,8 +328,8 @@ class Client:
                 pause = min(2 * pause, LONGEST_PAUSE_S)
         waited = time.monotonic() - start
         raise UnreachableError(
-            f"{self.url} gave no answer to {method} {path[:20]} in {tried} tries and {waited:.3g} s: {last}; see that it "
-            "runs, or raise timeout_s or retries"
+            f"{self.url} gave no answer to {method} {path[:20]} in {tried} tries and {waited:.3g} s: {last}; see that "
+            "it runs, or raise timeout_s or retries"
         )
 
     def _try(self, method: str, path: str, content: bytes | None, timeout_s: float) -> tuple[int, bytes]:

@@ -78,10 +78,11 @@ class Dialects:
         """
         self._check_key(payload)
         instruction = part(payload, "instruction", str, "the request")
+        checked_instruction(instruction, "instruction", self.max_instruction)
         return Observation(
             images=self._images(payload, dialect),
             proprio=self._proprio(payload),
-            instruction=checked_instruction(instruction, "instruction", self.max_instruction),
+            instruction=instruction,
         )
 
     def standard(self, chunk: Chunk) -> np.ndarray:
@@ -158,6 +159,7 @@ class Dialects:
             value = decode_array(part(payload, name, dict, "the request"), name)
         if value.shape != (self.proprio_dim,) or value.dtype.kind not in "iuf" or not np.isfinite(value).all():
             raise MessageError(
-                f"{name} is {value.dtype} {list(value.shape)}: {in_short(value)}; expected [{self.proprio_dim}] finite numbers"
+                f"{name} is {value.dtype} {list(value.shape)}: {in_short(value)}; expected [{self.proprio_dim}] finite "
+                "numbers"
             )
         return value.astype(np.float64)
