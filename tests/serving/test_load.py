@@ -1,7 +1,7 @@
 """Many robots on one server of the released policy: each gets its own actions, and goes on after a crash of the server.
 
-pytest tests/serving/test_load.py -m long -s          # 64 clients for 60 s; prints one JSON line
-pytest tests/serving/test_load.py -m slow -s          # 8 clients for 5 s
+pytest tests/serving/test_load.py -m long -s   # 64 clients for 60 s, and until each had 16 answers; prints a JSON line
+pytest tests/serving/test_load.py -m slow -s   # 8 clients for 5 s
 """
 
 import json
@@ -45,8 +45,7 @@ def observations(client: int) -> list[Observation]:
 def expected(num_clients: int) -> np.ndarray:
     """What the policy says of them one by one, as a queue executes it, [clients, observations, T, A]."""
     policy = rsd.load(ROOT / "released")
-    if hasattr(policy.base, "text"):
-        policy.check_instructions([INSTRUCTION])
+    policy.check_instructions([INSTRUCTION])
     return np.stack(
         [
             [np.clip(policy.predict([Request(seen, 0)])[0].actions, -1, 1) for seen in observations(client)]
@@ -127,7 +126,7 @@ def test_many_robots_on_the_released_policy(tmp_path, num_clients, seconds):
         for robot in robots:
             robot.start()
         memory = []
-        for _ in range(seconds):
+        while len(memory) < seconds or (min(robot.num_steps for robot in robots) < 16 and len(memory) < 600):
             time.sleep(1)
             memory.append(memory_mb(process))
         counted = [list(robot.times_ms) for robot in robots]
@@ -148,7 +147,7 @@ def test_many_robots_on_the_released_policy(tmp_path, num_clients, seconds):
     asked, taken = ([ms for one in counted for needs, ms in one if needs is kind] for kind in (True, False))
     record = {
         "clients": num_clients,
-        "seconds": seconds,
+        "seconds": len(memory),
         "answers": len(asked) + len(taken),
         "chunks": len(asked),
         "smallest_gap": round(float(gaps.min()), 4),
@@ -162,7 +161,7 @@ def test_many_robots_on_the_released_policy(tmp_path, num_clients, seconds):
     assert [one for robot in robots for one in robot.wrong] == []  # nothing was mixed
     assert all(robot.num_resumed >= 1 for robot in robots)
     assert all(more >= less + 16 for more, less in zip(after, before, strict=True))
-    assert min(map(len, counted)) > 0
+    assert min(map(len, counted)) >= 16
     assert memory[-1] < FLAT * memory[len(memory) // 3]
 
 
