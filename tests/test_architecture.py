@@ -79,6 +79,7 @@ HEAVY = {
     "websockets": ["serving/server.py"],
     "msgpack": ["serving/encoding.py", "serving/server.py"],
     "fastapi": ["serving/rest.py"],
+    "starlette": ["serving/rest.py"],
     "uvicorn": ["serving/rest.py"],
     "wandb": ["training/loggers.py"],
     "tensorflow_datasets": ["data"],

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, Request, Response
+from starlette.requests import ClientDisconnect
 
 from rsd.clock import Clock
 from rsd.errors import RSDError
@@ -251,6 +252,9 @@ def make_app(service: Service, access: Access) -> FastAPI:
             return _error(status, error, kind)
         except RSDError as error:
             return _error(_status(error), error, kind)
+        except ClientDisconnect:
+            log.warning("a client left before its request was here")
+            return Response(status_code=HTTPStatus.BAD_REQUEST)  # for nobody
 
     async def health(request: Request) -> Response:
         return Response("ok\n", media_type="text/plain")

@@ -167,6 +167,8 @@ async def serve(
 
         clients.add(connection)
         try:
+            if len(clients) > allowed.sessions:  # of those whose handshakes were under way together
+                await connection.close(TRY_LATER, "as many clients are connected as there may be; try again later")
             while not ending.is_set():
                 async with asyncio.timeout(allowed.idle_s):
                     data = await _receive(connection)

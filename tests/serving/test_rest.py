@@ -339,6 +339,15 @@ def test_a_body_that_does_not_come_is_waited_for_a_while_only(monkeypatch):
             assert b"did not come within 0.05 s" in client.recv(4096)
 
 
+def test_a_client_that_leaves_in_the_middle_of_a_body_is_no_failure(caplog):
+    with rest_server(TellingPolicy()) as (address, _):
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+        waits_for(lambda: "a client left before its request was here" in caplog.text)
+        assert post(address, own()).status_code == 200 and "Traceback" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("token", "headers", "status"),
     [
