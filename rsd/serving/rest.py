@@ -53,7 +53,8 @@ MSGPACK_TYPES = (MSGPACK, "application/x-msgpack", "application/vnd.msgpack")
 BODY_S = 30.0  # that a body may take to come
 MAX_SEED = 2**63 - 1
 HEADER = "X-RSD-"
-UNITS = {  # by gripper rule and action dims of a Space: LIBERO's and WidowX's, see conf/robot
+# By gripper rule and action dims of a Space: LIBERO's and WidowX's, see conf/robot
+UNITS: dict[tuple[str, int], dict[str, tuple[str, ...]]] = {
     (LIBERO_GRIPPER, 7): {
         "action": ("0.05 m",) * 3 + ("0.5 rad",) * 3 + ("gripper",),
         "proprio": ("m",) * 3 + ("rad",) * 3 + ("m",) * 2,
