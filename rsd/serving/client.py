@@ -204,14 +204,13 @@ class Client:
         except RefusedError as error:
             if error.status != NOT_FOUND or error.name != "UnknownSessionError":
                 raise
+            log.warning("the session was lost and is begun anew from what is seen next: %s", error)
+            self._forget()
+            self.num_resumed += 1
             if observation is None:
-                self._forget()
                 raise ClientError(
                     f"the session is lost, and its actions with it; act with what is seen now ({error})"
                 ) from error
-            log.warning("the session was lost and is begun anew from what is seen now: %s", error)
-            self._forget()
-            self.num_resumed += 1
             self._hello(until)
             self._begin(until)
             answer = self._ask(observation, until)

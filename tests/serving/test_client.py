@@ -96,7 +96,7 @@ def test_a_server_that_was_started_again_goes_on_with_what_is_seen_now(caplog):
         with pytest.raises(ClientError, match="the session is lost, and its actions with it"):
             robot.act(None)
         robot._session = "forgotten"
-        assert told(robot.act(seen(30))) == [0, 30] and robot.num_resumed == 1
+        assert told(robot.act(seen(30))) == [0, 30] and robot.num_resumed == 2
         assert "the session was lost" in caplog.text
     with rest_server(TellingPolicy(), port=port, identity=IDENTITY | {"policy_hash": "ef" * 32}):
         with pytest.raises(WrongPolicyError, match=f"policy_hash is {'ef' * 32}, asked for was {'ab' * 32}"):
