@@ -58,7 +58,7 @@ ALLOWED = {
     # looks into a policy on frames of a data set
     "diagnosis": {"types", "space", "finding", "data", "models", "stages", "policy", "evaluation"},
     "comparison": {"types", "work", "runs", "evaluation"},
-    "serving": {"types", "clock", "queue", "evaluation"},
+    "serving": {"types", "clock", "queue", "evaluation", "space"},
     "selfcheck": {"types", "tokenizer", "stages", "decoding", "models", "policy"},
     # what the entry points have in common
     "commands": {
@@ -78,7 +78,11 @@ HEAVY = {
     "hydra": ["commands"],
     "matplotlib": ["training/plots.py"],
     "websockets": ["serving/server.py"],
-    "msgpack": ["serving/server.py"],
+    "msgpack": ["serving/encoding.py", "serving/server.py"],
+    "fastapi": ["serving/rest.py"],
+    "starlette": ["serving/rest.py"],
+    "uvicorn": ["serving/rest.py"],
+    "wandb": ["training/loggers.py"],
     "wandb": ["training/wandb_logger.py"],
     "trackio": ["training/trackio_logger.py"],
     "tensorflow_datasets": ["data"],
