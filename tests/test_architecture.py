@@ -82,7 +82,6 @@ HEAVY = {
     "fastapi": ["serving/rest.py"],
     "starlette": ["serving/rest.py"],
     "uvicorn": ["serving/rest.py"],
-    "wandb": ["training/loggers.py"],
     "wandb": ["training/wandb_logger.py"],
     "trackio": ["training/trackio_logger.py"],
     "tensorflow_datasets": ["data"],
