@@ -18,7 +18,7 @@ from rsd.demos.hand import fingers_open, hand_pose
 APART = {"flat_stove_1_cook_region": (0.05, 0.0)}  # target of two objects: way from the first to the middle, [2], m
 ON_PLAN = {"release_height": 0.02, "carry_height": 0.12}  # target: the origin of the object to put it on
 IN_PLAN = {"release_height": 0.05, "carry_height": 0.20, "retreat_height": 0.20}  # target: centre of a region; a basket
-PLACES = {  # targets whose origin is not where the object will stand, or that are high
+PLACES: dict[str, dict[str, Any]] = {  # targets whose origin is not where the object will stand, or that are high
     "akita_black_bowl_1": {"release_height": 0.055, "carry_height": 0.12},  # let go at the rim, not pressed into it
     "flat_stove_1_cook_region": {"release_height": 0.035, "carry_height": 0.12},  # the burner is 2.6 cm above it
     "wooden_cabinet_1_top_side": {"release_height": 0.015, "carry_height": 0.05, "lift_height": 0.26},
