@@ -16,7 +16,10 @@ from rsd.demos.grips import grip_plan
 from rsd.demos.hand import fingers_open, hand_pose
 
 APART = {"flat_stove_1_cook_region": (0.05, 0.0)}  # target of two objects: way from the first to the middle, [2], m
-ON_PLAN = {"release_height": 0.02, "carry_height": 0.12}  # target: the origin of the object to put it on
+ON_PLAN: dict[str, Any] = {
+    "release_height": 0.02,
+    "carry_height": 0.12,
+}  # target: origin of the object below
 IN_PLAN = {"release_height": 0.05, "carry_height": 0.20, "retreat_height": 0.20}  # target: centre of a region; a basket
 PLACES: dict[str, dict[str, Any]] = {  # targets whose origin is not where the object will stand, or that are high
     "akita_black_bowl_1": {"release_height": 0.055, "carry_height": 0.12},  # let go at the rim, not pressed into it
@@ -32,8 +35,9 @@ PLACES: dict[str, dict[str, Any]] = {  # targets whose origin is not where the o
         "lift_height": 0.27,
         "shift": (0.0, 0.015),  # the back of the drawer is still in the cabinet
     },
-    # a book is in the caddy, says LIBERO, while it is lowered, and no more once it stands on the bottom
-    "desk_caddy_1_back_contain_region": {"release_height": -0.06, "carry_height": 0.13, "lift_height": 0.24},
+    # a book is in the caddy, says LIBERO, while it is lowered, and no more once it stands on the bottom;
+    # to be let go at -0.06 it was lost from the hand before
+    "desk_caddy_1_back_contain_region": {"release_height": -0.03, "carry_height": 0.13, "lift_height": 0.24},
     # a bottle that is leant back 46 degrees falls onto the rack's slope, its base against the lip
     "wine_rack_1_top_region": {"release_height": 0.03, "carry_height": 0.10, "lift_height": 0.30, "tilt": 0.8},
 }
