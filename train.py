@@ -33,6 +33,8 @@ def main(cfg: DictConfig) -> float | None:
     from pytorch_lightning.callbacks import ModelCheckpoint
 
     from rsd.commands.mixtures import make_datamodule, members_alone, reads_of
+    from rsd.data.cache import caches_of
+    from rsd.inputs import content_of
     from rsd.training.divergence import StopWhenDiverged
     from rsd.training.ranks import lost_rank
     from rsd.training.states import States, state_to_resume
@@ -79,9 +81,11 @@ def main(cfg: DictConfig) -> float | None:
     metrics = module.export(run_dir / "checkpoint", {"command": ["python", *sys.argv], "config": config})
     found_at = [publish_run(run_dir / part / "checkpoint", name) for part, name in names.items()]
     logger.log_files(sorted(run_dir.glob("*.png")))
+    for content in caches_of(datamodule):
+        logger.log_read(content)
     for part in names:
-        logger.log_artifact(run_dir / part / "checkpoint", kind=f"{cfg.phase.name}-{part}".rstrip("-"))
-    logger.finalize("success")
+        logger.log_made(content_of(run_dir / part / "checkpoint"))
+    logger.close()
     title = f"phase={cfg.phase.name} → {', '.join(map(str, found_at))}"
     rows = [f"{part}/{name}".lstrip("/") for name in cfg.phase.shown for part in names]
     shown = finish_run(run_dir, title, metrics, shown=rows)

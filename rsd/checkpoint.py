@@ -98,6 +98,21 @@ def content_sha256(directory: Path) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def checkpoint_kind(directory: Path) -> str:
+    """What a checkpoint says that it is: "tokenizer", "head", …; "checkpoint" of one that does not.
+
+    Raises:
+        CheckpointError: checkpoint.json cannot be read.
+    """
+    record = read(
+        Path(directory) / JSON_FILE,
+        _Content,
+        error=CheckpointError,
+        remedy="copy the checkpoint again, or make it anew",
+    )
+    return str(record.get("kind") or "checkpoint")
+
+
 def save_checkpoint(
     directory: Path, *, kind: str, config: dict[str, Any], weights: dict[str, Tensor], provenance: dict[str, Any]
 ) -> None:

@@ -1,6 +1,7 @@
 """What a run reads, by content: inputs.json in its folder, written at the first start and held to at every other.
 
-    inputs.json    part ("data", "base", "tokenizer", …) → {path, folder, digest, and of a data set what people look at}
+    inputs.json    part ("data", "base", "tokenizer", …) → {kind, path, folder, digest, and of a data set what people
+                   look at}; the kind is what the content says it is, whatever part it plays
 
 Names say little: a published checkpoint is a link that the next training moves, and a data set can be collected anew.
 So a run is known by digests, wherever its parts lie now, and `resume=` refuses others. A hidden-state cache is made on
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict
 
-from rsd.checkpoint import JSON_FILE, cached_sha256, content_sha256
+from rsd.checkpoint import JSON_FILE, cached_sha256, checkpoint_kind, content_sha256
 from rsd.data.rlds import RLDSDataset
 from rsd.data.rlds_metadata import INFO_FILE
 from rsd.differences import differences
@@ -47,17 +48,19 @@ def contents(paths: Mapping[str, str | Path | None]) -> dict[str, Content]:
 
 
 def content_of(path: Path) -> Content:
-    """Path as given, the folder that it leads to, and a digest of what a run reads there; None when nothing is there.
+    """Kind, path as given, the folder that it leads to, and a digest of what a run reads there; None if nothing is.
 
     Raises:
         RSDError: a data set or a checkpoint cannot be read.
     """
     record: Content = {"path": str(path), "folder": str(path.resolve())}
     if (path / INFO_FILE).is_file():
-        return record | data_content(path)
+        return {"kind": "data"} | record | data_content(path)
     if (path / JSON_FILE).is_file():
-        return record | {"digest": content_sha256(path)}
-    return record | {"digest": folder_sha256(path) if path.exists() else None}
+        return {"kind": checkpoint_kind(path)} | record | {"digest": content_sha256(path)}
+    return (
+        {"kind": "base"} | record | {"digest": folder_sha256(path) if path.exists() else None}
+    )  # as others publish it
 
 
 def data_content(directory: Path) -> Content:

@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rsd.commands.entry_point import report_errors, run
+from rsd.record import write
 
 CONFIG = Path(__file__).parents[1] / "conf" / "cache.yaml"
 
@@ -23,17 +25,30 @@ CONFIG = Path(__file__).parents[1] / "conf" / "cache.yaml"
 def main(cfg: DictConfig) -> None:
     from rsd.commands.mixtures import require_one
     from rsd.data.cache import GIGABYTE
+    from rsd.inputs import INPUTS_FILE, contents
 
     require_one(cfg)
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    logger = instantiate(cfg.logger)(run_dir=run_dir)
     started = time.monotonic()
     try:
         cache = instantiate(cfg.cache)()
     except KeyboardInterrupt:
         print("\ninterrupted; finished shards are kept: the same command goes on from there", file=sys.stderr)
         sys.exit(130)
+    seconds = time.monotonic() - started
+    scorer = OmegaConf.select(cfg, "visual_tokens.checkpoint")
+    reads = {"data": cfg.cache.dataset.dataset_dir, "base": cfg.model.backbone.checkpoint, "visual_tokens": scorer}
+    write(run_dir / INPUTS_FILE, contents(reads))
+    groups = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("data", "model", "visual_tokens")}
+    logger.log_hyperparams({**groups, "chunk": cfg.chunk, "layers": list(cache.points)})
+    logger.log_metrics({"frames": len(cache), "gigabytes": cache.num_bytes / GIGABYTE, "seconds": seconds})
+    for content in cache.contents():
+        logger.log_made(content)
+    logger.close()
     print(
         f"{len(cache)} frames of {cache.num_episodes} episodes, {', '.join(cache.points)}, "
-        f"{cache.num_bytes / GIGABYTE:.3f} GB, {time.monotonic() - started:.1f} s in all: {cache.directory}"
+        f"{cache.num_bytes / GIGABYTE:.3f} GB, {seconds:.1f} s in all: {cache.directory}"
     )
 
 

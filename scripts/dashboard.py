@@ -3,8 +3,9 @@
     python scripts/dashboard.py --entity me --dry-run   # print the specification as JSON; no account, no network
     python scripts/dashboard.py --entity me             # save it; prints where it is
 
-Runs are shown under their group. Panels: success against model time and against latency (the Pareto front is
-their upper left edge), acceptance and passes. Needs the extra dashboards.
+Runs are shown under their group. Panels: success against model time and latency (the Pareto front is their upper left
+edge), a tokenizer's error against its bits (lower left), acceptance and passes, the tokenizer's plot and the report.
+Needs the extra dashboards.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 from rsd.options import Options
 
 FRONTS = ("model_ms_per_solved_episode", "latency_ms_p50", "base_layers_per_solved_episode")
+RATE, DISTORTION = "val/bits", "val/mse"  # of a tokenizer's run; bits of a chunk, error on held-out chunks
+MEDIA = ("plots/codec", "reports/report")  # as rsd/training/loggers.py names them; videos are shown below
 FIGURES = ("success_rate", "acceptance_rate", "target_passes_per_chunk")
 
 
@@ -28,10 +31,15 @@ def workspace(entity: str, project: str) -> Any:
         wr.ScatterPlot(title=f"success_rate by {x}", x=wr.SummaryMetric(x), y=wr.SummaryMetric("success_rate"))
         for x in FRONTS
     ]
+    curve = wr.ScatterPlot(
+        title=f"{DISTORTION} by {RATE}", x=wr.SummaryMetric(RATE), y=wr.SummaryMetric(DISTORTION), log_y=True
+    )
     bars = [wr.BarPlot(title=name, metrics=[name]) for name in FIGURES]
     sections = [
         ws.Section(name="Pareto", panels=fronts, is_open=True),
+        ws.Section(name="Rate and distortion", panels=[curve], is_open=True),
         ws.Section(name="Evaluation", panels=bars, is_open=True),
+        ws.Section(name="Media", panels=[wr.MediaBrowser(media_keys=[key]) for key in MEDIA], is_open=True),
     ]
     return ws.Workspace(entity=entity, project=project, name="rsd", sections=sections)
 

@@ -13,25 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import omegaconf.base
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra.plugins.config_source import ConfigResult
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 
 
 def compose_quickly() -> None:
     """From now on, in this process."""
+    Plugins.instance()  # imports its modules anew, so a class patched before is not the one it uses
     omegaconf.base.parse = functools.cache(omegaconf.base.parse)
-    FileConfigSource.load_config = _read_once(FileConfigSource.load_config)
+    for scheme in ("file", "pkg"):
+        source = SourcesRegistry.instance().resolve(scheme)
+        source.load_config = _read_once(source.load_config)
 
 
 def _read_once(load: Any) -> Any:
-    stored: dict[tuple[Path, int, int], ConfigResult] = {}
+    stored: dict[tuple[str, str, int, int], ConfigResult] = {}
 
-    def load_config(self: FileConfigSource, config_path: str) -> ConfigResult:
+    def load_config(self: ConfigSource, config_path: str) -> ConfigResult:
         file = Path(self.path, self._normalize_file_name(config_path))
-        if not file.is_file():
+        status = file.stat() if file.is_file() else None  # a package's files stay as they are
+        if status is None and self.scheme() != "pkg":
             return load(self, config_path)
-        status = file.stat()
-        key = (file, status.st_mtime_ns, status.st_size)
+        key = (self.path, config_path, status.st_mtime_ns if status else 0, status.st_size if status else 0)
         if key not in stored:
             stored[key] = load(self, config_path)
         return copy.deepcopy(stored[key])

@@ -58,7 +58,8 @@ ALLOWED = {
     # looks into a policy on frames of a data set
     "diagnosis": {"types", "space", "finding", "data", "models", "stages", "policy", "evaluation"},
     "comparison": {"types", "work", "runs", "evaluation"},
-    "serving": {"types", "clock", "queue", "evaluation"},
+    "serving": {"types", "clock", "queue", "evaluation", "space"},
+    "selfcheck": {"types", "tokenizer", "stages", "decoding", "models", "policy"},
     # what the entry points have in common
     "commands": {
         "types", "space", "points", "locks", "runs", "inputs", "processes", "silence", "checkpoint", "clock", "stages",
@@ -78,8 +79,12 @@ HEAVY = {
     "optuna": ["commands/search.py"],
     "matplotlib": ["training/plots.py"],
     "websockets": ["serving/server.py"],
-    "msgpack": ["serving/server.py"],
-    "wandb": ["training/loggers.py"],
+    "msgpack": ["serving/encoding.py", "serving/server.py"],
+    "fastapi": ["serving/rest.py"],
+    "starlette": ["serving/rest.py"],
+    "uvicorn": ["serving/rest.py"],
+    "wandb": ["training/wandb_logger.py"],
+    "trackio": ["training/trackio_logger.py"],
     "tensorflow_datasets": ["data"],
     "h5py": ["data/libero_hdf5.py", "demos/starts.py"],
     "pyarrow": ["data/lerobot_tables.py"],

@@ -33,8 +33,8 @@ def test_a_first_start_writes_what_links_lead_to_and_the_same_content_elsewhere_
     (tmp_path / "base").symlink_to(folder)
     keep_inputs(tmp_path, contents({"base": tmp_path / "base", "draft": None}), resumed=False)
     stored = json.loads((tmp_path / INPUTS_FILE).read_text())
-    parts = {"base": {"path": str(tmp_path / "base"), "folder": str(folder), "digest": content_sha256(folder)}}
-    assert stored == sealed(parts)
+    named = {"kind": "base", "path": str(tmp_path / "base"), "folder": str(folder), "digest": content_sha256(folder)}
+    assert stored == sealed({"base": named})
     again = checkpoint(tmp_path / "elsewhere", command="b")  # the same numbers, by another command
     keep_inputs(tmp_path, contents({"base": again}), resumed=True)
     assert json.loads((tmp_path / INPUTS_FILE).read_text()) == stored

@@ -84,6 +84,7 @@ def run_steps(steps: Sequence[Step], root: Path, *, limit_s: float | None = None
     Raises:
         PipelineError: a step failed, was interrupted or took too long, or its folder holds a run with other settings.
     """
+    os.environ.setdefault("WANDB_RUN_GROUP", root.resolve().name)  # the steps' runs belong together there
     for step in steps:
         if is_finished(step, root):
             print(f"step {step.name!r} is finished")

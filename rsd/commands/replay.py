@@ -32,7 +32,7 @@ from rsd.evaluation.replay import (
     resume_replayed,
 )
 from rsd.evaluation.replay_report import HELD_OUT, TRAINING, Training, build_report, flat_metrics, write_replay_report
-from rsd.evaluation.report import REPORT_HTML
+from rsd.evaluation.report import REPORT_HTML, log_results
 from rsd.evaluation.results import RESULTS_FILE
 from rsd.models.openvla.published import TRAINING_FILE
 from rsd.policy import VLAPolicy
@@ -145,7 +145,7 @@ def evaluate_replay(cfg: DictConfig, overrides: Sequence[str]) -> float | None:
     logger.log_hyperparams(report["config"])
     logger.log_metrics(flat_metrics(report))
     logger.log_files([run_dir / REPORT_HTML])
-    logger.finalize("success")
+    log_results(logger, run_dir)
     return flat_metrics(report).get("l1")
 
 

@@ -7,6 +7,7 @@ that it reaches by interpolation: quantizer.tokenizer.num_levels, and not phase.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, cast
@@ -138,7 +139,7 @@ KEYS: dict[str, Any] = {
     **{name: Made | None for name in ("ablation", "stopping", "hidden_states")},
     **{name: Made for name in ("logger", "trainer", "plan", "cache", "reader", "recipe", "composed")},
     "check": Made | None,
-    "logger.project": Text,
+    **dict.fromkeys(("logger.project", "job_type"), Text),
     **{f"paths.{name}": Text for name in ("root", "data", "cache", "checkpoints", "runs")},
     **{f"paths.{name}": Text for name in ("base", "tokenizer", "head", "draft", "correction", "scorer")},
     **{f"data.{name}": Text for name in ("suite", "unnorm_key", "root", "version")},
@@ -335,6 +336,7 @@ def _read_by(node: DictConfig, made: Callable[..., Any]) -> dict[str, Any]:
     return {name: annotations[name] for name in given if name in annotations}
 
 
+@functools.cache
 def arguments(made: Callable[..., Any]) -> tuple[dict[str, Any], list[str]]:
     """Annotations by argument of a `checked` function or constructor, and the names of all its arguments.
 

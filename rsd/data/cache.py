@@ -293,10 +293,18 @@ class CacheReader:
     def __len__(self) -> int:
         return len(self.episodes)
 
-    def digest(self) -> str:
-        """Twelve hex digits that change with any number in the rows or at the opened points."""
-        shards = [[part, entry["start"], entry["sha256"]] for part, own in self._indices.items() for entry in own]
+    def digest(self, points: Sequence[str] | None = None) -> str:
+        """Twelve hex digits that change with any number in the rows or at these points; None is all that are open."""
+        parts = [ROWS, *(self.points if points is None else points)]
+        shards = [[part, entry["start"], entry["sha256"]] for part in parts for entry in self._indices[part]]
         return hashlib.sha256(json.dumps(sorted(shards)).encode()).hexdigest()[:12]
+
+    def contents(self) -> list[dict[str, Any]]:
+        """What identifies the states at each opened point, as in `rsd.inputs`: a cache gets further points later."""
+        return [
+            {"kind": "cache", "point": point, "folder": str(self.directory), "digest": self.digest([point])}
+            for point in self.points
+        ]
 
     def state_shape(self, point: str) -> tuple[int, int]:
         """(states a chunk, H) at a point."""
@@ -354,6 +362,12 @@ class CacheReader:
         for shard, where in places.items():
             result[where] = shards[shard][name][rows[where] - self._starts[shard]]
         return result
+
+
+def caches_of(datamodule: Any) -> list[dict[str, Any]]:
+    """What identifies the states that a training has read; nothing of one that reads none."""
+    cache = getattr(datamodule, "cache", None)
+    return cache.contents() if isinstance(cache, CacheReader) else []
 
 
 def _map_shard(path: Path) -> dict[str, Tensor]:

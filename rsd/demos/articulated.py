@@ -49,6 +49,11 @@ class OperationPhase(Enum):
         """Whether nothing is near, so that a disturbance is harmless."""
         return self is OperationPhase.REACH
 
+    @property
+    def hand_is_free(self) -> bool:
+        """Whether it is empty and away from the part."""
+        return self in (OperationPhase.REACH, OperationPhase.DONE)
+
 
 LETTING_GO = (OperationPhase.RELEASE, OperationPhase.RETREAT, OperationPhase.DONE)
 
@@ -62,6 +67,7 @@ class OperationPlan:
         slide: Way of the grip point per unit of travel, [3]; zeros for a knob that is gripped at its axis.
         turns: Whether the hand turns with the part, about the vertical.
         tilt: Rotation vector of the hand from pointing down, rad; about +x it points towards +y, about +y towards -x.
+        pushes: Whether the hand is a fist that pushes the part, instead of a grip.
         standoff: Distance from the grip, against the hand's pointing direction, from which the hand engages, m.
     """
 
@@ -69,6 +75,7 @@ class OperationPlan:
     slide: tuple[float, float, float] = (0.0, 0.0, 0.0)
     turns: bool = False
     tilt: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    pushes: bool = False
     standoff: float = 0.08
 
 
@@ -120,7 +127,7 @@ class OperationExpert:
             self._anchor, self._anchor_hand = state.eef_pos.copy(), Rotation.from_quat(state.eef_quat)
         self._steps_in_phase += 1
         self._last_pos = state.eef_pos.copy()
-        gripper = CLOSE if self.phase in (OperationPhase.GRASP, OperationPhase.MOVE) else OPEN
+        gripper = CLOSE if self.plan.pushes or self.phase in (OperationPhase.GRASP, OperationPhase.MOVE) else OPEN
         return motion(self._goal(state) - state.eef_pos, self._turn(state), gripper)
 
     def _goal(self, state: PartState) -> np.ndarray:

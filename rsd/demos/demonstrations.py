@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from rsd.demos.skills import holds_something, skill_for
+from rsd.demos.hand import holds_something
+from rsd.demos.skills import skill_for
 from rsd.silence import simulator_turn
 from rsd.types import IMAGE_VIEWS, Env, Observation
 
@@ -78,17 +79,17 @@ class Demonstration:
 
 
 class LiberoExpert:
-    """Scripted expert for LIBERO tasks with one goal that rsd.demos.skills knows how to reach.
+    """Scripted expert for LIBERO tasks whose goals rsd.demos.skills knows how to reach.
 
     Raises:
-        ValueError: the task's goal is of another kind.
+        SettingError: a goal is of another kind.
     """
 
     def __init__(self, env: LiberoEnv) -> None:
         self._domain = env.simulator.env
         goal_state = self._domain.parsed_problem["goal_state"]
         self._skill = skill_for(goal_state, self._domain)
-        self._names = goal_state[0][1:]
+        self._names = [name for goal in goal_state for name in goal[1:]]
 
     def begin(self) -> None:
         self._skill.begin()
@@ -101,6 +102,7 @@ class LiberoExpert:
                 continue
             boxes = problem["regions"][place[0]]["ranges"]  # none for a region on a fixture
             xy = self._domain.sim.data.body_xpos[self._domain.obj_body_id[name]][:2]
+            xy = xy - self._domain.workspace_offset[:2]  # regions are meant from the middle of the table
             if boxes and not any(inside(xy, box, DISPLACED_M) for box in boxes):
                 return False
         return True

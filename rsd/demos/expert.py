@@ -23,6 +23,8 @@ PATIENCE_STEPS = 40  # a phase that makes no progress is left after this many st
 OVERSHOOT_M = 0.03  # aim this far beyond a height that only has to be passed, so that the hand does not slow down
 NEAR_XY_M, NEAR_Z_M, NEAR_RAD = 0.012, 0.03, 0.15  # when the hand counts as above its goal
 AT_GOAL_M = 0.008
+OVER_M = 0.025  # a hand that comes in or goes out low may rise or sink when it is as near as this
+CREEP_M = 0.03  # how much higher than at the grasp such a hand is on its way
 STILL_M = 0.0008  # movement in one step below which the hand counts as standing
 LIFTED_M = 0.03  # rise of the object that proves the grasp
 LOST_M = 0.03  # change of the grip-to-object offset that proves that the object was lost
@@ -59,7 +61,12 @@ class GraspPlan:
         carry_height: The same while carrying.
         hover_height: Height of the grip point above its grasp from which the hand descends vertically.
         lift_height: Rise of the hand before it carries.
+        retreat_height: Rise of the empty hand before it goes elsewhere.
         tilt: Rotation of the hand about the world's x from carrying on, rad; above 0 the hand points towards +y.
+        turn: Rotation of the hand about the vertical from carrying on, rad.
+        aside: Way over the table, [2], from below what stands in the way above the object; the hand comes in and goes
+            out along it, low.
+        shift: Where the object is to stand, over the table from the target's origin, [2].
     """
 
     offset: tuple[float, float, float]
@@ -68,7 +75,16 @@ class GraspPlan:
     carry_height: float
     hover_height: float = 0.08
     lift_height: float = 0.12
+    retreat_height: float = 0.08
     tilt: float = 0.0
+    turn: float = 0.0
+    aside: tuple[float, float] = (0.0, 0.0)
+    shift: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def turns(self) -> bool:
+        """Whether the hand turns on the way."""
+        return bool(self.tilt or self.turn)
 
 
 @dataclass(frozen=True)
@@ -106,7 +122,7 @@ class PickAndPlaceExpert:
         self._last_pos: np.ndarray | None = None
         self._anchor_hand = Rotation.identity()  # the hand at the start of the phase
         self._hand = Rotation.from_euler("z", plan.yaw) * POINTING_DOWN
-        self._tilted = Rotation.from_euler("x", plan.tilt) * self._hand
+        self._turned = Rotation.from_euler("zx", [plan.turn, plan.tilt]) * self._hand  # about the world's axes
 
     def act(self, state: SceneState) -> np.ndarray:
         """Move on to the next phase when this one is finished, and return its action.
@@ -126,22 +142,30 @@ class PickAndPlaceExpert:
         """Where the grip point should be, [3], and the gripper's command."""
         plan = self.plan
         grasp = state.object_pos + np.array(plan.offset)
-        over_target = state.target_pos + (state.eef_pos - state.object_pos)  # wherever the object sits in the hand
+        place = state.target_pos + np.array([*plan.shift, 0.0])
+        over_target = place + (state.eef_pos - state.object_pos)  # wherever the object sits in the hand
         if self.phase is Phase.REACH:
-            return grasp + plan.hover_height * UP, OPEN
+            return grasp + np.array([*plan.aside, plan.hover_height]), OPEN
         if self.phase is Phase.DESCEND:
-            return grasp, OPEN
+            return self._creep(grasp, state, floor=grasp[2]), OPEN
         if self.phase is Phase.GRASP:
             return self._anchor, CLOSE
         if self.phase is Phase.LIFT:
-            return self._anchor + (plan.lift_height + OVERSHOOT_M) * UP, CLOSE
+            away = self._anchor + np.array([*plan.aside, plan.lift_height + OVERSHOOT_M])
+            return self._creep(away, state, floor=self._anchor[2]), CLOSE
         if self.phase is Phase.CARRY:
             return over_target + plan.carry_height * UP, CLOSE
         if self.phase is Phase.LOWER:
             return over_target + (plan.release_height - OVERSHOOT_M) * UP, CLOSE
         if self.phase is Phase.RELEASE:
             return self._anchor, OPEN
-        return self._anchor + plan.hover_height * UP, OPEN
+        return self._anchor + plan.retreat_height * UP, OPEN
+
+    def _creep(self, goal: np.ndarray, state: SceneState, floor: float) -> np.ndarray:
+        """The goal, [3]; for a plan that goes aside, first straight below or above it, little higher than the floor."""
+        if not any(self.plan.aside) or np.abs(goal - state.eef_pos)[:2].max() < OVER_M:
+            return goal
+        return np.array([*goal[:2], floor + CREEP_M])
 
     def _next_phase(self, state: SceneState) -> Phase:
         plan, steps = self.plan, self._steps_in_phase
@@ -165,12 +189,12 @@ class PickAndPlaceExpert:
             return Phase.CARRY if state.object_pos[2] - self._anchor_object[2] > LIFTED_M else Phase.REACH
         if self.phase in (Phase.CARRY, Phase.LOWER):
             held, anchor = state.eef_pos - state.object_pos, self._anchor - self._anchor_object
-            if plan.tilt:  # the object turns with the hand
+            if plan.turns:  # the object turns with the hand
                 anchor = (Rotation.from_quat(state.eef_quat) * self._anchor_hand.inv()).apply(anchor)
             if float(np.linalg.norm(held - anchor)) > LOST_M:
                 return Phase.REACH
         if self.phase is Phase.CARRY:
-            turned = not plan.tilt or float(np.linalg.norm(self._turn(state))) < NEAR_RAD
+            turned = not plan.turns or float(np.linalg.norm(self._turn(state))) < NEAR_RAD
             return Phase.LOWER if above and turned else Phase.CARRY
         if self.phase is Phase.LOWER:
             low = state.object_pos[2] - state.target_pos[2] < plan.release_height
@@ -188,7 +212,7 @@ class PickAndPlaceExpert:
     def _turn(self, state: SceneState) -> np.ndarray:
         """Rotation vector from the hand's orientation to the wanted one, world axes, [3], rad."""
         carrying = self.phase in (Phase.CARRY, Phase.LOWER, Phase.RELEASE, Phase.RETREAT)
-        wanted = self._tilted if carrying else self._hand
+        wanted = self._turned if carrying else self._hand
         return (wanted * Rotation.from_quat(state.eef_quat).inv()).as_rotvec()
 
 

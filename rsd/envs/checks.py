@@ -75,12 +75,17 @@ def check_installed_files() -> dict[str, int]:
 
 
 def recorded_sizes(distribution: importlib.metadata.Distribution) -> dict[Path, int]:
-    """Path to bytes of all files whose sizes the installer noted.
+    """Path to bytes of all files of the packages whose sizes the installer noted.
 
+    Commands (../../../bin) are left out: they name their interpreter, which is another one in a moved environment.
     Read from the record itself: from Python 3.12 on, `Distribution.files` leaves out those that are missing.
     """
     rows = csv.reader((distribution.read_text("RECORD") or "").splitlines())  # path, hash, size
-    return {Path(str(distribution.locate_file(path))): int(size) for path, _, size in rows if size}
+    return {
+        Path(str(distribution.locate_file(path))): int(size)
+        for path, _, size in rows
+        if size and not path.startswith("..")
+    }
 
 
 def libero_distributions() -> list[str]:

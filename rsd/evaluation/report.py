@@ -31,6 +31,7 @@ metrics.json is flat, for sweep tables and loggers: see `flat_metrics`. Loggers 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
@@ -42,7 +43,7 @@ from rsd.evaluation.caveats import caveats, stamps
 from rsd.evaluation.latency import busy_note, summarize_latency
 from rsd.evaluation.old_runs import read_plan
 from rsd.evaluation.page import render_page
-from rsd.evaluation.plan import Plan, missing_places
+from rsd.evaluation.plan import PLAN_FILE, Plan, missing_places
 from rsd.evaluation.player import VIDEO, is_video, recorded_episodes
 from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_episodes
 from rsd.evaluation.sequential import VERDICT_FILE, read_verdict
@@ -201,7 +202,17 @@ def log_report(logger: Any, report: dict[str, Any], run_dir: Path) -> None:
         logger.log_table(name, columns, rows)
     videos = [path for path in sorted(run_dir.glob(f"videos/*{VIDEO}")) if is_video(run_dir, f"videos/{path.name}")]
     logger.log_files([run_dir / REPORT_HTML, *videos])
-    logger.finalize("success")
+    log_results(logger, run_dir)
+
+
+def log_results(logger: Any, run_dir: Path) -> None:
+    """Hand over what an evaluation has made, named by the content of its results; nothing more will come."""
+    with open(run_dir / RESULTS_FILE, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    content = {"kind": "evaluation", "folder": str(run_dir.resolve()), "digest": digest}
+    files = [run_dir / name for name in (REPORT_JSON, METRICS_FILE, PLAN_FILE) if (run_dir / name).is_file()]
+    logger.log_made(content, files)
+    logger.close()
 
 
 def render_report(report: dict[str, Any], run_dir: Path, plan: Plan | None) -> str:

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from rsd.errors import RSDError, SettingError
+from rsd.serving.limits import MAX_INSTRUCTION
 from rsd.settings import Count, Side, checked
 from rsd.types import Observation
 
@@ -42,7 +43,6 @@ ACTION_SPEC = {
 }
 IMAGE_SPEC = {"name": "image", "dims": 0, "format": "rgb_hwc_uint8"}
 STATE_SPEC = {"name": "state", "dims": 8, "format": "eef_pos3_axisangle3_gripper2"}
-MAX_INSTRUCTION = 10_000  # characters; no base model's prompt holds as many
 MAX_ECHO = 500  # characters of what came that an answer or the log repeats
 DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248])|bool|u?int(?:8|16|32|64)|float(?:16|32|64)")
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -68,6 +68,7 @@ class ObservationReader:
         views: Names of the pictures, the policy's own (`CAMERAS` has the harness's).
         image_size: Height and width of every picture, pixels.
         proprio_dim: P.
+        max_instruction: Characters of an instruction.
 
     Raises:
         SettingError: a view has no camera in the harness.
@@ -76,6 +77,7 @@ class ObservationReader:
     views: Sequence[str]
     image_size: Side
     proprio_dim: Count
+    max_instruction: Count = MAX_INSTRUCTION
 
     def __post_init__(self) -> None:
         unknown = [view for view in self.views if view not in CAMERAS]
@@ -88,10 +90,10 @@ class ObservationReader:
         Raises:
             MessageError: a part is missing, or has another shape, type or encoding.
         """
-        images = _part(payload, "images", dict, "observation")
-        found = {CAMERAS[view]: _part(images, CAMERAS[view], dict, "observation.images") for view in self.views}
+        images = part(payload, "images", dict, "observation")
+        found = {CAMERAS[view]: part(images, CAMERAS[view], dict, "observation.images") for view in self.views}
         size = (self.image_size, self.image_size, 3)
-        proprio = decode_array(_part(payload, "states", dict, "observation"), "states")
+        proprio = decode_array(part(payload, "states", dict, "observation"), "states")
         if proprio.shape != (self.proprio_dim,) or proprio.dtype.kind != "f" or not np.isfinite(proprio).all():
             raise MessageError(
                 f"states are {proprio.dtype} {list(proprio.shape)}: {proprio}; expected [{self.proprio_dim}] finite "
@@ -100,8 +102,17 @@ class ObservationReader:
         return Observation(
             images={view: decode_image(found[CAMERAS[view]], CAMERAS[view], size) for view in self.views},
             proprio=proprio.astype(np.float64),
-            instruction=read_instruction(payload),
+            instruction=self.read_instruction(payload),
         )
+
+    def read_instruction(self, payload: dict[str, Any]) -> str:
+        """The instruction of an observation.
+
+        Raises:
+            MessageError: there is none, it has no words, or it is longer than any that can be read.
+        """
+        instruction = part(payload, "task_description", str, "observation")
+        return checked_instruction(instruction, "observation.task_description", self.max_instruction)
 
     def hello(self) -> dict[str, Any]:
         """What the server's hello tells the benchmark: how to observe, what is read and what is answered."""
@@ -132,32 +143,34 @@ def read_message(message: Any) -> tuple[str, dict[str, Any], int]:
     kinds = {"type": str, "payload": dict, "seq": int}
     if not isinstance(message, dict):
         raise MessageError(f"the message is of type {type(message).__name__}, expected a map with {list(kinds)}")
-    kind, payload, seq = (_part(message, name, kinds[name], "the message") for name in kinds)
+    kind, payload, seq = (part(message, name, kinds[name], "the message") for name in kinds)
     if kind not in MESSAGE_TYPES:
         raise MessageError(f"message type {kind!r} is unknown; expected one of {list(MESSAGE_TYPES)}")
     return kind, payload, seq
 
 
-def read_instruction(payload: dict[str, Any]) -> str:
-    """The instruction of an observation.
+def checked_instruction(instruction: str, name: str, longest: int) -> str:
+    """An instruction that a client sent under this name.
 
     Raises:
-        MessageError: there is none, it has no words, or it is longer than any that can be read.
+        MessageError: it has no words, is no text that can be written down, or is longer than so many characters.
     """
-    instruction: str = _part(payload, "task_description", str, "observation")
-    if len(instruction) > MAX_INSTRUCTION:
+    if len(instruction) > longest:
         raise MessageError(
-            f"observation.task_description has {len(instruction)} characters, expected {MAX_INSTRUCTION} at most: "
-            f"{instruction[:60]!r} …"
+            f"{name} has {len(instruction)} characters, expected {longest} at most: {instruction[:60]!r} …"
         )
     if not instruction.strip():
-        raise MessageError(f"observation.task_description is {instruction!r}; expected the instruction in words")
+        raise MessageError(f"{name} is {instruction!r}; expected the instruction in words")
+    try:
+        instruction.encode()
+    except UnicodeEncodeError as error:
+        raise MessageError(f"{name} has half a character (a lone surrogate) at {error.start}") from error
     return instruction
 
 
 def in_short(value: Any) -> str:
     """Something as text in one line, of MAX_ECHO characters at most."""
-    text = " ".join(str(value)[: 4 * MAX_ECHO].split())
+    text = " ".join(str(value)[: 4 * MAX_ECHO].split()).encode(errors="backslashreplace").decode()
     return text if len(text) <= MAX_ECHO else text[:MAX_ECHO] + " …"
 
 
@@ -167,9 +180,9 @@ def read_task(payload: dict[str, Any]) -> dict[str, Any]:
     Raises:
         MessageError: one of them is missing or of another type, or a number is below 0.
     """
-    task = _part(payload, "task", dict, "episode_start")
+    task = part(payload, "task", dict, "episode_start")
     kinds = {"name": str, "task_id": int, "episode_idx": int}
-    read = {name: _part(task, name, kind, "episode_start.task") for name, kind in kinds.items()}
+    read = {name: part(task, name, kind, "episode_start.task") for name, kind in kinds.items()}
     for name in ("task_id", "episode_idx"):
         if read[name] < 0:
             raise MessageError(f"episode_start.task.{name} is {read[name]}, expected 0 or more")
@@ -229,7 +242,12 @@ def decode_image(entry: dict[str, Any], name: str, size: tuple[int, int, int]) -
     return picture
 
 
-def _part(parent: dict[str, Any], name: str, kind: type, where: str) -> Any:
+def part(parent: dict[str, Any], name: str, kind: type, where: str) -> Any:
+    """An entry of a map that a client sent.
+
+    Raises:
+        MessageError: it is missing, or of another type.
+    """
     if name not in parent:
         raise MessageError(f"{where} has no {name!r}; it has {_names(parent)}")
     if not isinstance(parent[name], kind) or (isinstance(parent[name], bool) and kind is not bool):

@@ -21,7 +21,8 @@ import numpy as np
 
 from rsd.clock import Clock
 from rsd.evaluation.plan import episode_seed
-from rsd.queue import NO_DELAY, Queue
+from rsd.queue import NO_DELAY
+from rsd.serving.episode import Episode
 from rsd.serving.messages import (
     MessageError,
     ObservationReader,
@@ -29,11 +30,10 @@ from rsd.serving.messages import (
     check_hello,
     encode_array,
     in_short,
-    read_instruction,
     read_message,
     read_task,
 )
-from rsd.types import InstructionError, Observation, Policy, ReadsInstructions
+from rsd.types import InstructionError, Policy
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Session:
     """Answers the messages of one client.
 
     Args:
-        policy: What predicts. Sessions may share it, but only one of them may be answering at a time.
+        policy: What predicts. Sessions that answer in several threads share a `rsd.serving.batching.Batched`.
         reader: What the policy needs of an observation.
         seed: The run's seed. From it follow the same seeds of episodes and chunks as in `eval.py`, whatever connection
             runs an episode, and whatever ran before.
@@ -67,7 +67,7 @@ class Session:
         self._greeted = False
         self._task: dict[str, Any] | None = None  # of the running episode
         self._why_no_task = "no episode_start came on this connection"
-        self._queue = Queue(policy, seed=seed, clock=clock)  # of the running episode
+        self._running = Episode(policy, seed=seed, clock=clock)
 
     def answer(self, message: Any) -> dict[str, Any] | None:
         """The message to send back; None for one that needs no answer.
@@ -95,7 +95,7 @@ class Session:
             raise
         except Exception as error:  # whatever a policy raises ends its prediction, and not the connection
             log.exception("the policy failed in %s", self._episode())
-            return _reply("error", {"error": in_short(f"the policy failed: {type(error).__name__}: {error}")}, seq)
+            return _error(f"the policy failed: {type(error).__name__}: {error}", "PolicyFailed", seq)
         if kind == "episode_start":
             self._start(payload)
         elif kind == "episode_end":
@@ -107,7 +107,7 @@ class Session:
     def refuse(self, error: MessageError | InstructionError, seq: int = 0) -> dict[str, Any]:
         """The error message for something that could not be understood; goes to the log as well."""
         log.warning("refused: %s", in_short(error))
-        return _reply("error", {"error": in_short(error)}, seq)
+        return _error(error, type(error).__name__, seq)
 
     def close(self) -> None:
         """The client is gone."""
@@ -130,43 +130,30 @@ class Session:
             log.warning("the episode cannot start: %s", in_short(error))
             return
         seed = episode_seed(self._seed, self._task["task_id"], self._task["episode_idx"])
-        self._queue = Queue(self._policy, seed=seed, clock=self._clock)
+        self._running = Episode(self._policy, seed=seed, clock=self._clock)
 
     def _act(self, payload: dict[str, Any]) -> np.ndarray:
         """The next action, [A], float64; predicts a chunk when it is time for the next."""
         if self._task is None:
             raise MessageError(f"an observation came outside of an episode: {self._why_no_task}")
-        if not self._queue.needs_observation and "task_description" in payload:
-            read_instruction(payload)
-        # those between are not decoded
-        observation = self._reader.read(payload) if self._queue.needs_observation else None
-        if observation is not None:
-            self._understand(observation)
-        return self._queue.next(observation)
-
-    def _understand(self, observation: Observation) -> None:
-        """End an episode whose instruction the policy cannot read: said once, and before anything is computed.
-
-        Raises:
-            InstructionError: it cannot; the rest of the episode is refused for the same reason.
-        """
-        if not isinstance(self._policy, ReadsInstructions):
-            return
+        if not self._running.needs_observation and "task_description" in payload:
+            self._reader.read_instruction(payload)
         try:
-            self._policy.check_instructions([observation.instruction])
-        except InstructionError as error:
+            return self._running.act(lambda: self._reader.read(payload))  # those between are not decoded
+        except InstructionError as error:  # said once, and before anything is computed
             log.error("%s ends before its first step: %s", self._episode(), in_short(error))
             self._task, self._why_no_task = None, f"the policy does not understand the last one: {in_short(error)}"
             raise
 
     def _end(self, payload: dict[str, Any]) -> None:
-        median = statistics.median(self._queue.latency_ms.get("total") or [0.0])
+        queue = self._running.queue
+        median = statistics.median(queue.latency_ms.get("total") or [0.0])
         log.info(
             "%s: %s after %s steps; %d chunks, %.1f ms each (median)",
             self._episode(),
             in_short(payload.get("metrics")),
             in_short(payload.get("steps")),
-            self._queue.num_chunks,
+            queue.num_chunks,
             median,
         )
         self._task = None
@@ -181,3 +168,7 @@ class Session:
 
 def _reply(kind: str, payload: dict[str, Any], seq: int) -> dict[str, Any]:
     return {"type": kind, "payload": payload, "seq": seq, "timestamp": time.time()}
+
+
+def _error(what: object, name: str, seq: int) -> dict[str, Any]:
+    return _reply("error", {"error": in_short(what), "name": name}, seq)

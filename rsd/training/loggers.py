@@ -1,6 +1,7 @@
-"""Where figures go: files by default, TensorBoard or Weights & Biases on request.
+"""Where figures go: files by default, TensorBoard on request; wandb_logger.py and trackio_logger.py are beside it.
 
-All take tables, plots, videos and checkpoints too; what one cannot show stays in the run folder.
+All take the same figures under the same names, and tables, plots and videos too; what one cannot show stays in the run
+folder. Whoever uses one calls `close` once nothing more will come: Lightning's `finalize` comes after every fit.
 
 Configs give these classes as partials; an entry point completes them with the run folder:
 `logger = instantiate(cfg.logger)(run_dir=run_dir)`. They are Lightning loggers, so a Trainer takes them as they are.
@@ -9,19 +10,15 @@ Configs give these classes as partials; an entry point completes them with the r
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning.loggers
 
-from rsd.errors import RSDError, SettingError
-from rsd.record import unsealed
-from rsd.runs import is_job_of_sweep
-from rsd.settings import Text, checked
+from rsd.errors import RSDError
 
-MODES = ("offline", "online", "disabled")
+SECTIONS = {".png": "plots", ".mp4": "videos", ".html": "reports"}  # under which loggers show a file
 
 
 class LoggerError(RSDError, RuntimeError):
@@ -51,8 +48,15 @@ class CsvLogger(pytorch_lightning.loggers.CSVLogger):
     def log_files(self, files: Sequence[Path]) -> None:
         """Plots, videos and reports; nothing to do, they are files already."""
 
-    def log_artifact(self, path: Path, *, kind: str) -> None:
-        """A checkpoint or a folder of results; nothing to do."""
+    def log_read(self, content: Mapping[str, Any]) -> None:
+        """What the run reads; inputs.json says it."""
+
+    def log_made(self, content: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
+        """A checkpoint or results; they are files already."""
+
+    def close(self) -> None:
+        """Write what is left; nothing more will come."""
+        self.finalize("success")
 
 
 class TensorBoardLogger(pytorch_lightning.loggers.TensorBoardLogger):
@@ -64,7 +68,7 @@ class TensorBoardLogger(pytorch_lightning.loggers.TensorBoardLogger):
 
     def __init__(self, *, run_dir: Path) -> None:
         try:
-            super().__init__(save_dir=str(run_dir), name="tensorboard")
+            super().__init__(save_dir=str(run_dir), name="tensorboard", default_hp_metric=False)
         except ImportError as error:
             raise LoggerError(
                 "logger=tensorboard needs tensorboard; pip install 'rsd[tensorboard]', or set logger=csv"
@@ -76,10 +80,7 @@ class TensorBoardLogger(pytorch_lightning.loggers.TensorBoardLogger):
         Raises:
             ValueError: a row has another number of cells than there are columns.
         """
-        check_table(name, columns, rows)
-        lines = [columns, ["---"] * len(columns), *(["" if cell is None else cell for cell in row] for row in rows)]
-        text = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-        self.experiment.add_text(f"tables/{name}", text)
+        self.experiment.add_text(f"tables/{name}", table_text(name, columns, rows))
 
     def log_files(self, files: Sequence[Path]) -> None:
         """Show plots (png)."""
@@ -90,136 +91,39 @@ class TensorBoardLogger(pytorch_lightning.loggers.TensorBoardLogger):
             if file.suffix == ".png":
                 with Image.open(file) as image:
                     pixels = np.asarray(image.convert("RGB"))  # [height, width, 3]
-                self.experiment.add_image(f"{file.parent.name}/{file.stem}", pixels, dataformats="HWC")
+                self.experiment.add_image(shown_as(file), pixels, dataformats="HWC")
 
-    def log_artifact(self, path: Path, *, kind: str) -> None:
-        """A checkpoint or a folder of results; nothing to do."""
+    def log_read(self, content: Mapping[str, Any]) -> None:
+        """What the run reads; inputs.json says it."""
+
+    def log_made(self, content: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
+        """A checkpoint or results; they are files already."""
+
+    def close(self) -> None:
+        """Write what is left; nothing more will come."""
+        self.finalize("success")
 
 
-class WandbLogger(pytorch_lightning.loggers.WandbLogger):
-    """A Weights & Biases run; offline ones are written to run_dir/wandb and need neither account nor network.
-
-    Args:
-        run_dir: The run folder; its name is the run's name.
-        project: The project's name at Weights & Biases.
-        mode: "offline", "online" or "disabled"; an offline run is sent later with `wandb sync`.
-        group: Runs that belong together; None is the sweep's folder name, for a job of a sweep.
-        job_type: What the run does: the phase's name, or "eval".
-        tags: Labels to filter by.
+def shown_as(file: Path) -> str:
+    """Under which name a plot, video or page is shown: the same one in every run.
 
     Raises:
-        SettingError: no such mode.
-        LoggerError: Weights & Biases is not installed; or an online run has no account or no network, which is seen
-            here and not at the first figure.
+        ValueError: it is a file of another kind.
     """
-
-    @checked
-    def __init__(
-        self,
-        *,
-        run_dir: Path,
-        project: Text,
-        mode: str,
-        group: Text | None = None,
-        job_type: Text | None = None,
-        tags: Sequence[str] = (),
-    ) -> None:
-        if mode not in MODES:
-            raise SettingError(f"logger.mode is {mode!r}, expected one of {list(MODES)}; it is WANDB_MODE's, where set")
-        try:
-            import wandb
-        except ImportError as error:
-            raise LoggerError(f"logger=wandb needs wandb ({error}); install it, or set logger=csv") from error
-
-        wandb.finish()  # a multirun's last job: Lightning would go on writing into its run
-        self._run_dir = Path(run_dir)
-        super().__init__(
-            save_dir=str(run_dir),
-            name=self._run_dir.name,
-            project=project,
-            mode=mode,
-            group=group or group_of(self._run_dir),
-            job_type=job_type,
-            tags=list(tags),
-        )
-        if mode != "online":
-            return
-        try:
-            if not wandb.login(prompt=False):  # on a terminal, the run itself would ask for a key
-                raise wandb.errors.UsageError("No API key found")
-            _ = self.experiment
-        except wandb.errors.Error as error:
-            raise LoggerError(
-                f"logger=wandb with mode online cannot begin: {' '.join(str(error).split())}; log in with `wandb "
-                "login`, set WANDB_API_KEY, or leave it offline (WANDB_MODE=offline), to be sent later"
-            ) from error
-
-    def log_hyperparams(self, params: Any) -> None:
-        """Keep the resolved config, and what the run reads with its digests, as `inputs`."""
-        super().log_hyperparams({**params, "inputs": inputs_of(self._run_dir)})
-
-    def log_table(  # type: ignore[override]  # ours, the same for all loggers; Lightning never calls its own
-        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
-    ) -> None:
-        """Show a table; one of two columns, a label and a number, as bars too.
-
-        Raises:
-            ValueError: a row has another number of cells than there are columns.
-        """
-        import wandb
-
-        check_table(name, columns, rows)
-        table = wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
-        self.experiment.log({f"tables/{name}": table})
-        if len(columns) == 2:
-            bars = wandb.plot.bar(table, columns[0], columns[1], title=name.replace("_", " "))
-            self.experiment.log({f"bars/{name}": bars})
-
-    def log_files(self, files: Sequence[Path]) -> None:
-        """Show plots (png), videos (mp4) and reports (html) in the run, each under its folder and stem.
-
-        Raises:
-            ValueError: a file of another kind.
-        """
-        import wandb
-
-        media: dict[str, Any] = {}
-        for file in files:
-            name = f"{file.parent.name}/{file.stem}"
-            if file.suffix == ".png":
-                media[name] = wandb.Image(str(file))
-            elif file.suffix == ".mp4":
-                media[name] = wandb.Video(str(file), format="mp4")
-            elif file.suffix == ".html":
-                media[name] = wandb.Html(str(file), inject=False)
-            else:
-                raise ValueError(f"{file} cannot be shown; expected .png, .mp4 or .html")
-        if media:
-            self.experiment.log(media)
-
-    def log_artifact(self, path: Path, *, kind: str) -> None:
-        """Store a file or folder as an artifact, for example a checkpoint of kind "tokenizer"."""
-        import wandb
-
-        made_of = inputs_of(self._run_dir)
-        artifact = wandb.Artifact(name=f"{kind}-{self.experiment.id}", type=kind, metadata={"inputs": made_of})
-        if path.is_dir():
-            artifact.add_dir(str(path))
-        else:
-            artifact.add_file(str(path))
-        self.experiment.log_artifact(artifact)
+    if file.suffix not in SECTIONS:
+        raise ValueError(f"{file} cannot be shown; expected .png, .mp4 or .html")
+    return f"{SECTIONS[file.suffix]}/{file.stem}"
 
 
-def group_of(run_dir: Path) -> str | None:
-    """Name of the sweep's folder, for a job of a sweep."""
-    return run_dir.resolve().parent.name if is_job_of_sweep(run_dir) else None
+def table_text(name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown.
 
-
-def inputs_of(run_dir: Path) -> dict[str, str | None]:
-    """Digest of each part that a run reads; nothing for a run without inputs.json."""
-    path = run_dir / "inputs.json"
-    parts = unsealed(json.loads(path.read_text())) if path.is_file() else {}
-    return {part: content["digest"] for part, content in parts.items()}
+    Raises:
+        ValueError: see `check_table`.
+    """
+    check_table(name, columns, rows)
+    lines = [columns, ["---"] * len(columns), *(["" if cell is None else cell for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def check_table(name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -105,6 +105,7 @@ class TokenizerModule(LightningModule):
                 self.log(f"val/{name}/{depth}", value)
         self.log("val/gripper_majority_errors", self.report["gripper_majority_errors"])
         self.log("val/mse", self.report["mse"][-1], prog_bar=True)
+        self.log("val/bits", float(sum(self.report["bits"])))  # of a chunk, all stages
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig | None:
         trainable = [parameter for parameter in self.tokenizer.parameters() if parameter.requires_grad]

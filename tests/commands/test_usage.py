@@ -102,7 +102,8 @@ def test_a_required_choice_is_asked_for_in_one_line(tmp_path):
         (
             "train",
             "logger=null",
-            "logger is null, which is no choice; choose a logger: logger=csv logger=tensorboard logger=wandb; --help",
+            "logger is null, which is no choice; choose a logger: logger=csv logger=tensorboard logger=trackio "
+            "logger=wandb; --help",
         ),
         (
             "train",

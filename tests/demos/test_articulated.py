@@ -128,3 +128,9 @@ def test_hand_does_not_turn_a_knob_back_while_it_lets_go():
 
 def test_only_reaching_is_free_space():
     assert [phase for phase in OperationPhase if phase.in_free_space] == [OperationPhase.REACH]
+
+
+def test_a_fist_pushes_what_a_hand_would_grip():
+    part = Part(replace(DRAWER, pushes=True))
+    phases, actions = run(part)
+    assert phases[:4] == FLAWLESS[:4] and set(actions[:, 6]) == {CLOSE}

@@ -138,6 +138,23 @@ def test_object_that_turns_with_a_tilting_hand_is_not_lost():
     assert expert.phase is Phase.REACH
 
 
+def test_a_plan_aside_comes_in_and_goes_out_low():
+    """What stands below something is taken from beside it, and lifted there."""
+    plan, scene = replace(PLAN, aside=(0.0, 0.13), shift=(0.02, 0.0)), Scene()
+    expert, heights = PickAndPlaceExpert(plan), {Phase.DESCEND: [], Phase.LIFT: []}
+    for _ in range(200):
+        below = abs(scene.eef[1] - 0.1) < 0.07  # where it must be low
+        action = expert.act(scene.state())
+        if expert.phase in heights and below:
+            heights[expert.phase].append(scene.eef[2] - scene.object[2] if scene.offset is None else scene.object[2])
+        scene.step(action)
+        if expert.phase is Phase.RETREAT:
+            break
+    assert expert.phase is Phase.RETREAT
+    np.testing.assert_allclose(scene.object[:2], scene.target[:2] + np.array([0.02, 0.0]), atol=0.012)
+    assert max(heights[Phase.DESCEND]) < 0.07 and max(heights[Phase.LIFT]) < 0.07
+
+
 @pytest.mark.parametrize(
     ("motion", "gripper", "last_gripper", "expected"),
     [

@@ -32,7 +32,9 @@ class Demonstrator(PolicyDemonstrator):
 
     def __init__(self, policy, **options):
         goals = [["on", "bowl_1", "plate_1"]]
-        domain = SimpleNamespace(parsed_problem={"goal_state": goals}, object_sites_dict={}, fixtures_dict={})
+        domain = SimpleNamespace(
+            parsed_problem={"goal_state": goals}, object_sites_dict={}, fixtures_dict={}, objects_dict={}
+        )
         env = SimpleNamespace(simulator=SimpleNamespace(env=domain))
         super().__init__(env, make_policy=lambda: policy, **options)
         self._skill = SimpleNamespace(begin=lambda: None)

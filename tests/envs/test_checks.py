@@ -55,6 +55,12 @@ def test_a_checkout_that_no_installer_put_there_is_not_checked(monkeypatch):
     assert checks.check_installed_files() == {}
 
 
+def test_the_commands_of_a_moved_environment_name_another_interpreter(site):
+    with (site / "libero_fork-1.0.dist-info" / "RECORD").open("a") as record:
+        record.write("../../../bin/libero,sha256=0,234\n")
+    assert checks.check_installed_files() == {"libero-fork": 2, "libero-fork-meshes": 1}
+
+
 def test_meshes_that_were_never_installed_are_named(site):
     shutil.rmtree(site / "libero_fork_meshes-1.0.dist-info")
     with pytest.raises(SimulatorError, match=r"LIBERO requires libero-fork-meshes, which is not installed; pip"):

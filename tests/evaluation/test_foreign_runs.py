@@ -65,7 +65,7 @@ def test_a_link_that_leaves_the_folder_is_not_followed(tmp_path, linked):
     logged = []
 
     class Logger:
-        log_hyperparams = log_metrics = finalize = log_table = staticmethod(lambda *_: None)
+        log_hyperparams = log_metrics = log_table = log_made = close = staticmethod(lambda *_: None)
         log_files = staticmethod(logged.extend)
 
     log_report(Logger(), report, run)

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from rsd.data.cache import CacheReader
+from rsd.training.lineage import artifact_name
 from tests.data.demonstrations import NAME, write_dataset
 from tests.data.tiny_base import save_tiny_base
+from tests.training.wandb_files import artifacts
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "cache_hidden_states.py"
@@ -101,3 +103,16 @@ def test_without_a_checkpoint_the_error_says_how_to_make_one(run):
     code, _, errors = run("paths.base=nowhere")
     assert code == 1
     assert "error: no base checkpoint: nowhere/" in errors and "phase=oft" in errors
+
+
+def test_wandb_gets_what_it_was_made_of_and_a_name_for_each_point(root, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    code, _, errors = run("layers=[2,head]", "logger=wandb", f"hydra.run.dir={tmp_path}/run")
+    assert code == 0, errors
+    given = artifacts(tmp_path / "run")
+    kinds = sorted((name.partition("-")[0], uses) for name, uses in given.items())
+    made, read = [("cache", False)], [("data", True)]
+    assert [uses for kind, uses in kinds if kind != "base"] == [made, made, read]
+    assert [uses for kind, uses in kinds if kind == "base"] == [[("base", True)]]
+    draft_reads = CacheReader(only_cache(root), ["layer.2"]).contents()  # as training for one point opens it
+    assert [artifact_name(content) in given for content in draft_reads] == [True]

@@ -12,7 +12,9 @@ def test_a_dry_run_prints_the_panels(capsys):
     pytest.importorskip("wandb_workspaces")
     assert main(["--entity", "me", "--dry-run"]) == 0
     sections = json.loads(capsys.readouterr().out)["spec"]["section"]["panelBankConfig"]["sections"]
-    assert [section["name"] for section in sections[:2]] == ["Pareto", "Evaluation"]
+    assert [one["name"] for one in sections[:4]] == ["Pareto", "Rate and distortion", "Evaluation", "Media"]
+    curve = sections[1]["panels"][0]["config"]
+    assert (curve["xAxis"], curve["yAxis"]) == ("summary:val/bits", "summary:val/mse")
     assert [panel["config"]["xAxis"] for panel in sections[0]["panels"]] == [f"summary:{name}" for name in FRONTS]
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from rsd.policy import IOContract
 from rsd.serving.messages import ObservationReader, encode_array
-from rsd.types import Chunk, Observation, Request
+from rsd.space import Space
+from rsd.types import Chunk, Memory, Observation, Request
 
 SIZE = 16  # pixels
 UNIT = 256  # makes exact numbers of [-1, 1] out of pixels
@@ -74,3 +75,25 @@ def message(kind: str, payload: Any = None, seq: int = 1) -> dict[str, Any]:
 HELLO = message("hello", {"harness_version": "0.8.0", "protocol_version": 1})
 START = message("episode_start", {"task": TASK})
 END = message("episode_end", {"metrics": {"success": True}, "steps": 2})
+
+
+class SpacedPolicy(TellingPolicy):
+    """The same with a Space: what it thinks in model space is t / 10 everywhere but for the gripper, 0.9 (open), and
+    its commands are those of that."""
+
+    space = Space.from_statistics(
+        "reach_no_noops",
+        {
+            "action": {"q01": [-0.5] * 6 + [0], "q99": [0.5] * 6 + [1], "min": [-1] * 7, "max": [1] * 7}
+            | {"mask": [True] * 6 + [False]},
+        },
+    )
+
+    def predict(self, requests: Sequence[Request]) -> list[Chunk]:
+        chunks = super().predict(requests)
+        for chunk in chunks:
+            mind = np.tile(np.arange(4.0)[:, None] / 10, (1, 7)).astype(np.float32)  # [T, A]
+            mind[:, 0] = np.clip(chunk.actions[:, 1], -1, 1)  # tells the first pixel
+            mind[:, -1] = 0.9
+            chunk.actions, chunk.memory = self.space.to_robot(mind), Memory(mind)
+        return chunks

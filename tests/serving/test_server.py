@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 
 from rsd.serving.access import Access
+from rsd.serving.batching import Batched
+from rsd.serving.limits import Limits
 from rsd.serving.messages import decode_array
 from rsd.serving.server import ServingError, serve
 from rsd.serving.session import Session
@@ -31,14 +33,18 @@ RECORDED = Path(__file__).parent / "client_0_8_0.msgpack"  # one episode of one 
 
 
 @contextmanager
-def serving(policy, access=None):
-    """The address of a server in a thread of this process."""
+def serving(policy, access=None, limits=None, stop=None):
+    """The address of a server in a thread of this process; `stop`, a list, gets what tells it to end."""
     pytest.importorskip("msgpack", reason=REASON)
     pytest.importorskip("websockets", reason=REASON)
     started = queue.Queue()
 
     async def main():
-        make_session = partial(Session, policy, reader=READER, seed=7, about={"model_server": "rsd"})
+        shared = Batched(policy, max_batch=8)
+        make_session = partial(Session, shared, reader=READER, seed=7, about={"model_server": "rsd"})
+        ending, loop = asyncio.Event(), asyncio.get_running_loop()
+        if stop is not None:
+            stop.append(lambda: loop.call_soon_threadsafe(ending.set))
         task = asyncio.create_task(
             serve(
                 make_session,
@@ -46,9 +52,10 @@ def serving(policy, access=None):
                 port=0,
                 ready=lambda port: started.put((loop, task, port)),
                 access=access,
+                limits=limits,
+                stop=ending,
             )
         )
-        loop = asyncio.get_running_loop()
         await asyncio.wait([task])
 
     thread = threading.Thread(target=asyncio.run, args=[main()])
@@ -106,6 +113,59 @@ def test_two_clients_have_their_own_queues():
         assert [first_action(one)[0], first_action(other)[0]] == [0, 0]
         ask = message("observation", observation())
         assert decode_array(exchange(one, ask)["payload"]["actions"], "actions")[0] == 1 / UNIT
+
+
+def test_no_more_clients_than_sessions():
+    with serving(TellingPolicy(), limits=Limits(sessions=1)) as address, connect(address) as first:
+        from websockets.exceptions import InvalidStatus
+
+        exchange(first, HELLO)
+        with pytest.raises(InvalidStatus, match="HTTP 503") as refused:
+            connect(address)
+        assert "1 clients are connected, as many as there may be" in refused.value.response.body.decode()
+        assert first_action(first)[0] == 0
+
+
+def test_a_client_that_says_nothing_for_long_is_let_go():
+    with serving(TellingPolicy(), limits=Limits(idle_s=0.2)) as address, connect(address) as connection:
+        from websockets.exceptions import ConnectionClosed
+
+        with pytest.raises(ConnectionClosed) as closed:
+            connection.recv(timeout=60)
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1001, "no message came for 0.2 s")
+
+
+class WaitingPolicy(TellingPolicy):
+    """Answers when it is let."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.go = threading.Event(), threading.Event()
+
+    def predict(self, requests):
+        self.asked.set()
+        self.go.wait(60)
+        return super().predict(requests)
+
+
+def test_told_to_stop_it_answers_what_it_has_begun_and_says_goodbye_to_all():
+    policy, stop = WaitingPolicy(), []
+    with serving(policy, stop=stop) as address, connect(address) as busy, connect(address) as idle:
+        from websockets.exceptions import ConnectionClosed
+
+        exchange(busy, HELLO)
+        exchange(idle, HELLO)
+        with ThreadPoolExecutor(1) as client:
+            action = client.submit(first_action, busy)
+            policy.asked.wait(60)
+            stop[0]()
+            with pytest.raises(ConnectionClosed, match="the server ends"):
+                idle.recv(timeout=60)
+            policy.go.set()
+            assert action.result()[0] == 0
+        with pytest.raises(ConnectionClosed, match="the server ends") as closed:
+            busy.recv(timeout=60)
+        assert closed.value.rcvd.code == 1001
 
 
 class JealousPolicy(TellingPolicy):

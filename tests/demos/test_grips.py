@@ -1,0 +1,72 @@
+"""How objects are gripped: on the narrow side, away from neighbours, and along the axes of one that starts turned."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from rsd.demos.grips import GRIPS, SIDEWAYS, grip_plan, half_turn
+from rsd.demos.placing import APART, PLACES, PickAndPlace
+
+
+def domain(half_widths: tuple[float, float], neighbours: list[tuple[float, float]], *, name: str = "can", heading=0.0):
+    """A table with one box-shaped object at the origin, and others as points."""
+    positions = np.array([(0.0, 0.0, 0.5), *((x, y, 0.5) for x, y in neighbours)])
+    wxyz = np.roll(Rotation.from_euler("z", heading).as_quat(), 1)
+    return SimpleNamespace(
+        sim=SimpleNamespace(
+            model=SimpleNamespace(geom_name2id=lambda geom: 0, geom_size=np.array([[*half_widths, 0.04]])),
+            data=SimpleNamespace(geom_xmat=np.eye(3).reshape(1, 9), body_xpos=positions),
+        ),
+        obj_body_id={name: 0} | {f"other_{i}": i + 1 for i in range(len(neighbours))},
+        objects_dict=dict.fromkeys([name, *(f"other_{i}" for i in range(len(neighbours)))]),
+        get_object=lambda name: SimpleNamespace(category_name=name, contact_geoms=["geom"]),
+        object_states_dict={name: SimpleNamespace(get_geom_state=lambda: {"quat": wxyz})},
+    )
+
+
+@pytest.mark.parametrize(
+    ("half_widths", "neighbours", "yaw"),
+    [
+        ((0.03, 0.02), [], 0.0),  # the fingers open along y
+        ((0.02, 0.03), [], SIDEWAYS),
+        ((0.03, 0.02), [(0.0, 0.08)], SIDEWAYS),
+        ((0.02, 0.03), [(-0.08, 0.02)], 0.0),
+        ((0.02, 0.03), [(0.0, 0.08)], SIDEWAYS),  # not where a finger goes
+        ((0.05, 0.02), [(0.0, 0.08)], 0.0),  # too wide the other way
+    ],
+)
+def test_fingers_close_on_the_narrow_side_where_no_neighbour_is_in_their_way(half_widths, neighbours, yaw):
+    assert grip_plan(domain(half_widths, neighbours), "can")["yaw"] == yaw
+
+
+def test_a_turned_book_is_gripped_along_its_own_axes_and_put_down_along_the_worlds():
+    heading = np.deg2rad(-115)
+    plan = grip_plan(domain((0.01, 0.05), [], name="black_book", heading=heading), "black_book")
+    assert plan["yaw"] == pytest.approx(np.deg2rad(-25)) and plan["turn"] == pytest.approx(np.deg2rad(-65))
+    own = GRIPS["black_book"].offset
+    np.testing.assert_allclose(plan["offset"], Rotation.from_euler("z", heading).apply(own), atol=1e-12)
+    np.testing.assert_allclose(plan["shift"], [0.0, own[1]], atol=1e-12)  # then headed to -180 degrees
+
+
+def test_an_object_that_starts_unturned_does_not_turn_the_hand():
+    assert "turn" not in grip_plan(domain((0.01, 0.05), [], name="moka_pot"), "moka_pot")
+
+
+def test_two_objects_on_one_place_stand_apart_and_on_their_feet():
+    target, names = "flat_stove_1_cook_region", ("pot_1", "pot_2")
+    shifts = []
+    for name, other in (names, names[::-1]):
+        scene = domain((0.03, 0.03), [], name=name)
+        scene.get_object = lambda name: SimpleNamespace(category_name="moka_pot", contact_geoms=["geom"])
+        skill = PickAndPlace(scene, name, target, "on", [other])
+        skill.begin()
+        shifts.append(skill._expert.plan.shift)
+    np.testing.assert_allclose(shifts, [APART[target], -np.array(APART[target])])
+    assert skill._expert.plan.release_height == PLACES[target]["release_height"] + GRIPS["moka_pot"].foot
+
+
+@pytest.mark.parametrize(("degrees", "same"), [(0, 0), (100, -80), (-100, 80), (90, -90), (180, 0), (350, -10)])
+def test_a_half_turn_is_none(degrees, same):
+    assert half_turn(np.deg2rad(degrees)) == pytest.approx(np.deg2rad(same))
