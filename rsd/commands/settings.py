@@ -133,6 +133,8 @@ KEYS: dict[str, Any] = {
     "simulator": bool,
     "host": Text,
     "port": Annotated[int, Range(0, 65535)],
+    "wire": Literal["websocket", "rest"],
+    "limits": Made,
     "origins": list[str],
     "resume": Text | None,
     "policy": Text | None,

@@ -347,7 +347,7 @@ async def serve(
         listening.close()
 
 
-class _RefusedError(Exception):
+class _RefusedError(RSDError):
     """Of `Access`."""
 
     def __init__(self, status: HTTPStatus, message: str) -> None:
