@@ -236,7 +236,8 @@ def failed_line(failed: Sequence[Job], jobs: Sequence[Job], folder: Path) -> str
     shared = set.intersection(*(set(job.typed) for job in jobs)) if len(jobs) > 1 else set()
     lines = [f"error: {len(failed)} of {len(jobs)} jobs failed; the same command runs them again, and no other:"]
     for job in failed:
-        why = (ended(job, folder) or {}).get("error") or f"it never ended; see {folder / job.subdir}"
+        end = ended(job, folder)
+        why = (end and end["error"]) or f"it never ended; see {folder / job.subdir}"
         own = shlex.join(one for one in job.typed if one not in shared)
         lines.append(f"  job {job.number} ({own}): {why}")
     return "\n".join(lines)

@@ -72,6 +72,7 @@ class Search(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Called by Hydra, with what was typed."""
         require_optuna()
+        assert self.config is not None and self.launcher is not None  # Hydra has called setup
         space, fixed = self._space(arguments)
         check_jobs(self.loader, self.config, [[*fixed, *one] for one in corners(space)], first=0)
         record = self._record(space)
@@ -134,14 +135,16 @@ class Search(Sweeper):
         return study.ask(dict(space))
 
     def _job(self, trial: Any, space: Mapping[str, Any], fixed: list[str], folder: Path) -> Job:
+        assert self.config is not None
         values = [f"{key}={trial.params[key]}" for key in space]
         (job,) = check_jobs(self.loader, self.config, [[*fixed, *values]], first=trial.number)
         check_folders([job], folder)
         return job
 
     def _objectives(self, job: Job, folder: Path) -> list[float]:
-        metrics = read_json(folder / job.subdir / METRICS_FILE) or {}
-        result = (ended(job, folder) or {}).get("result")
+        metrics: dict[str, Any] = read_json(folder / job.subdir / METRICS_FILE) or {}
+        end = ended(job, folder)
+        result = end["result"] if end else None
         settings = dict(one.lstrip("+").partition("=")[::2] for one in job.typed)
         values = {name: objective(name, metrics, result, settings) for name in self.objectives}
         if missing := [name for name, value in values.items() if value is None]:

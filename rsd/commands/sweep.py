@@ -291,7 +291,8 @@ class SweepTable(Callback):
             "error": line if failed else None,
             "result": None if failed else returned,
         }
-        goes_on = is_alone or (job_return.cfg or {}).get("resume") is not None
+        cfg = job_return.cfg
+        goes_on = is_alone or (cfg is not None and cfg.get("resume") is not None)
         if opened_here(job_dir) or not (job_dir / CONFIG_FILE).is_file() or (goes_on and _may_tell(job_dir)):
             write(job_dir / JOB_FILE, job)
         let_go(job_dir)

@@ -13,7 +13,7 @@ from rsd.errors import SettingError
 from rsd.record import write
 from tests.commands.parabola import sweeps, table
 
-optuna = pytest.importorskip("optuna")  # extra sweep, and dev
+optuna = pytest.importorskip("optuna", minversion="4")  # extra sweep, and dev
 
 
 def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:

@@ -61,7 +61,7 @@ def test_a_killed_sweep_goes_on_with_the_same_command_and_has_no_twin(root):
 
 
 def test_a_killed_search_goes_on_with_the_same_command(root):
-    optuna = pytest.importorskip("optuna")
+    optuna = pytest.importorskip("optuna", minversion="4")
     command = ("experiment=search_tokenizer", "phase=rfsq", "hydra.sweeper.n_trials=3")
     first = start(root, *command)
     wait_for(root, "runs/sweep/*/1/config.yaml")
