@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 APT := $(shell if [ "$$(id -u)" = 0 ]; then echo apt-get; elif sudo -n true 2>/dev/null; then echo sudo -n apt-get; fi)
 
-.PHONY: demo smoke test test-slow test-long sim reproduce lint setup gl clean
+.PHONY: demo smoke test test-slow test-long sim reproduce lint docs docs-serve setup gl clean
 
 demo: gl
 	$(BIN)/python scripts/demo.py --size demo
@@ -32,6 +32,16 @@ lint: setup  ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs  ## the site, into outputs/site; a broken link or a page outside of the navigation fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(VENV)/.docs  ## the same on http://127.0.0.1:8000, built anew with every change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --no-compile -e '.[docs]'
+	touch $@
 
 setup: $(VENV)/.ready
 

@@ -56,8 +56,8 @@ class CodeShape:
         chunk_length: T, time steps of the action chunk that the code stands for.
         action_dim: A, action dims of that chunk.
         num_levels: L, the largest number of values of any entry.
-        levels: Values of each entry, nested tuples [T][D][Q] of ints in 1..L. An entry with 1 level carries nothing and
-            its index is always 0. T here is the tokenizer's step axis (time, or DCT frequency).
+        levels: Values of each entry, nested tuples `[T][D][Q]` of ints in 1..L. An entry with 1 level carries nothing
+            and its index is always 0. T here is the tokenizer's step axis (time, or DCT frequency).
     """
 
     chunk_length: int

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.test_architecture import ALLOWED
 from tests.test_readme import python_blocks
@@ -47,16 +48,33 @@ def test_relative_links_lead_somewhere(page):
         assert not anchor or anchor in headings(target), f"{page.name} links to {link}; headings: {headings(target)}"
 
 
-def test_every_page_can_be_reached_from_the_readme():
-    linked = {(README.parent / link.partition("#")[0]).resolve() for link in LINK.findall(README.read_text())}
-    pages = {page for page in PAGES if page != README and page.parent != ROOT / "docs" / "results"}
-    assert pages - linked == set()
-    assert ROOT / "docs" / "results" / "README.md" in linked
+def pages_of(nav: list) -> set[str]:
+    """Pages of a navigation of mkdocs, at any depth: a page, or a title with a page or with more of them."""
+    entries = [entry if isinstance(entry, str) else next(iter(entry.values())) for entry in nav]
+    return {page for entry in entries for page in (pages_of(entry) if isinstance(entry, list) else {entry})}
+
+
+def site() -> dict:
+    return yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+
+
+def test_every_page_can_be_reached_from_the_readme_or_the_site():
+    reached = {(README.parent / link.partition("#")[0]).resolve() for link in LINK.findall(README.read_text())}
+    reached |= {ROOT / "docs" / page for page in pages_of(site()["nav"])}
+    assert set(PAGES) - reached - {README} == set()
+    assert [str(page) for page in sorted(reached) if not page.exists()] == []
+
+
+def test_the_site_fetches_nothing_and_is_strict():
+    assert site()["theme"]["font"] is False and site()["strict"] is True
+    assert not {"extra_javascript", "extra_css"} & site().keys()
+    kinds = [level for part in site()["validation"].values() for level in part.values()]
+    assert set(kinds) == {"warn"}  # which strict makes errors
 
 
 def test_the_readme_is_short():
     lines = README.read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 130
+    assert len(lines) <= 120
     assert [number for number, line in enumerate(lines, 1) if len(line) > 120] == []
 
 
