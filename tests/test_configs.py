@@ -233,6 +233,7 @@ SEARCHES = {  # with the command that takes it, and the least that it needs
 
 @pytest.mark.parametrize("choice", SEARCHES)
 def test_every_corner_of_a_search_composes(choice):
+    pytest.importorskip("optuna", minversion="4")  # extra sweep, and dev
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     from rsd.commands.search import corners, distribution

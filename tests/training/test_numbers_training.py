@@ -60,6 +60,7 @@ def test_the_loss_is_of_what_is_said_and_the_metrics_are_of_what_is_executed(tmp
         "base_l1": (2 * 6 * 0.25 + 2 * 6 * 0.75 + 4 * 0.75) / 28,
         "gripper_of_base": 1.0,
         "num_chunks": 4,
+        "num_parameters": sum(parameter.numel() for parameter in module.head.parameters()),
     }
     assert module.report == pytest.approx(expected)
 
