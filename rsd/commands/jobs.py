@@ -220,7 +220,7 @@ def launch_missing(launcher: Launcher, jobs: Sequence[Job], folder: Path) -> Non
         except SystemExit:  # Ctrl-C, which the job has told of
             print("the same command goes on with the whole sweep", file=sys.stderr)
             raise
-        except Exception as error:
+        except Exception as error:  # submitit, which may not be installed, has no one class for a job that was killed
             if not type(error).__module__.startswith("submitit"):
                 raise
             print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)  # a job was killed; the others are told of

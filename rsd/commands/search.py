@@ -144,7 +144,7 @@ class Search(Sweeper):
     def _objectives(self, job: Job, folder: Path) -> list[float]:
         metrics: dict[str, Any] = read_json(folder / job.subdir / METRICS_FILE) or {}
         end = ended(job, folder)
-        result = end["result"] if end else None
+        result = end.get("result") if end else None
         settings = dict(one.lstrip("+").partition("=")[::2] for one in job.typed)
         values = {name: objective(name, metrics, result, settings) for name in self.objectives}
         if missing := [name for name, value in values.items() if value is None]:

@@ -133,7 +133,7 @@ KEYS: dict[str, Any] = {
     "simulator": bool,
     "host": Text,
     "port": Annotated[int, Range(0, 65535)],
-    "wire": Literal["websocket", "rest"],
+    "wire": Text,  # typed as protocol=, by which name scripts/serve_policy.py says what it may be
     "limits": Made,
     "origins": list[str],
     "resume": Text | None,
