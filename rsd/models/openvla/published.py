@@ -131,15 +131,33 @@ def read_architecture(
     """Architecture from config.json; what it does not say comes from side files and statistics, through the caller."""
     config, where = read_json(directory, "config.json"), str(directory / "config.json")
     if config.get("model_type") != "openvla":
-        raise CheckpointError(
-            f"{directory / 'config.json'} describes model_type {shown(config.get('model_type'))}, expected 'openvla'"
-        )
+        raise CheckpointError(f"{where} describes model_type {shown(config.get('model_type'))}, expected 'openvla'")
     config = read_entries(directory, {"text_config": dict[str, Any]})
+    return architecture_of(
+        config, where, action_head=action_head, action_dim=action_dim, proprio_dim=proprio_dim, film=film
+    )
+
+
+def architecture_of(
+    config: dict[str, Any],
+    where: str,
+    *,
+    action_head: str,
+    action_dim: int,
+    proprio_dim: int | None,
+    film: bool = False,
+) -> Architecture:
+    """See `read_architecture`.
+
+    Args:
+        config: Contents of config.json, its entries' types checked.
+        where: The file, for messages.
+    """
     known_names, known_sizes = VISION_BACKBONES.get(config.get("vision_backbone_id", ""), (None, None))
     names, sizes = config.get("timm_model_ids", known_names), config.get("image_sizes", known_sizes)
     if names is None or sizes is None:
         raise CheckpointError(
-            f"{directory / 'config.json'} has vision_backbone_id {config.get('vision_backbone_id')!r} and no "
+            f"{where} has vision_backbone_id {config.get('vision_backbone_id')!r} and no "
             f"timm_model_ids; supported: {sorted(VISION_BACKBONES)}"
         )
     # timm_model_kwargs is the golden sets' extension that shrinks the two backbones; published files do not have it
@@ -155,7 +173,7 @@ def read_architecture(
     fused = config.get("use_fused_vision_backbone", len(shapes) > 1)
     if len(shapes) != 1 + fused:
         raise CheckpointError(
-            f"{directory / 'config.json'} contradicts itself: use_fused_vision_backbone is {fused} with timm_model_ids "
+            f"{where} contradicts itself: use_fused_vision_backbone is {fused} with timm_model_ids "
             f"{names}; copy it again"
         )
     return Architecture(
