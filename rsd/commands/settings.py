@@ -104,6 +104,8 @@ KEYS: dict[str, Any] = {
     "device": Device | Annotated[list[Device], Length()],
     "tasks": TASK_IDS,
     "num_trials": Count,
+    "shard": Natural,
+    "shards": Count,
     "num_episodes": Count,
     "num_open_loop_steps": Count,
     "delay": Natural,

@@ -88,11 +88,11 @@ def build_report(
         raise ResultsError(f"the episodes of {RESULTS_FILE} do not belong together: {error}") from error
     num_chunks = totals.get("num_chunks", 0)
     num_steps = sum(result.num_steps for result in results)
-    num_planned = len(plan.episodes) if plan is not None else None
+    num_planned = len(plan.part) if plan is not None else None
     return {
         "schema": SCHEMA,
         "suite": results[0].suite if results else None,
-        "complete": None if plan is None else not missing_places(plan.episodes, results),
+        "complete": None if plan is None else not missing_places(plan.part, results),
         "num_planned": num_planned,
         "caveats": caveats(results, plan=plan, stopped=stopped),
         "stopped": stopped,
