@@ -159,7 +159,9 @@ def merge_shards(folders: Sequence[Path], out: Path) -> dict[str, Any]:
         for kind in ("videos", "traces"):
             if (shard.folder / kind).is_dir():
                 shutil.copytree(shard.folder / kind, out / kind, dirs_exist_ok=True)
-    log = "".join((shard.folder / ERRORS_FILE).read_text() for shard in shards if (shard.folder / ERRORS_FILE).is_file())
+    log = "".join(
+        (shard.folder / ERRORS_FILE).read_text() for shard in shards if (shard.folder / ERRORS_FILE).is_file()
+    )
     if log:  # of earlier starts
         write_atomically(out / ERRORS_FILE, log)
     write_atomically(out / RESULTS_FILE, b"".join(line_of(dataclasses.asdict(one)) for one in ordered))
@@ -198,7 +200,10 @@ def _different(first: ShardRun, other: ShardRun) -> list[Any]:
     plans = [dataclasses.replace(one.plan, shard=None).to_json() for one in (first, other)]
     counts = [one.plan.shard.of for one in (first, other) if one.plan.shard is not None]
     read = [
-        {part: {name: value for name, value in own.items() if name not in OWN_INPUTS} for part, own in one.inputs.items()}
+        {
+            part: {name: value for name, value in own.items() if name not in OWN_INPUTS}
+            for part, own in one.inputs.items()
+        }
         for one in (first, other)
     ]
     return [

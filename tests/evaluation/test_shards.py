@@ -143,7 +143,7 @@ def test_shards_are_every_episode_once(tmp_path):
     assert read_plan_file(tmp_path / "plan.json") == plans[3]
 
 
-def test_a_run_that_was_begun_before_there_were_shards_goes_on(tmp_path, evaluate, capsys):
+def test_a_run_that_was_begun_before_there_were_shards_goes_on(tmp_path, evaluate, capfd):
     run_dir = tmp_path / "run"
     assert evaluate(f"hydra.run.dir={run_dir}", "num_trials=1", "tasks=[0,1]") == 0
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
@@ -157,6 +157,6 @@ def test_a_run_that_was_begun_before_there_were_shards_goes_on(tmp_path, evaluat
     results = (run_dir / "results.jsonl").read_text().splitlines(keepends=True)
     (run_dir / "results.jsonl").write_text(results[0])
     assert evaluate(f"resume={run_dir}") == 0
-    assert "success 2/2" in capsys.readouterr().out
+    assert "success 2/2" in capfd.readouterr().out
     assert evaluate(f"resume={run_dir}", "shard=0", "shards=2") == 1
-    assert "shards: 1 → 2" in capsys.readouterr().err
+    assert "shards: 1 → 2" in capfd.readouterr().err
