@@ -102,7 +102,7 @@ def test_shards_that_do_not_belong_together_are_told_by_name(folders, tmp_path, 
         merge_shards([whole, *shards], tmp_path / "out")
     other = tmp_path / "other"
     assert evaluate(f"hydra.run.dir={other}", "num_trials=5", "tasks=[2,0]", "shard=2", "shards=3", "seed=8") == 0
-    with pytest.raises(ShardError, match="are not of one evaluation: .*seed: 7 → 8"):
+    with pytest.raises(ShardError, match=r"are not of one evaluation: .*seed: 7 → 8"):
         merge_shards([*shards[:2], other], tmp_path / "out")
     with pytest.raises(RunError, match="already holds a run"):
         merge_shards(shards, whole)
