@@ -224,11 +224,10 @@ def _write_run(shards: Sequence[ShardRun], out: Path) -> None:
         OVERRIDES_FILE: OmegaConf.to_yaml(OmegaConf.create(overrides)),
         CONFIG_FILE: OmegaConf.to_yaml(OmegaConf.create(config)),
     }
-    records: list[Provenance] = [
-        one for one in (read_provenance(shard.folder / PROVENANCE_FILE) for shard in shards) if one is not None
-    ]
+    found = (read_provenance(shard.folder / PROVENANCE_FILE) for shard in shards)
+    records: list[Provenance] = [one for one in found if one is not None]
     provenance = {
-        **(records[0] if records else {}),
+        **(dict(records[0]) if records else {}),
         "files": {name: file_hash(text) for name, text in texts.items()},
         "starts": [start for record in records for start in record["starts"]],
     }
