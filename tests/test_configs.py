@@ -108,7 +108,7 @@ def test_train(phase, group, choice):
     check(composed("train", [f"phase={phase}", f"{group}={choice}", *NEEDED.get(f"{group}={choice}", [])]))
 
 
-@pytest.mark.parametrize("choice", ["oft_tiny", "oft_small"])
+@pytest.mark.parametrize("choice", ["oft_tiny", "oft_small", "oft_base"])
 def test_base_models_that_are_trained_from_scratch(choice):
     check(composed("train", ["phase=oft", f"model={choice}"]))
 

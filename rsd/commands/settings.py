@@ -82,12 +82,13 @@ LLM = {
     "initializer_range": Fraction,
 }
 CONV = {name: Width for name in ("width", "num_keypoints", "feature_dim")}
+PATCHES = {"width": Width, "feature_dim": Width, "film": bool}
 ARCHITECTURE: dict[str, Any] = {
     "architecture": KEYS_INSIDE | None,
     "architecture.learned_slots": bool,
     **{
         f"architecture.{part}{name}": one
-        for part, inside in (("dino", VIT), ("siglip", VIT), ("llm", LLM), ("conv", CONV))
+        for part, inside in (("dino", VIT), ("siglip", VIT), ("llm", LLM), ("conv", CONV), ("patches", PATCHES))
         for name, one in {"": KEYS_INSIDE, **{f".{name}": one for name, one in inside.items()}}.items()
     },
 }
