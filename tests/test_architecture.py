@@ -5,12 +5,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # A room may import the rooms listed for it, the leaves, and itself. "rsd" alone is the package's version.
-LEAVES = {"errors", "files", "differences", "record", "settings", "options"}  # they do not know what this is about
+LEAVES = {
+    "errors",
+    "files",
+    "differences",
+    "record",
+    "schema",
+    "settings",
+    "options",
+}  # they do not know what this is about
 ALLOWED = {
     "errors": set(),
     "files": set(),
     "differences": set(),
     "record": set(),
+    "schema": set(),
     "settings": set(),
     "options": set(),
     # the vocabulary: what numbers mean, the account, points, files; the records and protocols that travel
