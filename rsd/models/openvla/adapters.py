@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -237,7 +238,7 @@ def merged(value: Tensor, adapter: Adapter | None) -> Tensor:
     return value if adapter is None else adapter.merged(value).to(value.dtype)
 
 
-def film_for_readers(weights: Weights, film: dict[str, Adapter], where: Path) -> tuple[Weights, int]:
+def film_for_readers(weights: Weights, film: Mapping[str, Adapter], where: Path) -> tuple[Weights, int]:
     """A FiLM side file whose adapters mean to readers, who assume alpha = min(rank, 16), what they meant in training.
 
     Readers of that file (the reference, and rsd) know no alpha: it is in none of its entries. Where it was another one,

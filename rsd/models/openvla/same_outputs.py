@@ -6,7 +6,7 @@ widths. Logits are taken at every position, before any head, and beside them the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -18,7 +18,7 @@ from rsd.checkpoint import CheckpointError
 from rsd.models.openvla.adapters import Adapter
 from rsd.models.openvla.model import OpenVLAOFT
 from rsd.models.openvla.published import HEAD_NAMES, build_model, read_norm_stats
-from rsd.models.openvla.stored import HEADS, Stored
+from rsd.models.openvla.stored import Stored
 
 SEED = 0
 NUM_WORDS = 12
@@ -100,7 +100,9 @@ def outputs(model: OpenVLAOFT, adapters: Mapping[str, Adapter] | None = None) ->
     return Outputs(logits, chunk)
 
 
-def _said(adapter: Adapter):  # type: ignore[no-untyped-def]  # a hook's signature is torch's
+def _said(adapter: Adapter) -> Callable[[nn.Linear, tuple[Tensor], Tensor], Tensor]:
+    """A forward hook that replaces what a layer says."""
+
     def hook(layer: nn.Linear, inputs: tuple[Tensor], _: Tensor) -> Tensor:
         return adapter.beside(layer, inputs[0])
 
@@ -128,6 +130,3 @@ def require_same(one: Outputs, other: Outputs, *, tolerance: float, what: str) -
             "written"
         )
     return found
-
-
-__all__ = ["HEADS", "TOLERANCE", "Outputs", "distance", "head_of", "load_network", "outputs", "require_same"]
