@@ -27,6 +27,7 @@ SIDE_DTYPES = {
     "proprio_projector": torch.float32,
     "noisy_action_projector": torch.float32,
 }
+GENERATION = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 32000}  # generation_config.json
 DEFAULT_SHARD_BYTES = 5 * 10**9
 BICUBIC = 3  # in torchvision's and PIL's numbering
 BFLOAT16_BYTES = 2
@@ -88,7 +89,7 @@ def write_published(
         ("config.json", config),
         ("preprocessor_config.json", processor),
         ("dataset_statistics.json", statistics),
-        ("generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 32000}),
+        ("generation_config.json", GENERATION),
     ):
         (partial / name).write_text(json.dumps(record, indent=2) + "\n")
     for name, content in (others or {}).items():
