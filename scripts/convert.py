@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a bare checkout, where the package is not installed
@@ -65,7 +65,7 @@ def parser() -> Options:
 def convert(options: argparse.Namespace) -> list[str]:
     """Do what was asked for; lines to tell."""
     source, out = options.source, options.out
-    size = {"shard_bytes": int(options.shard_gb * GIGABYTE)} if "shard_gb" in options else {}
+    size: dict[str, Any] = {"shard_bytes": int(options.shard_gb * GIGABYTE)} if "shard_gb" in options else {}
     if options.kind == "join":
         return conversions.join(source, out, **size)
     if options.kind == "split":
@@ -73,7 +73,7 @@ def convert(options: argparse.Namespace) -> list[str]:
     if options.kind == "oft":
         return conversions.export(source, out, step=options.step, **size)
     require_device(options.device)
-    check = {"check_outputs": not options.no_logits, "device": options.device}
+    check: dict[str, Any] = {"check_outputs": not options.no_logits, "device": options.device}
     if options.kind == "lora":
         return conversions.merge(options.base, source, out, **check, **size)
     if options.kind == "to-prismatic":

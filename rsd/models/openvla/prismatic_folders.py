@@ -1,6 +1,6 @@
 """Prismatic's training checkpoints into the published layout and back, as whole folders (SPEC §14).
 
-What surprises first: Prismatic's Llama has a norm epsilon of 1e-5, which config.json says here, so that logits stay what
+What surprises first: Prismatic's Llama has a norm epsilon of 1e-5, which config.json says here, so that logits stay as
 they were in training; the published OpenVLA's config.json leaves it out, which means 1e-6.
 """
 
@@ -140,10 +140,11 @@ def to_prismatic(source: Path, out: Path, *, check_outputs: bool = True, device:
         prismatic.load_prismatic(folder, action_dim=action_dim, device="meta")
         if check_outputs:
             told.append(_same(folder, source, action_dim, device, TOLERANCE[torch.float32]))
-    if record["model"]["text_config"]["rms_norm_eps"] != prismatic.LLAMA_EPS:
+    epsilon = record["model"]["text_config"]["rms_norm_eps"]
+    if epsilon != prismatic.LLAMA_EPS:
         told.append(
-            f"note: the model has a norm epsilon of {record['model']['text_config']['rms_norm_eps']:g}, which rsd reads "
-            f"in config.json; Prismatic's own code takes Llama's {prismatic.LLAMA_EPS:g}"
+            f"note: the model has a norm epsilon of {epsilon:g}, which rsd reads in config.json; Prismatic's own code "
+            f"takes Llama's {prismatic.LLAMA_EPS:g}"
         )
     return [*told, f"{out}: {len(weights)} weights in {prismatic.CHECKPOINT_FILE}"]
 
