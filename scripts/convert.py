@@ -1,7 +1,7 @@
 """Checkpoints from one layout into another; nothing is downloaded, and an output folder is whole or not there.
 
 python scripts/convert.py join SRC OUT              # OFT's side files among the safetensors: nothing is pickled
-python scripts/convert.py split SRC OUT             # and back: action_head--…, proprio_projector--…, vision_backbone--…
+python scripts/convert.py split SRC OUT             # and back: action_head--…, proprio_projector--…, …
 python scripts/convert.py lora BASE TUNED OUT       # adapters merged into what they were trained on, and checked
 python scripts/convert.py oft SRC OUT               # what OpenVLA-OFT's own loader takes, compared key by key
 python scripts/convert.py from-prismatic RUN OUT    # a Prismatic training checkpoint into the published layout
