@@ -76,7 +76,7 @@ HEAVY = {
     "robosuite": ["envs"],
     "mujoco": ["envs"],
     "transformers": ["models/openvla"],
-    "huggingface_hub": ["models/openvla/published.py", "hub.py"],
+    "huggingface_hub": ["models/openvla", "hub.py"],
     "peft": ["models/openvla/lora.py"],
     "pytorch_lightning": ["training", "data/datamodules.py", "data/hidden_states.py", "data/mixture_module.py"],
     "hydra": ["commands"],
