@@ -68,6 +68,9 @@ ALLOWED = {
     "diagnosis": {"types", "space", "finding", "data", "models", "stages", "policy", "evaluation"},
     "comparison": {"types", "work", "runs", "evaluation"},
     "serving": {"types", "clock", "queue", "evaluation", "space"},
+    # what leaves this machine, and what is said about it
+    "hub": set(),
+    "cards": {"checkpoint", "data", "models", "policy", "space"},
     "selfcheck": {"types", "tokenizer", "stages", "decoding", "models", "policy"},
     # what the entry points have in common
     "commands": {
@@ -82,6 +85,7 @@ HEAVY = {
     "robosuite": ["envs"],
     "mujoco": ["envs"],
     "transformers": ["models/openvla"],
+    "huggingface_hub": ["models/openvla", "hub.py"],
     "peft": ["models/openvla/lora.py"],
     "pytorch_lightning": ["training", "data/datamodules.py", "data/hidden_states.py", "data/mixture_module.py"],
     "hydra": ["commands"],
