@@ -27,7 +27,7 @@ from rsd.images import augment, center_crop, resize_pictures
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.conv import ConvShape
 from rsd.models.openvla.loading import save_base
-from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
+from rsd.models.openvla.model import Architecture, OpenVLAOFT, round_weights
 from rsd.models.openvla.patches import STRIDE, PatchShape
 from rsd.models.openvla.processor import HALF, PrismaticImageProcessor
 from rsd.models.openvla.text import WordText
@@ -45,6 +45,7 @@ from rsd.training.given import (
     of_sample,
 )
 from rsd.training.randomness import step_generator
+from rsd.training.sharded import shard
 from rsd.types import Frame
 
 STATISTICS_FILE = "dataset_statistics.json"  # as OpenVLA ships it: {data set name: statistics}
@@ -139,6 +140,7 @@ class OFTModule(LightningModule):
     """
 
     loss_factors: Tensor  # of each space and action dim, [K, A]
+    shardable = True
 
     @checked
     def __init__(
@@ -211,6 +213,10 @@ class OFTModule(LightningModule):
         self.prompts = self.base.prompts(self.instructions)  # a row an instruction
         self.median_actions = median_actions(datamodule)  # [K, A]
 
+    def configure_model(self) -> None:
+        """Share the model out, where the trainer does."""
+        shard(self.trainer, self.model)
+
     def transfer_batch_to_device(self, batch: FrameBatch, device: torch.device, dataloader_idx: int) -> FrameBatch:
         """Move the pictures; the rest is small, and is normalised on the CPU without waiting for the device."""
         return {**batch, "pictures": batch["pictures"].to(device, non_blocking=True)}
@@ -272,7 +278,7 @@ class OFTModule(LightningModule):
     def on_train_end(self) -> None:
         """Round what will be exported, so that the validation that follows measures just that."""
         if not self.trainer.interrupted:
-            cast_weights(cast_weights(self.base.model, self.weights_dtype), torch.float32)
+            round_weights(self.base.model, self.weights_dtype)
 
     def validation_step(self, batch: FrameBatch, batch_idx: int) -> None:
         predicted = self(batch, center_crop(batch["pictures"].flatten(0, 1)))  # [B, T, A]
@@ -288,7 +294,8 @@ class OFTModule(LightningModule):
         self.log_dict(metrics, batch_size=len(target))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

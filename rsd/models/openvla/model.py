@@ -24,9 +24,11 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import Cache, LlamaConfig, LlamaForCausalLM
 from transformers.initialization import no_init_weights
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rsd.errors import SettingError
 from rsd.models.openvla.action_heads import ACTION_HEADS, Prompt, select
+from rsd.models.openvla.action_tokens import IGNORE_LABEL
 from rsd.models.openvla.conv import CameraTowers, ConvShape, ConvVision
 from rsd.models.openvla.ddim import NUM_TRAIN_TIMESTEPS
 from rsd.models.openvla.heads import (
@@ -250,6 +252,13 @@ def cast_weights(model: OpenVLAOFT, dtype: torch.dtype) -> OpenVLAOFT:
     return model
 
 
+@torch.no_grad()
+def round_weights(model: OpenVLAOFT, dtype: torch.dtype) -> None:
+    """Round the weights to what a dtype can say, in place; their own dtype stays."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
+
+
 def outline(architecture: Architecture) -> OpenVLAOFT:
     """The network without numbers, on device "meta": names, shapes and order of its weights, and no memory for them."""
     with torch.device("meta"), no_init_weights():
@@ -333,6 +342,28 @@ class OpenVLAOFT(nn.Module):
         kept = None if choose is None else choose(patches, partial(self.words, input_ids, action_start))
         prompt = Prompt(input_ids, attention_mask, action_start, chunk_length, proprio, noise, kept)
         return ACTION_HEADS[self.architecture.action_head](self, patches, prompt, layers)
+
+    def token_logits(self, pixel_values: Tensor, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Teacher-forced logits of the original OpenVLA for every supervised label, [N, vocabulary], and those labels.
+
+        Args:
+            pixel_values: As in `forward`.
+            input_ids, labels: See `token_loss.token_rows`, [B, L].
+        """
+        patches = self.projector(self.vision_backbone(pixel_values))
+        supervised = labels != IGNORE_LABEL
+        lengths = torch.where(supervised, torch.arange(1, labels.shape[1] + 1, device=labels.device), 0).amax(dim=1)
+        mask = torch.arange(labels.shape[1], device=labels.device) < lengths[:, None]  # pads follow the stop token
+        start = supervised.int().argmax(dim=1)
+        sequence = self.assemble(patches, input_ids, mask, start, 1, None, keep_actions=True)
+        states = self.layer_states(sequence.embeds, sequence.mask, {self.num_layers}, causal=True)[self.num_layers]
+        inserted = patches.shape[1]
+        speaking = states[:, inserted:-1][supervised[:, 1:]]  # [N, H]  position t - 1 speaks for t
+        return self.language_model.lm_head(speaking), labels[:, 1:][supervised[:, 1:]]
+
+    def renew_frequencies(self, device: str | torch.device) -> None:
+        """The rotary frequencies, which are no weights, on a device: a model on "meta" has none."""
+        self.language_model.model.rotary_emb = LlamaRotaryEmbedding(config=self.llm_config).to(device)
 
     def words(self, input_ids: Tensor, action_start: Tensor) -> Tensor:
         """The mean of the instruction's embeddings, [B, H]."""
