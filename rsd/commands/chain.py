@@ -26,6 +26,7 @@ from rsd.commands.entry_point import ERROR_FILE, is_expected
 from rsd.commands.jobs import DONE, JOB_FILE, Ended
 from rsd.commands.pipeline import InterruptedStepError, run_command
 from rsd.commands.publishing import names_of, publish
+from rsd.commands.quoting import quoted
 from rsd.commands.step_content import CHECKPOINT, Digests, digits_of, made_by, paths_read, read_by
 from rsd.commands.steps import COLLECT, COMPARE, EVAL, TRAIN, Planned, check_steps, key_of, plan_steps
 from rsd.commands.usage import experiment_of
@@ -267,10 +268,9 @@ def _command(step: Planned, run: Path, runs: Mapping[str, Path]) -> list[str]:
             "--out",
             str(run),
         ]
-    quoted_run = "'" + str(run).replace("'", "\\'") + "'"
     if step.command in (TRAIN, EVAL) and (run / CONFIG_FILE).is_file():
         return [sys.executable, step.command, f"resume={run}"]
-    return [sys.executable, step.command, *step.arguments, f"hydra.run.dir={quoted_run}"]
+    return [sys.executable, step.command, *step.arguments, quoted(f"hydra.run.dir={run}")]
 
 
 def _why(run: Path, code: int, started_at: float) -> str:

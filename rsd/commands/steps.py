@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rsd.commands.entry_point import check_chunk, require_devices
 from rsd.commands.publishing import check_publishable, names_of
+from rsd.commands.quoting import quoted
 from rsd.commands.settings import check_settings
 from rsd.commands.usage import check_choices
 from rsd.differences import differences, told
@@ -90,8 +91,7 @@ class Planned:
     def set(self, key: str, value: str) -> None:
         """Type a path for it."""
         assert self.config is not None
-        quoted = value.replace("'", "\\'")
-        self.arguments.append(f"{key}='{quoted}'")
+        self.arguments.append(quoted(f"{key}={value}"))
         OmegaConf.update(self.config, key, value)
 
     @property
@@ -113,7 +113,7 @@ def read_file(path: Path) -> File:
         held = json_types(OmegaConf.to_container(OmegaConf.load(path)))
         file = cast("File", conform(held, cast("Any", File), str(path)))
     except EntryError as error:
-        raise SettingError(f"{error}; see docs/pipeline.md") from error
+        raise SettingError(f"{error}; see docs/pipelines.md") from error
     before: list[str] = []
     for name, entry in file["steps"].items():
         known = [*COMMANDS, COMPARE]
