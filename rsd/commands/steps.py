@@ -43,7 +43,7 @@ COMMANDS = {TRAIN: "train", EVAL: "eval", CACHE: "cache", COLLECT: "collect"}  #
 SHARED = ("paths", "data", "model", "quantizer", "draft", "target", "visual_tokens")  # read where they are referred to
 READ_AS_THEY_ARE = {EVAL: ("model",), COLLECT: ("data",)}  # and by these commands' own code
 PLACES_OF_ALL = ("paths.root", "paths.data", "paths.cache", "paths.checkpoints", "paths.runs")
-OF_THE_PIPELINE = ("phase", "policy", "experiment", "resume", "hydra")  # keys that only the pipeline's file decides on
+OF_THE_PIPELINE = ("phase", "policy", "experiment", "resume")  # keys that only the pipeline's file decides on
 MAX_STEPS = ("phase.max_steps", "trainer.max_steps")  # not of a tokenizer that is fitted
 SAME = (  # keys that must be the same in a step and in those that read what it makes
     *("chunk", "data.name", "data.unnorm_key", "model.name", "model.architecture", "model.image_size"),
@@ -163,10 +163,10 @@ def _dealt(typed: Sequence[str], names: list[str]) -> tuple[list[str], dict[str,
     own: dict[str, list[str]] = {}
     for one in typed:
         sign, key, value = re.fullmatch(r"([+~]*)([^=]*)(.*)", one, re.S).groups()  # type: ignore[union-attr]
-        if key.partition(".")[0] in OF_THE_PIPELINE:
+        if key in OF_THE_PIPELINE or key.startswith(("hydra.", "hydra/")):
             raise SettingError(
-                f"{one}: the pipeline decides on {key.partition('.')[0]}; leave it out (hydra.run.dir=DIR alone is "
-                "taken, the pipeline's own folder)"
+                f"{one}: the pipeline decides on {key}; leave it out, or give the pipeline another folder: "
+                "hydra.run.dir=DIR"
             )
         if key.startswith("steps."):
             _, name, rest = [*key.split(".", 2), "", ""][:3]
@@ -240,13 +240,19 @@ def _compose(step: Planned, conf: Path, everyones: Sequence[str], last: Sequence
                 del (OmegaConf.select(config, parent) if parent else config)[name]
             else:
                 OmegaConf.update(config, str(override.key_or_group), override.value(), merge=True)
-    step.arguments[:] = [*first, *dealt, *last]
+    step.arguments[:] = _last_ones([*first, *dealt, *last])
     step.config = config
     yield from dealt
 
 
+def _last_ones(overrides: Sequence[str]) -> list[str]:
+    """Without those whose key is given once more later."""
+    after = [{key_of(one) for one in overrides[index + 1 :]} for index in range(len(overrides))]
+    return [one for one, later in zip(overrides, after, strict=True) if key_of(one) not in later]
+
+
 def _composed(root: Path, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
-    config = compose(root.stem, list(overrides), return_hydra_config=True)
+    config = compose(root.stem, _last_ones(overrides), return_hydra_config=True)
     choices = dict(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]

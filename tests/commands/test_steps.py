@@ -49,13 +49,15 @@ def test_an_override_reaches_the_steps_that_ask_for_its_key(whole):
     assert list(whole) == NAMES
     evaluations = ["l1", "speculative"]
     assert those_with(whole, "quantizer=rfsq_d2") == ["tokenizer", "head", "draft", *evaluations]
-    assert those_with(whole, "phase.max_steps=7") == ["tokenizer", "base", "head", "draft"]
-    assert those_with(whole, "draft.width=64") == ["draft"]
+    assert those_with(whole, "quantizer=dct_d3") == []  # the file's own
+    assert those_with(whole, "phase.max_steps=7") == ["tokenizer", "base", "draft"]
+    assert those_with(whole, "phase.max_steps=9") == ["head"]
+    assert those_with(whole, "draft.width=64") == ["draft", *evaluations]
     assert those_with(whole, "chunk=16") == NAMES[:-1]
     assert those_with(whole, "num_episodes=3") == ["demonstrations"]
     assert those_with(whole, "num_trials=2") == evaluations
     assert those_with(whole, "paths.root=elsewhere") == NAMES[:-1]
-    assert whole["head"].config.phase.max_steps == 9 and whole["draft"].config.phase.max_steps == 7
+    assert whole["head"].config.trainer.max_steps == 9 and whole["draft"].config.trainer.max_steps == 7
     assert whole["draft"].config.phase.module.width == 64
 
 
