@@ -31,6 +31,7 @@ from rsd.commands.step_content import CHECKPOINT, Digests, digits_of, made_by, p
 from rsd.commands.steps import COLLECT, COMPARE, EVAL, TRAIN, Planned, check_steps, key_of, plan_steps
 from rsd.commands.usage import experiment_of
 from rsd.errors import SettingError
+from rsd.inputs import contents
 from rsd.locks import LOCK_FILE, TakenError, hold
 from rsd.record import read, write
 from rsd.runs import CONFIG_FILE, PIPELINE_FILE
@@ -207,7 +208,8 @@ def run_steps(steps: Sequence[Planned], folder: Path) -> list[Outcome]:
 def _run(step: Planned, folder: Path, before: Mapping[str, Outcome]) -> Outcome:
     if step.is_given:
         print(f"step {step.name!r}: there already, {step.products[0]}", flush=True)
-        return Outcome(step, THERE, was_there=True)
+        found = contents({"given": step.products[0]})
+        return Outcome(step, THERE, was_there=True, made={part: one["digest"] for part, one in found.items()})
     if missing := [name for name in step.reads if before[name].status not in (DONE, THERE)]:
         print(f"step {step.name!r}: waits for {', '.join(missing)}", flush=True)
         return Outcome(step, WAITING, error=f"waits for {', '.join(missing)}")
