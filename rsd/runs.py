@@ -40,6 +40,7 @@ OVERRIDES_FILE = "overrides.yaml"
 PROVENANCE_FILE = "provenance.json"
 METRICS_FILE = "metrics.json"  # flat figures of a finished run
 MULTIRUN_FILE = "multirun.yaml"  # Hydra's, in a sweep's folder
+PIPELINE_FILE = "pipeline.json"  # in a pipeline's folder, whose runs are <step>/<digits>
 MAX_LINE = 300  # letters of what a parser says
 MAX_YAML_BYTES = 2**17  # of a run's YAML file; the largest that is written has a tenth of it, and parsing is slow
 MAX_YAML_DEPTH = 100  # of lists and mappings in it; the parser's time grows with its square
@@ -363,6 +364,12 @@ def unused_folder(wanted: str) -> str:
 def is_job_of_sweep(run_dir: Path) -> bool:
     """Whether a run folder is one of a multirun's."""
     return (run_dir.parent / MULTIRUN_FILE).is_file()
+
+
+def pipeline_of(run_dir: Path) -> Path | None:
+    """The folder of the pipeline that a run is a step of."""
+    folder = run_dir.resolve().parent.parent
+    return folder if (folder / PIPELINE_FILE).is_file() else None
 
 
 def check_unused(run_dir: Path) -> None:
