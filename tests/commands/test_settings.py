@@ -42,6 +42,7 @@ COMMANDS = [
     ("serve",),
 ]
 UNREAD = {"phase.check.checkpoint", "phase.check.hub_id"}  # where a draft cannot be trained
+UNREAD |= {"data.views.image"}  # held with data.views, whose keys are free
 
 
 @functools.cache
