@@ -36,6 +36,7 @@ from rsd.locks import LOCK_FILE, TakenError, hold
 from rsd.record import read, write
 from rsd.runs import CONFIG_FILE, PIPELINE_FILE
 
+ROOT = Path(__file__).resolve().parents[2]  # where the commands are
 FAILED, WAITING, THERE, UNFINISHED = "failed", "waiting", "there already", "not finished"
 
 
@@ -261,18 +262,13 @@ def _publish(step: Planned, run: Path) -> None:
 
 
 def _command(step: Planned, run: Path, runs: Mapping[str, Path]) -> list[str]:
+    own = ROOT / step.command
+    command = [sys.executable, step.command if Path(step.command).resolve() == own else str(own)]
     if step.command == COMPARE:
-        return [
-            sys.executable,
-            step.command,
-            *(str(runs[name]) for name in step.reads),
-            *step.arguments,
-            "--out",
-            str(run),
-        ]
+        return [*command, *(str(runs[name]) for name in step.reads), *step.arguments, "--out", str(run)]
     if step.command in (TRAIN, EVAL) and (run / CONFIG_FILE).is_file():
-        return [sys.executable, step.command, f"resume={run}"]
-    return [sys.executable, step.command, *step.arguments, quoted(f"hydra.run.dir={run}")]
+        return [*command, f"resume={run}"]
+    return [*command, *step.arguments, quoted(f"hydra.run.dir={run}")]
 
 
 def _why(run: Path, code: int, started_at: float) -> str:

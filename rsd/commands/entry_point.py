@@ -324,6 +324,9 @@ def _run_pipeline(config: Path) -> None:
 
     try:
         run_pipeline(config, [quoted(one) for one in sys.argv[1:]])
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         if not is_expected(error):
             raise
