@@ -13,18 +13,19 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.singleton import Singleton
-from hydra.core.utils import filter_overrides
+from hydra.core.utils import JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from rsd.commands import requeued
-from rsd.commands.dry_run import is_dry_run
+from rsd.commands.dry_run import SAME_NAME, is_dry_run
 from rsd.commands.jobs import Job
 from rsd.errors import RSDError, SettingError
 from rsd.record import read, write
@@ -46,23 +47,31 @@ class ClusterError(RSDError, RuntimeError):
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """A command's main in the process that a scheduler starts: it speaks of the command that was typed.
+    """A job in the process that a scheduler starts: it speaks of the command that was typed.
 
     Attributes:
-        task: The main.
+        inside: hydra-submitit-launcher's launcher, which composes and runs a job.
         command: The command line of the process that has sent it.
         minutes: The time limit.
     """
 
-    task: Callable[[DictConfig], Any]
+    inside: Any
     command: tuple[str, ...]
     minutes: float
 
-    def __call__(self, cfg: DictConfig) -> Any:
+    def __call__(self, *job: Any) -> Any:
+        """Called by submitit."""
+        warnings.filterwarnings("ignore", SAME_NAME)
         sys.argv[:] = self.command
         sys.modules["__main__"].__spec__ = None  # processes that train along are started with that command, too
         requeued.LIMIT.minutes = self.minutes
-        return self.task(cfg)
+        return self.inside(*job)
+
+    def checkpoint(self, *job: Any) -> Any:
+        """Called by submitit where the time is over before the run has begun: once more, the same."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, *job)
 
 
 class Submitit(Launcher):
@@ -102,8 +111,7 @@ class Submitit(Launcher):
         self.config = config
         made = submitit_launcher.SlurmLauncher if self.scheduler == "slurm" else submitit_launcher.LocalLauncher
         self._inside: Any = made(**self.parameters)
-        task = Elsewhere(task_function, tuple(sys.argv), self.parameters["timeout_min"])
-        self._inside.setup(hydra_context=hydra_context, task_function=task, config=config)
+        self._inside.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[Any]:
         """Called by the sweeper; returns what the jobs returned, as far as they did.
@@ -133,7 +141,8 @@ class Submitit(Launcher):
         state = Singleton.get_state()
         given = [(list(typed), "hydra.sweep.dir", number, f"job_id_for_{number}", state) for number, typed in jobs]
         try:
-            sent: list[Any] = executor.map_array(self._inside, *zip(*given, strict=True))
+            job = Elsewhere(self._inside, tuple(sys.argv), self.parameters["timeout_min"])
+            sent: list[Any] = executor.map_array(job, *zip(*given, strict=True))
         except Exception as error:  # submitit has no one class for what sbatch says
             if not type(error).__module__.startswith("submitit"):
                 raise
@@ -201,7 +210,10 @@ class Submitit(Launcher):
         try:
             for number, job in jobs.items():
                 try:
-                    returned += job.results()
+                    returned += (own := job.results())
+                    for one in own:
+                        if one.status == JobStatus.FAILED:
+                            print(f"job {number} failed: {one._return_value}", file=sys.stderr, flush=True)
                 except Exception as error:  # submitit's, of a job that was lost; the sweep tells of it
                     if not type(error).__module__.startswith("submitit"):
                         raise

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rsd.errors import SettingError
 
 DRY_RUN = "--dry-run"
+SAME_NAME = r"\s*'hydra/launcher/submitit_"  # Hydra's warning: conf/ has launchers of the packaged ones' names
 _TYPED: set[str] = set()
 
 

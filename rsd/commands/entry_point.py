@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rsd import requeue
-from rsd.commands.dry_run import without_dry_run
+from rsd.commands.dry_run import SAME_NAME, without_dry_run
 from rsd.commands.publishing import Offer, check_publishable, names_of, publish, write_offer
 from rsd.commands.quoting import quoted
 from rsd.commands.requeued import interrupted, is_own_run, note_job
@@ -294,7 +294,7 @@ def run(main: Callable[[], Any], config: Path) -> None:
         main: What `hydra.main` has made.
         config: Its root configuration, which --help reads.
     """
-    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/submitit_")  # they have the names of the packaged ones
+    warnings.filterwarnings("ignore", SAME_NAME)
     OmegaConf.register_new_resolver("unused", unused_folder, replace=True)
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(usage_page(config))
