@@ -8,6 +8,7 @@ than that. Disk is the size of that run's folder, by its episodes; without check
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -75,9 +76,9 @@ def forecast_lines(
     seconds = [one.seconds * units(job) for job, one in found]
     hours = share * sum(seconds) / 3600
     disk = share * sum(one.bytes * (units(job) if one.unit == "episode" else 1) for job, one in found)
-    starts = max(seconds) / (60 * minutes)
+    starts = max(1, math.ceil(max(seconds) / (60 * minutes)))
     lines.append(f"forecast: {hours:.3g} hours in all, {hours * gpus:.3g} GPU-hours, {disk / GIGA:.3g} GB on disk")
-    lines.append(f"longest job: {max(seconds) / 3600:.3g} hours, {int(starts) + 1} start{'s' if starts >= 1 else ''}")
+    lines.append(f"longest job: {max(seconds) / 3600:.3g} hours, {starts} start{'' if starts == 1 else 's'}")
     lines += [f"from: {text}" for text in dict.fromkeys(str(one) for _, one in found)]
     slow = next((one for _, one in found if one.seconds > 60 * minutes), None)
     if slow is not None:

@@ -40,7 +40,10 @@ def commands(room: Path, monkeypatch, **texts: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
-        ({"timeout_min": 2}, "timeout_min is 2 min, and a job is told to end 120 s before .*: the time limit is shorter"),
+        (
+            {"timeout_min": 2},
+            "timeout_min is 2 min, and a job is told to end 120 s before .*: the time limit is shorter",
+        ),
         ({"timeout_min": 0}, r"hydra\.launcher\.timeout_min is 0, expected"),
         ({"signal_delay_s": -1}, r"hydra\.launcher\.signal_delay_s is -1, expected"),
         ({"nodes": 0}, r"hydra\.launcher\.nodes is 0, expected"),
@@ -63,7 +66,9 @@ def test_a_dry_run_without_a_scheduler_says_what_it_goes_with(typed):
 def test_without_the_package_the_extra_is_named(sweep, monkeypatch):
     monkeypatch.setitem(sys.modules, "hydra_plugins.hydra_submitit_launcher", None)
     code, _, err = sweep("x=0,1", *LOCAL)
-    assert code == 1 and re.search(r"^error: hydra/launcher=submitit_local needs .*pip install 'rsd\[slurm\]'", err, re.M)
+    assert code == 1 and re.search(
+        r"^error: hydra/launcher=submitit_local needs .*pip install 'rsd\[slurm\]'", err, re.M
+    )
 
 
 def test_without_slurm_that_is_told(sweep, submitit, tmp_path, monkeypatch):
