@@ -184,7 +184,7 @@ class Submitit(Launcher):
             gpus=gpus,
             cpus=asked.get("cpus_per_task"),
             memory=asked.get("mem_gb"),
-            runs=Path(self.config.paths.runs) if "paths" in self.config else Path("outputs/runs"),
+            runs=Path(OmegaConf.select(self.config, "paths.runs") or "outputs/runs"),
         ):
             print(line)
 

@@ -29,12 +29,14 @@ def submitit(monkeypatch):
 
 
 def commands(room: Path, monkeypatch, **texts: str) -> None:
-    """Put shell scripts of these names first on the PATH."""
+    """A PATH of shell scripts of these names, and of what they need; none of a cluster that may be here."""
     room.mkdir()
+    for name in ("cp", "wc"):
+        (room / name).symlink_to(f"/bin/{name}")
     for name, text in texts.items():
         (room / name).write_text(f"#!/bin/sh\n{text}\n")
         (room / name).chmod(stat.S_IRWXU)
-    monkeypatch.setenv("PATH", f"{room}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", str(room))
 
 
 @pytest.mark.parametrize(
