@@ -32,7 +32,7 @@ LOOKED_AT = 5e9  # bytes of a data set, up to which its figures are worth a pass
 Content = dict[str, Any]
 
 
-class _Content(TypedDict):
+class PartRecord(TypedDict):
     """What is held to in a part's record."""
 
     path: str
@@ -94,7 +94,7 @@ def keep_inputs(run_dir: Path, found: Mapping[str, Content], *, resumed: bool) -
     path = run_dir / INPUTS_FILE
     stored: dict[str, Content] | None = None
     if path.is_file():
-        kind: Any = dict[str, _Content]
+        kind: Any = dict[str, PartRecord]
         stored = read(path, kind, error=InputsError, remedy="restore it as it was written")
     if stored is None and resumed:
         say(f"note: {path} does not exist: nobody knows whether this run has read the same data and checkpoints so far")

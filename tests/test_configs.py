@@ -55,7 +55,12 @@ EVAL_GROUPS = (
 )
 
 
-NEEDED = {"env=replay": ["data=libero_spatial"], "data=rlds": ["data.name=insulator"]}  # beside a choice
+NEEDED = {  # beside a choice
+    "env=replay": ["data=libero_spatial"],
+    "env=widowx": ["protocol=openvla_bridge"],
+    "data=rlds": ["data.name=insulator"],
+    "protocol=openvla_bridge": ["env=widowx"],
+}
 
 
 def choices(group: str) -> list[str]:
@@ -120,7 +125,7 @@ def test_train(phase, group, choice):
     check(composed("train", [f"phase={phase}", f"{group}={choice}", *NEEDED.get(f"{group}={choice}", [])]))
 
 
-@pytest.mark.parametrize("choice", ["oft_tiny", "oft_small"])
+@pytest.mark.parametrize("choice", ["oft_tiny", "oft_small", "oft_base"])
 def test_base_models_that_are_trained_from_scratch(choice):
     check(composed("train", ["phase=oft", f"model={choice}"]))
 
@@ -197,7 +202,7 @@ def test_the_released_policy_is_chosen_as_a_whole(name):
 
 def test_data_choices_carry_suite_and_unnorm_key_together():
     for choice in choices("data"):
-        if f"data={choice}" in NEEDED or choice in ("rlds", "mixture"):  # of no suite
+        if f"data={choice}" in NEEDED or choice in ("rlds", "mixture", "widowx"):  # of no suite
             continue
         data = composed("train", ["phase=rfsq", f"data={choice}"]).data
         assert data.suite == choice and data.name == data.unnorm_key == f"{choice}_no_noops"

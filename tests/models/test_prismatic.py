@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from rsd.checkpoint import CheckpointError
 from rsd.models.openvla import prismatic
 from rsd.models.openvla.random_weights import openvla_architecture, random_model
-from rsd.models.openvla.token_loss import token_logits, token_rows
+from rsd.models.openvla.token_loss import token_rows
 
 TINY = openvla_architecture(size="tiny", action_head="autoregressive", proprio_dim=None)
 SIZES = {
@@ -59,7 +59,7 @@ def logits(model, rows: int = 32000):
     pixels = torch.randn(2, 6, 56, 56, generator=generator)
     ids, labels = token_rows([[1, 512, 29871], [1, 512, 278, 29871]], torch.linspace(-1, 1, 14).view(2, 1, 7), 32000)
     with torch.no_grad():
-        return token_logits(model, pixels, ids, labels)[0][:, :rows]
+        return model.token_logits(pixels, ids, labels)[0][:, :rows]
 
 
 def test_every_name_goes_there_and_back(model):

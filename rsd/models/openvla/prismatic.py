@@ -22,7 +22,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rsd.checkpoint import CheckpointError, check_finite, check_names, shapes_of
 from rsd.errors import SettingError
@@ -337,5 +336,5 @@ def load_prismatic(
         copied = torch.empty_like(value, dtype=dtype, device=device).copy_(value)  # nothing stays bound to the file
         check_finite({name: copied}, f"{directory}, read as {dtype},")
         put(model, name, copied)
-    model.language_model.model.rotary_emb = LlamaRotaryEmbedding(config=model.llm_config).to(device)
+    model.renew_frequencies(device)
     return model
