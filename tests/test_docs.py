@@ -105,10 +105,10 @@ def test_every_choice_has_a_page_with_its_yaml_and_a_command(group):
         assert f'--8<-- "conf/{group}/{name}.yaml"' in text and f"{group}={name}" in text, name
 
 
-def test_every_tokenizer_is_on_a_page():
-    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "tokenizers").glob("*.md"))
-    choices = [path.stem for path in (ROOT / "conf" / "quantizer").glob("[!_]*.yaml")]
-    assert [name for name in choices if f"# {name}\n" not in pages and f"{name}," not in pages + ","] == []
+def test_every_tokenizer_is_in_the_title_of_a_page():
+    titles = [page.read_text(encoding="utf-8").partition("\n")[0] for page in (ROOT / "docs/tokenizers").glob("*.md")]
+    choices = {path.stem for path in (ROOT / "conf" / "quantizer").glob("[!_]*.yaml")}
+    assert {name for title in titles for name in re.findall(r"\w+", title)} == choices
 
 
 def test_every_class_of_error_is_on_the_page_of_errors():
