@@ -54,8 +54,15 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class _Record:
-    """checkpoint.json."""
+class CheckpointRecord:
+    """checkpoint.json.
+
+    Attributes:
+        kind: "tokenizer", "head", "draft", …
+        config: The constructor's arguments.
+        provenance: Where the weights came from: data, command, metrics.
+        sha256: Of weights.safetensors.
+    """
 
     kind: str
     config: dict[str, Any]
@@ -242,7 +249,7 @@ def load_checkpoint(directory: Path, *, kind: str, produce: str) -> Checkpoint:
         if not (directory / name).is_file():
             raise CheckpointError(f"no {kind} checkpoint: {directory / name} does not exist; make it with: {produce}")
     remedy = f"copy it again or make it again with: {produce}"
-    record = read(directory / JSON_FILE, _Record, error=CheckpointError, remedy=remedy)
+    record = read(directory / JSON_FILE, CheckpointRecord, error=CheckpointError, remedy=remedy)
     if record.kind != kind:
         raise CheckpointError(f"{directory} holds a checkpoint of kind {shown(record.kind)}, expected {kind!r}")
     sha256 = file_sha256(directory / WEIGHTS_FILE)

@@ -25,13 +25,14 @@ from rsd.processes import say
 from rsd.record import read, write
 
 INPUTS_FILE = "inputs.json"
+MADE_FILE = "made.json"  # of a cache's run: point → content
 SHOWN = 12  # hex digits of a digest, in messages
 LOOKED_AT = 5e9  # bytes of a data set, up to which its figures are worth a pass at every start
 
 Content = dict[str, Any]
 
 
-class _Content(TypedDict):
+class PartRecord(TypedDict):
     """What is held to in a part's record."""
 
     path: str
@@ -93,7 +94,7 @@ def keep_inputs(run_dir: Path, found: Mapping[str, Content], *, resumed: bool) -
     path = run_dir / INPUTS_FILE
     stored: dict[str, Content] | None = None
     if path.is_file():
-        kind: Any = dict[str, _Content]
+        kind: Any = dict[str, PartRecord]
         stored = read(path, kind, error=InputsError, remedy="restore it as it was written")
     if stored is None and resumed:
         say(f"note: {path} does not exist: nobody knows whether this run has read the same data and checkpoints so far")

@@ -111,7 +111,7 @@ Device = Annotated[str, Pattern(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:N")]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Fraction = Annotated[float, Range(0, 1, above=True)]
 Views = Annotated[Sequence[str], Length()]
-Text = Annotated[str, Pattern(r"(?s).+", "text that is not empty")]
+Text = Annotated[str, Pattern(r"[\s\S]+", "text that is not empty")]
 Point = Count | Text  # of a base model, see rsd/points.py
 Points = Point | Annotated[Sequence[Point], Length()]
 Made = Callable[..., Any]  # by a node with a `_target_`

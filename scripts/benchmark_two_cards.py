@@ -64,7 +64,7 @@ class Still:
         return self._seen
 
     def step(self, action: np.ndarray, observe: bool = True) -> Step:
-        return Step(self._seen if observe else None, 0.0, False)
+        return Step(self._seen if observe else None, False, False)
 
     def close(self) -> None:
         pass

@@ -5,12 +5,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # A room may import the rooms listed for it, the leaves, and itself. "rsd" alone is the package's version.
-LEAVES = {"errors", "files", "differences", "record", "settings", "options"}  # they do not know what this is about
+LEAVES = {
+    "errors",
+    "files",
+    "differences",
+    "record",
+    "schema",
+    "settings",
+    "options",
+}  # they do not know what this is about
 ALLOWED = {
     "errors": set(),
     "files": set(),
     "differences": set(),
     "record": set(),
+    "schema": set(),
     "settings": set(),
     "options": set(),
     # the vocabulary: what numbers mean, the account, points, files; the records and protocols that travel
@@ -46,7 +55,7 @@ ALLOWED = {
     "silence": set(),
     "workers": {"silence"},
     "pool": {"workers"},
-    "envs": {"types", "finding"},
+    "envs": {"types", "finding", "silence"},
     "demos": {"types", "envs", "clock", "queue", "silence", "workers", "pool"},
     "locks": set(),
     "provenance": set(),
@@ -59,6 +68,9 @@ ALLOWED = {
     "diagnosis": {"types", "space", "finding", "data", "models", "stages", "policy", "evaluation"},
     "comparison": {"types", "work", "runs", "evaluation"},
     "serving": {"types", "clock", "queue", "evaluation", "space"},
+    # what leaves this machine, and what is said about it
+    "hub": set(),
+    "cards": {"checkpoint", "data", "models", "policy", "space"},
     "selfcheck": {"types", "tokenizer", "stages", "decoding", "models", "policy"},
     # what the entry points have in common
     "commands": {
@@ -73,12 +85,15 @@ HEAVY = {
     "robosuite": ["envs"],
     "mujoco": ["envs"],
     "transformers": ["models/openvla"],
+    "huggingface_hub": ["models/openvla", "hub.py"],
     "peft": ["models/openvla/lora.py"],
     "pytorch_lightning": ["training", "data/datamodules.py", "data/hidden_states.py", "data/mixture_module.py"],
     "hydra": ["commands"],
     "optuna": ["commands/search.py"],
     "matplotlib": ["training/plots.py"],
     "websockets": ["serving/server.py"],
+    "zmq": ["envs/edgeml.py"],
+    "lz4": ["envs/edgeml.py"],
     "msgpack": ["serving/encoding.py", "serving/server.py"],
     "fastapi": ["serving/rest.py"],
     "starlette": ["serving/rest.py"],

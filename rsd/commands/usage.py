@@ -32,7 +32,7 @@ WIDTH = 110
 INDENT = 28
 REQUIRED = "???"
 GROUP = re.compile(r"^  - (\w+): (\S+)(?:\s+# (.*))?$", re.M)
-VALUE = re.compile(r"^(\w+): ([^\s#].*?)\s+# (.*)$", re.M)
+VALUE = re.compile(r"^(\w+): ([^\s#].*?) +# (.*)$", re.M)
 RUN_DIR = re.compile(r"^  run:\n    dir: (.*)$", re.M)
 NAME = re.compile(r"[\w-]+")
 MULTIRUN = ("-m", "--multirun")
@@ -65,6 +65,18 @@ def read_groups(config: Path) -> list[Group]:
             files = sorted((config.parent / name).glob("[!_]*.yaml"))
             groups.append(Group(name, default, purpose, {file.stem: first_comment(file) for file in files}))
     return groups
+
+
+def is_pipeline(config: Path, name: str) -> bool:
+    """Whether an experiment is a pipeline."""
+    file = config.parent / "experiment" / f"{name}.yaml"
+    return file.is_file() and bool(re.search(r"^steps:", file.read_text(encoding="utf-8"), re.M))
+
+
+def experiment_of(arguments: Sequence[str]) -> str | None:
+    """The experiment that is typed, if it is one."""
+    typed = [one.partition("=")[2].strip("'\"") for one in arguments if one.lstrip("+").startswith("experiment=")]
+    return typed[-1] if typed else None
 
 
 def check_choices(config: Path, arguments: Sequence[str]) -> None:

@@ -39,7 +39,7 @@ class _Chunk(TypedDict):
     latency_ms: dict[str, float]
 
 
-class _Trace(TypedDict):
+class TraceRecord(TypedDict):
     """What is read of a trace; see `rsd.evaluation.trace`."""
 
     fps: float
@@ -169,7 +169,7 @@ def _read_trace(path: Path, action_names: Sequence[str]) -> dict[str, Any]:
         if path.stat().st_size > MAX_BYTES:
             raise EntryError(f"it has more than {MAX_BYTES} bytes")
         trace: dict[str, Any] = parse(path.read_bytes(), dict[str, Any], path.name)
-        conform(trace, _Trace, path.name)
+        conform(trace, TraceRecord, path.name)
         figures = chunk_figures(trace, action_names)
         parts = list(dict.fromkeys(part for figure in figures for part in figure["latency_ms"]))
         for figure in figures:

@@ -4,28 +4,7 @@
 
 makes them again. results.jsonl is enough; plan.json and provenance.json add what was asked for and what it ran on.
 
-report.json:
-    schema          int, this layout's version
-    suite           str or null
-    complete        whether each planned episode is there, bool, or null (plan.json is missing: nobody knows)
-    num_planned     int or null
-    caveats         list of {severity, title, text}: what to know before reading the rates; see caveats.py
-    stopped         {verdict, num_success, num_trials} of a run that was stopped early, else null
-    stamps          {"protocol" or a version's name: the values in the episodes}, one value each in a proper run
-    success         statistics.summarize_success over all episodes
-    tasks           list of statistics.summarize_tasks
-    episodes        list of {task_id, init_state_id, seed, success, error, num_steps, wall_s, video,
-                    trace}
-    decoding        statistics.summarize_decoding
-    work            statistics.summarize_work
-    delay           statistics.summarize_delay
-    bound           statistics.summarize_bounds, or null
-    busy            null, or why milliseconds are those of a busy machine
-    latency         latency.summarize_latency (ms per chunk)
-    time            time_shares.summarize_time or null
-    plan            plan.Plan.settings or null
-    config          the resolved config or null
-    provenance      {choices, starts} or null
+report.json is a `Report` of report_record.py.
 metrics.json is flat, for sweep tables and loggers: see `flat_metrics`. Loggers get tables as well: `report_tables`.
 """
 
@@ -45,6 +24,7 @@ from rsd.evaluation.old_runs import read_plan
 from rsd.evaluation.page import render_page
 from rsd.evaluation.plan import PLAN_FILE, Plan, missing_places
 from rsd.evaluation.player import VIDEO, is_video, recorded_episodes
+from rsd.evaluation.report_record import Report
 from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_episodes
 from rsd.evaluation.sequential import VERDICT_FILE, read_verdict
 from rsd.evaluation.statistics import (
@@ -58,7 +38,7 @@ from rsd.evaluation.statistics import (
 from rsd.evaluation.time_shares import summarize_time
 from rsd.files import write_atomically
 from rsd.options import Options, any_path, reported
-from rsd.record import write
+from rsd.record import conform, write
 from rsd.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, read_provenance, read_yaml, used_choices
 from rsd.types import EpisodeResult
 from rsd.work import add_counts
@@ -79,7 +59,7 @@ def build_report(
     provenance: dict[str, Any] | None,
     stopped: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of report.json; see the head of this file."""
+    """The content of report.json; see `Report`."""
     results = sorted(results, key=lambda result: (result.task_id, result.init_state_id))
     try:
         totals: dict[str, Any] = reduce(add_counts, (result.stats for result in results), {})
@@ -88,11 +68,11 @@ def build_report(
         raise ResultsError(f"the episodes of {RESULTS_FILE} do not belong together: {error}") from error
     num_chunks = totals.get("num_chunks", 0)
     num_steps = sum(result.num_steps for result in results)
-    num_planned = len(plan.episodes) if plan is not None else None
+    num_planned = len(plan.part) if plan is not None else None
     return {
         "schema": SCHEMA,
         "suite": results[0].suite if results else None,
-        "complete": None if plan is None else not missing_places(plan.episodes, results),
+        "complete": None if plan is None else not missing_places(plan.part, results),
         "num_planned": num_planned,
         "caveats": caveats(results, plan=plan, stopped=stopped),
         "stopped": stopped,
@@ -184,6 +164,7 @@ def write_report(run_dir: Path) -> dict[str, Any]:
             f"{ended} that did not crash; restore it, or remove the verdict and resume the run"
         )
     report = build_report(results, plan=plan, config=config, provenance=provenance, stopped=stopped)
+    conform(report, Report, REPORT_JSON)
     write(run_dir / REPORT_JSON, report)
     write(run_dir / METRICS_FILE, flat_metrics(report))
     write_atomically(run_dir / REPORT_HTML, render_report(report, run_dir, plan))

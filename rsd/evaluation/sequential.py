@@ -154,7 +154,9 @@ def count_finished(plan: Sequence[PlannedEpisode], results: Sequence[EpisodeResu
     return num_success, num_trials
 
 
-class _Verdict(TypedDict):
+class Verdict(TypedDict):
+    """verdict.json: on which side of the rule's rate the success rate is, and after how many episodes."""
+
     verdict: Literal["above", "below"]
     num_success: Natural
     num_trials: Count
@@ -169,7 +171,7 @@ def read_verdict(run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / VERDICT_FILE
     if not path.is_file():
         return None
-    verdict = read(path, _Verdict, error=PlanError, remedy="remove it and resume the run")
+    verdict = read(path, Verdict, error=PlanError, remedy="remove it and resume the run")
     if verdict["num_success"] > verdict["num_trials"]:
         raise PlanError(
             f"{path}: entry 'num_success' is {verdict['num_success']}, expected at most 'num_trials', "

@@ -28,6 +28,7 @@ from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.conv import ConvShape
 from rsd.models.openvla.loading import save_base
 from rsd.models.openvla.model import Architecture, OpenVLAOFT, round_weights
+from rsd.models.openvla.patches import STRIDE, PatchShape
 from rsd.models.openvla.processor import HALF, PrismaticImageProcessor
 from rsd.models.openvla.text import WordText
 from rsd.models.openvla.transfer import start_from
@@ -104,6 +105,13 @@ def check_architecture(sizes: Mapping[str, Any], image_size: int) -> None:
             f"model.architecture.siglip.patch_size is {patches['siglip']}, and dino's {patches['dino']}; expected as "
             f"many patches of a picture of {image_size} pixels, which are joined one by one"
         )
+    kinds = [kind for kind in ("dino", "siglip", "conv", "patches") if kind in sizes]
+    if kinds not in (["dino", "siglip"], ["conv"], ["patches"]):
+        raise SettingError(
+            f"model.architecture has the towers {kinds}, expected one kind: dino and siglip, conv, or patches"
+        )
+    if kinds == ["patches"] and image_size < STRIDE:
+        raise SettingError(f"model.image_size is {image_size}, expected a patch's {STRIDE} pixels or more")
     for name, divisor, whole, value in divided:
         if value % divisor:
             raise SettingError(f"model.architecture.{name} is {divisor}, expected a divisor of {whole}, {value}")
@@ -113,8 +121,8 @@ class OFTModule(LightningModule):
     """Trains every weight from scratch.
 
     Args:
-        architecture: {"llm"} with {"dino", "siglip"} as in conf/model/oft_tiny.yaml or with {"conv"} as in
-            conf/model/oft_small.yaml, and optionally {"learned_slots"}; null for a published model.
+        architecture: {"llm"} with {"dino", "siglip"} as in conf/model/oft_tiny.yaml, {"conv"} as in oft_small.yaml or
+            {"patches"} as in oft_base.yaml, and optionally {"learned_slots"}; null for a published model.
         image_size: Pixels of the model's pictures.
         views, use_proprio, chunk_length: The model's inputs and T.
         learning_rate: Of AdamW: linear warm-up over `warmup_steps`, then a cosine to 0 at the trainer's max_steps.
@@ -345,8 +353,9 @@ def small_base(
     shapes: dict[str, Any] = {
         name: ViTShape(image_size=image_size, **sizes[name]) for name in ("dino", "siglip") if name in sizes
     }
-    if "conv" in sizes:
-        shapes["conv"] = ConvShape(image_size=image_size, num_views=len(views), **sizes["conv"])
+    cameras = {"conv": ConvShape, "patches": PatchShape}
+    for name in cameras.keys() & sizes.keys():
+        shapes[name] = cameras[name](image_size=image_size, num_views=len(views), **sizes[name])
     architecture = Architecture(
         llm={**sizes["llm"], "vocab_size": text.vocab_size, "pad_token_id": text.pad_id},
         action_dim=action_dim,
@@ -357,7 +366,7 @@ def small_base(
     with torch.random.fork_rng(devices=[]):  # what is drawn here is drawn on the CPU
         torch.manual_seed(seed)
         model = OpenVLAOFT(architecture)
-    if "conv" in sizes:
+    if architecture.cameras is not None:
         processor = PrismaticImageProcessor(sizes=[image_size], means=[HALF], stds=[HALF])
     else:
         processor = PrismaticImageProcessor(sizes=[image_size] * 2)

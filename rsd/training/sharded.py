@@ -198,8 +198,9 @@ def shard(trainer: Trainer, model: OpenVLAOFT, weights: Iterable[tuple[str, Tens
             for name, value in values:
                 share = named[name]
                 assert isinstance(share, DTensor)
-                part = distribute_tensor(value.to(device), share.device_mesh, share.placements, src_data_rank=None)
-                share.to_local().copy_(part.to_local())
+                whole = value.to(device)
+                own_part = distribute_tensor(whole, share.device_mesh, share.placements, src_data_rank=None)
+                share.to_local().copy_(own_part.to_local())
     model.renew_frequencies(device)
 
 

@@ -34,6 +34,7 @@ COMMANDS = [
     ("collect", "demonstrator=policy"),
     ("replay_demos",),
     ("eval", "env=replay", "data=libero_spatial"),
+    ("eval", "env=widowx", "protocol=openvla_bridge", "env.instructions=[put the carrot on the plate]"),
     ("cache",),
     ("doctor", "model=oft_tiny"),
     ("inspect", "model=oft_tiny"),
@@ -41,6 +42,7 @@ COMMANDS = [
     ("serve",),
 ]
 UNREAD = {"phase.check.checkpoint", "phase.check.hub_id"}  # where a draft cannot be trained
+UNREAD |= {"data.views.image"}  # held with data.views, whose keys are free
 
 
 @functools.cache

@@ -27,7 +27,7 @@ from tests.training.test_finetune import build as build_finetuning
 from tests.training.test_sharded import Losses, apart
 
 WHOLE = {"rank": None, "gradient_checkpointing": True, "weight_decay": 0.0, "image_augmentation": False}
-NEVER_CHANGED = ("blocks.3.", "featurizer.norm", "attn_pool", "blocks.4.")  # the last blocks, of 4 and of 5
+NEVER_CHANGED = (".featurizer.blocks.3.", ".fused_featurizer.blocks.4.", "featurizer.norm.", "attn_pool.")
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +84,7 @@ def test_every_weight_that_a_loss_reaches_is_trained_and_exported(start, alone):
     assert before.keys() == after.keys()
     same = {name for name in before if torch.equal(before[name], after[name])}
     trained = {name for name in before if not any(part in name for part in NEVER_CHANGED)}
-    named = ("lm_head.weight", "embed_tokens.weight", "projector.fc1.bias", "featurizer.cls_token", "model.norm.weight")
     moved = {name for name, value in alone["weights"].items() if not torch.equal(value, before[name].float())}
-    assert all(name.endswith(named) is False or name in moved for name in trained)
     assert moved == trained and same >= set(before) - trained
     record = json.loads(Path(alone["out"], "training.json").read_text())
     assert (record["phase"], record["center_crop"]) == ("openvla_full", True)

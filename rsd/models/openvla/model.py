@@ -7,8 +7,9 @@ original OpenVLA has neither slots nor stop.
 What surprises first: attention is bidirectional over the *whole* sequence, and the states that belong to the K action
 slots are read one position early, from the last prompt token on.
 
-Two liberties for models trained from scratch, both off in published ones: convolutional towers instead of the two
-vision transformers, and learned vectors instead of the K zeros, which a narrow model can hardly tell apart.
+Two liberties for models trained from scratch, both off in published ones: convolutional towers (of keypoints, conv.py,
+or of patches, patches.py) instead of the two vision transformers, and learned vectors instead of the K zeros, which a
+narrow model can hardly tell apart.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from rsd.errors import SettingError
 from rsd.models.openvla.action_heads import ACTION_HEADS, Prompt, select
 from rsd.models.openvla.action_tokens import IGNORE_LABEL
-from rsd.models.openvla.conv import ConvShape, ConvVision
+from rsd.models.openvla.conv import CameraTowers, ConvShape, ConvVision
 from rsd.models.openvla.ddim import NUM_TRAIN_TIMESTEPS
 from rsd.models.openvla.heads import (
     DiffusionActionHead,
@@ -38,6 +39,7 @@ from rsd.models.openvla.heads import (
     ProprioProjector,
     SingleProjector,
 )
+from rsd.models.openvla.patches import PatchShape, PatchVision
 from rsd.models.openvla.vit import VisionTransformer, ViTShape
 from rsd.record import EntryError, conform, shown
 from rsd.settings import Count, Total
@@ -55,7 +57,7 @@ __all__ = [
 CHANNELS_PER_IMAGE = 6  # of a fused backbone: the picture twice, normalised for DINOv2, then for SigLIP
 COLOURS = 3
 LONGEST = 200  # letters of what LlamaConfig says
-OPTIONAL_FIELDS = {"action_head": "l1", "film": False}  # left out of the JSON form at these values
+OPTIONAL_FIELDS = {"action_head": "l1", "film": False, "patches": None}  # left out of the JSON form at these values
 FORMER_NAMES = {"decoder": "action_head"}  # of fields, in checkpoints of earlier versions
 
 Choose = Callable[[Tensor, Callable[[], Tensor]], Tensor]  # patches, what makes the instruction's vector → indices
@@ -95,10 +97,11 @@ class Architecture:
         proprio_dim: P, or None for a model without a proprio token.
         dino, siglip: The two vision transformers; None for a model with convolutional towers. A single one is the
             layout of OpenVLA v0.1 (siglip alone).
-        conv: The convolutional towers, or None.
+        conv: Convolutional towers of keypoints, or None.
         num_slots: K for a model with learned vectors at the action positions; 0 for zeros there.
         action_head: Name in ACTION_HEADS: how states become actions, and which head the weights hold.
         film: Whether the instruction modulates the vision transformers (OFT+).
+        patches: Convolutional towers of patches, or None.
     """
 
     llm: dict[str, Any]
@@ -110,12 +113,15 @@ class Architecture:
     num_slots: Total = 0
     action_head: str = "l1"
     film: bool = False
+    patches: PatchShape | None = None
 
     def __post_init__(self) -> None:
         if self.action_head not in ACTION_HEADS:
             raise SettingError(
                 f"action_head {shown(self.action_head)} is unknown; expected one of {sorted(ACTION_HEADS)}"
             )
+        if self.conv is not None and self.patches is not None:
+            raise SettingError("conv and patches are both given, expected one kind of convolutional towers")
         if len({tower.num_patches for tower in self.transformers}) > 1:
             sides = [f"pictures of {tower.image_size} and patches of {tower.patch_size}" for tower in self.transformers]
             raise SettingError(
@@ -149,16 +155,21 @@ class Architecture:
         return [shape for shape in (self.dino, self.siglip) if shape is not None]
 
     @property
+    def cameras(self) -> ConvShape | PatchShape | None:
+        """The convolutional towers, one a camera, which are told the instruction; None for vision transformers."""
+        return self.conv or self.patches
+
+    @property
     def vision_dim(self) -> int:
         """Width of a patch feature."""
-        if self.conv is not None:
-            return self.conv.feature_dim
+        if self.cameras is not None:
+            return self.cameras.feature_dim
         return sum(shape.embed_dim for shape in self.transformers)
 
     @property
     def num_patches(self) -> int:
         """Patch features a picture."""
-        return self.conv.num_keypoints if self.conv is not None else self.transformers[0].num_patches
+        return (self.cameras or self.transformers[0]).num_patches
 
     @property
     def channels_per_image(self) -> int:
@@ -261,7 +272,7 @@ class OpenVLAOFT(nn.Module):
         num_diffusion_steps: Of a diffusion head's sampler, 1..50.
     """
 
-    vision_backbone: VisionBackbone | ConvVision
+    vision_backbone: VisionBackbone | CameraTowers
     action_head: L1ActionHead | DiffusionActionHead
 
     def __init__(self, architecture: Architecture) -> None:
@@ -273,9 +284,11 @@ class OpenVLAOFT(nn.Module):
         width = config.hidden_size
         if architecture.conv is not None:
             self.vision_backbone = ConvVision(architecture.conv, width)
+        elif architecture.patches is not None:
+            self.vision_backbone = PatchVision(architecture.patches, width)
         else:
             self.vision_backbone = VisionBackbone(architecture.transformers, width if architecture.film else None)
-        single = architecture.conv is None and len(architecture.transformers) == 1
+        single = architecture.cameras is None and len(architecture.transformers) == 1
         self.projector = (SingleProjector if single else PrismaticProjector)(architecture.vision_dim, width)
         self.language_model = LlamaForCausalLM(config)
         if architecture.action_head == "l1":
@@ -367,7 +380,7 @@ class OpenVLAOFT(nn.Module):
         chunk_length: int,
     ) -> Tensor:
         """Patch features of all pictures, [B, M*N, C]; some towers are told the mean of the instruction's words."""
-        if self.architecture.conv is not None:
+        if self.architecture.cameras is not None:
             is_word = torch.arange(input_ids.shape[1], device=input_ids.device) < action_start[:, None]  # [B, L]
         elif self.architecture.film:
             is_word = ~self._action_offsets(input_ids, action_start, chunk_length)[1]

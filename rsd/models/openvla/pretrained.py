@@ -108,7 +108,8 @@ def load_pretrained(
             model = _with_new_heads(model, action_head, proprio_dim, device)
         processor = prismatic.processor_of(config)
         return Pretrained(model, processor, text, directory, config, processor_record(processor), read)
-    has_head = published.side_file(directory, "action_head") is not None
+    stored_head = published.side_file(directory, "action_head") is not None
+    has_head = stored_head or "action_head" in published.joined_components(directory)
     stored = action_head if has_head or action_head != "l1" else "autoregressive"
     model = published.build_model(
         directory,
