@@ -15,7 +15,13 @@ from rsd.checkpoint import CheckpointError
 from rsd.errors import SettingError
 from rsd.models.openvla import load_base, prismatic
 from rsd.models.openvla.pretrained import require_pretrained
-from rsd.models.openvla.random_weights import openvla_architecture, stand_in_tokenizer, write_random_checkpoint
+from rsd.models.openvla.random_weights import (
+    PUBLISHED_MEANS,
+    PUBLISHED_STDS,
+    openvla_architecture,
+    stand_in_tokenizer,
+    write_random_checkpoint,
+)
 from rsd.training.finetune import FinetuneModule
 from rsd.training.sharded import ShardedStrategy, gather
 from rsd.training.states import States, state_to_resume
@@ -27,6 +33,7 @@ from tests.training.test_finetune import build as build_finetuning
 from tests.training.test_sharded import Losses, apart
 
 WHOLE = {"rank": None, "gradient_checkpointing": True, "weight_decay": 0.0, "image_augmentation": False}
+WHOLE |= {"learning_rate": 1e-4}
 NEVER_CHANGED = (".featurizer.blocks.3.", ".fused_featurizer.blocks.4.", "featurizer.norm.", "attn_pool.")
 
 
@@ -98,8 +105,12 @@ def test_every_weight_that_a_loss_reaches_is_trained_and_exported(start, alone):
         load_base(checkpoint=alone["out"], unnorm_key=None, num_images=1, center_crop=False, **wanted)
 
 
-def test_a_vlm_in_prismatics_layout_is_trained_alike(root, start, alone, tmp_path):
+def test_a_vlm_in_prismatics_layout_is_trained_alike(root, start, alone, tmp_path, monkeypatch):
     """The weights are the same, so are the losses; the export is in the published layout."""
+    own = prismatic.processor_of(prismatic.read_config(start["vlm"])).means[0]
+    assert own == (0.485, 0.456, 0.406)  # with which a VLM is trained; the published file has them rounded
+    monkeypatch.setitem(prismatic.MEANS, prismatic.DINO, PUBLISHED_MEANS[0])
+    monkeypatch.setitem(prismatic.STDS, prismatic.DINO, PUBLISHED_STDS[0])
     require_pretrained(start["vlm"], None, adapters=False)
     from_vlm = fit(root, tmp_path, start["vlm"])
     assert from_vlm["losses"] == alone["losses"] and apart(from_vlm, alone) == 0
