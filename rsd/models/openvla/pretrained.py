@@ -130,8 +130,9 @@ def load_pretrained(
     processor = PrismaticImageProcessor.from_file(directory / "preprocessor_config.json")
     use_proprio = has_head and proprio_dim is not None
     read = partial(published.read_tensors, directory, action_head=stored, use_proprio=use_proprio, dtype=dtype)
-    records = [published.read_json(directory, name) for name in ("config.json", "preprocessor_config.json")]
-    return Pretrained(model, processor, text, directory, *records, read)
+    config = published.read_json(directory, "config.json")
+    processor_config = published.read_json(directory, "preprocessor_config.json")
+    return Pretrained(model, processor, text, directory, config, processor_config, read)
 
 
 def _with_new_heads(
