@@ -26,7 +26,10 @@ PHASES = {  # with the least that each needs
     "correction": [],
     "oft_lora": ["model=oft_spatial"],
     "openvla_lora": ["model=openvla_spatial", "chunk=1"],
+    "oft_full": ["model=oft_spatial"],
+    "openvla_full": ["model=openvla_spatial", "chunk=1"],
 }
+RECIPES = ("finetune_openvla", "train_vla")  # experiments that are a whole training, phase and trainer with it
 READERS = {  # group of train.py to the phases that read it
     "data": ("rfsq", "oft", "head"),
     "visual_tokens": ("head", "draft"),
@@ -119,7 +122,13 @@ def test_phases(phase):
 
 @pytest.mark.parametrize(
     ("phase", "group", "choice"),
-    [(phase, group, choice) for group, phases in READERS.items() for phase in phases for choice in alone(group)],
+    [
+        (phase, group, choice)
+        for group, phases in READERS.items()
+        for phase in phases
+        for choice in alone(group)
+        if choice not in RECIPES
+    ],
 )
 def test_train(phase, group, choice):
     check(composed("train", [f"phase={phase}", f"{group}={choice}", *NEEDED.get(f"{group}={choice}", [])]))
@@ -130,7 +139,22 @@ def test_base_models_that_are_trained_from_scratch(choice):
     check(composed("train", ["phase=oft", f"model={choice}"]))
 
 
-@pytest.mark.parametrize(("group", "choice"), [(group, name) for group in EVAL_GROUPS for name in alone(group)])
+@pytest.mark.parametrize("choice", RECIPES)
+def test_recipes_of_whole_trainings(choice):
+    """The published values: openvla @ c8f03f4, prismatic/conf/vla.py."""
+    cfg = composed("train", [f"experiment={choice}"])
+    check(cfg)
+    assert (cfg.phase.name, cfg.model.name, cfg.chunk) == ("openvla_full", "openvla_7b", 1)
+    module, trainer = cfg.phase.module, cfg.trainer
+    assert (module.learning_rate, module.weight_decay, module.decay_step, module.warmup_steps) == (2e-5, 0, None, 0)
+    assert (cfg.phase.datamodule.batch_size, trainer.gradient_clip_val, trainer.precision) == (32, 1.0, "bf16-mixed")
+    assert module.rank is None and module.gradient_checkpointing and "Sharded" in trainer.strategy._target_
+    assert module.center_crop == module.image_augmentation == (choice == "finetune_openvla")
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"), [(group, name) for group in EVAL_GROUPS for name in alone(group) if name not in RECIPES]
+)
 def test_eval(group, choice):
     check(composed("eval", [f"{group}={choice}", *NEEDED.get(f"{group}={choice}", [])]))
 

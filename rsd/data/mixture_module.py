@@ -116,7 +116,7 @@ class MixtureDataModule(LightningDataModule):
             if type(member) not in MIXABLE:
                 raise SettingError(
                     f"data=mixture does not go with this phase, whose data come from {type(member).__name__}; mixtures "
-                    "are for phase=rfsq, oft, oft_gpu, oft_lora and openvla_lora; set data= to one data set"
+                    "are for phase=rfsq, oft, oft_gpu, and the fine-tunings of OpenVLA; set data= to one data set"
                 )
         first = next(iter(self.members.values()))
         self.batch_size, self.seed = first.batch_size, first.seed

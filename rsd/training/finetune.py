@@ -1,6 +1,7 @@
-"""Fine-tuning of a published OpenVLA with LoRA: OFT's recipe (L1 on chunks) and the original one (action tokens).
+"""Fine-tuning of a published OpenVLA: OFT's recipe (L1 on chunks) and the original one (action tokens).
 
-Sources: SPEC §14 (openvla-oft @ 213c5ff, openvla @ c8f03f4, vla-scripts/finetune.py).
+With LoRA, or of all weights, and then also a VLM's in Prismatic's layout, which becomes an OpenVLA so.
+Sources: SPEC §14 (openvla-oft @ 213c5ff, openvla @ c8f03f4, vla-scripts/finetune.py and train.py).
 
 What surprises first: a checkpoint to resume from holds what is trained and not the frozen 7B; and all randomness of a
 micro batch comes from (seed, its number), so a resumed run equals an uninterrupted one. Proprio is normalised with the
@@ -27,7 +28,7 @@ from rsd.models.openvla.lora import adapter_files, add_lora, merge_lora
 from rsd.models.openvla.pretrained import Pretrained, load_pretrained, save_pretrained
 from rsd.models.openvla.token_loss import token_rows
 from rsd.points import point_name
-from rsd.settings import ChunkLength, Count, Dtype, Natural, Rate, Seed, Views, Width, checked
+from rsd.settings import ChunkLength, Count, Decay, Dtype, Natural, Rate, Seed, Views, Width, checked
 from rsd.space import Space
 from rsd.training.given import (
     FrameBatch,
@@ -39,12 +40,13 @@ from rsd.training.given import (
     of_sample,
 )
 from rsd.training.randomness import step_generator
+from rsd.training.sharded import is_sharded, shard
 
 MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # of the largest output; bfloat16 rounds merged weights
 
 
 class FinetuneModule(LightningModule):
-    """Trains adapters and heads of a published model.
+    """Trains adapters and heads of a published model, or all of its weights.
 
     Args:
         checkpoint, hub_id: What to start from; an original OpenVLA, or an OFT checkpoint to train further.
@@ -53,11 +55,14 @@ class FinetuneModule(LightningModule):
         learning_rate: Of AdamW, constant up to `decay_step`, a tenth of it from there on.
         decay_step: Optimizer step; null for a constant rate.
         warmup_steps: From a tenth of the rate to the whole of it; 0 for none.
-        rank: Of the adapters; their scale is min(rank, 16) / rank.
+        rank: Of the adapters; their scale is min(rank, 16) / rank. Null trains all weights instead, in float32.
         image_augmentation: Random crop and colours; validation sees the centre crop.
         gradient_checkpointing: Recompute the language model's layers in the backward pass: less memory, a third slower.
         dtype: Of the frozen weights, "bfloat16" or "float32".
         seed: Of adapters, heads and augmentation.
+        weight_decay: Of AdamW.
+        center_crop: Whether pictures that are not augmented are cropped, in training, validation and evaluation;
+            without augmentation the original recipe does not.
     """
 
     @checked
@@ -73,13 +78,20 @@ class FinetuneModule(LightningModule):
         learning_rate: Rate,
         decay_step: Count | None,
         warmup_steps: Natural,
-        rank: Width,
+        rank: Width | None,
         image_augmentation: bool,
         gradient_checkpointing: bool,
         dtype: Dtype,
         seed: Seed,
+        weight_decay: Decay = 0.01,
+        center_crop: bool = True,
     ) -> None:
         super().__init__()
+        if rank is None and dtype != "float32":
+            raise SettingError(
+                f"phase.module.dtype is {dtype!r}, and all weights are trained (phase.module.rank is null), which "
+                "needs float32; what they compute in is trainer.precision's"
+            )
         if action_head not in ("l1", "autoregressive"):
             raise SettingError(f"action_head {action_head!r} cannot be fine-tuned; expected 'l1' or 'autoregressive'")
         if action_head == "autoregressive" and (chunk_length != 1 or use_proprio or len(views) != 1):
@@ -90,7 +102,8 @@ class FinetuneModule(LightningModule):
         self.checkpoint, self.hub_id, self.action_head = checkpoint, hub_id, action_head
         self.views, self.use_proprio, self.chunk_length = tuple(views), use_proprio, chunk_length
         self.learning_rate, self.decay_step, self.warmup_steps = learning_rate, decay_step, warmup_steps
-        self.rank, self.image_augmentation = rank, image_augmentation
+        self.rank, self.image_augmentation, self.center_crop = rank, image_augmentation, center_crop
+        self.weight_decay, self.shardable = weight_decay, rank is None
         self.gradient_checkpointing, self.weights_dtype, self.seed = gradient_checkpointing, getattr(torch, dtype), seed
         self.strict_loading = False  # frozen weights are not in the checkpoints; on_load_checkpoint checks the others
 
@@ -106,10 +119,13 @@ class FinetuneModule(LightningModule):
         self.spaces, space = frames_of(self.trainer).spaces, frames_of(self.trainer).space
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            device = self.trainer.strategy.root_device
+            device = "meta" if is_sharded(self.trainer) else self.trainer.strategy.root_device
             self.pretrained = self.load(space, "cpu" if device is None else device)
-            self.model = self.pretrained.model
-            add_lora(self.model, rank=self.rank)
+            self.model = self.pretrained.model.train()  # checkpointing asks for it; nothing drops out
+            if self.rank is None:
+                self.model.requires_grad_(True)
+            else:
+                add_lora(self.model, rank=self.rank)
         if self.gradient_checkpointing:
             self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         self.base = OpenVLABase(
@@ -119,12 +135,17 @@ class FinetuneModule(LightningModule):
             space=space,
             views=self.views,
             chunk_length=self.chunk_length,
-            center_crop=True,
+            center_crop=self.center_crop,
             weights_sha256=lambda: "in training",
         )
         instructions = frames_of(self.trainer).train.instructions()
         self.base.check_instructions(list(instructions), instructions)
         self.median_actions = median_actions(frames_of(self.trainer))  # [K, A]
+
+    def configure_model(self) -> None:
+        """Share the model out, where the trainer does: no process ever holds it whole."""
+        if is_sharded(self.trainer):
+            shard(self.trainer, self.model, self.pretrained.weights())
 
     def load(self, space: Space, device: str | torch.device) -> Pretrained:
         """The published model to start from, with the heads that these actions and proprio need.
@@ -187,18 +208,22 @@ class FinetuneModule(LightningModule):
         micro_batches = self.trainer.accumulate_grad_batches
         number = self.global_step * micro_batches + batch_idx % micro_batches
         generator = step_generator(self.seed, number, rank=self.global_rank)
-        pictures = augment(pictures, generator) if self.image_augmentation else center_crop(pictures)
+        pictures = augment(pictures, generator) if self.image_augmentation else self._cropped(pictures)
         losses = self._losses(batch, pictures)
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=len(batch["actions"]))
         return losses["loss"]
 
     def validation_step(self, batch: FrameBatch, batch_idx: int) -> None:
-        losses = self._losses(batch, center_crop(batch["pictures"].flatten(0, 1)))
+        losses = self._losses(batch, self._cropped(batch["pictures"].flatten(0, 1)))
         self.log_dict({f"val/{name}": value for name, value in losses.items()}, batch_size=len(batch["actions"]))
+
+    def _cropped(self, pictures: Tensor) -> Tensor:
+        """Pictures as an evaluation will show them."""
+        return center_crop(pictures) if self.center_crop else pictures
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate)
+        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -211,10 +236,14 @@ class FinetuneModule(LightningModule):
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.rank is None:
+            return
         names = self._trained_names()
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.rank is None:
+            return
         strange = sorted(self._trained_names() ^ checkpoint["state_dict"].keys())
         if strange:
             raise CheckpointError(
@@ -229,19 +258,38 @@ class FinetuneModule(LightningModule):
             "views": list(self.views),
             "use_proprio": self.use_proprio,
             "chunk_length": self.chunk_length,
-            "phase": "oft_lora" if self.action_head == "l1" else "openvla_lora",
+            "center_crop": self.center_crop,
+            "phase": f"{'oft' if self.action_head == 'l1' else 'openvla'}_{'full' if self.rank is None else 'lora'}",
         }
 
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, float]:
-        """Merge the adapters, check the merged model, write it in the published layout; return validation metrics.
+        """Write the model in the published layout; return validation metrics.
 
-        The adapters go into its folder lora_adapter, as peft writes them.
+        Adapters are merged first, and the merged model is checked; they go into its folder lora_adapter, as peft writes
+        them.
         """
         metrics = {
             name.removeprefix("val/"): float(value)
             for name, value in self.trainer.callback_metrics.items()
             if name.startswith("val/")
         }
+        datamodule, adapters = frames_of(self.trainer), {}
+        if self.rank is not None:
+            adapters = adapter_files(self.model, base_name=self.hub_id or self.pretrained.directory.name)
+            metrics["merge_difference"] = self._merge()
+        statistics = {space.name: dict(space.statistics) for space in self.spaces}
+        save_pretrained(
+            Path(directory),
+            self.pretrained,
+            statistics=statistics,
+            step=self.trainer.global_step,
+            training=self.trained_with() | {"data": datamodule.content_id()},
+            others=adapters,
+        )
+        return metrics
+
+    def _merge(self) -> float:
+        """Merge the adapters; returns by how much that changes the states of two frames, see `merge_lora`."""
         self.eval()
         datamodule = frames_of(self.trainer)
         observations = [datamodule.val[row]["observation"] for row in range(min(2, len(datamodule.val)))]
@@ -253,15 +301,4 @@ class FinetuneModule(LightningModule):
             with torch.autocast(self.device.type, dtype=self.weights_dtype, enabled=mixed):
                 return self.base.look(inputs).at(last)
 
-        adapters = adapter_files(self.model, base_name=self.hub_id or self.pretrained.directory.name)
-        metrics["merge_difference"] = merge_lora(self.model, probe, tolerance=MERGE_TOLERANCE[self.weights_dtype])
-        statistics = {space.name: dict(space.statistics) for space in self.spaces}
-        save_pretrained(
-            Path(directory),
-            self.pretrained,
-            statistics=statistics,
-            step=self.trainer.global_step,
-            training=self.trained_with() | {"data": datamodule.content_id()},
-            others=adapters,
-        )
-        return metrics
+        return merge_lora(self.model, probe, tolerance=MERGE_TOLERANCE[self.weights_dtype])

@@ -150,8 +150,8 @@ def require_shardable(trainer: Trainer, module: LightningModule) -> None:
         return
     if not getattr(module, "shardable", False):
         raise SettingError(
-            "trainer=fsdp shares the weights of a base model out, for phase=oft and oft_gpu; what "
-            " this phase trains fits one GPU whole: use trainer=ddp, or gpu"
+            "trainer=fsdp shares the weights of a base model out, for phase=oft, oft_gpu, oft_full and "
+            "openvla_full; what this phase trains fits one GPU whole: use trainer=ddp, or gpu"
         )
     if (decay := getattr(module, "ema_decay", None)) is not None:
         raise SettingError(

@@ -360,6 +360,8 @@ def _check_inputs(directory: Path, wanted: Wanted) -> None:
     if training is not None:
         facts = {name: training[name] for name in ("action_head", "chunk_length", "use_proprio")}
         compared = {name: (fact, getattr(wanted, name)) for name, fact in facts.items()}
+        if "center_crop" in training:  # since there has been a choice
+            compared["center_crop"] = (training["center_crop"], wanted.center_crop)
         compared["views"] = (list(training["views"]), list(wanted.views))
         remedy = (
             f"model={training['phase']} chunk={training['chunk_length']} loads what phase={training['phase']} makes"

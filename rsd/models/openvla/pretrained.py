@@ -6,22 +6,23 @@ Statistics are not read: those of the data set that it will be trained on take t
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rsd.checkpoint import CheckpointError
-from rsd.models.openvla import published
+from rsd.models.openvla import prismatic, published
 from rsd.models.openvla.heads import L1ActionHead, ProprioProjector
 from rsd.models.openvla.loading import require_checkpoint
 from rsd.models.openvla.lora import require_peft
 from rsd.models.openvla.model import OpenVLAOFT, outline
 from rsd.models.openvla.processor import PrismaticImageProcessor
-from rsd.models.openvla.published_writer import DEFAULT_SHARD_BYTES, write_published
+from rsd.models.openvla.published_writer import DEFAULT_SHARD_BYTES, processor_record, write_published
 from rsd.models.openvla.text import LlamaText
 from rsd.record import line_of
 from rsd.settings import checked
@@ -37,25 +38,41 @@ KEPT_FILES = (
 
 @dataclass
 class Pretrained:
-    """What fine-tuning starts from: the network, the image processor, the text encoder and the folder they are of."""
+    """What fine-tuning starts from: the network, the image processor, the text encoder and the folder they are of.
+
+    Attributes:
+        config, processor_config: What config.json and preprocessor_config.json of the trained model will hold.
+        weights: Reads name and value of each weight of the folder, one after the other: for a network on "meta".
+    """
 
     model: OpenVLAOFT
     processor: PrismaticImageProcessor
     text: LlamaText
     directory: Path
+    config: dict[str, Any]
+    processor_config: dict[str, Any]
+    weights: Callable[[], Iterator[tuple[str, Tensor]]]
 
 
 @checked
-def require_pretrained(checkpoint: str | Path, hub_id: str | None = None) -> None:
+def require_pretrained(checkpoint: str | Path, hub_id: str | None = None, adapters: bool = True) -> None:
     """See that fine-tuning has what it needs, fetching the checkpoint if need be, before anything is loaded.
+
+    Args:
+        checkpoint, hub_id: See `load_pretrained`.
+        adapters: Whether adapters are trained, which needs peft.
 
     Raises:
         CheckpointError: no checkpoint, or one without its tokenizer.
         LoRAError: peft is not installed.
     """
     require_checkpoint(checkpoint, hub_id, published_layout=True)
-    LlamaText(Path(checkpoint))
-    require_peft()
+    if prismatic.is_prismatic(directory := Path(checkpoint)):
+        prismatic.read_config(directory)
+        prismatic.checkpoint_file(directory)
+    LlamaText(directory)
+    if adapters:
+        require_peft()
 
 
 def load_pretrained(
@@ -71,7 +88,8 @@ def load_pretrained(
     """Load a checkpoint for training.
 
     Args:
-        checkpoint, hub_id: As in load_base.
+        checkpoint, hub_id: As in load_base; or a folder in Prismatic's layout, a VLM's or an OpenVLA's, beside whose
+            config.json Llama-2's tokenizer.json lies.
         action_head: What the trained model will be. From an original OpenVLA, "l1" adds a new head, and a new proprio
             projector unless proprio_dim is None; from an OFT checkpoint its own are trained further.
         action_dim, proprio_dim: Of the data set.
@@ -82,7 +100,16 @@ def load_pretrained(
     directory = Path(checkpoint)
     require_checkpoint(directory, hub_id, published_layout=True)
     text = LlamaText(directory)  # before the weights, which take minutes
-    has_head = published.side_file(directory, "action_head") or "action_head" in published.joined_components(directory)
+    if prismatic.is_prismatic(directory):
+        model = prismatic.load_prismatic(directory, action_dim=action_dim, device=device, dtype=dtype)
+        config = prismatic.read_config(directory)
+        read = partial(prismatic.read_tensors, directory, model.architecture, config, dtype)
+        if action_head != "autoregressive":
+            model = _with_new_heads(model, action_head, proprio_dim, device)
+        processor = prismatic.processor_of(config)
+        return Pretrained(model, processor, text, directory, config, processor_record(processor), read)
+    stored_head = published.side_file(directory, "action_head") is not None
+    has_head = stored_head or "action_head" in published.joined_components(directory)
     stored = action_head if has_head or action_head != "l1" else "autoregressive"
     model = published.build_model(
         directory,
@@ -101,13 +128,21 @@ def load_pretrained(
     if stored != action_head:
         model = _with_new_heads(model, action_head, proprio_dim, device)
     processor = PrismaticImageProcessor.from_file(directory / "preprocessor_config.json")
-    return Pretrained(model, processor, text, directory)
+    use_proprio = has_head and proprio_dim is not None
+    read = partial(published.read_tensors, directory, action_head=stored, use_proprio=use_proprio, dtype=dtype)
+    config = published.read_json(directory, "config.json")
+    processor_config = published.read_json(directory, "preprocessor_config.json")
+    return Pretrained(model, processor, text, directory, config, processor_config, read)
 
 
 def _with_new_heads(
     model: OpenVLAOFT, action_head: str, proprio_dim: int | None, device: str | torch.device
 ) -> OpenVLAOFT:
-    """The same network with an untrained L1 head, in float32; its other weights are shared, not copied."""
+    """The same network with an untrained L1 head, in float32; its other weights are shared, not copied.
+
+    Beside a network on "meta" the heads are on the CPU, with their numbers.
+    """
+    device = "cpu" if torch.device(device).type == "meta" else device
     architecture = dataclasses.replace(model.architecture, action_head=action_head, proprio_dim=proprio_dim)
     result = outline(architecture)
     for name, part in model.named_children():
@@ -141,8 +176,8 @@ def save_pretrained(
     state = pretrained.model.state_dict()
     write_published(
         directory,
-        config=json.loads((source / "config.json").read_text()),
-        processor=json.loads((source / "preprocessor_config.json").read_text()),
+        config=pretrained.config,
+        processor=pretrained.processor_config,
         statistics=statistics,
         shapes={name: value.shape for name, value in state.items()},
         tensor_of=lambda name: state[name],

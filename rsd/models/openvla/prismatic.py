@@ -13,7 +13,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +305,16 @@ def read_weights(directory: Path, architecture: Architecture, config: Mapping[st
     return weights
 
 
+def read_tensors(
+    directory: Path, architecture: Architecture, config: Mapping[str, Any], dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of each weight, one after the other; see `read_weights`."""
+    for name, value in read_weights(directory, architecture, config).items():
+        copied = torch.empty_like(value, dtype=dtype).copy_(value)  # nothing stays bound to the file
+        check_finite({name: copied}, f"{directory}, read as {dtype},")
+        yield name, copied
+
+
 def load_prismatic(
     directory: Path, *, action_dim: int, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> OpenVLAOFT:
@@ -328,13 +338,11 @@ def load_prismatic(
         )
     except SettingError as error:
         raise CheckpointError(f"{error}; copy {directory / 'config.json'} again") from error
-    weights = read_weights(directory, architecture, config)
     model = outline(architecture)
     if torch.device(device).type == "meta":
+        read_weights(directory, architecture, config)
         return model
-    for name, value in weights.items():
-        copied = torch.empty_like(value, dtype=dtype, device=device).copy_(value)  # nothing stays bound to the file
-        check_finite({name: copied}, f"{directory}, read as {dtype},")
-        put(model, name, copied)
+    for name, value in read_tensors(directory, architecture, config, dtype):
+        put(model, name, value.to(device))
     model.renew_frequencies(device)
     return model

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from rsd.errors import SettingError
 from rsd.files import stranger
 from rsd.models.openvla.action_heads import ACTION_HEADS
 from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights, check_llm, outline
-from rsd.models.openvla.streaming import put, read_headers, stream, weight_files
+from rsd.models.openvla.streaming import put, read_headers, stream, tensors, weight_files
 from rsd.models.openvla.vit import ViTShape
 from rsd.record import EntryError, conform, read, shown
 from rsd.settings import Count
@@ -377,3 +378,20 @@ def build_model(
         # The rotary frequencies are no part of a checkpoint and were built without values
         model.language_model.model.rotary_emb = LlamaRotaryEmbedding(config=model.llm_config).to(device)
     return model.eval()
+
+
+def read_tensors(
+    directory: Path, *, action_head: str, use_proprio: bool, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of each weight of a model that `build_model` has built on "meta", one after the other.
+
+    Raises:
+        CheckpointError: one is damaged or not finite.
+    """
+    side = side_weights(directory, action_head=action_head, use_proprio=use_proprio)
+    for component, part in side.items():
+        yield from ((f"{component}.{name}", value.to(dtype)) for name, value in part.items())
+    found = read_headers(weight_files(directory))
+    if "vision_backbone" in side:  # FiLM: its towers come from the side file
+        found = {name: where for name, where in found.items() if not name.startswith("vision_backbone.")}
+    yield from tensors(found, device="cpu", dtype=dtype)

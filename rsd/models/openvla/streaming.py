@@ -97,9 +97,20 @@ def read_tensor(path: Path, name: str) -> Tensor:
 def stream(
     module: nn.Module, found: dict[str, tuple[Path, Shape]], *, device: str | torch.device, dtype: torch.dtype
 ) -> None:
-    """Put the tensors of `found` (name in the module → file) into the module, file by file.
+    """Put the tensors of `found` (name in the module → file) into the module, file by file."""
+    for name, value in tensors(found, device=device, dtype=dtype):
+        put(module, name, value)
 
-    Every tensor is copied into memory of its own: nothing of the module stays bound to the files.
+
+def tensors(
+    found: dict[str, tuple[Path, Shape]], *, device: str | torch.device, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of each tensor of `found`, file by file.
+
+    Every tensor is copied into memory of its own: nothing stays bound to the files.
+
+    Raises:
+        CheckpointError: one is not finite.
     """
     by_file: dict[Path, list[str]] = {}
     for name, (path, _) in found.items():
@@ -110,7 +121,7 @@ def stream(
                 tensor = file.get_tensor(name)
                 value = torch.empty_like(tensor, dtype=dtype).copy_(tensor)
                 check_finite({name: value}, f"{path}, read as {dtype},")
-                put(module, name, value)
+                yield name, value
 
 
 def put(module: nn.Module, name: str, value: Tensor) -> None:
