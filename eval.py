@@ -65,7 +65,7 @@ def main(cfg: DictConfig) -> float | None:
     plan = dataclasses.replace(plan, episodes=tuple(in_order_for(stopping, plan.episodes, plan.seed)))
     run_dir = begin_run(cfg, reads=fields.get("checkpoints", {}), found=found)
     keep_plan(run_dir, plan)
-    done = resume_results(run_dir, plan.episodes, plan.tasks)
+    done = resume_results(run_dir, plan.part, plan.tasks)
     logger = instantiate(cfg.logger)(run_dir=run_dir)
     policies = [configured_policy(cfg, overrides, device) for device in device_names(cfg.device)]
     for policy in policies:
@@ -75,7 +75,7 @@ def main(cfg: DictConfig) -> float | None:
         make_env=with_ablation(instantiate(cfg.env.make), ablation),
         policies=policies,
         max_batch=cfg.max_batch,
-        plan=plan.episodes,
+        plan=plan.part,
         done=done,
         recording=Recording(
             run_dir, every_step=cfg.video_every_step, clip_actions=cfg.protocol.clip_actions, clock=clock
@@ -86,17 +86,17 @@ def main(cfg: DictConfig) -> float | None:
         in_order=stopping is not None,
         patience_s=patience_s,
     )
-    decided = until_decided(episodes, stopping, plan.episodes, done, run_dir)
-    finished = follow(decided, num_planned=len(plan.episodes), done=done)
+    decided = until_decided(episodes, stopping, plan.part, done, run_dir)
+    finished = follow(decided, num_planned=len(plan.part), done=done)
     if finished and read_verdict(run_dir) is None:
-        check_all_kept(run_dir, plan.episodes)
+        check_all_kept(run_dir, plan.part)
     report = write_report(run_dir)
     show_report(report, run_dir)
     if not finished:
         print(f"interrupted; continue with: {resume_command(run_dir)}", file=sys.stderr)
         sys.exit(130)
     log_report(logger, report, run_dir)
-    check_no_crash(report["success"]["num_errors"], len(plan.episodes), run_dir)
+    check_no_crash(report["success"]["num_errors"], len(plan.part), run_dir)
     return report["success"]["success_rate"]
 
 

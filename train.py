@@ -37,9 +37,11 @@ def main(cfg: DictConfig) -> float | None:
     from rsd.inputs import content_of
     from rsd.training.divergence import StopWhenDiverged
     from rsd.training.ranks import lost_rank
+    from rsd.training.sharded import gather, require_shardable
     from rsd.training.states import States, state_to_resume
     from rsd.training.step_progress import StepProgress
     from rsd.training.steps import RequireSteps, require_whole
+    from rsd.training.throughput import Throughput
     from rsd.training.trials import repeat_first
 
     require_devices(cfg)
@@ -63,10 +65,11 @@ def main(cfg: DictConfig) -> float | None:
         every_n_train_steps=cfg.save_every,
         enable_version_counter=False,  # always the same name, in a folder that was moved, too
     )
-    callbacks = [StopWhenDiverged(), resume_point, StepProgress()] + ([] if trial else [RequireSteps()])
+    callbacks = [StopWhenDiverged(), resume_point, StepProgress(), Throughput()] + ([] if trial else [RequireSteps()])
     trainer = make_trainer(cfg, logger=logger, callbacks=callbacks, plugins=[States()])
     if not trial:
         require_whole(trainer)
+    require_shardable(trainer, module)
     config = OmegaConf.to_container(cfg, resolve=True)
     logger.log_hyperparams(config)
     try:
@@ -80,6 +83,7 @@ def main(cfg: DictConfig) -> float | None:
             raise
         raise lost from error
     trainer.validate(module, datamodule, verbose=False)
+    gather(trainer, module)
     if not is_first_process():
         return None
 

@@ -9,8 +9,8 @@ import os
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that the user started."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    """Whether this is the process that the user started; of several machines, on the first one."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
 
 
 def say(text: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rsd.settings import Count, Finite, Natural, Seed, Side, Text, checked
+from rsd.settings import Count, Finite, Natural, Positive, Seed, Side, Text, checked
 
 OPENVLA_OFT: dict[str, Any] = {
     "num_wait_steps": 10,
@@ -27,11 +27,18 @@ OPENVLA_OFT: dict[str, Any] = {
     "seed": 0,
     "clip_actions": True,
 }
+OPENVLA_BRIDGE: dict[str, Any] = {
+    "max_steps": {"widowx": 60},
+    "control_hz": 5,
+    "blocking": False,
+    "start_position": [0.3, -0.09, 0.26],
+}
 PROMISED: dict[str, dict[str, Any]] = {
     "openvla_oft-1": OPENVLA_OFT,
     "openvla-1": OPENVLA_OFT,
     "smoke-1": OPENVLA_OFT,
     "lerobot-1": OPENVLA_OFT | {"seed": 1000, "max_steps": OPENVLA_OFT["max_steps"] | {"libero_spatial": 280}},
+    "openvla_bridge-1": OPENVLA_BRIDGE,
 }
 CHANGED = " with "  # what follows it in a stamp differs from what the name promises
 
@@ -85,5 +92,18 @@ def stamp(
         "seed": seed,
         "clip_actions": clip_actions,
     }
+    return _stamped(name, suite, values)
+
+
+@checked
+def stamp_bridge(
+    *, name: Text, max_steps: Count, control_hz: Positive, blocking: bool, start_position: Sequence[Finite]
+) -> str:
+    """As `stamp`, of a run on a WidowX."""
+    values = {"max_steps": max_steps, "control_hz": control_hz, "blocking": blocking, "start_position": start_position}
+    return _stamped(name, "widowx", values)
+
+
+def _stamped(name: str, suite: str, values: Mapping[str, Any]) -> str:
     broken = broken_promises(name, suite, values)
     return name + (CHANGED + ", ".join(f"{key}={found}" for key, (_, found) in broken.items()) if broken else "")

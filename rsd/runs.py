@@ -40,6 +40,7 @@ OVERRIDES_FILE = "overrides.yaml"
 PROVENANCE_FILE = "provenance.json"
 METRICS_FILE = "metrics.json"  # flat figures of a finished run
 MULTIRUN_FILE = "multirun.yaml"  # Hydra's, in a sweep's folder
+PIPELINE_FILE = "pipeline.json"  # in a pipeline's folder, whose runs are <step>/<digits>
 MAX_LINE = 300  # letters of what a parser says
 MAX_YAML_BYTES = 2**17  # of a run's YAML file; the largest that is written has a tenth of it, and parsing is slow
 MAX_YAML_DEPTH = 100  # of lists and mappings in it; the parser's time grows with its square
@@ -50,7 +51,7 @@ MAY_DIFFER = (  # what may change between the starts of one run
     "plan",  # it is made of the other keys, and compared by itself
 )
 
-
+ADDED_LATER = {"shard": 0, "shards": 1}  # keys that older runs lack, and the values that mean what those did
 PLACES = (  # where things lie; what lies there is held to by content, see rsd.inputs
     *("paths", "data.root", "policy", "model.backbone.checkpoint", "target.checkpoint", "composed.checkpoints"),
     *("phase.checkpoint", "phase.module.checkpoint", "phase.module.tokenizer_checkpoint", "phase.module.start_from"),
@@ -132,11 +133,11 @@ def _check_resolved(value: Any, where: str, entry: str = "") -> None:
 def _check_unchanged(path: Path, text: str) -> None:
     """Compare a run's file with what its provenance.json, where there is one, says of it."""
     record: Provenance = read_provenance(path.with_name(PROVENANCE_FILE)) or {"starts": []}
-    if record.get("files", {}).get(path.name, sha256 := _sha256(text)) != sha256:
+    if record.get("files", {}).get(path.name, sha256 := file_hash(text)) != sha256:
         raise EntryError(f"{path} is damaged or was edited: its SHA-256 is not the one in {PROVENANCE_FILE}")
 
 
-def _sha256(text: str) -> str:
+def file_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -309,7 +310,7 @@ def _open(
             group: choice for group, choice in hydra_cfg.runtime.choices.items() if not group.startswith("hydra/")
         }
         groups = used_choices(chosen, config)
-        files = {name: _sha256(text) for name, text in texts.items()}
+        files = {name: file_hash(text) for name, text in texts.items()}
         write(run_dir / PROVENANCE_FILE, {"layout": LAYOUT, "files": files, "choices": groups, "starts": [start]})
         write_atomically(run_dir / CONFIG_FILE, texts[CONFIG_FILE])  # last: now it is a run
         return
@@ -334,7 +335,9 @@ def changed_since(run_dir: Path, cfg: DictConfig, may_differ: Sequence[str] = MA
         RunError: the stored one is damaged.
     """
     stored = read_yaml(run_dir / CONFIG_FILE)
-    return differences(stored, _at_places_of(stored, cfg), may_differ)
+    now = _at_places_of(stored, cfg)
+    added = {key: value for key, value in ADDED_LATER.items() if key in now and key not in stored}
+    return differences({**added, **stored}, now, may_differ)
 
 
 @functools.cache
@@ -361,6 +364,12 @@ def unused_folder(wanted: str) -> str:
 def is_job_of_sweep(run_dir: Path) -> bool:
     """Whether a run folder is one of a multirun's."""
     return (run_dir.parent / MULTIRUN_FILE).is_file()
+
+
+def pipeline_of(run_dir: Path) -> Path | None:
+    """The folder of the pipeline that a run is a step of."""
+    folder = run_dir.resolve().parent.parent
+    return folder if (folder / PIPELINE_FILE).is_file() else None
 
 
 def check_unused(run_dir: Path) -> None:

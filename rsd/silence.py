@@ -97,6 +97,12 @@ def patience(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def give_time() -> None:
+    """Let the turn that is running last as long as it wants: a person is asked, who may be away."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    faulthandler.cancel_dump_traceback_later()
+
+
 def _set_turn(turn: Callable[[], AbstractContextManager[None]]) -> None:
     global _turn  # a process has one simulator, whose turns are marked deep inside of loops
     _turn = turn

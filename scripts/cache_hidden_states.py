@@ -25,7 +25,8 @@ CONFIG = Path(__file__).parents[1] / "conf" / "cache.yaml"
 def main(cfg: DictConfig) -> None:
     from rsd.commands.mixtures import require_one
     from rsd.data.cache import GIGABYTE
-    from rsd.inputs import INPUTS_FILE, contents
+    from rsd.inputs import INPUTS_FILE, MADE_FILE, contents
+    from rsd.runs import METRICS_FILE
 
     require_one(cfg)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -42,7 +43,10 @@ def main(cfg: DictConfig) -> None:
     write(run_dir / INPUTS_FILE, contents(reads))
     groups = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("data", "model", "visual_tokens")}
     logger.log_hyperparams({**groups, "chunk": cfg.chunk, "layers": list(cache.points)})
-    logger.log_metrics({"frames": len(cache), "gigabytes": cache.num_bytes / GIGABYTE, "seconds": seconds})
+    metrics = {"frames": len(cache), "gigabytes": cache.num_bytes / GIGABYTE, "seconds": seconds}
+    write(run_dir / METRICS_FILE, metrics)
+    write(run_dir / MADE_FILE, {content["point"]: content for content in cache.contents()})
+    logger.log_metrics(metrics)
     for content in cache.contents():
         logger.log_made(content)
     logger.close()

@@ -7,8 +7,8 @@
     python scripts/runs.py --where kind=eval --episodes episodes.csv    # or .parquet: a row an episode
     python scripts/runs.py --clean                               # unfinished runs that nobody would miss; --yes removes
 
-Nothing is removed that finished, is at work, belongs to a sweep, was written to in the last day (--hours), or made what
-a published name leads to or another run read.
+Nothing is removed that finished, is at work, belongs to a sweep or a pipeline, was written to in the last day
+(--hours), or made what a published name leads to or another run read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The six steps of docs/decoding.md, "Add your own", done with the files that stand there."""
+"""The six steps of docs/add_your_own.md, done with the files that stand there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILE = re.compile(r"```(?:python|yaml)\n# (my_[\w/.]+)\n(.*?)```", re.S)  # a bl
 def own(tmp_path_factory):
     """A folder with the files of the page, found by Python and Hydra; their names."""
     folder = tmp_path_factory.mktemp("own")
-    page = (ROOT / "docs" / "decoding.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "add_your_own.md").read_text(encoding="utf-8")
     files = dict(FILE.findall(page))
     assert sorted(files) == ["my_conf/decoding/coarse.yaml", "my_conf/visual_tokens/middle.yaml", "my_ideas.py"]
     for name, text in files.items():

@@ -1,5 +1,6 @@
 """Law 8: every choice of every group composes, resolves, and names things that exist."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from rsd.commands.settings import check_settings
+from rsd.commands.usage import is_pipeline
 from rsd.decoding import Certificate, Levels
 from rsd.decoding.accept import exact
 from rsd.errors import SettingError
@@ -34,6 +36,7 @@ READERS = {  # group of train.py to the phases that read it
     "trainer": ("oft",),
     "logger": ("rfsq",),
     "experiment": ("rfsq", "head"),
+    "debug": ("rfsq", "oft"),
 }
 EVAL_GROUPS = (
     "env",
@@ -53,12 +56,27 @@ EVAL_GROUPS = (
 )
 
 
-NEEDED = {"env=replay": ["data=libero_spatial"], "data=rlds": ["data.name=insulator"]}  # beside a choice
+NEEDED = {  # beside a choice
+    "env=replay": ["data=libero_spatial"],
+    "env=widowx": ["protocol=openvla_bridge"],
+    "data=rlds": ["data.name=insulator"],
+    "protocol=openvla_bridge": ["env=widowx"],
+}
 
 
 def choices(group: str) -> list[str]:
     """Names of a group's choices; a leading underscore marks what they share."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def pipelines() -> list[str]:
+    """Experiments that are no configuration of one command, but of several steps: tests/commands/test_steps.py."""
+    return [name for name in choices("experiment") if is_pipeline(CONF / "train.yaml", name)]
+
+
+def alone(group: str) -> list[str]:
+    """Choices of a group that one command composes."""
+    return [name for name in choices(group) if group != "experiment" or name not in pipelines()]
 
 
 def composed(name: str, overrides: list[str]) -> DictConfig:
@@ -102,18 +120,18 @@ def test_phases(phase):
 
 @pytest.mark.parametrize(
     ("phase", "group", "choice"),
-    [(phase, group, choice) for group, phases in READERS.items() for phase in phases for choice in choices(group)],
+    [(phase, group, choice) for group, phases in READERS.items() for phase in phases for choice in alone(group)],
 )
 def test_train(phase, group, choice):
     check(composed("train", [f"phase={phase}", f"{group}={choice}", *NEEDED.get(f"{group}={choice}", [])]))
 
 
-@pytest.mark.parametrize("choice", ["oft_tiny", "oft_small"])
+@pytest.mark.parametrize("choice", ["oft_tiny", "oft_small", "oft_base"])
 def test_base_models_that_are_trained_from_scratch(choice):
     check(composed("train", ["phase=oft", f"model={choice}"]))
 
 
-@pytest.mark.parametrize(("group", "choice"), [(group, name) for group in EVAL_GROUPS for name in choices(group)])
+@pytest.mark.parametrize(("group", "choice"), [(group, name) for group in EVAL_GROUPS for name in alone(group)])
 def test_eval(group, choice):
     check(composed("eval", [f"{group}={choice}", *NEEDED.get(f"{group}={choice}", [])]))
 
@@ -185,7 +203,7 @@ def test_the_released_policy_is_chosen_as_a_whole(name):
 
 def test_data_choices_carry_suite_and_unnorm_key_together():
     for choice in choices("data"):
-        if f"data={choice}" in NEEDED or choice in ("rlds", "mixture"):  # of no suite
+        if f"data={choice}" in NEEDED or choice in ("rlds", "mixture", "widowx"):  # of no suite
             continue
         data = composed("train", ["phase=rfsq", f"data={choice}"]).data
         assert data.suite == choice and data.name == data.unnorm_key == f"{choice}_no_noops"
@@ -218,10 +236,15 @@ def test_folders_that_are_named_by_the_second_are_nobody_elses():
 
 @pytest.mark.parametrize("name", choices("experiment"))
 def test_an_experiment_says_its_command_hardware_time_and_what_to_expect(name):
+    """A labelled line each, in this order, at the head of the file; what it is for may follow."""
     lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
-    header = " ".join(line.removeprefix("#") for line in lines[1:] if line.startswith("#"))
-    for said in (r"\bpython \S+\.py", r"\b[CG]PU\b", r"\b(seconds|minutes|hours|time)\b", r"\bexpected:"):
-        assert re.search(said, header), said
+    header = "\n".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    said = re.findall(r"^# (command|hardware|time|expected): (\S.*)$", header, re.M | re.I)
+    told = {label.lower(): what for label, what in said}
+    assert list(told) == ["command", "hardware", "time", "expected"]
+    assert re.match(r"python (train|eval|scripts/\w+)\.py", told["command"]) and name in header
+    assert re.search(r"\b[CG]PU\b", told["hardware"])
+    assert re.search(r"\b(second|minute|hour)s?\b|\bnot measured\b", told["time"])
 
 
 SEARCHES = {  # with the command that takes it, and the least that it needs

@@ -15,6 +15,7 @@ from tests.test_readme import python_blocks
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), ROOT / "released" / "README.md"]
+INCLUDED = re.compile(r'^--8<-- "([^"]+)"$', re.M)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 IMPORTS = re.compile(r"(?<=<!-- imports: the same as ALLOWED in tests/test_architecture.py -->\n).*(?=<!-- end)", re.S)
 
@@ -93,9 +94,19 @@ def test_python_in_other_pages_imports_what_there_is(page):
                 assert missing == [], f"{page.name}: {node.module} has no {missing}"
 
 
-def test_every_decoding_has_a_section():
-    choices = {path.stem for path in (ROOT / "conf" / "decoding").glob("[!_]*.yaml")}
-    assert choices <= headings(ROOT / "docs" / "decoding.md")
+@pytest.mark.parametrize("group", ["decoding"])
+def test_every_choice_has_a_page_with_its_yaml_and_a_command(group):
+    choices = {path.stem for path in (ROOT / "conf" / group).glob("[!_]*.yaml")}
+    pages = {page.stem: page.read_text(encoding="utf-8") for page in (ROOT / "docs" / f"{group}s").glob("*.md")}
+    assert pages.keys() == choices
+    for name, text in pages.items():
+        assert f'--8<-- "conf/{group}/{name}.yaml"' in text and f"{group}={name}" in text, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_the_site_puts_in_exist(page):
+    included = INCLUDED.findall(page.read_text(encoding="utf-8"))
+    assert [name for name in included if not (ROOT / name).is_file()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

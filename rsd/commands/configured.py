@@ -31,12 +31,15 @@ FIXED = ("model", "quantizer", "chunk", "composed", "experiment")  # what a poli
 
 @checked
 def loader(config: DictConfig, **changes: Any) -> Callable[[], Any]:
-    """What loads a configured model once it is called: a configuration instantiates its parts at once otherwise."""
+    """What loads a configured model once it is called: a configuration instantiates its parts at once otherwise.
+
+    Called with arguments, these are changes too: base(device="cuda:1").
+    """
     return partial(_load, config, changes)
 
 
-def _load(config: DictConfig, changes: Mapping[str, Any]) -> Any:
-    return instantiate(config, **changes)
+def _load(config: DictConfig, changes: Mapping[str, Any], **more: Any) -> Any:
+    return instantiate(config, **{**changes, **more})
 
 
 def configured_policy(cfg: DictConfig, overrides: Sequence[str], device: str | None = None) -> Policy:

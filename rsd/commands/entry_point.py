@@ -35,7 +35,7 @@ from rsd.commands.publishing import Offer, check_publishable, names_of, publish,
 from rsd.commands.quoting import quoted
 from rsd.commands.settings import check_settings
 from rsd.commands.stored import check_stored
-from rsd.commands.usage import check_choices, usage_page
+from rsd.commands.usage import check_choices, experiment_of, is_pipeline, usage_page
 from rsd.data.rlds_metadata import STATISTICS_FILE
 from rsd.errors import RSDError, SettingError
 from rsd.files import in_words
@@ -283,6 +283,9 @@ def run(main: Callable[[], Any], config: Path) -> None:
         print(usage_page(config))
         return
     if is_first_process():
+        if (experiment := experiment_of(sys.argv[1:])) is not None and is_pipeline(config, experiment):
+            _run_pipeline(config)
+            return
         try:
             check_options(sys.argv[1:])
             if (stored := resumed_folder(sys.argv[1:])) is not None:
@@ -313,6 +316,21 @@ def run(main: Callable[[], Any], config: Path) -> None:
             sys.exit(f"error: {in_one_line(cause_of(error))}")
         traceback.print_exc()
         sys.exit(1)
+
+
+def _run_pipeline(config: Path) -> None:
+    """Run the pipeline that an experiment is."""
+    from rsd.commands.chain import run_pipeline  # needs torch, which --help does not wait for
+
+    try:
+        run_pipeline(config, [quoted(one) for one in sys.argv[1:]])
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if not is_expected(error):
+            raise
+        sys.exit(f"error: {in_one_line(cause_of(error))}")
 
 
 def typed_folder(arguments: Sequence[str]) -> list[Path]:

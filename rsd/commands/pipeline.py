@@ -39,6 +39,10 @@ class PipelineError(RSDError, RuntimeError):
     """A step failed, or does not fit what is on disk."""
 
 
+class InterruptedStepError(PipelineError):
+    """The user broke a step off."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One command.
@@ -131,18 +135,28 @@ def run_step(step: Step, root: Path, limit_s: float | None = None) -> None:
     if step.finished is not None:
         started = (folder / CONFIG_FILE).is_file()
         command.append(f"resume={folder}" if started else f"hydra.run.dir={folder}")
+    code = run_command(step.name, command, limit_s)
+    if code != 0:
+        raise PipelineError(f"step {step.name!r} failed; the same command goes on from here once it is repaired")
+
+
+def run_command(name: str, command: Sequence[str], limit_s: float | None = None) -> int:
+    """Print a step's command and run it in a process that ends with this one; its exit code.
+
+    Raises:
+        PipelineError: it took too long.
+        InterruptedStepError: Ctrl-C.
+    """
     print(f"\n$ python {shlex.join(command[1:])}", flush=True)
     with subprocess.Popen(command, preexec_fn=_ending_with(os.getpid())) as process:
         try:
-            code = process.wait(limit_s)
+            return process.wait(limit_s)
         except KeyboardInterrupt:
             _interrupt(process)
-            raise PipelineError("interrupted; the same command goes on from here") from None
+            raise InterruptedStepError("interrupted; the same command goes on from here") from None
         except subprocess.TimeoutExpired:
             process.kill()
-            raise PipelineError(f"step {step.name!r} was stopped after {limit_s:.0f} s") from None
-    if code != 0:
-        raise PipelineError(f"step {step.name!r} failed; the same command goes on from here once it is repaired")
+            raise PipelineError(f"step {name!r} was stopped after {limit_s:.0f} s") from None
 
 
 def _ending_with(parent: int) -> Callable[[], None]:

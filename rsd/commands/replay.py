@@ -44,7 +44,7 @@ from rsd.types import ReadsInstructions
 SCHEMA = f"{REPLAY} 1"
 OF_EPISODES = (  # settings of a closed loop
     "tasks", "num_trials", "save_videos", "num_workers", "render_devices", "video_every_step", "simulator_timeout_s",
-    "delay", "async", "ablation", "stopping",
+    "delay", "async", "ablation", "stopping", "shard", "shards",
 )  # fmt: skip
 
 

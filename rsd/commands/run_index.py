@@ -24,6 +24,7 @@ from rsd.runs import (
     METRICS_FILE,
     PROVENANCE_FILE,
     is_job_of_sweep,
+    pipeline_of,
     read_overrides,
     read_provenance,
     read_yaml,
@@ -191,7 +192,7 @@ def told_reads(row: RunRow, rows: Sequence[RunRow]) -> list[str]:
 
 
 def removable(rows: Sequence[RunRow], checkpoints: Path, older_than_s: float) -> list[RunRow]:
-    """Runs that nobody will miss: not finished, not at work, no job of a sweep, quiet for long, nothing made is used.
+    """Runs that nobody will miss: unfinished, quiet for long, of no sweep or pipeline, and nothing they made is used.
 
     Args:
         checkpoints: Folder of the links that other commands follow; what a link leads to stays.
@@ -205,6 +206,7 @@ def removable(rows: Sequence[RunRow], checkpoints: Path, older_than_s: float) ->
         if (
             row.status == UNFINISHED
             and not is_job_of_sweep(row.folder)
+            and pipeline_of(row.folder) is None
             and time.time() - written > older_than_s
             and not any(link.is_relative_to(row.folder.resolve()) for link in used)
             and not read_by_others & set(row.makes)

@@ -82,12 +82,13 @@ LLM = {
     "initializer_range": Fraction,
 }
 CONV = {name: Width for name in ("width", "num_keypoints", "feature_dim")}
+PATCHES = {"width": Width, "feature_dim": Width, "film": bool}
 ARCHITECTURE: dict[str, Any] = {
     "architecture": KEYS_INSIDE | None,
     "architecture.learned_slots": bool,
     **{
         f"architecture.{part}{name}": one
-        for part, inside in (("dino", VIT), ("siglip", VIT), ("llm", LLM), ("conv", CONV))
+        for part, inside in (("dino", VIT), ("siglip", VIT), ("llm", LLM), ("conv", CONV), ("patches", PATCHES))
         for name, one in {"": KEYS_INSIDE, **{f".{name}": one for name, one in inside.items()}}.items()
     },
 }
@@ -104,6 +105,8 @@ KEYS: dict[str, Any] = {
     "device": Device | Annotated[list[Device], Length()],
     "tasks": TASK_IDS,
     "num_trials": Count,
+    "shard": Natural,
+    "shards": Count,
     "num_episodes": Count,
     "num_open_loop_steps": Count,
     "delay": Natural,
@@ -169,7 +172,9 @@ KEYS: dict[str, Any] = {
     "protocol.num_wait_steps": Natural,
     "protocol.waiting_action": list[Finite],
     "protocol.max_steps": KEYS_INSIDE,
-    **{f"protocol.max_steps.{suite}": Count for suite in SUITES},
+    **{f"protocol.max_steps.{suite}": Count for suite in (*SUITES, "widowx")},
+    "protocol.control_hz": Positive,
+    "protocol.blocking": bool,
     "protocol.image_size": Side,
     "protocol.rotate_images": bool,
     "protocol.seed": Seed,
@@ -185,6 +190,14 @@ KEYS: dict[str, Any] = {
     "env.num_init_states": Count,
     "env.max_steps": Count,
     "env.image_size": Side,
+    "env.instructions": Annotated[list[Text], Length()] | None,
+    **dict.fromkeys(("env.control_hz", "env.timeout_s", "env.motion_timeout_s"), Positive),
+    "env.proprio_dim": Literal[7, 8],
+    "env.blocking": bool,
+    **dict.fromkeys(("env.host", "env.camera_topic"), Text),
+    "env.port": Annotated[int, Range(1, 65535)],
+    "env.start_position": Annotated[list[Finite], Length(3)],
+    "env.workspace": Annotated[list[Annotated[list[Finite], Length(5)]], Length(2)],
     **{f"{place}{name}": one for place in ("env.offers", "offers") for name, one in OFFERS.items()},
     "plan.allowed_versions.mujoco": Text | None,
     "decoding.decode": Made,

@@ -11,6 +11,7 @@ table goes on to tell of the runs that are there.
 
 Jobs publish no checkpoint themselves (rsd/commands/publishing.py). When the last one has ended, and none failed, every
 checkpoint that shares its published name with no other job is published; among those that share one, --publish chooses.
+Shards of an evaluation (shard=0,1,2 shards=3) are merged at the end, too: rsd/evaluation/shards.py.
 The column "published" tells what the names point to at that moment. Names are those that the jobs' folders hold, which
 may be a stranger's: they are held to paths.checkpoints of the command that publishes, or to --checkpoints.
 
@@ -50,6 +51,8 @@ from rsd.commands.quoting import quoted
 from rsd.commands.sweep_plots import Figure, sweep_plots
 from rsd.errors import RSDError, SettingError
 from rsd.evaluation.page import render_page
+from rsd.evaluation.shards import merge_below
+from rsd.evaluation.terminal import show_report
 from rsd.files import write_atomically
 from rsd.locks import is_held_elsewhere, let_go, opened_here
 from rsd.options import Options, any_path, old_folder, reported
@@ -322,6 +325,11 @@ class SweepTable(Callback):
             sys.exit(f"error: {_without_table(error, sweep_dir)}")
         finish_sweep(sweep_dir)
         _show(table, sweep_dir, checkpoints)
+        try:
+            for folder, report in merge_below(sweep_dir):
+                show_report(report, folder)
+        except RSDError as error:
+            sys.exit(f"error: the shards were not merged: {error}")
 
 
 def end_sweep(config: DictConfig, jobs: Sequence[Job]) -> None:

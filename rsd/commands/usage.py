@@ -67,6 +67,18 @@ def read_groups(config: Path) -> list[Group]:
     return groups
 
 
+def is_pipeline(config: Path, name: str) -> bool:
+    """Whether an experiment is a pipeline."""
+    file = config.parent / "experiment" / f"{name}.yaml"
+    return file.is_file() and bool(re.search(r"^steps:", file.read_text(encoding="utf-8"), re.M))
+
+
+def experiment_of(arguments: Sequence[str]) -> str | None:
+    """The experiment that is typed, if it is one."""
+    typed = [one.partition("=")[2].strip("'\"") for one in arguments if one.lstrip("+").startswith("experiment=")]
+    return typed[-1] if typed else None
+
+
 def check_choices(config: Path, arguments: Sequence[str]) -> None:
     """See that every group without a default is chosen, and what is chosen exists; Hydra would say it in ten lines.
 

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ class CacheWriter:
         self._grid: Grid = []
         self._done: dict[str, set[int]] = {}  # part → first rows of its finished shards
         self._lock: int | None = None
+        self._writing = threading.Lock()  # of an index: several devices' threads write shards
 
     def __enter__(self) -> CacheWriter:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -167,7 +169,9 @@ class CacheWriter:
         }
         try:
             write_atomically(folder / name, data)
-            _append(folder, entry)
+            with self._writing:
+                _append(folder, entry)
+                self._done[part].add(start)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -175,7 +179,6 @@ class CacheWriter:
                 f"the disk is full ({error.strerror}) after {self._rows_done(part)} of {self.num_frames} frames in "
                 f"{folder}; they are kept: make room, then go on with: {fill_command(self._record, [*self.layout])}"
             ) from error
-        self._done[part].add(start)
 
     def _rows_done(self, part: str) -> int:
         return sum(stop - start for start, stop in self._grid if start in self._done[part])

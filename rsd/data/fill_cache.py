@@ -10,11 +10,13 @@ and for nothing else: a point that is added later needs neither the other points
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Annotated, Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,11 +40,14 @@ from rsd.differences import differences
 from rsd.points import point_names
 from rsd.processes import say
 from rsd.progress import track
-from rsd.settings import Count, LoaderProcesses, Point, Share, Text, checked
+from rsd.settings import Count, Device, Length, LoaderProcesses, Point, Share, Text, checked
 from rsd.space import Space
 from rsd.types import BaseModel, Frame, Inputs, Observation, ReadsInstructions
 
 MEGABYTE = 10**6
+
+Missing = tuple[int, int, list[str]]  # first row of a shard, the one behind its last, parts that miss it
+Loaded = tuple[Inputs, dict[str, Tensor]]
 
 
 class Frames(Protocol):
@@ -169,7 +174,7 @@ def cache_content(base: BaseModel, frames: Frames) -> dict[str, Any]:
 
 def write_cache(
     *,
-    base: BaseModel,
+    bases: Sequence[BaseModel],
     frames: Frames,
     directory: Path,
     points: Sequence[str],
@@ -183,14 +188,15 @@ def write_cache(
     """Write what is missing of the rows and of these points.
 
     Args:
-        base: The frozen base model.
+        bases: The frozen base model, once on each computing device. Shards are dealt out to them in turn; each is
+            computed whole by one of them, so what is written does not depend on how many there are.
         frames: All frames, in the order of the rows.
         directory: The cache's own folder.
         points: Names of the points.
         batch_size: Frames a forward pass. A resumed cache equals an uninterrupted one bit for bit at the same size.
         shard_bytes: Target size of a shard of the widest point. One shard of each missing point is in memory at a time.
         command: What fills the cache; error messages quote it.
-        num_workers: Processes that decode and prepare pictures; 0 does it in this one.
+        num_workers: Processes that decode and prepare pictures, of all devices together; 0 does it in this one.
         provenance: Recorded beside the content, never compared.
         report: Takes one line of text for people.
 
@@ -199,6 +205,7 @@ def write_cache(
             finite.
         Exception: whatever the base model raises.
     """
+    base = bases[0]
     layout = cache_layout(base.spec.points, base.spec.chunk_length, base.spec.action_dim)
     absent = [point for point in points if point not in layout or point == ROWS]
     if absent:
@@ -221,25 +228,51 @@ def write_cache(
         if not missing:
             return
         writer.check_space(report)
-        loader: DataLoader[tuple[Inputs, dict[str, Tensor]]] = DataLoader(
-            cast(Dataset, frames),  # torch asks for no more than our protocol, but for a subclass
-            batch_sampler=[list(rows) for start, stop, _ in missing for rows in _batches(start, stop, batch_size)],
-            collate_fn=partial(_collate, base.prepare),
-            num_workers=num_workers,
-            multiprocessing_context="fork" if num_workers else None,
-        )
-        batches = iter(loader)
         to_do = sum(stop - start for start, stop, _ in missing)
+        shares = [missing[number :: len(bases)] for number in range(len(bases))]
+        workers = -(-num_workers // len(bases))
+        loaders = [_loader(one, frames, share, batch_size, workers) for one, share in zip(bases, shares, strict=True)]
+        batches = [iter(loader) for loader in loaders]  # their processes start here, before there are threads
         with track("frames", total=len(frames), done=len(frames) - to_do, report=report) as advance:
-            for start, stop, parts in missing:
-                shards = {part: empty_rows(writer.layout[part], stop - start) for part in parts}
-                for rows in _batches(start, stop, batch_size):
-                    for part, tensors in _forward(base, next(batches), parts).items():
-                        for name, tensor in tensors.items():
-                            shards[part][name][rows.start - start : rows.stop - start] = tensor
-                    advance(len(rows))
-                for part, tensors in shards.items():
-                    writer.write_shard(part, start, tensors)
+            stopped, told = threading.Event(), threading.Lock()
+
+            def fill(one: BaseModel, share: Sequence[Missing], loaded: Iterator[Loaded]) -> None:
+                for start, stop, parts in share:
+                    shards = {part: empty_rows(writer.layout[part], stop - start) for part in parts}
+                    for rows in _batches(start, stop, batch_size):
+                        if stopped.is_set():
+                            return
+                        for part, tensors in _forward(one, next(loaded), parts).items():
+                            for name, tensor in tensors.items():
+                                shards[part][name][rows.start - start : rows.stop - start] = tensor
+                        with told:
+                            advance(len(rows))
+                    for part, tensors in shards.items():
+                        writer.write_shard(part, start, tensors)
+
+            if len(bases) == 1:
+                fill(base, missing, batches[0])
+                return
+            with ThreadPoolExecutor(len(bases)) as pool:
+                jobs = [pool.submit(fill, *each) for each in zip(bases, shares, batches, strict=True)]
+                try:
+                    for job in as_completed(jobs):
+                        job.result()
+                finally:
+                    stopped.set()  # whatever ends one ends the others
+
+
+def _loader(
+    base: BaseModel, frames: Frames, missing: Sequence[Missing], batch_size: int, num_workers: int
+) -> DataLoader[Loaded]:
+    """The batches of these shards, in order."""
+    return DataLoader(
+        cast(Dataset, frames),  # torch asks for no more than our protocol, but for a subclass
+        batch_sampler=[list(rows) for start, stop, _ in missing for rows in _batches(start, stop, batch_size)],
+        collate_fn=partial(_collate, base.prepare),
+        num_workers=num_workers,
+        multiprocessing_context="fork" if num_workers else None,
+    )
 
 
 @checked
@@ -247,7 +280,7 @@ def ensure_cache(
     *,
     root: Path,
     name: Text,
-    base: Callable[[], BaseModel],
+    base: Callable[..., BaseModel],
     dataset: Callable[[], MeasuredFrames],
     points: Sequence[Point],
     batch_size: Count,
@@ -255,6 +288,7 @@ def ensure_cache(
     command: str,
     num_workers: LoaderProcesses = 0,
     outline: Callable[[], BaseModel] | None = None,
+    devices: Device | Annotated[list[Device], Length()] | None = None,
     directory: Path | None = None,
     bounds: str | None = None,
     max_clipped: Share = 1.0,
@@ -271,6 +305,7 @@ def ensure_cache(
         dataset: Makes the data set: all frames, with the views that the base model needs.
         points: Points to read, as `point_name` takes them; numbers are layers.
         batch_size, shard_mb, num_workers, command, provenance, report: See `write_cache`; megabytes of 10^6 bytes.
+        devices: Several of them have a copy of the base model each, made with base(device=…), and share the work.
         outline: Makes the base model without its weights, which knows its fingerprint all the same.
         directory: Use this folder instead, and accept nothing but the configuration's own cache in it.
         bounds, max_clipped: See `check_space`.
@@ -292,14 +327,17 @@ def ensure_cache(
     except IncompleteCache as error:
         damage = str(error).partition("; ")[0] if "damaged" in str(error) else ""
         report(f"hidden-state cache {directory}" + (f": {damage}" if damage else ""))
-    loaded = described if outline is None else base()
-    if loaded is not described:
-        different = differences(cache_content(loaded, frames), content)
+    if devices is not None and not isinstance(devices, str):
+        bases = [base(device=one) for one in devices]
+    else:
+        bases = [described if outline is None else base()]
+    for loaded in bases:
+        different = [] if loaded is described else differences(cache_content(loaded, frames), content)
         lines = [one.named("loaded", "outlined") for one in different]
         if lines:
             raise CacheError("the loaded base model is not the configured one: " + "; ".join(lines))
     write_cache(
-        base=loaded,
+        bases=bases,
         frames=frames,
         directory=directory,
         points=wanted,

@@ -27,7 +27,7 @@ TAIL = 0.01  # of the values of a component that are cut off on both sides
 def patch_features(base: OpenVLABase, observation: Observation) -> dict[str, dict[str, np.ndarray]]:
     """Stage ("DINOv2", "SigLIP", "projector", …) → view → features on their grid, [h, w, C].
 
-    Convolutional towers have a map of features each; their keypoints are no grid, so there is none of the projector.
+    Keypoint towers have a map of features each; their keypoints are no grid, so there is none of the projector.
     """
     model, inputs = base.model, base.on_device(base.prepare([observation]))
     vision = model.vision_backbone
@@ -41,7 +41,10 @@ def patch_features(base: OpenVLABase, observation: Observation) -> dict[str, dic
     features = model.vision_features(pixels, ids, inputs["attention_mask"], start, base.chunk_length)  # [1, M*N, C]
     shapes = model.architecture.transformers
     names = TOWERS if len(shapes) > 1 else ("SigLIP",)
-    parts = dict(zip(names, features.split([shape.embed_dim for shape in shapes], dim=-1), strict=True))
+    if not shapes:
+        parts = {"patch tower": features}
+    else:
+        parts = dict(zip(names, features.split([shape.embed_dim for shape in shapes], dim=-1), strict=True))
     parts["projector"] = model.projector(features)
     return {name: _by_view(base, part) for name, part in parts.items()}
 

@@ -84,6 +84,10 @@ def _of_plan(plan: Plan) -> list[dict[str, str]]:
     if plan.variant is not None:
         text = "Tasks of this suite were perturbed. Not comparable with rates on the original suite."
         found.append(_caveat("warn", f"Suite variant: {plan.variant}.", text))
+    if (shard := plan.shard) is not None:
+        title = f"A part: shard {shard.index} of {shard.of}, {len(plan.part)} of {len(plan.episodes)} planned episodes."
+        text = "Its rates are of these episodes alone. One report of all shards: python scripts/merge_shards.py."
+        found.append(_caveat("warn", title, text))
     return found
 
 
@@ -112,9 +116,9 @@ def _completeness(
     if plan is None:
         text = "It is not known how many episodes were planned, nor under which settings."
         return [_caveat("warn", "The folder has no plan.json.", text)]
-    num_planned = len(plan.episodes)
+    num_planned = len(plan.part)
     if stopped is None:
-        missing = missing_places(plan.episodes, results)
+        missing = missing_places(plan.part, results)
         if not missing:
             return []
         title = f"Incomplete: {len(results)} of {num_planned} episodes."

@@ -45,7 +45,7 @@ def read_plan(run_dir: Path, results: Sequence[EpisodeResult]) -> Plan | None:
     """
     plan = _stored_plan(run_dir, results)
     if plan is not None:
-        hold_to_plan(results, plan.episodes, plan.tasks, run_dir / RESULTS_FILE)
+        hold_to_plan(results, plan.part, plan.tasks, run_dir / RESULTS_FILE)
     return plan
 
 

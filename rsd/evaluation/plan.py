@@ -106,6 +106,14 @@ class PolicyDescription:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """The part of a plan that one run does: the index-th of `of`, from 0."""
+
+    index: Natural
+    of: Count
+
+
+@dataclass(frozen=True)
 class Plan:
     """Attributes:
     seed: The run's; every episode's own follows from it.
@@ -120,6 +128,7 @@ class Plan:
     protocol, policy: See there.
     tasks: Those of the planned episodes, as known before an environment was built.
     episodes: In the order in which they are run.
+    shard: Which part of the episodes this run does, or None: all of them.
     """
 
     seed: Seed
@@ -135,6 +144,15 @@ class Plan:
     policy: PolicyDescription
     tasks: tuple[Task, ...]
     episodes: tuple[PlannedEpisode, ...]
+    shard: Shard | None = None
+
+    @property
+    def part(self) -> tuple[PlannedEpisode, ...]:
+        """The episodes that this run does. Those of a shard follow each other, so that it has few tasks."""
+        if self.shard is None:
+            return self.episodes
+        first, stop = (len(self.episodes) * end // self.shard.of for end in (self.shard.index, self.shard.index + 1))
+        return self.episodes[first:stop]
 
     @property
     def suite(self) -> str:
@@ -143,7 +161,8 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in plan.json; `from_json` is the inverse."""
-        return {"schema": SCHEMA, **json.loads(json.dumps(dataclasses.asdict(self)))}
+        record = {"schema": SCHEMA, **json.loads(json.dumps(dataclasses.asdict(self)))}
+        return {name: value for name, value in record.items() if name != "shard" or value is not None}
 
     def settings(self) -> dict[str, Any]:
         """Everything that is common to all episodes, nested: without the lists of tasks and episodes, but with
@@ -196,7 +215,25 @@ class Plan:
                 f"{where}: entry 'episodes' has {len(plan.episodes)}, expected num_trials ({plan.num_trials}) of each "
                 f"of the {len(plan.tasks)} tasks, from init states 0, 1, …; restore it as eval.py wrote it"
             )
+        check_shard(plan, where)
         return plan
+
+
+def check_shard(plan: Plan, where: str = "") -> None:
+    """See that a plan's shard is one, and has an episode.
+
+    Raises:
+        PlanError: it has not, or a stopping rule looks at all episodes.
+    """
+    place = f"{where}: " if where else ""
+    if plan.shard is None:
+        return
+    if plan.shard.index >= plan.shard.of:
+        raise PlanError(f"{place}shard is {plan.shard.index}, expected 0..{plan.shard.of - 1}: shards={plan.shard.of}")
+    if plan.shard.of > len(plan.episodes):
+        raise PlanError(f"{place}shards is {plan.shard.of}, expected at most the {len(plan.episodes)} planned episodes")
+    if plan.stopping is not None:
+        raise PlanError(f"{place}stopping= looks at the episodes of one run, which shards= divides; leave one out")
 
 
 def read_plan_file(path: Path) -> Plan:
@@ -263,6 +300,8 @@ def make_plan(
     policy: Mapping[str, Any],
     ablation: str | None = None,
     stopping: Stopping | None = None,
+    shard: Natural = 0,
+    shards: Count = 1,
 ) -> Plan:
     """The plan of a run that begins now.
 
@@ -276,9 +315,10 @@ def make_plan(
         allowed_versions: Package to a version or None.
         policy: Fields of PolicyDescription; checkpoints as part to path, or None for a part that is not used.
         variant, score_versions, num_workers, max_batch, ablation, stopping: See `Plan`.
+        shard, shards: Which part of the episodes the run does, from 0, and how many there are.
 
     Raises:
-        PlanError: see `plan_episodes`; or what a task says of itself is out of range.
+        PlanError: see `plan_episodes` and `check_shard`; or what a task says of itself is out of range.
     """
     episodes = plan_episodes(
         num_tasks=len(tasks),
@@ -294,7 +334,7 @@ def make_plan(
             conform(json.loads(json.dumps(dataclasses.asdict(tasks[task_id]))), Task, f"task {task_id} of the suite")
         except EntryError as error:  # nobody could read the plan again
             raise PlanError(f"{error}; correct what env.tasks makes") from error
-    return Plan(
+    plan = Plan(
         seed=seed,
         num_trials=num_trials,
         num_workers=num_workers,
@@ -308,7 +348,10 @@ def make_plan(
         policy=describe_policy(policy),
         tasks=tuple(tasks[task_id] for task_id in planned),
         episodes=tuple(episodes),
+        shard=Shard(shard, shards) if shards > 1 or shard > 0 else None,
     )
+    check_shard(plan)
+    return plan
 
 
 def protocol_values(environment: Mapping[str, Any], clip_actions: bool | None) -> dict[str, Any]:

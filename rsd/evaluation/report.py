@@ -69,11 +69,11 @@ def build_report(
         raise ResultsError(f"the episodes of {RESULTS_FILE} do not belong together: {error}") from error
     num_chunks = totals.get("num_chunks", 0)
     num_steps = sum(result.num_steps for result in results)
-    num_planned = len(plan.episodes) if plan is not None else None
+    num_planned = len(plan.part) if plan is not None else None
     return {
         "schema": SCHEMA,
         "suite": results[0].suite if results else None,
-        "complete": None if plan is None else not missing_places(plan.episodes, results),
+        "complete": None if plan is None else not missing_places(plan.part, results),
         "num_planned": num_planned,
         "caveats": caveats(results, plan=plan, stopped=stopped),
         "stopped": stopped,
@@ -168,9 +168,7 @@ def write_report(run_dir: Path) -> dict[str, Any]:
             f"{ended} that did not crash; restore it, or remove the verdict and resume the run"
         )
     retried = read_crashed(run_dir / CRASHED_FILE)
-    report = build_report(
-        results, plan=plan, config=config, provenance=provenance, stopped=stopped, retried=retried
-    )
+    report = build_report(results, plan=plan, config=config, provenance=provenance, stopped=stopped, retried=retried)
     conform(report, Report, REPORT_JSON)
     write(run_dir / REPORT_JSON, report)
     write(run_dir / METRICS_FILE, flat_metrics(report))
@@ -228,7 +226,7 @@ def _choices(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _failures(report: dict[str, Any], recorded: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Episodes that failed or crashed, and what was run again, each with a link into the player where it is recorded."""
+    """Episodes that failed, crashed or were run again, each with a link into the player where it is recorded."""
     num_drafted = len(report["decoding"].get("stages", []))
     players = {(one["task_id"], one["init_state_id"]): one for one in recorded}
     rows = []

@@ -96,7 +96,9 @@ def read_crashed(path: Path) -> list[EpisodeResult]:
     try:
         return [_episode(line, "it") for line in lines]
     except EntryError as error:
-        raise ResultsError(f"{path} is damaged: {error}; remove it, nothing but the list of retries needs it") from error
+        raise ResultsError(
+            f"{path} is damaged: {error}; remove it, nothing but the list of retries needs it"
+        ) from error
 
 
 def read_results(path: Path, *, strict: bool = False) -> tuple[list[EpisodeResult], bytes]:

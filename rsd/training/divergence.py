@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from rsd.checkpoint import is_finite
 from rsd.errors import RSDError
@@ -58,7 +59,8 @@ class StopWhenDiverged(Callback):
 
     def _check_weights(self, trainer: Trainer, weights: dict[str, Tensor]) -> None:
         self._look()
-        broken = [name for name, value in weights.items() if isinstance(value, Tensor) and not is_finite(value)]
+        held = {name: value.to_local() if isinstance(value, DTensor) else value for name, value in weights.items()}
+        broken = [name for name, value in held.items() if isinstance(value, Tensor) and not is_finite(value)]
         if broken:
             raise _diverged(trainer.global_step, f"the weights {', '.join(broken[:LISTED])}")
 

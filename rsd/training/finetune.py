@@ -25,7 +25,7 @@ from rsd.models.openvla.action_tokens import decode_action_ids
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.lora import adapter_files, add_lora, merge_lora
 from rsd.models.openvla.pretrained import Pretrained, load_pretrained, save_pretrained
-from rsd.models.openvla.token_loss import token_logits, token_rows
+from rsd.models.openvla.token_loss import token_rows
 from rsd.points import point_name
 from rsd.settings import ChunkLength, Count, Dtype, Natural, Rate, Seed, Views, Width, checked
 from rsd.space import Space
@@ -169,7 +169,7 @@ class FinetuneModule(LightningModule):
             prompts = [self.base.text.encode(text) for text in batch["instructions"]]
             ids, labels = token_rows(prompts, targets, self.base.text.pad_id)
             ids, labels = ids.to(self.device), labels.to(self.device)
-            logits, wanted = token_logits(self.model, inputs["pixel_values"], ids, labels)
+            logits, wanted = self.model.token_logits(inputs["pixel_values"], ids, labels)
             chosen = logits.argmax(dim=-1)
             actions = chosen.view(len(targets), -1)[:, :-1]  # without the stop token
             decoded = decode_action_ids(actions).view_as(targets)  # [B, T, A]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rsd.record import unsealed
-from rsd.runs import is_job_of_sweep
+from rsd.runs import is_job_of_sweep, pipeline_of
 
 SHOWN = 12  # hex digits of a digest, in names
 NEVER_SENT = ("data", "cache", "evaluation")  # kinds whose folder is no checkpoint
@@ -34,8 +34,11 @@ def digests_of(run_dir: Path) -> dict[str, str | None]:
 
 
 def group_of(run_dir: Path) -> str | None:
-    """Name of the sweep's folder, for a job of a sweep."""
-    return run_dir.resolve().parent.name if is_job_of_sweep(run_dir) else None
+    """Name of the sweep's folder, for a job of a sweep; of the pipeline's, for a step of one."""
+    if is_job_of_sweep(run_dir):
+        return run_dir.resolve().parent.name
+    pipeline = pipeline_of(run_dir)
+    return None if pipeline is None else pipeline.name
 
 
 def artifact_name(content: Mapping[str, Any]) -> str:

@@ -27,7 +27,8 @@ from rsd.images import augment, center_crop, resize_pictures
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.conv import ConvShape
 from rsd.models.openvla.loading import save_base
-from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights
+from rsd.models.openvla.model import Architecture, OpenVLAOFT, round_weights
+from rsd.models.openvla.patches import STRIDE, PatchShape
 from rsd.models.openvla.processor import HALF, PrismaticImageProcessor
 from rsd.models.openvla.text import WordText
 from rsd.models.openvla.transfer import start_from
@@ -44,6 +45,7 @@ from rsd.training.given import (
     of_sample,
 )
 from rsd.training.randomness import step_generator
+from rsd.training.sharded import shard
 from rsd.types import Frame
 
 STATISTICS_FILE = "dataset_statistics.json"  # as OpenVLA ships it: {data set name: statistics}
@@ -103,6 +105,13 @@ def check_architecture(sizes: Mapping[str, Any], image_size: int) -> None:
             f"model.architecture.siglip.patch_size is {patches['siglip']}, and dino's {patches['dino']}; expected as "
             f"many patches of a picture of {image_size} pixels, which are joined one by one"
         )
+    kinds = [kind for kind in ("dino", "siglip", "conv", "patches") if kind in sizes]
+    if kinds not in (["dino", "siglip"], ["conv"], ["patches"]):
+        raise SettingError(
+            f"model.architecture has the towers {kinds}, expected one kind: dino and siglip, conv, or patches"
+        )
+    if kinds == ["patches"] and image_size < STRIDE:
+        raise SettingError(f"model.image_size is {image_size}, expected a patch's {STRIDE} pixels or more")
     for name, divisor, whole, value in divided:
         if value % divisor:
             raise SettingError(f"model.architecture.{name} is {divisor}, expected a divisor of {whole}, {value}")
@@ -112,8 +121,8 @@ class OFTModule(LightningModule):
     """Trains every weight from scratch.
 
     Args:
-        architecture: {"llm"} with {"dino", "siglip"} as in conf/model/oft_tiny.yaml or with {"conv"} as in
-            conf/model/oft_small.yaml, and optionally {"learned_slots"}; null for a published model.
+        architecture: {"llm"} with {"dino", "siglip"} as in conf/model/oft_tiny.yaml, {"conv"} as in oft_small.yaml or
+            {"patches"} as in oft_base.yaml, and optionally {"learned_slots"}; null for a published model.
         image_size: Pixels of the model's pictures.
         views, use_proprio, chunk_length: The model's inputs and T.
         learning_rate: Of AdamW: linear warm-up over `warmup_steps`, then a cosine to 0 at the trainer's max_steps.
@@ -131,6 +140,7 @@ class OFTModule(LightningModule):
     """
 
     loss_factors: Tensor  # of each space and action dim, [K, A]
+    shardable = True
 
     @checked
     def __init__(
@@ -203,6 +213,10 @@ class OFTModule(LightningModule):
         self.prompts = self.base.prompts(self.instructions)  # a row an instruction
         self.median_actions = median_actions(datamodule)  # [K, A]
 
+    def configure_model(self) -> None:
+        """Share the model out, where the trainer does."""
+        shard(self.trainer, self.model)
+
     def transfer_batch_to_device(self, batch: FrameBatch, device: torch.device, dataloader_idx: int) -> FrameBatch:
         """Move the pictures; the rest is small, and is normalised on the CPU without waiting for the device."""
         return {**batch, "pictures": batch["pictures"].to(device, non_blocking=True)}
@@ -264,7 +278,7 @@ class OFTModule(LightningModule):
     def on_train_end(self) -> None:
         """Round what will be exported, so that the validation that follows measures just that."""
         if not self.trainer.interrupted:
-            cast_weights(cast_weights(self.base.model, self.weights_dtype), torch.float32)
+            round_weights(self.base.model, self.weights_dtype)
 
     def validation_step(self, batch: FrameBatch, batch_idx: int) -> None:
         predicted = self(batch, center_crop(batch["pictures"].flatten(0, 1)))  # [B, T, A]
@@ -280,7 +294,8 @@ class OFTModule(LightningModule):
         self.log_dict(metrics, batch_size=len(target))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -338,8 +353,9 @@ def small_base(
     shapes: dict[str, Any] = {
         name: ViTShape(image_size=image_size, **sizes[name]) for name in ("dino", "siglip") if name in sizes
     }
-    if "conv" in sizes:
-        shapes["conv"] = ConvShape(image_size=image_size, num_views=len(views), **sizes["conv"])
+    cameras = {"conv": ConvShape, "patches": PatchShape}
+    for name in cameras.keys() & sizes.keys():
+        shapes[name] = cameras[name](image_size=image_size, num_views=len(views), **sizes[name])
     architecture = Architecture(
         llm={**sizes["llm"], "vocab_size": text.vocab_size, "pad_token_id": text.pad_id},
         action_dim=action_dim,
@@ -350,7 +366,7 @@ def small_base(
     with torch.random.fork_rng(devices=[]):  # what is drawn here is drawn on the CPU
         torch.manual_seed(seed)
         model = OpenVLAOFT(architecture)
-    if "conv" in sizes:
+    if architecture.cameras is not None:
         processor = PrismaticImageProcessor(sizes=[image_size], means=[HALF], stds=[HALF])
     else:
         processor = PrismaticImageProcessor(sizes=[image_size] * 2)

@@ -23,8 +23,11 @@ from rsd.checkpoint import write_pickled
 from rsd.errors import RSDError
 from rsd.files import TEMPORARY, WriteError, stranger, sync_directory
 from rsd.processes import say
+from rsd.record import read
+from rsd.settings import Natural
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+SHARDS_FILE = "shards.json"  # of a state that is a folder, see rsd/training/sharded.py: {file: bytes}
 ANEW = "; start anew without resume"
 IS_FOLDER = 0x10  # bit of an archive's entry, for whose content torch then has zeros
 FOLDER = ".folder"  # ending that a folder in the place of a state gets
@@ -108,6 +111,8 @@ def state_to_resume(folder: Path) -> Path | None:
 
 def _problem(path: Path) -> str | None:
     """How a state is damaged, in words; None when it is sound."""
+    if path.is_dir():
+        return _problem_of_shards(path)
     if not path.is_file():  # a pipe would never end
         return f"{path} is damaged (it is no file)"
     try:
@@ -125,4 +130,19 @@ def _problem(path: Path) -> str | None:
         return stranger(path, "nothing was saved") or f"{path} is damaged ({error})"
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})"
+    return None
+
+
+def _problem_of_shards(folder: Path) -> str | None:
+    """See `_problem`, of a state that several processes wrote."""
+    try:
+        promised = read(folder / SHARDS_FILE, dict[str, Natural], error=StateError, remedy="it was not written whole")
+        sizes = {name: (folder / name).stat().st_size for name in promised}
+    except StateError as error:
+        return f"{folder} is damaged ({error})"
+    except OSError as error:
+        return f"{folder} is damaged ({error.filename}: {error.strerror})"
+    wrong = [name for name in promised if sizes[name] != promised[name]]
+    if wrong:
+        return f"{folder} is damaged ({wrong[0]} has {sizes[wrong[0]]} bytes, expected {promised[wrong[0]]})"
     return None

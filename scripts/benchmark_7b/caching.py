@@ -74,7 +74,7 @@ def measure_caching(options: argparse.Namespace, model: OpenVLAOFT, device: torc
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         started = time.perf_counter()
         write_cache(
-            base=base,
+            bases=[base],
             frames=frames,
             directory=Path(scratch) / "cache",
             points=point_names(layers),

@@ -27,6 +27,7 @@ COMMANDS = [
     ("train", "phase=draft", "draft=oracle", "logger=wandb"),
     ("train", "phase=rfsq", "quantizer=dct_d2", "trainer=finetune", "data=libero_suites"),
     ("train", "phase=rfsq", "quantizer=bins256"),
+    ("train", "phase=oft", "debug=profile"),
     *(("eval", f"decoding={one}") for one in choices("decoding") if one != "speculative_sampled"),
     ("eval", "decoding=speculative", "accept=levels"),
     ("eval", "stopping=decided", "ablation=other_instruction", "visual_tokens=learned", "model=oft_spatial"),
@@ -34,6 +35,7 @@ COMMANDS = [
     ("collect", "demonstrator=policy"),
     ("replay_demos",),
     ("eval", "env=replay", "data=libero_spatial"),
+    ("eval", "env=widowx", "protocol=openvla_bridge", "env.instructions=[put the carrot on the plate]"),
     ("cache",),
     ("doctor", "model=oft_tiny"),
     ("inspect", "model=oft_tiny"),
@@ -41,6 +43,7 @@ COMMANDS = [
     ("serve",),
 ]
 UNREAD = {"phase.check.checkpoint", "phase.check.hub_id"}  # where a draft cannot be trained
+UNREAD |= {"data.views.image"}  # held with data.views, whose keys are free
 
 
 @functools.cache

@@ -183,12 +183,13 @@ class SlowBase(LinearBase):
         return super().look(observations)
 
 
-def write(directory, *, base=None, frames=None, points=POINTS, batch_size=BATCH, report=lambda line: None, **extra):
+def write(
+    directory, *, base=None, bases=None, frames=None, points=POINTS, batch_size=BATCH, report=lambda line: None, **extra
+):
     """Write the toy cache, or the rest of it."""
-    base = base or LinearBase()
     frames = frames if frames is not None else ToyFrames()
     write_cache(
-        base=base,
+        bases=bases or [base or LinearBase()],
         frames=frames,
         directory=Path(directory),
         points=points,

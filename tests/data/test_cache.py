@@ -602,3 +602,36 @@ def test_killed_at_random_points_and_resumed_it_equals_an_uninterrupted_cache(pr
 
 def test_points_as_users_write_them():
     assert point_names([12, "head", "layer.16", 16]) == ["layer.12", "head", "layer.16"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_several_devices_write_what_one_writes(whole, tmp_path, num_workers):
+    """Shards are dealt out; each device has a model of its own."""
+    bases = [LinearBase(), LinearBase()]
+    write(tmp_path, bases=bases, num_workers=num_workers)
+    assert_same_cache(tmp_path, whole)
+    assert all(base.passes > 0 for base in bases)
+
+
+def test_what_breaks_on_one_device_ends_the_others(tmp_path):
+    class Broken(LinearBase):
+        def look(self, observations):
+            raise RuntimeError("no kernel for this card")
+
+    with pytest.raises(RuntimeError, match="no kernel for this card"):
+        write(tmp_path, bases=[LinearBase(), Broken()])
+    write(tmp_path)  # the lock is free, and what was finished is kept
+    assert len(CacheReader(tmp_path, POINTS)) == len(ToyFrames())
+
+
+def test_each_device_gets_a_model_of_its_own(tmp_path):
+    made = []
+
+    def load(device="none"):
+        made.append(device)
+        return LinearBase()
+
+    cache = ensure(tmp_path, load, devices=["cpu", "cuda:1"], outline=LinearBase)
+    assert made == ["cpu", "cuda:1"] and len(cache) == len(ToyFrames())
+    ensure(tmp_path / "other", load, devices="cpu", outline=LinearBase)
+    assert made[2:] == ["none"]

@@ -39,7 +39,7 @@ def frames(dataset_dir):
 def reader(tmp_path_factory, base, frames):
     directory = tmp_path_factory.mktemp("cache") / "tiny"
     write_cache(
-        base=base,
+        bases=[base],
         frames=frames,
         directory=directory,
         points=POINTS,

@@ -50,7 +50,8 @@ def test_what_is_offered_is_what_tasks_say():
 
 
 def test_all_suites_and_protocols_are_tested_here():
-    assert choices("env") - {"replay"} == set(MAX_STEPS) and choices("protocol") == set(PROTOCOLS)
+    assert choices("env") - {"replay", "widowx"} == set(MAX_STEPS)
+    assert choices("protocol") - {"openvla_bridge"} == set(PROTOCOLS)  # tests/envs/test_widowx.py
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

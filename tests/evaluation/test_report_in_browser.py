@@ -5,6 +5,10 @@ import subprocess
 
 import pytest
 
+from rsd.comparison.candidates import group_by_seed, read_run
+from rsd.comparison.comparison import build_comparison
+from rsd.comparison.comparison_page import render_comparison
+from rsd.comparison.published import load_published
 from rsd.evaluation.report import write_report
 from tests.evaluation.browser import BROWSER, browser
 from tests.evaluation.folders import make_run
@@ -109,4 +113,20 @@ def test_a_link_to_a_step_begins_with_its_chunk(run_dir, tmp_path):
         page.open(run_dir / "report.html", width=1400, fragment="#task1-init0@7")
         page.wait_for("document.querySelector('.timeline').getAttribute('aria-valuenow') === '3'")  # of steps 6, 7, 8
         assert "Task 1, init state 0" in page.value("document.querySelector('.title').textContent")
+        assert page.complaints == []
+
+
+@pytest.mark.parametrize("width", [380, 1400])
+def test_a_comparison_plays_two_videos_side_by_side(run_dir, tmp_path, width):
+    make_run(tmp_path / "still", StillPolicy(), num_trials=2, save_videos=1)
+    candidates = group_by_seed([read_run(run_dir), read_run(tmp_path / "still")])
+    comparison = build_comparison(candidates, margin=0.02, allow=(), published=load_published())
+    (tmp_path / "comparison.html").write_text(render_comparison(comparison, candidates))
+    with browser(tmp_path / "profile") as page:
+        page.open(tmp_path / "comparison.html", width=width)
+        assert page.value("document.documentElement.scrollWidth") <= width
+        left, right = page.value("[...document.querySelectorAll('.filmed video')].slice(0, 2).map(v => v.offsetLeft)")
+        assert left < right < width
+        page.value("document.querySelector('.filmed button').click()")
+        page.wait_for("[...document.querySelectorAll('.filmed video')].slice(0, 2).every(v => v.currentTime > 0)")
         assert page.complaints == []

@@ -17,7 +17,7 @@ from rsd.models.openvla.pictures import DevicePictures
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from scripts.recorded import recorded_episodes
 from tests.models.openvla_tiny import build_base, observation
-from tests.models.test_visual_tokens import conv_base
+from tests.models.test_visual_tokens import conv_base, patch_base
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ def test_the_released_policy_and_the_eyes_of_its_draft_see_the_same():
             torch.testing.assert_close(got.at(point), expected.at(point), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("make", [build_base, conv_base])
+@pytest.mark.parametrize("make", [build_base, conv_base, patch_base])
 def test_a_pass_prepares_its_pictures_there_and_loaders_do_not(make):
     base = on_device(make())
     assert torch.equal(base.look([observation(0)]).chunk(), make().look([observation(0)]).chunk())

@@ -14,6 +14,7 @@ from rsd.models.openvla.conv import ConvShape
 from rsd.models.openvla.execution import Graphs
 from rsd.models.openvla.loading import own_inputs
 from rsd.models.openvla.model import Architecture, OpenVLAOFT
+from rsd.models.openvla.patches import PatchShape
 from rsd.models.openvla.processor import HALF, PrismaticImageProcessor
 from rsd.models.openvla.random_weights import openvla_architecture, write_random_checkpoint
 from rsd.models.openvla.visual_tokens import (
@@ -140,12 +141,36 @@ def scorer_for(base, directory, num_tokens):
     return Learned(num_tokens=num_tokens, checkpoint=directory)
 
 
+class TestPatchTowersContract(BaseModelContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def base(cls):
+        return patch_base()
+
+
+class TestPatchTowersContractOfSomeTokens(BaseModelContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def base(cls):
+        return patch_base(visual_tokens=Grid(num_tokens=2))
+
+
 def conv_base(visual_tokens=None):
     """The released policy's kind: a tower a camera, and keypoints for patches."""
-    plain = build_base()
     shape = ConvShape(image_size=32, num_views=2, width=8, num_keypoints=5, feature_dim=12)
+    return camera_base(visual_tokens, conv=shape)
+
+
+def patch_base(visual_tokens=None):
+    """oft_base's kind: a tower a camera, and four patches."""
+    shape = PatchShape(image_size=32, num_views=2, width=4, feature_dim=12)
+    return camera_base(visual_tokens, patches=shape)
+
+
+def camera_base(visual_tokens, **towers):
+    plain = build_base()
     llm = {**plain.model.architecture.llm}
-    architecture = Architecture(llm=llm, action_dim=7, proprio_dim=8, conv=shape, num_slots=56)
+    architecture = Architecture(llm=llm, action_dim=7, proprio_dim=8, num_slots=56, **towers)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = OpenVLAOFT(architecture).eval()
@@ -198,6 +223,7 @@ def test_keeping_every_token_is_the_model_to_the_bit(texts, checkpoint):
     seen = [observation(seed, text) for seed, text in enumerate(texts)]
     assert_equal(answers(build_base(), seen)[0], answers(build_base(visual_tokens=Grid(num_tokens=4)), seen)[0])
     assert_equal(answers(conv_base(), seen)[0], answers(conv_base(Random(num_tokens=5)), seen)[0])
+    assert_equal(answers(patch_base(), seen)[0], answers(patch_base(Random(num_tokens=4)), seen)[0])
     for head in HEADS:
         whole, kept = checkpoint(head), checkpoint(head, Grid(num_tokens=16))
         assert_equal(answers(whole, seen)[0], answers(kept, seen)[0])
@@ -220,11 +246,12 @@ def masked(base, indices):
     return base
 
 
-@pytest.mark.parametrize("head", ["tiny", "conv", *HEADS])
+@pytest.mark.parametrize("head", ["tiny", "conv", "patches", *HEADS])
 def test_what_is_kept_is_seen_where_it_was_and_the_rest_is_not_seen(head, checkpoint):
     """Held to the whole sequence with a mask: same positions, same states, another way to leave a token out."""
     selection = Random(num_tokens=3, seed=2)
-    make = {"tiny": lambda s=None: build_base(visual_tokens=s), "conv": conv_base}.get(head, partial(checkpoint, head))
+    own = {"tiny": lambda s=None: build_base(visual_tokens=s), "conv": conv_base, "patches": patch_base}
+    make = own.get(head, partial(checkpoint, head))
     whole, kept = make(), make(selection)
     seen = [observation(0, SHORT), observation(1, LONG)]
     indices = kept.choose(torch.zeros(1, kept.num_pictures, 8), lambda: None)[0]
@@ -240,7 +267,7 @@ def test_what_is_kept_is_seen_where_it_was_and_the_rest_is_not_seen(head, checkp
 
 
 @pytest.mark.parametrize("selection", [None, Grid(num_tokens=3), Random(num_tokens=1)], ids=["all", "grid", "random"])
-@pytest.mark.parametrize("make", [build_base, conv_base])
+@pytest.mark.parametrize("make", [build_base, conv_base, patch_base])
 def test_the_account_is_what_reaches_the_first_layer(make, selection):
     """Everything else in the sequence: BOS and the rest of the prompt, proprio, 56 slots, stop."""
     base = make(visual_tokens=selection)

@@ -112,7 +112,15 @@ def fit(
 SMALL = {"architecture": CONV, "image_size": 32, "ema_decay": 0.9, "proprio_dropout": 0.5}
 
 
-@pytest.mark.parametrize("changes", [{}, SMALL])
+PATCHES = {
+    "patches": {"width": 4, "feature_dim": 16, "film": True},
+    "llm": ARCHITECTURE["llm"],
+    "learned_slots": True,
+}
+BASE = {**SMALL, "architecture": PATCHES, "image_size": 48}
+
+
+@pytest.mark.parametrize("changes", [{}, SMALL, BASE], ids=["transformers", "keypoints", "patches"])
 def test_resumed_training_equals_uninterrupted_training(root, tmp_path, changes):
     """Three batches an epoch: the stop lies inside the first epoch, the end inside the second."""
     whole, _ = fit(root, tmp_path / "whole", 4, **changes)
@@ -124,8 +132,9 @@ def test_resumed_training_equals_uninterrupted_training(root, tmp_path, changes)
         assert torch.equal(value, parts.state_dict()[name]), name
 
 
-def test_what_is_exported_is_the_average_rounded(root, tmp_path):
-    module, trainer = fit(root, tmp_path, 3, weights_dtype="bfloat16", **SMALL)
+@pytest.mark.parametrize("changes", [SMALL, BASE], ids=["keypoints", "patches"])
+def test_what_is_exported_is_the_average_rounded(root, tmp_path, changes):
+    module, trainer = fit(root, tmp_path, 3, weights_dtype="bfloat16", **changes)
     trainer.validate(module, trainer.datamodule, verbose=False)
     module.export(tmp_path / "base", {})
     base = load_base(
@@ -138,7 +147,8 @@ def test_what_is_exported_is_the_average_rounded(root, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_learns_which_task_it_is(tmp_path):
+@pytest.mark.parametrize("changes", [{}, {**BASE, "proprio_dropout": 0.0}], ids=["transformers", "patches"])
+def test_training_learns_which_task_it_is(tmp_path, changes):
     """Episode 0 moves one way and episode 1 the other: the instruction and the pictures tell which."""
     directory = tmp_path / NAME / "1.0.0"
     with RLDSWriter(directory, NAME) as writer:
@@ -147,7 +157,7 @@ def test_training_learns_which_task_it_is(tmp_path):
             episode["steps"]["action"][:] = np.linspace(-1, 1, 7) * (-1) ** number
             writer.write_episode(episode)
         writer.finish()
-    module, trainer = fit(tmp_path, tmp_path, 60, learning_rate=1e-3)
+    module, trainer = fit(tmp_path, tmp_path, 60, learning_rate=1e-3, **changes)
     batch = next(iter(trainer.datamodule.train_dataloader()))
     target = module._normalized(batch["actions"])
     with torch.no_grad():
@@ -238,6 +248,14 @@ def test_learning_rate_schedule(root, tmp_path):
 def test_a_published_model_is_refused(root):
     with pytest.raises(ValueError, match=r"model\.architecture is null.*choose model=oft_tiny"):
         build(root, architecture=None)
+
+
+@pytest.mark.parametrize("towers", [{}, {**CONV, **PATCHES}, {"dino": ARCHITECTURE["dino"]}], ids=str)
+def test_towers_of_no_kind_or_of_two_are_refused(towers):
+    with pytest.raises(
+        SettingError, match=r"architecture has the towers \[.*expected one kind: dino and siglip, conv,"
+    ):
+        check_architecture({**towers, "llm": ARCHITECTURE["llm"]}, SIZE)
 
 
 @pytest.mark.parametrize("patch", [1, 7, 27])

@@ -11,6 +11,7 @@ What surprises first: the number of features does not depend on the picture's si
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -44,6 +45,11 @@ class ConvShape:
     num_keypoints: Count
     feature_dim: Count
 
+    @property
+    def num_patches(self) -> int:
+        """Features a picture, by the name that other towers' shapes have for it."""
+        return self.num_keypoints
+
 
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels at each position, [B, C, H, W]."""
@@ -53,19 +59,26 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class FiLMBlock(nn.Module):
-    """Pre-activation residual block whose inner features are scaled and shifted by the instruction."""
+    """Pre-activation residual block whose inner features are scaled and shifted by the instruction.
 
-    def __init__(self, width: int, language_dim: int) -> None:
+    Args:
+        language_dim: Width of the instruction's vector; None for a plain block, which ignores it.
+    """
+
+    def __init__(self, width: int, language_dim: int | None) -> None:
         super().__init__()
         self.norm1, self.norm2 = ChannelNorm(width), ChannelNorm(width)
         self.conv1, self.conv2 = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
-        self.film = nn.Linear(language_dim, 2 * width)
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
+        self.film = None if language_dim is None else nn.Linear(language_dim, 2 * width)
+        if self.film is not None:
+            nn.init.zeros_(self.film.weight)
+            nn.init.zeros_(self.film.bias)
 
     def forward(self, x: Tensor, language: Tensor) -> Tensor:
-        scale, shift = self.film(language)[..., None, None].chunk(2, dim=1)  # each [B, C, 1, 1]
-        inner = self.norm2(self.conv1(F.gelu(self.norm1(x)))) * (1 + scale) + shift
+        inner = self.norm2(self.conv1(F.gelu(self.norm1(x))))
+        if self.film is not None:
+            scale, shift = self.film(language)[..., None, None].chunk(2, dim=1)  # each [B, C, 1, 1]
+            inner = inner * (1 + scale) + shift
         return x + self.conv2(F.gelu(inner))
 
 
@@ -120,14 +133,21 @@ class ConvTower(nn.Module):
         return heat.to(features.dtype) @ features.flatten(2).transpose(1, 2), position
 
 
-class ConvVision(nn.Module):
+class CameraTowers(nn.Module):
     """A tower for each camera; the features of the cameras follow each other."""
 
-    def __init__(self, shape: ConvShape, language_dim: int) -> None:
+    def __init__(self, towers: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.towers = nn.ModuleList(ConvTower(shape, language_dim) for _ in range(shape.num_views))
+        self.towers = nn.ModuleList(towers)
 
     def forward(self, pixel_values: Tensor, language: Tensor) -> Tensor:
         """[B, 3M, S, S] and [B, H] → [B, M*N, C]."""
         views = pixel_values.split(CHANNELS, dim=1)
         return torch.cat([tower(pixels, language) for tower, pixels in zip(self.towers, views, strict=True)], dim=1)
+
+
+class ConvVision(CameraTowers):
+    """A keypoint tower for each camera."""
+
+    def __init__(self, shape: ConvShape, language_dim: int) -> None:
+        super().__init__(ConvTower(shape, language_dim) for _ in range(shape.num_views))

@@ -7,8 +7,9 @@ original OpenVLA has neither slots nor stop.
 What surprises first: attention is bidirectional over the *whole* sequence, and the states that belong to the K action
 slots are read one position early, from the last prompt token on.
 
-Two liberties for models trained from scratch, both off in published ones: convolutional towers instead of the two
-vision transformers, and learned vectors instead of the K zeros, which a narrow model can hardly tell apart.
+Two liberties for models trained from scratch, both off in published ones: convolutional towers (of keypoints, conv.py,
+or of patches, patches.py) instead of the two vision transformers, and learned vectors instead of the K zeros, which a
+narrow model can hardly tell apart.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import Cache, LlamaConfig, LlamaForCausalLM
 from transformers.initialization import no_init_weights
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rsd.errors import SettingError
 from rsd.models.openvla.action_heads import ACTION_HEADS, Prompt, select
-from rsd.models.openvla.conv import ConvShape, ConvVision
+from rsd.models.openvla.action_tokens import IGNORE_LABEL
+from rsd.models.openvla.conv import CameraTowers, ConvShape, ConvVision
 from rsd.models.openvla.ddim import NUM_TRAIN_TIMESTEPS
 from rsd.models.openvla.heads import (
     DiffusionActionHead,
@@ -36,6 +39,7 @@ from rsd.models.openvla.heads import (
     ProprioProjector,
     SingleProjector,
 )
+from rsd.models.openvla.patches import PatchShape, PatchVision
 from rsd.models.openvla.vit import VisionTransformer, ViTShape
 from rsd.record import EntryError, conform, shown
 from rsd.settings import Count, Total
@@ -53,7 +57,7 @@ __all__ = [
 CHANNELS_PER_IMAGE = 6  # of a fused backbone: the picture twice, normalised for DINOv2, then for SigLIP
 COLOURS = 3
 LONGEST = 200  # letters of what LlamaConfig says
-OPTIONAL_FIELDS = {"action_head": "l1", "film": False}  # left out of the JSON form at these values
+OPTIONAL_FIELDS = {"action_head": "l1", "film": False, "patches": None}  # left out of the JSON form at these values
 FORMER_NAMES = {"decoder": "action_head"}  # of fields, in checkpoints of earlier versions
 
 Choose = Callable[[Tensor, Callable[[], Tensor]], Tensor]  # patches, what makes the instruction's vector → indices
@@ -93,10 +97,11 @@ class Architecture:
         proprio_dim: P, or None for a model without a proprio token.
         dino, siglip: The two vision transformers; None for a model with convolutional towers. A single one is the
             layout of OpenVLA v0.1 (siglip alone).
-        conv: The convolutional towers, or None.
+        conv: Convolutional towers of keypoints, or None.
         num_slots: K for a model with learned vectors at the action positions; 0 for zeros there.
         action_head: Name in ACTION_HEADS: how states become actions, and which head the weights hold.
         film: Whether the instruction modulates the vision transformers (OFT+).
+        patches: Convolutional towers of patches, or None.
     """
 
     llm: dict[str, Any]
@@ -108,12 +113,15 @@ class Architecture:
     num_slots: Total = 0
     action_head: str = "l1"
     film: bool = False
+    patches: PatchShape | None = None
 
     def __post_init__(self) -> None:
         if self.action_head not in ACTION_HEADS:
             raise SettingError(
                 f"action_head {shown(self.action_head)} is unknown; expected one of {sorted(ACTION_HEADS)}"
             )
+        if self.conv is not None and self.patches is not None:
+            raise SettingError("conv and patches are both given, expected one kind of convolutional towers")
         if len({tower.num_patches for tower in self.transformers}) > 1:
             sides = [f"pictures of {tower.image_size} and patches of {tower.patch_size}" for tower in self.transformers]
             raise SettingError(
@@ -147,16 +155,21 @@ class Architecture:
         return [shape for shape in (self.dino, self.siglip) if shape is not None]
 
     @property
+    def cameras(self) -> ConvShape | PatchShape | None:
+        """The convolutional towers, one a camera, which are told the instruction; None for vision transformers."""
+        return self.conv or self.patches
+
+    @property
     def vision_dim(self) -> int:
         """Width of a patch feature."""
-        if self.conv is not None:
-            return self.conv.feature_dim
+        if self.cameras is not None:
+            return self.cameras.feature_dim
         return sum(shape.embed_dim for shape in self.transformers)
 
     @property
     def num_patches(self) -> int:
         """Patch features a picture."""
-        return self.conv.num_keypoints if self.conv is not None else self.transformers[0].num_patches
+        return (self.cameras or self.transformers[0]).num_patches
 
     @property
     def channels_per_image(self) -> int:
@@ -239,6 +252,13 @@ def cast_weights(model: OpenVLAOFT, dtype: torch.dtype) -> OpenVLAOFT:
     return model
 
 
+@torch.no_grad()
+def round_weights(model: OpenVLAOFT, dtype: torch.dtype) -> None:
+    """Round the weights to what a dtype can say, in place; their own dtype stays."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
+
+
 def outline(architecture: Architecture) -> OpenVLAOFT:
     """The network without numbers, on device "meta": names, shapes and order of its weights, and no memory for them."""
     with torch.device("meta"), no_init_weights():
@@ -252,7 +272,7 @@ class OpenVLAOFT(nn.Module):
         num_diffusion_steps: Of a diffusion head's sampler, 1..50.
     """
 
-    vision_backbone: VisionBackbone | ConvVision
+    vision_backbone: VisionBackbone | CameraTowers
     action_head: L1ActionHead | DiffusionActionHead
 
     def __init__(self, architecture: Architecture) -> None:
@@ -264,9 +284,11 @@ class OpenVLAOFT(nn.Module):
         width = config.hidden_size
         if architecture.conv is not None:
             self.vision_backbone = ConvVision(architecture.conv, width)
+        elif architecture.patches is not None:
+            self.vision_backbone = PatchVision(architecture.patches, width)
         else:
             self.vision_backbone = VisionBackbone(architecture.transformers, width if architecture.film else None)
-        single = architecture.conv is None and len(architecture.transformers) == 1
+        single = architecture.cameras is None and len(architecture.transformers) == 1
         self.projector = (SingleProjector if single else PrismaticProjector)(architecture.vision_dim, width)
         self.language_model = LlamaForCausalLM(config)
         if architecture.action_head == "l1":
@@ -321,6 +343,28 @@ class OpenVLAOFT(nn.Module):
         prompt = Prompt(input_ids, attention_mask, action_start, chunk_length, proprio, noise, kept)
         return ACTION_HEADS[self.architecture.action_head](self, patches, prompt, layers)
 
+    def token_logits(self, pixel_values: Tensor, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Teacher-forced logits of the original OpenVLA for every supervised label, [N, vocabulary], and those labels.
+
+        Args:
+            pixel_values: As in `forward`.
+            input_ids, labels: See `token_loss.token_rows`, [B, L].
+        """
+        patches = self.projector(self.vision_backbone(pixel_values))
+        supervised = labels != IGNORE_LABEL
+        lengths = torch.where(supervised, torch.arange(1, labels.shape[1] + 1, device=labels.device), 0).amax(dim=1)
+        mask = torch.arange(labels.shape[1], device=labels.device) < lengths[:, None]  # pads follow the stop token
+        start = supervised.int().argmax(dim=1)
+        sequence = self.assemble(patches, input_ids, mask, start, 1, None, keep_actions=True)
+        states = self.layer_states(sequence.embeds, sequence.mask, {self.num_layers}, causal=True)[self.num_layers]
+        inserted = patches.shape[1]
+        speaking = states[:, inserted:-1][supervised[:, 1:]]  # [N, H]  position t - 1 speaks for t
+        return self.language_model.lm_head(speaking), labels[:, 1:][supervised[:, 1:]]
+
+    def renew_frequencies(self, device: str | torch.device) -> None:
+        """The rotary frequencies, which are no weights, on a device: a model on "meta" has none."""
+        self.language_model.model.rotary_emb = LlamaRotaryEmbedding(config=self.llm_config).to(device)
+
     def words(self, input_ids: Tensor, action_start: Tensor) -> Tensor:
         """The mean of the instruction's embeddings, [B, H]."""
         is_word = torch.arange(input_ids.shape[1], device=input_ids.device) < action_start[:, None]  # [B, L]
@@ -336,7 +380,7 @@ class OpenVLAOFT(nn.Module):
         chunk_length: int,
     ) -> Tensor:
         """Patch features of all pictures, [B, M*N, C]; some towers are told the mean of the instruction's words."""
-        if self.architecture.conv is not None:
+        if self.architecture.cameras is not None:
             is_word = torch.arange(input_ids.shape[1], device=input_ids.device) < action_start[:, None]  # [B, L]
         elif self.architecture.film:
             is_word = ~self._action_offsets(input_ids, action_start, chunk_length)[1]

@@ -82,7 +82,7 @@ def load_pretrained(
     directory = Path(checkpoint)
     require_checkpoint(directory, hub_id, published_layout=True)
     text = LlamaText(directory)  # before the weights, which take minutes
-    has_head = published.side_file(directory, "action_head") is not None
+    has_head = published.side_file(directory, "action_head") or "action_head" in published.joined_components(directory)
     stored = action_head if has_head or action_head != "l1" else "autoregressive"
     model = published.build_model(
         directory,

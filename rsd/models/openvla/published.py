@@ -2,7 +2,8 @@
 
 A folder with config.json, model*.safetensors (one file, or shards with an index), preprocessor_config.json,
 dataset_statistics.json and the tokenizer's files; for OFT also action_head--*.pt and, as the model has them,
-proprio_projector--*.pt, noisy_action_projector--*.pt and vision_backbone--*.pt (FiLM).
+proprio_projector--*.pt, noisy_action_projector--*.pt and vision_backbone--*.pt (FiLM). What `scripts/convert.py join`
+has made has those weights among the safetensors, under the network's names, and no side files.
 """
 
 from __future__ import annotations
@@ -131,15 +132,33 @@ def read_architecture(
     """Architecture from config.json; what it does not say comes from side files and statistics, through the caller."""
     config, where = read_json(directory, "config.json"), str(directory / "config.json")
     if config.get("model_type") != "openvla":
-        raise CheckpointError(
-            f"{directory / 'config.json'} describes model_type {shown(config.get('model_type'))}, expected 'openvla'"
-        )
+        raise CheckpointError(f"{where} describes model_type {shown(config.get('model_type'))}, expected 'openvla'")
     config = read_entries(directory, {"text_config": dict[str, Any]})
+    return architecture_of(
+        config, where, action_head=action_head, action_dim=action_dim, proprio_dim=proprio_dim, film=film
+    )
+
+
+def architecture_of(
+    config: dict[str, Any],
+    where: str,
+    *,
+    action_head: str,
+    action_dim: int,
+    proprio_dim: int | None,
+    film: bool = False,
+) -> Architecture:
+    """See `read_architecture`.
+
+    Args:
+        config: Contents of config.json, its entries' types checked.
+        where: The file, for messages.
+    """
     known_names, known_sizes = VISION_BACKBONES.get(config.get("vision_backbone_id", ""), (None, None))
     names, sizes = config.get("timm_model_ids", known_names), config.get("image_sizes", known_sizes)
     if names is None or sizes is None:
         raise CheckpointError(
-            f"{directory / 'config.json'} has vision_backbone_id {config.get('vision_backbone_id')!r} and no "
+            f"{where} has vision_backbone_id {config.get('vision_backbone_id')!r} and no "
             f"timm_model_ids; supported: {sorted(VISION_BACKBONES)}"
         )
     # timm_model_kwargs is the golden sets' extension that shrinks the two backbones; published files do not have it
@@ -155,7 +174,7 @@ def read_architecture(
     fused = config.get("use_fused_vision_backbone", len(shapes) > 1)
     if len(shapes) != 1 + fused:
         raise CheckpointError(
-            f"{directory / 'config.json'} contradicts itself: use_fused_vision_backbone is {fused} with timm_model_ids "
+            f"{where} contradicts itself: use_fused_vision_backbone is {fused} with timm_model_ids "
             f"{names}; copy it again"
         )
     return Architecture(
@@ -220,8 +239,18 @@ def read_training(directory: Path) -> dict[str, Any] | None:
     return record
 
 
+def joined_components(directory: Path) -> set[str]:
+    """Components whose weights lie among the safetensors.
+
+    Raises:
+        CheckpointError: the safetensors are missing or damaged.
+    """
+    parts = {name.partition(".")[0] for name in read_headers(weight_files(directory))}
+    return parts - {"vision_backbone", "projector", "language_model"}
+
+
 def side_files(directory: Path, *, action_head: str, use_proprio: bool) -> dict[str, Path]:
-    """Component → the side file that a model with this action_head has.
+    """Component → the side file that a model with this action_head has, but for those among the safetensors.
 
     Raises:
         CheckpointError: one is missing, is there and will not be used, or is there twice.
@@ -242,7 +271,7 @@ def side_files(directory: Path, *, action_head: str, use_proprio: bool) -> dict[
     result = {}
     for component, needed in wanted.items():
         path = side_file(directory, component)
-        if needed and path is None:
+        if needed and path is None and component not in joined_components(directory):
             advice = WITHOUT_HEAD if component == "action_head" else remedy[component]
             raise CheckpointError(
                 f"{directory} has no {component}--*_checkpoint.pt, which action_head {action_head!r} with use_proprio "
@@ -267,7 +296,7 @@ def side_weights(directory: Path, *, action_head: str, use_proprio: bool) -> dic
     """
     files = side_files(directory, action_head=action_head, use_proprio=use_proprio)
     result = {component: read_side_file(path) for component, path in files.items()}
-    if action_head in HEAD_NAMES and HEAD_NAMES[action_head] not in result["action_head"]:
+    if "action_head" in result and HEAD_NAMES[action_head] not in result["action_head"]:
         names = sorted(result["action_head"])[:2]
         raise CheckpointError(
             f"the action head in {directory} is not of action_head {action_head!r}: it holds {names}, …"
@@ -316,24 +345,28 @@ def build_model(
         CheckpointError: a file is missing or damaged, or names and shapes are not those of the architecture.
     """
     side = side_weights(directory, action_head=action_head, use_proprio=use_proprio)
+    beside = {f"{component}.{name}": value for component, part in side.items() for name, value in part.items()}
+    found = read_headers(weight_files(directory))
+    if "vision_backbone" in side:  # the towers come from the side file, never from the shards
+        found = {name: where for name, where in found.items() if not name.startswith("vision_backbone.")}
+    if twice := sorted(beside.keys() & found.keys()):
+        raise CheckpointError(f"{directory} has {twice[0]} in a side file and among the safetensors; leave only one")
+    got = shapes_of(beside) | {name: shape for name, (_, shape) in found.items()}
     if action_head in HEAD_NAMES:
-        action_dim = len(side["action_head"][HEAD_NAMES[action_head]])
+        action_dim = got.get(f"action_head.{HEAD_NAMES[action_head]}", (None,))[0]
     if action_dim is None:
-        raise CheckpointError(f"{directory} has no action head, and nobody says how many dims an action has")
-    proprio = side.get("proprio_projector")
+        raise CheckpointError(
+            f"{directory} has no head of action_head {action_head!r}, and nobody says how many dims an action has"
+        )
+    proprio = got.get("proprio_projector.fc1.weight")
     architecture = read_architecture(
         directory,
         action_head=action_head,
         action_dim=action_dim,
-        proprio_dim=None if proprio is None else proprio["fc1.weight"].shape[1],
-        film="vision_backbone" in side,
+        proprio_dim=None if proprio is None else proprio[1],
+        film="vision_backbone" in side or "vision_backbone.featurizer.blocks.0.scale.weight" in got,
     )
     model = outline(architecture)
-    beside = {f"{component}.{name}": value for component, part in side.items() for name, value in part.items()}
-    found = read_headers(weight_files(directory))
-    if architecture.film:  # its towers come from the side file, never from the shards
-        found = {name: where for name, where in found.items() if not name.startswith("vision_backbone.")}
-    got = shapes_of(beside) | {name: shape for name, (_, shape) in found.items()}
     check_names(directory, shapes_of(model.state_dict()), got)
     if torch.device(device).type == "meta":
         cast_weights(model, dtype)

@@ -27,6 +27,7 @@ SIDE_DTYPES = {
     "proprio_projector": torch.float32,
     "noisy_action_projector": torch.float32,
 }
+GENERATION = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 32000}  # generation_config.json
 DEFAULT_SHARD_BYTES = 5 * 10**9
 BICUBIC = 3  # in torchvision's and PIL's numbering
 BFLOAT16_BYTES = 2
@@ -88,7 +89,7 @@ def write_published(
         ("config.json", config),
         ("preprocessor_config.json", processor),
         ("dataset_statistics.json", statistics),
-        ("generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 32000}),
+        ("generation_config.json", GENERATION),
     ):
         (partial / name).write_text(json.dumps(record, indent=2) + "\n")
     for name, content in (others or {}).items():
@@ -103,7 +104,7 @@ def write_published(
     shards = plan_shards({name: shapes[name] for name in main}, shard_bytes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else SINGLE_FILE
+        file = shard_name(number, len(shards)) if len(shards) > 1 else SINGLE_FILE
         weights = {name: tensor_of(name).detach().to("cpu", torch.bfloat16) for name in names}
         check_finite(weights, f"the model that was to be written to {directory}")
         write_weights(weights, partial / file, metadata={"format": "pt"})
@@ -113,6 +114,11 @@ def write_published(
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (partial / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     os.rename(partial, directory)
+
+
+def shard_name(number: int, count: int) -> str:
+    """Name of the shard with this number, counted from 1."""
+    return f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
 def config_record(architecture: Architecture, timm_ids: list[str], timm_kwargs: list[dict[str, Any]]) -> dict[str, Any]:

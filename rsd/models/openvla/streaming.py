@@ -82,6 +82,18 @@ def read_headers(files: dict[Path, set[str] | None]) -> dict[str, tuple[Path, Sh
     return found
 
 
+def read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor of a file, in memory of its own.
+
+    Raises:
+        CheckpointError: the file is damaged, or the tensor has numbers that are NaN or infinite.
+    """
+    with _opened(path, "cpu") as file:
+        value = file.get_tensor(name).clone()
+    check_finite({name: value}, str(path))
+    return value
+
+
 def stream(
     module: nn.Module, found: dict[str, tuple[Path, Shape]], *, device: str | torch.device, dtype: torch.dtype
 ) -> None:

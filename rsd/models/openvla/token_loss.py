@@ -32,22 +32,7 @@ def token_rows(prompts: list[list[int]], actions: Tensor, pad_id: int) -> tuple[
     return ids, labels
 
 
-def token_logits(model: OpenVLAOFT, pixel_values: Tensor, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Teacher-forced logits for every supervised label, [N, vocabulary], and those labels, [N]."""
-    patches = model.projector(model.vision_backbone(pixel_values))
-    supervised = labels != IGNORE_LABEL
-    lengths = torch.where(supervised, torch.arange(1, labels.shape[1] + 1, device=labels.device), 0).amax(dim=1)
-    mask = torch.arange(labels.shape[1], device=labels.device) < lengths[:, None]  # pads follow the stop token
-    start = supervised.int().argmax(dim=1)
-    sequence = model.assemble(patches, input_ids, mask, start, 1, None, keep_actions=True)
-    last = model.llm_config.num_hidden_layers
-    states = model.layer_states(sequence.embeds, sequence.mask, {last}, causal=True)[last]
-    inserted = patches.shape[1]
-    speaking = states[:, inserted:-1][supervised[:, 1:]]  # [N, H]  position t - 1 speaks for t
-    return model.language_model.lm_head(speaking), labels[:, 1:][supervised[:, 1:]]
-
-
 def token_loss(model: OpenVLAOFT, pixel_values: Tensor, input_ids: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over all supervised labels of the batch, a scalar; arguments as in `token_logits`."""
-    logits, wanted = token_logits(model, pixel_values, input_ids, labels)
+    """Mean cross-entropy over all supervised labels, a scalar; arguments as in `OpenVLAOFT.token_logits`."""
+    logits, wanted = model.token_logits(pixel_values, input_ids, labels)
     return F.cross_entropy(logits.float(), wanted)

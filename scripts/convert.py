@@ -1,0 +1,92 @@
+"""Checkpoints from one layout into another; nothing is downloaded, and an output folder is whole or not there.
+
+python scripts/convert.py join SRC OUT              # OFT's side files among the safetensors: nothing is pickled
+python scripts/convert.py split SRC OUT             # and back: action_head--…, proprio_projector--…, …
+python scripts/convert.py lora BASE TUNED OUT       # adapters merged into what they were trained on, and checked
+python scripts/convert.py oft SRC OUT               # what OpenVLA-OFT's own loader takes, compared key by key
+python scripts/convert.py from-prismatic RUN OUT    # a Prismatic training checkpoint into the published layout
+python scripts/convert.py to-prismatic SRC OUT      # and back
+
+docs/convert.md has the details.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # runs from a bare checkout, where the package is not installed
+
+from rsd.models.openvla import conversions  # noqa: E402
+from rsd.models.openvla.prismatic_folders import from_prismatic, to_prismatic  # noqa: E402
+from rsd.options import Options, held, new_folder, old_folder, reported  # noqa: E402
+from rsd.settings import Device, Dtype, Pattern, Range, require_device  # noqa: E402
+
+GIGABYTE = 10**9
+Step = Annotated[str, Pattern(r"\d+|latest", "a number of steps, or latest")]
+ShardSize = Annotated[float, Range(0.001, 1000)]
+
+
+def parser() -> Options:
+    """The command line."""
+    options = Options(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = options.add_subparsers(dest="kind", required=True, metavar="KIND", help="what is to be made; KIND --help")
+    for kind, told in (
+        ("join", "side files into the safetensors"),
+        ("split", "heads out of the safetensors into side files"),
+        ("lora", "adapters into the weights"),
+        ("oft", "what OpenVLA-OFT's own loader takes"),
+        ("from-prismatic", "Prismatic's layout into the published one"),
+        ("to-prismatic", "the published layout into Prismatic's"),
+    ):
+        one = kinds.add_parser(kind, help=told)
+        if kind == "lora":
+            one.add_argument("base", type=old_folder, metavar="BASE", help="what the adapters were trained on")
+            one.add_argument("source", type=old_folder, metavar="TUNED", help="with lora_adapter/, heads, statistics")
+        else:
+            one.add_argument("source", type=old_folder, metavar="RUN" if kind == "from-prismatic" else "SRC")
+        if kind == "from-prismatic":
+            one.add_argument("--tokenizer", type=old_folder, help="folder with Llama's tokenizer files (RUN)")
+            one.add_argument("--dtype", choices=get_args(Dtype), default="bfloat16", help="of the weights (bfloat16)")
+        if kind in ("lora", "from-prismatic", "to-prismatic"):
+            one.add_argument("--device", type=held(Device), default="cpu", help="where logits are compared (cpu)")
+            one.add_argument("--no-logits", action="store_true", help="do not compare logits")
+        if kind in ("split", "oft"):
+            one.add_argument("--step", type=held(Step), help="in the side files' names (as there, or latest)")
+        one.add_argument("out", type=new_folder, metavar="OUT", help="folder to make")
+        if kind != "to-prismatic":
+            one.add_argument("--shard-gb", type=held(ShardSize), default=5.0, help="largest shard, 10^9 bytes (5)")
+    return options
+
+
+def convert(options: argparse.Namespace) -> list[str]:
+    """Do what was asked for; lines to tell."""
+    source, out = options.source, options.out
+    size: dict[str, Any] = {"shard_bytes": int(options.shard_gb * GIGABYTE)} if "shard_gb" in options else {}
+    if options.kind == "join":
+        return conversions.join(source, out, **size)
+    if options.kind == "split":
+        return conversions.split(source, out, step=options.step, **size)
+    if options.kind == "oft":
+        return conversions.export(source, out, step=options.step, **size)
+    require_device(options.device)
+    check: dict[str, Any] = {"check_outputs": not options.no_logits, "device": options.device}
+    if options.kind == "lora":
+        return conversions.merge(options.base, source, out, **check, **size)
+    if options.kind == "to-prismatic":
+        return to_prismatic(source, out, **check)
+    return from_prismatic(source, out, tokenizer=options.tokenizer, dtype=options.dtype, **check, **size)
+
+
+@reported
+def main() -> None:
+    """Command line."""
+    for line in convert(parser().parse_args()):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

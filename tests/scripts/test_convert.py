@@ -1,0 +1,59 @@
+"""scripts/convert.py as a user calls it, in this process."""
+
+import importlib
+import sys
+
+import pytest
+import torch
+
+from tests.models.tiny_checkpoints import LAYERS, adapter, random
+
+
+def run(monkeypatch, capsys, *arguments) -> tuple[int | str, list[str]]:
+    """Exit code (or what is said with it), and lines."""
+    monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
+    try:
+        importlib.import_module("scripts.convert").main()
+    except SystemExit as stop:
+        return stop.code, capsys.readouterr().err.splitlines()
+    return 0, capsys.readouterr().out.splitlines()
+
+
+def test_there_and_back_and_on(tmp_path, monkeypatch, capsys):
+    base = random(tmp_path / "base", dtype=torch.float32)
+    tuned = adapter(tmp_path / "tuned" / "lora_adapter", LAYERS).parent
+    code, lines = run(monkeypatch, capsys, "lora", base, tuned, tmp_path / "merged")
+    assert code == 0 and "logits: merged and adapted differ by" in lines[1] and "4 layers merged" in lines[-1]
+    code, lines = run(monkeypatch, capsys, "join", tmp_path / "merged", tmp_path / "joined")
+    assert code == 0 and "action_head--150000_checkpoint.pt" in lines[0]
+    code, lines = run(monkeypatch, capsys, "split", tmp_path / "joined", tmp_path / "split", "--step", "7")
+    assert code == 0 and (tmp_path / "split" / "action_head--7_checkpoint.pt").is_file()
+    code, lines = run(monkeypatch, capsys, "oft", tmp_path / "split", tmp_path / "oft")
+    assert code == 0 and "188 keys as OpenVLA-OFT names them" in lines[0] and lines[1].startswith("note: config.json")
+    code, lines = run(monkeypatch, capsys, "oft", tmp_path / "split", tmp_path / "oft")
+    assert code.startswith("error: ") and "exists already" in code and "\n" not in code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["melt", "a", "b"], "error: KIND: invalid choice: 'melt'"),
+        (["join", "gone", "b"], "error: SRC is 'gone', where there is no folder"),
+        (["lora", ".", "gone", "b"], "error: TUNED is 'gone', where there is no folder"),
+        (["split", ".", "b", "--step", "x"], "error: --step is 'x', expected a number of steps, or latest"),
+        (["oft", ".", "b", "--shard-gb", "0"], "error: --shard-gb is 0.0, expected a number from 0.001 to 1000"),
+        (["lora", ".", ".", "b", "--device", "tpu"], "error: --device is 'tpu', expected cpu, cuda"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(tmp_path, monkeypatch, capsys, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    code, lines = run(monkeypatch, capsys, *arguments)
+    assert code == 2 and len(lines) == 1 and lines[0].startswith(told) and not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_kind_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    for kind in ("join", "split", "oft"):
+        code, _ = run(monkeypatch, capsys, kind, tmp_path / "empty", tmp_path / "out")
+        assert code.startswith("error: ") and str(tmp_path / "empty") in code and "\n" not in code
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
