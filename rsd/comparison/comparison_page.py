@@ -91,8 +91,9 @@ def side_by_side(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
     for other in others:
         for key, *pair in shared_episodes(reference, other):
             paths = [_video(one, result) for one, result in zip((reference, other), pair, strict=True)]
-            if all(paths):
-                found.append((pair[0].success == pair[1].success, key, (reference, other), pair, paths))
+            there = [path for path in paths if path is not None]
+            if len(there) == len(paths):
+                found.append((pair[0].success == pair[1].success, key, (reference, other), pair, there))
     shown, room = [], EMBEDDED_TOTAL_BYTES
     for _, key, both, pair, paths in sorted(found, key=lambda one: one[:2])[:MOST_FILMED]:
         room -= sum(path.stat().st_size * 4 // 3 for path in paths)
