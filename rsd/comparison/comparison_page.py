@@ -95,8 +95,8 @@ def side_by_side(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
             if len(there) == len(paths):
                 found.append((pair[0].success == pair[1].success, key, (reference, other), pair, there))
     shown, room = [], EMBEDDED_TOTAL_BYTES
-    for _, key, both, pair, paths in sorted(found, key=lambda one: one[:2])[:MOST_FILMED]:
-        room -= sum(path.stat().st_size * 4 // 3 for path in paths)
+    for _, key, both, pair, there in sorted(found, key=lambda one: one[:2])[:MOST_FILMED]:
+        room -= sum(path.stat().st_size * 4 // 3 for path in there)
         if room < 0:
             break
         videos = [
@@ -106,7 +106,7 @@ def side_by_side(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
                 "num_steps": result.num_steps,
                 "source": data_url(path, "video/mp4"),
             }
-            for candidate, result, path in zip(both, pair, paths, strict=True)
+            for candidate, result, path in zip(both, pair, there, strict=True)
         ]
         shown.append({"title": f"{key[0]} task {key[1]}, init state {key[2]}: {pair[0].instruction}", "videos": videos})
     return shown
