@@ -77,13 +77,13 @@ def sweep_plots(
 
 
 def _plot(names: Sequence[str], x: Figure, y: Figure, best: Sequence[bool], *, line: bool) -> dict[str, Any] | None:
-    """One plot; None where fewer than two runs have both values."""
+    """One plot; None where fewer than two runs have both values, or x is the same in all."""
     rows = [
         (name, a, b, front)
         for name, a, b, front in zip(names, x.values, y.values, best, strict=True)
         if a is not None and b is not None
     ]
-    if len(rows) < 2:
+    if len({a for _, a, _, _ in rows}) < 2:
         return None
     across = scale([a for _, a, _, _ in rows], LEFT, RIGHT)
     up = scale([b for _, _, b, _ in rows], BOTTOM, TOP)

@@ -104,3 +104,5 @@ def test_plots_are_of_objectives_first_and_leave_out_what_is_missing():
     (plot,) = sweep_plots(names, [swept], [bits], [False] * 3, is_search=False)
     assert plot["points"][0]["title"] == "run 0: depth 1, bits 2"
     assert sweep_plots(["0"], [Figure("depth", ["1"])], [Figure("bits", [1.0])], [False], is_search=False) == []
+    same, bits = Figure("depth", ["1", "1"]), Figure("bits", [1.0, 2.0])  # nothing to see along an axis of one value
+    assert sweep_plots(["0", "1"], [same], [bits], [False] * 2, is_search=False) == []
