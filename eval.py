@@ -6,7 +6,6 @@ With env=replay, in open loop on recorded demonstrations: rsd/commands/replay.py
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import hydra
@@ -14,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from rsd.commands.entry_point import begin_run, report_errors, run
+from rsd.commands.entry_point import begin_run, interrupted, report_errors, run
 from rsd.envs.ablations import describe_ablation, with_ablation
 from rsd.evaluation.evaluate import Recording, check_all_kept, check_no_crash, resume_results
 from rsd.evaluation.parallel import device_names, evaluate_parallel
@@ -22,7 +21,6 @@ from rsd.evaluation.plan import keep_plan
 from rsd.evaluation.report import log_report, write_report
 from rsd.evaluation.sequential import describe_rule, in_order_for, read_verdict, until_decided
 from rsd.evaluation.terminal import follow, show_report
-from rsd.runs import resume_command
 from rsd.silence import PATIENCE_S, check_patience
 
 CONFIG = Path(__file__).parent / "conf" / "eval.yaml"
@@ -93,8 +91,7 @@ def main(cfg: DictConfig) -> float | None:
     report = write_report(run_dir)
     show_report(report, run_dir)
     if not finished:
-        print(f"interrupted; continue with: {resume_command(run_dir)}", file=sys.stderr)
-        sys.exit(130)
+        interrupted(run_dir, what="episode", done=report["success"]["num_episodes"], before=len(done))
     log_report(logger, report, run_dir)
     check_no_crash(report["success"]["num_errors"], len(plan.part), run_dir)
     return report["success"]["success_rate"]

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rsd.commands.entry_point import (
     begin_run,
     finish_run,
+    interrupted,
     make_trainer,
     publish_run,
     published_names,
@@ -36,9 +37,10 @@ def main(cfg: DictConfig) -> float | None:
     from rsd.data.cache import caches_of
     from rsd.inputs import content_of
     from rsd.training.divergence import StopWhenDiverged
+    from rsd.training.end_when_asked import EndWhenAsked, started_here
     from rsd.training.ranks import lost_rank
     from rsd.training.sharded import gather, require_shardable
-    from rsd.training.states import States, state_to_resume
+    from rsd.training.states import LAST, States, state_to_resume
     from rsd.training.step_progress import StepProgress
     from rsd.training.steps import RequireSteps, require_whole
     from rsd.training.throughput import Throughput
@@ -61,8 +63,9 @@ def main(cfg: DictConfig) -> float | None:
         every_n_train_steps=cfg.save_every,
         enable_version_counter=False,  # always the same name, in a folder that was moved, too
     )
-    callbacks = [RequireSteps(), StopWhenDiverged(), resume_point, StepProgress(), Throughput()]
-    trainer = make_trainer(cfg, logger=logger, callbacks=callbacks, plugins=[States()])
+    ending = EndWhenAsked(run_dir / "resume" / LAST)
+    callbacks = [RequireSteps(), StopWhenDiverged(), resume_point, StepProgress(), Throughput(), ending]
+    trainer = make_trainer(cfg, logger=logger, callbacks=callbacks, plugins=[States(), *started_here()])
     require_whole(trainer)
     require_shardable(trainer, module)
     config = OmegaConf.to_container(cfg, resolve=True)
@@ -70,8 +73,7 @@ def main(cfg: DictConfig) -> float | None:
     try:
         trainer.fit(module, datamodule, ckpt_path=state, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
-        print(f"interrupted; continue with: {resume_command(run_dir)}", file=sys.stderr)
-        sys.exit(130)
+        interrupted(run_dir, what="step", done=trainer.global_step, before=ending.begun)
     except RuntimeError as error:
         lost = lost_rank(trainer, error, go_on=resume_command(run_dir))
         if lost is None:

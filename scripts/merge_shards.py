@@ -9,7 +9,7 @@ The merged folder is that of a run that was not divided: the same episodes in th
 
 from __future__ import annotations
 
-from rsd.evaluation.shards import ShardError, merge_below, merge_shards, read_shard
+from rsd.evaluation.shards import MergeError, merge_below, merge_shards, read_shard
 from rsd.evaluation.terminal import show_report
 from rsd.options import Options, new_folder, old_folder, reported
 
@@ -29,7 +29,7 @@ def main() -> None:
     else:
         merged = [(asked.out, merge_shards(asked.folders, asked.out))]
     if not merged:
-        raise ShardError(f"{asked.folders[0]} holds no shards that are not merged yet; name a sweep's folder")
+        raise MergeError(f"{asked.folders[0]} holds no shards that are not merged yet; name a sweep's folder")
     for folder, report in merged:
         show_report(report, folder)
 

@@ -46,10 +46,11 @@ ALLOWED = {
     # data and training
     "processes": set(),
     "progress": set(),
-    "data": {"types", "space", "points", "jpeg", "finding", "processes", "progress"},
+    "requeue": set(),
+    "data": {"types", "space", "points", "jpeg", "finding", "processes", "progress", "requeue"},
     "training": {
-        "types", "space", "points", "images", "processes", "progress", "checkpoint", "tokenizer", "stages", "decoding",
-        "models", "runs",
+        "types", "space", "points", "images", "processes", "progress", "requeue", "checkpoint", "tokenizer", "stages",
+        "decoding", "models", "runs",
     },
     # simulators and evaluation are blind to what they run and measure: they see a policy through a queue
     "silence": set(),
@@ -75,7 +76,7 @@ ALLOWED = {
     # what the entry points have in common
     "commands": {
         "types", "space", "points", "locks", "runs", "inputs", "processes", "silence", "checkpoint", "clock", "stages",
-        "decoding", "models", "policy", "progress", "evaluation", "data",
+        "decoding", "models", "policy", "progress", "requeue", "evaluation", "data",
     },
 }  # fmt: skip
 RUNS_A_POLICY = ("tokenizer", "stages", "decoding", "models", "policy")
@@ -89,6 +90,8 @@ HEAVY = {
     "peft": ["models/openvla/lora.py"],
     "pytorch_lightning": ["training", "data/datamodules.py", "data/hidden_states.py", "data/mixture_module.py"],
     "hydra": ["commands"],
+    "submitit": ["commands/cluster.py", "commands/forecast.py"],
+    "hydra_plugins": ["commands/cluster.py"],
     "optuna": ["commands/search.py"],
     "matplotlib": ["training/plots.py"],
     "websockets": ["serving/server.py"],

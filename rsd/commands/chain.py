@@ -29,13 +29,14 @@ from rsd.commands.publishing import names_of, publish
 from rsd.commands.quoting import quoted
 from rsd.commands.step_content import CHECKPOINT, Digests, digits_of, made_by, paths_read, read_by
 from rsd.commands.steps import COLLECT, COMPARE, EVAL, TRAIN, Planned, check_steps, key_of, plan_steps
-from rsd.commands.usage import experiment_of
+from rsd.commands.usage import PIPELINES, experiment_of
 from rsd.errors import SettingError
 from rsd.inputs import contents
 from rsd.locks import LOCK_FILE, TakenError, hold
 from rsd.record import read, write
 from rsd.runs import CONFIG_FILE, PIPELINE_FILE
 
+ROOT = Path(__file__).resolve().parents[2]  # where the commands are
 FAILED, WAITING, THERE, UNFINISHED = "failed", "waiting", "there already", "not finished"
 
 
@@ -79,7 +80,7 @@ def run_pipeline(config: Path, arguments: Sequence[str]) -> None:
     """
     name = experiment_of(arguments)
     assert name is not None
-    if config.stem != "train":
+    if config.stem != PIPELINES:
         raise SettingError(f"experiment={name} is a pipeline of several commands: python train.py experiment={name}")
     if options := [one for one in arguments if one.startswith("-")]:
         raise SettingError(
@@ -261,18 +262,13 @@ def _publish(step: Planned, run: Path) -> None:
 
 
 def _command(step: Planned, run: Path, runs: Mapping[str, Path]) -> list[str]:
+    own = ROOT / step.command
+    command = [sys.executable, step.command if Path(step.command).resolve() == own else str(own)]
     if step.command == COMPARE:
-        return [
-            sys.executable,
-            step.command,
-            *(str(runs[name]) for name in step.reads),
-            *step.arguments,
-            "--out",
-            str(run),
-        ]
+        return [*command, *(str(runs[name]) for name in step.reads), *step.arguments, "--out", str(run)]
     if step.command in (TRAIN, EVAL) and (run / CONFIG_FILE).is_file():
-        return [sys.executable, step.command, f"resume={run}"]
-    return [sys.executable, step.command, *step.arguments, quoted(f"hydra.run.dir={run}")]
+        return [*command, f"resume={run}"]
+    return [*command, *step.arguments, quoted(f"hydra.run.dir={run}")]
 
 
 def _why(run: Path, code: int, started_at: float) -> str:

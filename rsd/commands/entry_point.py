@@ -17,6 +17,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -31,8 +32,11 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
+from rsd import requeue
+from rsd.commands.dry_run import SAME_NAME, without_dry_run
 from rsd.commands.publishing import Offer, check_publishable, names_of, publish, write_offer
 from rsd.commands.quoting import quoted
+from rsd.commands.requeued import interrupted, is_own_run, note_job
 from rsd.commands.settings import check_settings
 from rsd.commands.stored import check_stored
 from rsd.commands.usage import check_choices, experiment_of, is_pipeline, usage_page
@@ -147,12 +151,17 @@ def report_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], A
         for chatter in ("absl", "OpenGL", "pytorch_lightning.utilities.rank_zero"):
             logging.getLogger(chatter).setLevel(logging.WARNING)
         try:
-            check_chunk(cfg)
-            check_settings(cfg)
-            return main(cfg)
-        except KeyboardInterrupt:
-            print(f"\ninterrupted{_how_to_go_on()}", file=sys.stderr)
-            sys.exit(130)
+            with requeue.heeding() if "resume" in cfg else nullcontext():
+                try:
+                    check_chunk(cfg)
+                    check_settings(cfg)
+                    _go_on_after_requeue(cfg)
+                    return main(cfg)
+                except KeyboardInterrupt:  # before the first step or episode, or after the last
+                    if requeue.asked() is None:
+                        print(f"\ninterrupted{_how_to_go_on()}", file=sys.stderr)
+                        sys.exit(130)
+                    interrupted(Path(_output_dir()), what="step" if "phase" in cfg else "episode", done=0, before=0)
         except Exception as raised:  # noqa: BLE001  passed on, unless it speaks to the user
             error = _told(cause_of(raised))
             hydra_cfg = HydraConfig.get()
@@ -171,6 +180,13 @@ def report_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], A
             sys.exit(1)
 
     return wrapped
+
+
+def _go_on_after_requeue(cfg: DictConfig) -> None:
+    """Let a job that a scheduler has started again go on with the run that it began."""
+    run_dir = Path(_output_dir())
+    if "resume" in cfg and cfg.resume is None and is_own_run(run_dir):
+        cfg.resume = str(run_dir)
 
 
 def _told(error: BaseException) -> BaseException:
@@ -278,6 +294,7 @@ def run(main: Callable[[], Any], config: Path) -> None:
         main: What `hydra.main` has made.
         config: Its root configuration, which --help reads.
     """
+    warnings.filterwarnings("ignore", SAME_NAME)
     OmegaConf.register_new_resolver("unused", unused_folder, replace=True)
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(usage_page(config))
@@ -287,6 +304,7 @@ def run(main: Callable[[], Any], config: Path) -> None:
             _run_pipeline(config)
             return
         try:
+            sys.argv[1:] = without_dry_run(sys.argv[1:])
             check_options(sys.argv[1:])
             if (stored := resumed_folder(sys.argv[1:])) is not None:
                 check_stored(stored, config, sys.argv[1:])
@@ -296,7 +314,8 @@ def run(main: Callable[[], Any], config: Path) -> None:
                 hold(stored)  # before Hydra writes there
             if stored is None and config.stem in RUNS:
                 for folder in typed_folder(sys.argv[1:]):
-                    check_unused(folder)
+                    if not is_own_run(folder):
+                        check_unused(folder)
             is_sweep = bool({"-m", "--multirun"} & set(expanded))
             sys.argv[1:] = [quoted(one, is_sweep) for one in expanded]
             check_sweep(sys.argv[1:])
@@ -324,6 +343,9 @@ def _run_pipeline(config: Path) -> None:
 
     try:
         run_pipeline(config, [quoted(one) for one in sys.argv[1:]])
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         if not is_expected(error):
             raise
@@ -385,6 +407,7 @@ def begin_run(cfg: DictConfig, reads: Mapping[str, Any], found: dict[str, Any] |
         return Path(hydra_cfg.runtime.output_dir)
     read = contents(reads)
     run_dir = open_run(cfg, hydra_cfg, found=found)
+    note_job(run_dir)
     keep_inputs(run_dir, read, resumed=cfg.resume is not None)
     return run_dir
 

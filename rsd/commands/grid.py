@@ -10,7 +10,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from rsd.commands.jobs import check_folders, check_jobs, launch_missing, open_sweep
+from rsd.commands.jobs import check_folders, check_jobs, end_dry_run, launch_missing, open_sweep
 from rsd.commands.sweep import end_sweep
 
 
@@ -23,6 +23,7 @@ class Grid(BasicSweeper):
         overrides = OverridesParser.create(loader).parse_overrides([*self._parse_config(), *arguments])
         batches = self.split_arguments(overrides, self.max_batch_size)
         jobs = check_jobs(loader, self.config, [one for batch in batches for one in batch], first=0)
+        end_dry_run(self.launcher, jobs, len(jobs), self.config)
         folder = open_sweep(self.config, arguments, lambda there: check_folders(jobs, there))
         start = 0
         for batch in batches:

@@ -23,6 +23,7 @@ from hydra.core.utils import filter_overrides
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from rsd.commands.dry_run import is_dry_run
 from rsd.commands.entry_point import check_chunk
 from rsd.commands.settings import check_settings
 from rsd.differences import told
@@ -126,9 +127,10 @@ def open_sweep(config: DictConfig, arguments: Sequence[str], check: Callable[[Pa
             if wanted.is_dir():  # made by asking for its name
                 wanted.rmdir()
             print(f"goes on with {folder}; a new sweep needs hydra.sweep.dir=DIR", flush=True)
+        if not is_typed:
             OmegaConf.update(config, "hydra.sweep.dir", str(folder))
             place = "hydra.sweep.dir='" + str(folder).replace("'", "\\'") + "'"
-            config.hydra.overrides.hydra.append(place)  # for the jobs, which are composed anew
+            config.hydra.overrides.hydra.append(place)  # for the jobs, which are composed anew, perhaps elsewhere
         folder.mkdir(parents=True, exist_ok=True)
         try:
             hold(folder)
@@ -150,6 +152,21 @@ def _unfinished(parent: Path, command: list[str]) -> Path | None:
         if sweep["command"] == command and not sweep["finished"]:
             return path.parent
     return None
+
+
+def end_dry_run(launcher: Launcher, jobs: Sequence[Job], num_jobs: int, config: DictConfig) -> None:
+    """With --dry-run print what would be sent elsewhere, and end the command; nothing is left behind.
+
+    Args:
+        jobs: Composed and looked at.
+        num_jobs: How many there would be; more than `jobs` in a search, for whose draws they stand.
+    """
+    if is_dry_run():
+        launcher.show(jobs, num_jobs)  # type: ignore[attr-defined]
+        wanted = Path(config.hydra.sweep.dir)
+        if wanted.is_dir() and not any(wanted.iterdir()):  # made by asking for its name
+            wanted.rmdir()
+        sys.exit(0)
 
 
 def finish_sweep(folder: Path) -> None:

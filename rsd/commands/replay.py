@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from omegaconf import DictConfig
 from rsd.commands.configured import configured_policy, is_typed, policy_fields, require_base
 from rsd.commands.entry_point import begin_run
 from rsd.commands.mixtures import require_one
+from rsd.commands.requeued import interrupted
 from rsd.differences import differences, told
 from rsd.errors import SettingError
 from rsd.evaluation.parallel import device_names
@@ -38,7 +38,7 @@ from rsd.models.openvla.published import TRAINING_FILE
 from rsd.policy import VLAPolicy
 from rsd.progress import Progress
 from rsd.record import read_json, write
-from rsd.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, read_yaml, resume_command
+from rsd.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, read_yaml
 from rsd.types import ReadsInstructions
 
 SCHEMA = f"{REPLAY} 1"
@@ -139,8 +139,7 @@ def evaluate_replay(cfg: DictConfig, overrides: Sequence[str]) -> float | None:
         print(line)
     print(f"report: {run_dir / REPORT_HTML}")
     if not finished:
-        print(f"interrupted; continue with: {resume_command(run_dir)}", file=sys.stderr)
-        sys.exit(130)
+        interrupted(run_dir, what="episode", done=len(results), before=len(done))
     logger = instantiate(cfg.logger)(run_dir=run_dir)
     logger.log_hyperparams(report["config"])
     logger.log_metrics(flat_metrics(report))

@@ -22,7 +22,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
-from rsd.commands.jobs import Job, check_folders, check_jobs, ended, is_done, launch_missing, open_sweep
+from rsd.commands.jobs import Job, check_folders, check_jobs, end_dry_run, ended, is_done, launch_missing, open_sweep
 from rsd.commands.objectives import DIRECTIONS, RESULT, SEARCH_FILE, SearchRecord, objective, read_search
 from rsd.commands.sweep import end_sweep
 from rsd.differences import differences, told
@@ -74,7 +74,8 @@ class Search(Sweeper):
         require_optuna()
         assert self.config is not None and self.launcher is not None  # Hydra has called setup
         space, fixed = self._space(arguments)
-        check_jobs(self.loader, self.config, [[*fixed, *one] for one in corners(space)], first=0)
+        corner_jobs = check_jobs(self.loader, self.config, [[*fixed, *one] for one in corners(space)], first=0)
+        end_dry_run(self.launcher, corner_jobs, self.n_trials, self.config)
         record = self._record(space)
         folder = open_sweep(self.config, arguments, lambda there: check_search(there, record))
         write(folder / SEARCH_FILE, record)

@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from rsd import requeue
 from rsd.data.cache import (
     CACHE_FILE,
     FORMAT,
@@ -179,6 +180,7 @@ class CacheWriter:
                 f"the disk is full ({error.strerror}) after {self._rows_done(part)} of {self.num_frames} frames in "
                 f"{folder}; they are kept: make room, then go on with: {fill_command(self._record, [*self.layout])}"
             ) from error
+        requeue.move()
 
     def _rows_done(self, part: str) -> int:
         return sum(stop - start for start, stop in self._grid if start in self._done[part])

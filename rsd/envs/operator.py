@@ -45,13 +45,10 @@ class Operator:
 
     def says_solved(self) -> bool:
         """Whether somebody has typed so since the last question; waits for nobody."""
-        solved = False
-        while select.select([sys.stdin], [], [], 0)[0]:
-            line = sys.stdin.readline()
-            if not line:
-                raise OperatorError("standard input has ended in the middle of an episode; resume in a terminal")
-            solved = solved or line.strip().lower() == SOLVED
-        return solved
+        lines = self._typed()
+        if "" in lines:
+            raise OperatorError("standard input has ended in the middle of an episode; resume in a terminal")
+        return any(line.strip().lower() == SOLVED for line in lines)
 
     def judge(self, instruction: str) -> bool:
         """Whether the episode that has just ended was a success."""
@@ -62,9 +59,17 @@ class Operator:
         return answer in YES
 
     @staticmethod
-    def _ask(question: str) -> str:
-        """What is typed as the answer, in small letters."""
+    def _typed() -> list[str]:
+        """Lines that were typed and nobody has read; "" at last where standard input has ended."""
+        lines: list[str] = []
+        while "" not in lines and select.select([sys.stdin], [], [], 0)[0]:
+            lines.append(sys.stdin.readline())
+        return lines
+
+    def _ask(self, question: str) -> str:
+        """What is typed as the answer, in small letters; not what was typed before: it would set the arm in motion."""
         give_time()
+        self._typed()
         print(question, flush=True)
         line = sys.stdin.readline()
         if not line:

@@ -46,7 +46,7 @@ OWN_KEYS = ("shard", "shards")  # of the configuration
 OWN_INPUTS = ("path", "folder")  # where a part lay, which another machine may have elsewhere
 
 
-class ShardError(RSDError, ValueError):
+class MergeError(RSDError, ValueError):
     """Run folders are not the shards of one evaluation."""
 
 
@@ -114,7 +114,7 @@ def merge_below(folder: Path, out: Path | None = None) -> list[tuple[Path, dict[
         Each merged folder, with its report.
 
     Raises:
-        ShardError: see `merge_shards`; some may have been merged by then.
+        MergeError: see `merge_shards`; some may have been merged by then.
         RSDError: a folder is damaged.
     """
     wanted = folder / MERGED if out is None else out
@@ -138,14 +138,14 @@ def merge_shards(folders: Sequence[Path], out: Path) -> dict[str, Any]:
         The report, see `rsd.evaluation.report`.
 
     Raises:
-        ShardError: a folder is no shard, they are of several evaluations, one is missing or there twice, or episodes
+        MergeError: a folder is no shard, they are of several evaluations, one is missing or there twice, or episodes
             are missing or have crashed.
         RSDError: a folder is damaged, or `out` holds a run.
     """
     shards = []
     for folder in folders:
         if (shard := read_shard(folder)) is None:
-            raise ShardError(f"{folder} is no shard of an evaluation; give run folders of eval.py shards=N shard=I")
+            raise MergeError(f"{folder} is no shard of an evaluation; give run folders of eval.py shards=N shard=I")
         shards.append(shard)
     shards.sort(key=lambda one: one.index)
     _check_family(shards)
@@ -174,22 +174,22 @@ def merge_shards(folders: Sequence[Path], out: Path) -> dict[str, Any]:
 
 def _check_family(shards: Sequence[ShardRun]) -> None:
     if not shards:
-        raise ShardError("no shard is given; name a sweep's folder, or one run folder a shard")
+        raise MergeError("no shard is given; name a sweep's folder, or one run folder a shard")
     first = shards[0]
     assert first.plan.shard is not None
     for other in shards[1:]:
         if different := _different(first, other):
-            raise ShardError(f"{first.folder} and {other.folder} are not of one evaluation: {told(different)}")
+            raise MergeError(f"{first.folder} and {other.folder} are not of one evaluation: {told(different)}")
     indices, count = [one.index for one in shards], first.plan.shard.of
     if twice := sorted({index for index in indices if indices.count(index) > 1}):
-        raise ShardError(f"shard {twice[0]} is there twice; give one run folder for each of the {count} shards")
+        raise MergeError(f"shard {twice[0]} is there twice; give one run folder for each of the {count} shards")
     if missing := sorted(set(range(count)) - set(indices)):
-        raise ShardError(f"shard {shown(missing)} of {count} is missing; run it with shard={missing[0]} shards={count}")
+        raise MergeError(f"shard {shown(missing)} of {count} is missing; run it with shard={missing[0]} shards={count}")
     for shard in shards:
         lacking = missing_places(shard.plan.part, shard.results)
         crashed = [episode_id(one) for one in shard.results if one.error is not None]
         if lacking or crashed:
-            raise ShardError(
+            raise MergeError(
                 f"{shard.folder} lacks {len(lacking)} of its {len(shard.plan.part)} episodes and {len(crashed)} "
                 f"crashed; finish it with python eval.py resume={shard.folder}"
             )

@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from rsd.commands.entry_point import report_errors
+from rsd.commands.requeued import note_job
 from rsd.errors import SettingError
 from rsd.record import write
 from rsd.runs import METRICS_FILE, open_run
@@ -20,6 +21,7 @@ CONFIG = Path(__file__).parent / "conf" / "parabola.yaml"
 def main(cfg: DictConfig) -> float:
     """Returns y."""
     run_dir = open_run(cfg, HydraConfig.get())
+    note_job(run_dir)
     if cfg.x == 2 and cfg.fails is not None and Path(cfg.fails).exists():
         raise SettingError("x is 2")
     y = float((cfg.x - 1) ** 2)

@@ -111,7 +111,11 @@ def test_a_required_choice_is_asked_for_in_one_line(tmp_path):
             "trainer is '', which is no choice; choose a trainer: trainer=cpu trainer=ddp trainer=finetune ",
         ),
         ("train", "phase=null", "phase is null, which is no choice; choose a phase: phase=correction phase=draft "),
-        ("train", "paths=null", "paths is null, which is no choice; choose a paths: paths=default; --help"),
+        (
+            "train",
+            "paths=null",
+            "paths is null, which is no choice; choose a paths: paths=default paths=scratch; --help",
+        ),
         ("train", "hydra/launcher=null", "hydra/launcher is null, which is no choice; choose a hydra/launcher"),
         ("train", "experiment=null", "experiment is null, which is no choice; leave out experiment=null for none, or "),
         (

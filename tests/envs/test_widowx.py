@@ -1,6 +1,8 @@
 """The WidowX environment against a simulated server; the contract of every environment, and a robot's own troubles."""
 
 import os
+import pty
+import select
 import sys
 import time
 
@@ -248,13 +250,39 @@ def typed(monkeypatch):
         yield hands
 
 
-def test_the_operator_takes_yes_and_no_and_asks_again(typed, capsys):
-    typed.write("\nmaybe\nY\nn\n")
+def answering(monkeypatch, write, *answers):
+    """Let these be typed, one as soon as each question is there; returns what is said."""
+    said, left = [], iter(answers)
+
+    def say(text, **_):
+        said.append(text)
+        if text.endswith("Enter."):
+            write(f"{next(left)}\n")
+
+    monkeypatch.setattr(operator, "print", say, raising=False)
+    return said
+
+
+def test_the_operator_takes_yes_and_no_and_asks_again(typed, monkeypatch):
+    said = answering(monkeypatch, typed.write, "", "maybe", "Y", "n")
     person = Operator()
     person.wait_until_ready(CARROT, 2)
     assert person.judge(CARROT) is True and person.judge(CARROT) is False
-    out = capsys.readouterr().out
-    assert f"Episode 3: '{CARROT}'. Arrange the scene" in out and "'maybe' is no answer; type y or n" in out
+    assert said[0] == f"Episode 3: '{CARROT}'. Arrange the scene, then press Enter."
+    assert said[3] == "'maybe' is no answer; type y or n, then Enter."
+
+
+def test_what_was_typed_before_a_question_is_no_answer_to_it(monkeypatch):
+    """On a terminal, which hands out a line at a time; a second y must not set the arm in motion."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs) as keyboard:
+        monkeypatch.setattr(sys, "stdin", keyboard)
+        os.write(ours, b"y\ny\n")
+        while not select.select([keyboard], [], [], 1)[0]:
+            pass
+        answering(monkeypatch, lambda text: os.write(ours, text.encode()), "n")
+        assert Operator().judge(CARROT) is False
+    os.close(ours)
 
 
 def test_solved_can_be_typed_in_the_middle_and_nobody_is_waited_for(typed):

@@ -11,7 +11,7 @@ import yaml
 
 from rsd.commands import entry_point
 from rsd.evaluation.plan import PlanError, read_plan_file
-from rsd.evaluation.shards import ShardError, merge_below, merge_shards
+from rsd.evaluation.shards import MergeError, merge_below, merge_shards
 from rsd.runs import RunError
 from tests.evaluation.folders import plan_of
 from tests.fakes import point_mass_tasks
@@ -94,15 +94,15 @@ def test_what_is_merged_stays_as_it_is(folders):
 def test_shards_that_do_not_belong_together_are_told_by_name(folders, tmp_path, evaluate):
     whole, sweep = folders
     shards = [sweep / str(shard) for shard in range(3)]
-    with pytest.raises(ShardError, match=r"shard \[1\] of 3 is missing; run it with shard=1 shards=3"):
+    with pytest.raises(MergeError, match=r"shard \[1\] of 3 is missing; run it with shard=1 shards=3"):
         merge_shards([shards[2], shards[0]], tmp_path / "out")
-    with pytest.raises(ShardError, match="shard 0 is there twice"):
+    with pytest.raises(MergeError, match="shard 0 is there twice"):
         merge_shards([*shards, shards[0]], tmp_path / "out")
-    with pytest.raises(ShardError, match="is no shard of an evaluation"):
+    with pytest.raises(MergeError, match="is no shard of an evaluation"):
         merge_shards([whole, *shards], tmp_path / "out")
     other = tmp_path / "other"
     assert evaluate(f"hydra.run.dir={other}", "num_trials=5", "tasks=[2,0]", "shard=2", "shards=3", "seed=8") == 0
-    with pytest.raises(ShardError, match=r"are not of one evaluation: .*seed: 7 → 8"):
+    with pytest.raises(MergeError, match=r"are not of one evaluation: .*seed: 7 → 8"):
         merge_shards([*shards[:2], other], tmp_path / "out")
     with pytest.raises(RunError, match="already holds a run"):
         merge_shards(shards, whole)
@@ -118,7 +118,7 @@ def test_a_shard_that_is_not_whole_is_not_merged(folders, tmp_path):
             (copied / name).write_bytes((folders[1] / str(shard) / name).read_bytes())
     kept = (sweep / "2" / "results.jsonl").read_text().splitlines(keepends=True)
     (sweep / "2" / "results.jsonl").write_text("".join(kept[:-1]))
-    with pytest.raises(ShardError, match=r"2 lacks 1 of its 4 episodes and 0 crashed; finish it with python eval.py"):
+    with pytest.raises(MergeError, match=r"2 lacks 1 of its 4 episodes and 0 crashed; finish it with python eval.py"):
         merge_below(sweep)
 
 
