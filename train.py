@@ -44,16 +44,20 @@ def main(cfg: DictConfig) -> float | None:
     from rsd.training.step_progress import StepProgress
     from rsd.training.steps import RequireSteps, require_whole
     from rsd.training.throughput import Throughput
+    from rsd.training.trials import repeat_first
 
     require_devices(cfg)
     instantiate(cfg.phase.get("check"))
     require_parts(cfg.phase)
     names = published_names(cfg)
+    trial = cfg.get("debug")  # of which nothing is published
     members = members_alone(cfg)
     run_dir = begin_run(cfg, reads=reads_of(cfg, members))
     state = state_to_resume(run_dir / "resume")
     seed_everything(cfg.seed, verbose=False)
     datamodule = make_datamodule(cfg, members)
+    if trial and trial.batches is not None:
+        repeat_first(datamodule, trial.batches)
     module = instantiate(cfg.phase.module)
     logger = instantiate(cfg.logger)(run_dir=run_dir)
     resume_point = ModelCheckpoint(
@@ -64,9 +68,11 @@ def main(cfg: DictConfig) -> float | None:
         enable_version_counter=False,  # always the same name, in a folder that was moved, too
     )
     ending = EndWhenAsked(run_dir / "resume" / LAST)
-    callbacks = [RequireSteps(), StopWhenDiverged(), resume_point, StepProgress(), Throughput(), SameRanks(), ending]
+    callbacks = [StopWhenDiverged(), resume_point, StepProgress(), Throughput(), SameRanks(), ending]
+    callbacks += [] if trial else [RequireSteps()]
     trainer = make_trainer(cfg, logger=logger, callbacks=callbacks, plugins=[States(), *started_here()])
-    require_whole(trainer)
+    if not trial:
+        require_whole(trainer)
     require_shardable(trainer, module)
     config = OmegaConf.to_container(cfg, resolve=True)
     logger.log_hyperparams(config)
@@ -85,17 +91,20 @@ def main(cfg: DictConfig) -> float | None:
         return None
 
     metrics = module.export(run_dir / "checkpoint", {"command": ["python", *sys.argv], "config": config})
-    found_at = [publish_run(run_dir / part / "checkpoint", name) for part, name in names.items()]
+    made = {run_dir / part / "checkpoint": name for part, name in names.items()}
+    found_at = [*made] if trial else [publish_run(checkpoint, name) for checkpoint, name in made.items()]
     logger.log_files(sorted(run_dir.glob("*.png")))
     for content in caches_of(datamodule):
         logger.log_read(content)
-    for part in names:
-        logger.log_made(content_of(run_dir / part / "checkpoint"))
+    for checkpoint in made:
+        logger.log_made(content_of(checkpoint))
     logger.close()
     title = f"phase={cfg.phase.name} → {', '.join(map(str, found_at))}"
     rows = [f"{part}/{name}".lstrip("/") for name in cfg.phase.shown for part in names]
     shown = finish_run(run_dir, title, metrics, shown=rows)
-    if "used_by" in cfg.phase:
+    if trial:
+        print("a trial (debug=): nothing is published")
+    elif "used_by" in cfg.phase:
         print(f"use it with: {use_command(cfg, found_at[0])}")
     return shown
 

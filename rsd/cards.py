@@ -14,7 +14,7 @@ from rsd.data.datasets import Demonstrations
 from rsd.data.rlds import RLDSDataset
 from rsd.errors import RSDError
 from rsd.models.openvla.loading import load_base
-from rsd.policy.folder import parts_in, read_record, with_visual_tokens
+from rsd.policy.folder import base_arguments, parts_in, read_record
 from rsd.record import read_json
 from rsd.space import BOUNDS, Space
 
@@ -33,7 +33,7 @@ def policy_card(folder: Path, repo_id: str | None = None, license_name: str | No
         CheckpointError: policy.json or a part is missing or damaged.
     """
     record, parts = read_record(folder), parts_in(folder)
-    options = with_visual_tokens(record["base"], parts.get("visual_tokens"))
+    options = base_arguments(record["base"], parts.get("visual_tokens"))
     base = load_base(checkpoint=parts["base"], **options, device="meta")
     spec, space = base.spec, base.space
     rows = [

@@ -321,6 +321,8 @@ class EpisodeResult:
         bounds: Chunk.bound of every chunk, [A] each, or None where nobody certified one; empty when nobody ever did.
         model_ms: Milliseconds of the policy for this episode: of each chunk the time of its call, divided by the number
             of observations in that call. 0 when it was not measured.
+        seen: Digests of what the episode began with: "init_state", each view's first picture, "proprio"; empty where it
+            was not recorded. Equal digests prove that two runs saw the same; see rsd.evaluation.seen.
     """
 
     suite: str
@@ -346,6 +348,7 @@ class EpisodeResult:
     action_ages: list[Total] = field(default_factory=list)
     bounds: list[list[Measured] | None] = field(default_factory=list)
     model_ms: Measured = 0.0
+    seen: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ python scripts/convert.py lora BASE TUNED OUT       # adapters merged into what 
 python scripts/convert.py oft SRC OUT               # what OpenVLA-OFT's own loader takes, compared key by key
 python scripts/convert.py from-prismatic RUN OUT    # a Prismatic training checkpoint into the published layout
 python scripts/convert.py to-prismatic SRC OUT      # and back
+python scripts/convert.py policy SRC OUT [--tokenizer DIR --head DIR --draft DIR …]   # a policy folder, for rsd.load
 
 docs/convert.md has the details.
 """
@@ -23,7 +24,9 @@ sys.path.insert(0, str(ROOT))  # runs from a bare checkout, where the package is
 from rsd.models.openvla import conversions  # noqa: E402
 from rsd.models.openvla.prismatic_folders import from_prismatic, to_prismatic  # noqa: E402
 from rsd.options import Options, held, new_folder, old_folder, reported  # noqa: E402
-from rsd.settings import Device, Dtype, Pattern, Range, require_device  # noqa: E402
+from rsd.policy.folder import PARTS  # noqa: E402
+from rsd.settings import Device, Dtype, Pattern, Range, Text, require_device  # noqa: E402
+from scripts.published_policy import ROBOTS, base_entry, write_policy  # noqa: E402
 
 GIGABYTE = 10**9
 Step = Annotated[str, Pattern(r"\d+|latest", "a number of steps, or latest")]
@@ -41,6 +44,7 @@ def parser() -> Options:
         ("oft", "what OpenVLA-OFT's own loader takes"),
         ("from-prismatic", "Prismatic's layout into the published one"),
         ("to-prismatic", "the published layout into Prismatic's"),
+        ("policy", "a policy folder of a checkpoint and heads that were trained on it"),
     ):
         one = kinds.add_parser(kind, help=told)
         if kind == "lora":
@@ -51,19 +55,52 @@ def parser() -> Options:
         if kind == "from-prismatic":
             one.add_argument("--tokenizer", type=old_folder, help="folder with Llama's tokenizer files (RUN)")
             one.add_argument("--dtype", choices=get_args(Dtype), default="bfloat16", help="of the weights (bfloat16)")
+        if kind == "policy":
+            _add_policy(one)
         if kind in ("lora", "from-prismatic", "to-prismatic"):
             one.add_argument("--device", type=held(Device), default="cpu", help="where logits are compared (cpu)")
             one.add_argument("--no-logits", action="store_true", help="do not compare logits")
         if kind in ("split", "oft"):
             one.add_argument("--step", type=held(Step), help="in the side files' names (as there, or latest)")
         one.add_argument("out", type=new_folder, metavar="OUT", help="folder to make")
-        if kind != "to-prismatic":
+        if kind not in ("to-prismatic", "policy"):
             one.add_argument("--shard-gb", type=held(ShardSize), default=5.0, help="largest shard, 10^9 bytes (5)")
     return options
 
 
+def _add_policy(one: argparse.ArgumentParser) -> None:
+    """What a policy needs beside the checkpoint."""
+    robots = sorted(path.stem for path in ROBOTS.glob("*.yaml"))
+    for part in PARTS:
+        if part != "base":
+            one.add_argument(f"--{part.replace('_', '-')}", type=old_folder, metavar="DIR", help="as train.py made it")
+    one.add_argument("--robot", choices=robots, default="libero", help="chunk length, widths, gripper (libero)")
+    one.add_argument("--views", type=held(Text), nargs="+", help="pictures, in order (image wrist_image, or image)")
+    one.add_argument("--unnorm-key", type=held(Text), help="statistics, of a checkpoint with several")
+    one.add_argument("--no-crop", action="store_true", help="of a model that was trained without image augmentation")
+    one.add_argument("--dtype", choices=get_args(Dtype), default="bfloat16", help="in which it is run (bfloat16)")
+    one.add_argument("--link", action="store_true", help="hard links to the checkpoint's files, where possible")
+
+
+def policy(options: argparse.Namespace) -> list[str]:
+    """A policy folder; lines to tell."""
+    base = base_entry(
+        options.source,
+        robot=options.robot,
+        views=options.views,
+        unnorm_key=options.unnorm_key,
+        center_crop=not options.no_crop,
+        dtype=options.dtype,
+    )
+    given = {part: getattr(options, part, None) for part in PARTS}
+    parts = {part: path for part, path in given.items() if path is not None}
+    return write_policy(options.source, options.out, base=base, parts=parts, link=options.link)
+
+
 def convert(options: argparse.Namespace) -> list[str]:
     """Do what was asked for; lines to tell."""
+    if options.kind == "policy":
+        return policy(options)
     source, out = options.source, options.out
     size: dict[str, Any] = {"shard_bytes": int(options.shard_gb * GIGABYTE)} if "shard_gb" in options else {}
     if options.kind == "join":

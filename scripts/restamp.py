@@ -8,6 +8,7 @@ image pipeline, statistics or tokenizer than the folder's. All parts are checked
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from rsd.differences import ABSENT, differences
 from rsd.files import write_atomically
 from rsd.models.openvla import OpenVLABase, load_base
 from rsd.models.openvla.loading import own_inputs
+from rsd.models.openvla.manifest import MANIFEST
 from rsd.options import Options, any_path, reported
 from rsd.policy.folder import (
     CALIBRATIONS,
@@ -36,8 +38,8 @@ from rsd.policy.folder import (
     PARTS,
     POLICY_FILE,
     SCORER,
+    base_arguments,
     read_record,
-    with_visual_tokens,
     write_folder,
 )
 from rsd.record import shown
@@ -75,7 +77,8 @@ def find_parts(folder: Path) -> dict[str, Path]:
             if not parts[name].resolve().is_relative_to(folder.resolve()):
                 raise CheckpointError(f"part {parts[name]} lies outside of the policy folder {folder}; copy it there")
     for name in [name for name in PARTS if name not in parts]:
-        found = sorted(path.parent for path in (folder / name).glob(f"*/{JSON_FILE}"))
+        kinds = [JSON_FILE, MANIFEST] if name == "base" else [JSON_FILE]
+        found = sorted({path.parent for kind in kinds for path in (folder / name).glob(f"*/{kind}")})
         if len(found) > 1:
             raise CheckpointError(f"{folder / name} holds {len(found)} checkpoints; leave one, or write {POLICY_FILE}")
         if found:
@@ -198,22 +201,22 @@ def restamp(folder: Path) -> None:
     Raises:
         RSDError: a part is missing, damaged, or made for something else; nothing has been written.
     """
+    print(f"{folder / POLICY_FILE}: {stamp(folder)}")
+
+
+def stamp(folder: Path, inputs: Mapping[str, Any] | None = None) -> str:
+    """Describe a policy folder anew; what it holds, in words.
+
+    Args:
+        inputs: Entry "base" of policy.json, where there is none yet; None takes what the base model says itself.
+
+    Raises:
+        RSDError: see `restamp`.
+    """
     parts = find_parts(folder)
     before = read_record(folder) if (folder / POLICY_FILE).is_file() else {}
-    inputs = before.get("base") or own_inputs(parts["base"])
-    base = load_base(checkpoint=parts["base"], **with_visual_tokens(inputs, parts.get(SCORER)), device="meta")
-    tokenizer = None
-    if "tokenizer" in parts:
-        tokenizer = load_tokenizer(parts["tokenizer"], space=base.space)
-    expected = made_for(base, None if tokenizer is None else tokenizer.sha256)
-    code_shape = None if tokenizer is None else tokenizer.tokenizer.code_shape
-    made = {kind: expected for kind in ("head", *DRAFTS, EARLIER)}
-    made[CORRECTION] = {name: value for name, value in expected.items() if name != "tokenizer"}
-    heads = {
-        parts[kind] / JSON_FILE: restamped(parts[kind], kind, base, said, code_shape)
-        for kind, said in made.items()
-        if kind in parts
-    }
+    inputs = before.get("base") or inputs or own_inputs(parts["base"])
+    base, heads = described(parts, inputs)
     decoding, decodings, drafts = decodings_of(folder, parts)
     for path, text in heads.items():
         write_atomically(path, text)
@@ -228,7 +231,29 @@ def restamp(folder: Path) -> None:
         drafts=drafts,
         calibrations=before.get(CALIBRATIONS),
     )
-    print(f"{folder / POLICY_FILE}: {', '.join(parts)}; decodings {', '.join(decodings)}; space {base.space.digest}")
+    return f"{', '.join(parts)}; decodings {', '.join(decodings)}; space {base.space.digest}"
+
+
+def described(parts: Mapping[str, Path], inputs: Mapping[str, Any]) -> tuple[OpenVLABase, dict[Path, str]]:
+    """The base model without numbers, and what each head's checkpoint.json would say of it.
+
+    Raises:
+        RSDError: see `restamp`.
+    """
+    base = load_base(checkpoint=parts["base"], **base_arguments(inputs, parts.get(SCORER)), device="meta")
+    tokenizer = None
+    if "tokenizer" in parts:
+        tokenizer = load_tokenizer(parts["tokenizer"], space=base.space)
+    expected = made_for(base, None if tokenizer is None else tokenizer.sha256)
+    code_shape = None if tokenizer is None else tokenizer.tokenizer.code_shape
+    made = {kind: expected for kind in ("head", *DRAFTS, EARLIER)}
+    made[CORRECTION] = {name: value for name, value in expected.items() if name != "tokenizer"}
+    heads = {
+        parts[kind] / JSON_FILE: restamped(parts[kind], kind, base, said, code_shape)
+        for kind, said in made.items()
+        if kind in parts
+    }
+    return base, heads
 
 
 @reported

@@ -1,9 +1,10 @@
-"""All runs: python scripts/runs.py [--where KEY=VALUE ...] [--content DIGITS] [--page] [--clean [--yes]]
+"""All runs: python scripts/runs.py [--where KEY=VALUE ...] [--content DIGITS] [--page] [--episodes FILE] [--clean]
 
     python scripts/runs.py                                        # a table, the latest run last
     python scripts/runs.py --where kind=eval status=finished data.name=libero_spatial_no_noops
     python scripts/runs.py --content 3fa2c1                       # runs that read or made a checkpoint or data set
     python scripts/runs.py --page                                 # ROOT/index.html: filter, sort, lineage, reports
+    python scripts/runs.py --where kind=eval --episodes episodes.csv    # or .parquet: a row an episode
     python scripts/runs.py --clean                               # unfinished runs that nobody would miss; --yes removes
 
 Nothing is removed that finished, is at work, belongs to a sweep or a pipeline, was written to in the last day
@@ -21,11 +22,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from rsd.commands.episodes import episode_table, write_table
 from rsd.commands.run_index import RunRow, matching, parents, read_runs, removable, remove, run_folders, told_reads
 from rsd.evaluation.page import render_page
 from rsd.files import write_atomically
 from rsd.inputs import SHOWN
-from rsd.options import Options, any_path, held, old_folder, reported
+from rsd.options import Options, any_path, held, new_file, old_folder, reported
 from rsd.settings import Natural
 
 PAGE = "index.html"
@@ -55,6 +57,7 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument("--content", help="first hex digits of a data set or checkpoint")
     parser.add_argument("--page", action="store_true", help=f"write ROOT/{PAGE}")
+    parser.add_argument("--episodes", type=new_file, metavar="FILE", help="write a row an episode: .csv or .parquet")
     parser.add_argument("--clean", action="store_true", help="list unfinished runs that nobody would miss")
     parser.add_argument("--yes", action="store_true", help="with --clean: remove them")
     parser.add_argument("--hours", type=held(Natural), default=24, help="with --clean: quiet for so long (24)")
@@ -124,6 +127,10 @@ def main() -> None:
         return
     console.print(table(rows, asked.root, every))
     console.print(f"{len(rows)} of {len(every)} runs below {asked.root}")
+    if asked.episodes:
+        made = episode_table(rows, asked.root)
+        write_table(asked.episodes, made)
+        console.print(f"{len(made.get('run', []))} episodes: {asked.episodes}")
     if asked.page:
         write_atomically(asked.root / PAGE, page(rows, every, asked.root))
         console.print(f"page: {asked.root / PAGE}")

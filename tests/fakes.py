@@ -78,6 +78,9 @@ class PointMassEnv:
         observation, self.reset_rendering_s = self._observe()
         return observation
 
+    def init_state(self, init_state_id: int) -> np.ndarray:
+        return np.array([self.task.task_id, init_state_id])
+
     def step(self, action: np.ndarray, observe: bool = True) -> Step:
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (7,):

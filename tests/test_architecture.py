@@ -105,7 +105,7 @@ HEAVY = {
     "trackio": ["training/trackio_logger.py"],
     "tensorflow_datasets": ["data"],
     "h5py": ["data/libero_hdf5.py", "demos/starts.py"],
-    "pyarrow": ["data/lerobot_tables.py"],
+    "pyarrow": ["data/lerobot_tables.py", "commands/episodes.py"],
     "av": ["data/lerobot_videos.py"],
     "tensorflow": [],
     "timm": [],

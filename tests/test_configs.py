@@ -39,6 +39,7 @@ READERS = {  # group of train.py to the phases that read it
     "trainer": ("oft",),
     "logger": ("rfsq",),
     "experiment": ("rfsq", "head"),
+    "debug": ("rfsq", "oft"),
 }
 EVAL_GROUPS = (
     "env",

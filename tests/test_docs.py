@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rsd.comparison.published import load_published
 from tests.test_architecture import ALLOWED
+from tests.test_errors import exception_classes
 from tests.test_readme import python_blocks
 
 ROOT = Path(__file__).parents[1]
@@ -94,13 +96,43 @@ def test_python_in_other_pages_imports_what_there_is(page):
                 assert missing == [], f"{page.name}: {node.module} has no {missing}"
 
 
-@pytest.mark.parametrize("group", ["decoding"])
+@pytest.mark.parametrize("group", ["decoding", "phase"])
 def test_every_choice_has_a_page_with_its_yaml_and_a_command(group):
     choices = {path.stem for path in (ROOT / "conf" / group).glob("[!_]*.yaml")}
     pages = {page.stem: page.read_text(encoding="utf-8") for page in (ROOT / "docs" / f"{group}s").glob("*.md")}
     assert pages.keys() == choices
     for name, text in pages.items():
         assert f'--8<-- "conf/{group}/{name}.yaml"' in text and f"{group}={name}" in text, name
+
+
+def test_every_tokenizer_is_in_the_title_of_a_page():
+    titles = [page.read_text(encoding="utf-8").partition("\n")[0] for page in (ROOT / "docs/tokenizers").glob("*.md")]
+    choices = {path.stem for path in (ROOT / "conf" / "quantizer").glob("[!_]*.yaml")}
+    assert {name for title in titles for name in re.findall(r"\w+", title)} == choices
+
+
+def test_every_class_of_error_is_on_the_page_of_errors():
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    classes = {name for name in exception_classes() if not name.startswith("_")} - {"RSDError"}
+    assert {name for name in classes if f"`{name}`" not in page} == set()
+
+
+def test_published_rates_are_those_that_runs_are_held_to():
+    page = (ROOT / "docs" / "reproductions.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\d.]+) % \| (\d+) \|", page, re.M)
+    held = [
+        (model, suite, f"{100 * rate:.1f}", str(table["num_episodes"]))
+        for table in load_published()["tables"]
+        for model, rates in table["success_rates"].items()
+        for suite, rate in rates.items()
+    ]
+    assert rows == held
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_tests_exist(page):
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8")):
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{page.name}: {path} has no {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

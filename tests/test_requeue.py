@@ -16,7 +16,7 @@ from tests.data.demonstrations import NAME, write_dataset
 
 ROOT = Path(__file__).parents[1]
 EVALUATION = ["-cp", str(ROOT / "tests" / "evaluation" / "conf"), "-cn", "point_mass"]
-LIMIT_S = 300
+LIMIT_S = 1200
 
 
 @pytest.mark.parametrize("number", requeue.SIGNALS, ids=lambda number: number.name)
@@ -60,7 +60,8 @@ def start(*command: str) -> subprocess.Popen:
 
 def wait_for(process: subprocess.Popen, happened) -> None:
     end = time.monotonic() + LIMIT_S
-    while not happened() and process.poll() is None and time.monotonic() < end:
+    while not happened():
+        assert process.poll() is None and time.monotonic() < end, "it never came so far"
         time.sleep(0.02)
 
 

@@ -3,6 +3,7 @@
 Most runs share this process; those that are killed have one of their own.
 """
 
+import csv
 import hashlib
 import importlib
 import json
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from rsd.commands import entry_point
 from rsd.points import draft_folder
 from rsd.record import line_of, sealed
+from rsd.training.trials import repeat_first
 from tests.callbacks import KEEP_RETURNED, RETURNED_FILE
 from tests.data.demonstrations import NAME, write_dataset
 
@@ -493,3 +495,58 @@ def test_suite_is_not_needed_where_no_simulator_is(pipeline, tmp_path, run_train
         assert code == 0, error
     commands = {json.loads(path.read_text())["command"] for path in tmp_path.glob("root/cache/*/cache.json")}
     assert f"python scripts/cache_hidden_states.py model=oft_tiny data={NAME} chunk=8" in commands
+
+
+def lines_of(folder):
+    """Rows of a run's curves."""
+    (path,) = folder.glob("csv/**/metrics.csv")
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("choice", "quantizer"),
+    [
+        ("fast", "rfsq_d2"),
+        pytest.param("fast", "dct_d2", marks=pytest.mark.slow),
+        pytest.param("profile", "rfsq_d2", marks=pytest.mark.slow),
+    ],
+)
+def test_a_trial_runs_to_its_checkpoint_and_publishes_nothing(run_train, root, tmp_path, capfd, choice, quantizer):
+    shutil.copytree(root / "data", tmp_path / "data")
+    folder = tmp_path / "trial"
+    overrides = ["phase=rfsq", f"quantizer={quantizer}", f"debug={choice}", f"hydra.run.dir={folder}"]
+    code, error = run_train(*overrides, "phase.datamodule.batch_size=8", where=tmp_path)
+    assert code == 0, error
+    printed = capfd.readouterr()
+    assert "a trial (debug=): nothing is published" in printed.out
+    assert ("Profiler Report" in printed.out + printed.err + error) == (choice == "profile")
+    assert (folder / "checkpoint" / "checkpoint.json").is_file() and (folder / "metrics.json").is_file()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_one_batch_can_be_learned_by_heart(run_train, root, tmp_path):
+    shutil.copytree(root / "data", tmp_path / "data")
+    folder = tmp_path / "trial"
+    code, error = run_train(
+        "phase=rfsq", "quantizer=rfsq_d2", "debug=overfit", f"hydra.run.dir={folder}", where=tmp_path
+    )
+    assert code == 0, error
+    losses = [float(line["train/mse"]) for line in lines_of(folder) if line["train/mse"]]
+    assert len(losses) == 20 and losses[-1] < 0.01 * losses[0]
+
+
+def test_a_trial_gives_the_same_batches_in_every_epoch():
+    class Module:
+        def __init__(self):
+            self.epochs = 0
+
+        def train_dataloader(self):
+            self.epochs += 1
+            return iter([[self.epochs, number] for number in range(5)])
+
+    module = Module()
+    repeat_first(module, 2)
+    loader = module.train_dataloader()
+    assert len(loader) == 2 and list(loader) == list(loader) == [[1, 0], [1, 1]]

@@ -29,7 +29,7 @@ from rsd.commands.publishing import names_of, publish
 from rsd.commands.quoting import quoted
 from rsd.commands.step_content import CHECKPOINT, Digests, digits_of, made_by, paths_read, read_by
 from rsd.commands.steps import COLLECT, COMPARE, EVAL, TRAIN, Planned, check_steps, key_of, plan_steps
-from rsd.commands.usage import experiment_of
+from rsd.commands.usage import PIPELINES, experiment_of
 from rsd.errors import SettingError
 from rsd.inputs import contents
 from rsd.locks import LOCK_FILE, TakenError, hold
@@ -80,7 +80,7 @@ def run_pipeline(config: Path, arguments: Sequence[str]) -> None:
     """
     name = experiment_of(arguments)
     assert name is not None
-    if config.stem != "train":
+    if config.stem != PIPELINES:
         raise SettingError(f"experiment={name} is a pipeline of several commands: python train.py experiment={name}")
     if options := [one for one in arguments if one.startswith("-")]:
         raise SettingError(

@@ -159,12 +159,18 @@ def success_plot(rows: Sequence[Row]) -> dict[str, Any] | None:
             "at": axis.at(row.metrics["success_rate"]),
             "low": axis.at(row.metrics["success_low"]),
             "high": axis.at(row.metrics["success_high"]),
-            "text": row.figures,
+            "text": _interval(row),
         }
         for index, row in enumerate(judged)
     ]
     ticks = [{"place": axis.at(tick), "text": f"{100 * tick:.0f} %"} for tick in axis.ticks]
     return {"bars": bars, "ticks": ticks, "height": ROW * len(bars)}
+
+
+def _interval(row: Row) -> str:
+    """ "50.0 % (9.5–90.5)"."""
+    rate, low, high = (100 * row.metrics[f"success_{one}"] for one in ("rate", "low", "high"))
+    return f"{rate:.1f} % ({low:.1f}–{high:.1f})"
 
 
 def time_plot(rows: Sequence[Row]) -> dict[str, Any] | None:

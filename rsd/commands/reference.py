@@ -273,9 +273,8 @@ def _source(value: yaml.Node, lines: list[str]) -> str:
 def _comment(name: yaml.Node, value: yaml.Node, is_node: bool, lines: list[str]) -> str:
     """The comment of a key; that of the whole file is none of its keys'."""
     number, column = name.start_mark.line, name.start_mark.column
+    is_node = is_node or (isinstance(value, yaml.SequenceNode) and not value.flow_style)
     last = number if is_node else value.end_mark.line
-    if last > number and value.end_mark.column == 0:  # a list a line each ends where the next key begins
-        last = number
     behind = re.sub(r"^[\s\],}]*", "", lines[last][name.end_mark.column + 1 if is_node else value.end_mark.column :])
     said = [behind] if behind.startswith("#") else []
     below = last + 1

@@ -92,7 +92,9 @@ class RunRow:
         return ", ".join(f"{name} {value:.4g}" for name, value in [*found.items()][:FIGURES] if value is not None)
 
     def _metric(self, name: str) -> float | None:
-        return next((self.metrics[key] for key in (f"val/{name}", name) if key in self.metrics), None)
+        """One of its figures; of one that it has a stage, the last stage's."""
+        staged = [key for key in self.metrics if key.rpartition("/")[0] == name and key.rpartition("/")[2].isdigit()]
+        return next((self.metrics[key] for key in (f"val/{name}", name, *staged[-1:]) if key in self.metrics), None)
 
 
 def run_folders(root: Path) -> list[Path]:

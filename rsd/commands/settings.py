@@ -259,6 +259,11 @@ KEYS: dict[str, Any] = {
     "trainer.precision": Literal["32-true", "bf16-mixed", "16-mixed"],
     "trainer.max_epochs": Literal[-1] | Count,
     "trainer.max_steps": Natural,
+    "debug": KEYS_INSIDE | None,
+    "debug.batches": Count | None,
+    **dict.fromkeys(("trainer.limit_train_batches", "trainer.limit_val_batches"), Count),
+    "trainer.profiler": Made | None,
+    "trainer.profiler.extended": bool,
     "trainer.val_check_interval": Count,
     "trainer.check_val_every_n_epoch": None,  # val_every counts steps
     "trainer.num_sanity_val_steps": Natural,

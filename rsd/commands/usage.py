@@ -37,6 +37,7 @@ RUN_DIR = re.compile(r"^  run:\n    dir: (.*)$", re.M)
 NAME = re.compile(r"[\w-]+")
 MULTIRUN = ("-m", "--multirun")
 EXPERIMENT = "experiment"
+PIPELINES = "train"  # the command that takes them
 OF_HYDRA = "hydra/"  # groups of Hydra's own
 
 
@@ -63,6 +64,8 @@ def read_groups(config: Path) -> list[Group]:
     for name, default, purpose in GROUP.findall(config.read_text(encoding="utf-8")):
         if purpose:
             files = sorted((config.parent / name).glob("[!_]*.yaml"))
+            if name == EXPERIMENT and config.stem != PIPELINES:
+                files = [file for file in files if not is_pipeline(config, file.stem)]
             groups.append(Group(name, default, purpose, {file.stem: first_comment(file) for file in files}))
     return groups
 

@@ -44,6 +44,7 @@ from rsd.comparison.paired import PairedCounts, difference_interval, mcnemar, no
 from rsd.comparison.published import compare_with_published, look_up
 from rsd.differences import differences
 from rsd.evaluation.latency import busy_note, summarize_latency
+from rsd.evaluation.seen import told_inputs
 from rsd.evaluation.statistics import summarize_decoding, summarize_seeds, summarize_success, summarize_work
 from rsd.types import EpisodeResult
 from rsd.work import add_counts
@@ -87,7 +88,12 @@ def build_comparison(
             [None if run.plan is None else run.plan.settings() for run in _firsts(candidates)]
         ),
         "provenance": _differences([_made_with(run) for run in _firsts(candidates)]),
-        "notes": notes + _early_stops(candidates) + _with_broken_cameras(reference, others),
+        "notes": [
+            *notes,
+            *_early_stops(candidates),
+            *_with_broken_cameras(reference, others),
+            *(line for other in others for line in _same_inputs(reference, other)),
+        ],
     }
 
 
@@ -129,6 +135,11 @@ def _describe(candidate: Candidate, published: dict[str, Any]) -> dict[str, Any]
         if one_suite
         else None,
     }
+
+
+def _same_inputs(reference: Candidate, other: Candidate) -> list[str]:
+    pairs = [(first, second) for _, first, second in shared_episodes(reference, other)]
+    return told_inputs(pairs, (reference.letter, other.letter))
 
 
 def _compare(reference: Candidate, other: Candidate, margin: float) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rsd.comparison.candidates import Candidate
+from rsd.comparison.candidates import Candidate, shared_episodes
 from rsd.evaluation.axes import Axis
-from rsd.evaluation.page import render_page
+from rsd.evaluation.page import data_url, render_page
+from rsd.evaluation.player import EMBEDDED_TOTAL_BYTES, EMBEDDED_VIDEO_BYTES, is_video
 from rsd.types import EpisodeResult
 
 WIDEST = 1000  # columns that all tasks share
+MOST_FILMED = 6  # pairs of videos
 COMPARISON_HTML = "comparison.html"
 PLOTTED = {  # of costs.COSTS, what stands below the plot
     "model_ms": "model-milliseconds a solved episode",
@@ -35,6 +37,7 @@ def render_comparison(comparison: dict[str, Any], candidates: Sequence[Candidate
         suite=", ".join(candidates[0].suites),
         several_suites=len(candidates[0].suites) > 1,
         grid=trial_grid(candidates),
+        filmed=side_by_side(candidates),
         span=min(1.0, 1.1 * max([2 * comparison["margin"], *bounds])),  # half width of the graphs of differences
         plots=pareto_plots(comparison),
         legend=[],
@@ -74,6 +77,48 @@ def trial_grid(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
             cells.append({"title": f"{place}: {told}", "outcomes": outcomes, "discordant": discordant})
         rows.append({"suite": suite, "task_id": task_id, "cells": cells})
     return rows
+
+
+def side_by_side(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """Episodes that the reference and another candidate have videos of, those that only one of them solved first.
+
+    Returns:
+        title, videos ({letter, outcome, num_steps, source: a data: URL} of the two); at most MOST_FILMED, and as many
+        as the page has room for. Videos that are too large to stand in a page are left out.
+    """
+    reference, *others = candidates
+    found = []
+    for other in others:
+        for key, *pair in shared_episodes(reference, other):
+            paths = [_video(one, result) for one, result in zip((reference, other), pair, strict=True)]
+            there = [path for path in paths if path is not None]
+            if len(there) == len(paths):
+                found.append((pair[0].success == pair[1].success, key, (reference, other), pair, there))
+    shown, room = [], EMBEDDED_TOTAL_BYTES
+    for _, key, both, pair, there in sorted(found, key=lambda one: one[:2])[:MOST_FILMED]:
+        room -= sum(path.stat().st_size * 4 // 3 for path in there)
+        if room < 0:
+            break
+        videos = [
+            {
+                "letter": candidate.letter,
+                "outcome": _outcome(result),
+                "num_steps": result.num_steps,
+                "source": data_url(path, "video/mp4"),
+            }
+            for candidate, result, path in zip(both, pair, there, strict=True)
+        ]
+        shown.append({"title": f"{key[0]} task {key[1]}, init state {key[2]}: {pair[0].instruction}", "videos": videos})
+    return shown
+
+
+def _video(candidate: Candidate, result: EpisodeResult) -> Path | None:
+    """The video of an episode, where there is one that a page has room for."""
+    run = next(run for run in candidate.runs if any(one is result for one in run.results))
+    if result.video is None or not is_video(run.path, result.video):
+        return None
+    path = run.path / result.video
+    return path if path.stat().st_size <= EMBEDDED_VIDEO_BYTES else None
 
 
 def pareto_plots(comparison: dict[str, Any]) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ class Ablated:
     @checked
     def __init__(self, *, make: Callable[..., Env], task_id: Natural) -> None:
         self.env = make(task_id=task_id)
+        self.init_state = getattr(self.env, "init_state", None)  # where the environment inside tells its own
 
     @property
     def task(self) -> Task:

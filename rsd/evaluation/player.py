@@ -81,6 +81,20 @@ def recorded_episodes(report: dict[str, Any], run_dir: Path, plan: Plan | None) 
     return episodes
 
 
+def first_rejection(episode: dict[str, Any], num_drafted: int) -> int | None:
+    """Control step of the first chunk whose draft the target did not accept whole; None where there is none.
+
+    Args:
+        episode: Of `recorded_episodes`.
+        num_drafted: Stages that the draft proposes.
+    """
+    trace = episode["trace"]
+    if trace is None or "accepted" not in trace["columns"]:
+        return None
+    accepted, step = (trace["columns"].index(name) for name in ("accepted", "step"))
+    return next((row[step] for row in trace["rows"] if row[accepted] is not None and row[accepted] < num_drafted), None)
+
+
 def is_video(run_dir: Path, name: str) -> bool:
     """Whether a run folder holds a video of this name, and no link to something outside of it."""
     return name.endswith(VIDEO) and file_inside(run_dir, name) is not None

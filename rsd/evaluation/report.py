@@ -23,9 +23,9 @@ from rsd.evaluation.latency import busy_note, summarize_latency
 from rsd.evaluation.old_runs import read_plan
 from rsd.evaluation.page import render_page
 from rsd.evaluation.plan import PLAN_FILE, Plan, missing_places
-from rsd.evaluation.player import VIDEO, is_video, recorded_episodes
+from rsd.evaluation.player import VIDEO, first_rejection, is_video, recorded_episodes
 from rsd.evaluation.report_record import Report
-from rsd.evaluation.results import RESULTS_FILE, ResultsError, read_episodes
+from rsd.evaluation.results import CRASHED_FILE, RESULTS_FILE, ResultsError, read_crashed, read_episodes
 from rsd.evaluation.sequential import VERDICT_FILE, read_verdict
 from rsd.evaluation.statistics import (
     summarize_bounds,
@@ -43,7 +43,7 @@ from rsd.runs import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, read_provenance
 from rsd.types import EpisodeResult
 from rsd.work import add_counts
 
-SCHEMA = 3
+SCHEMA = 4
 WIDEST = 1000  # places in a task's row of trials
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
@@ -58,6 +58,7 @@ def build_report(
     config: dict[str, Any] | None,
     provenance: dict[str, Any] | None,
     stopped: dict[str, Any] | None = None,
+    retried: Sequence[EpisodeResult] = (),
 ) -> dict[str, Any]:
     """The content of report.json; see `Report`."""
     results = sorted(results, key=lambda result: (result.task_id, result.init_state_id))
@@ -80,6 +81,9 @@ def build_report(
         "success": summarize_success(results),
         "tasks": summarize_tasks(results),
         "episodes": [{name: getattr(result, name) for name in EPISODE_FIELDS} for result in results],
+        "retried": [
+            {"task_id": one.task_id, "init_state_id": one.init_state_id, "error": one.error or ""} for one in retried
+        ],
         "decoding": summarize_decoding(totals),
         "work": summarize_work(results),
         "delay": summarize_delay(results),
@@ -163,7 +167,8 @@ def write_report(run_dir: Path) -> dict[str, Any]:
             f"{run_dir / VERDICT_FILE} was decided after {stopped['num_trials']} episodes, but {RESULTS_FILE} holds "
             f"{ended} that did not crash; restore it, or remove the verdict and resume the run"
         )
-    report = build_report(results, plan=plan, config=config, provenance=provenance, stopped=stopped)
+    retried = read_crashed(run_dir / CRASHED_FILE)
+    report = build_report(results, plan=plan, config=config, provenance=provenance, stopped=stopped, retried=retried)
     conform(report, Report, REPORT_JSON)
     write(run_dir / REPORT_JSON, report)
     write(run_dir / METRICS_FILE, flat_metrics(report))
@@ -203,6 +208,7 @@ def render_report(report: dict[str, Any], run_dir: Path, plan: Plan | None) -> s
     return render_page(
         "report.html",
         report=report,
+        failures=_failures(report, recorded),
         grid=_trial_grid(report, {(episode["task_id"], episode["init_state_id"]) for episode in recorded}),
         recorded=recorded,
         choices=_choices(report),
@@ -217,6 +223,24 @@ def _choices(report: dict[str, Any]) -> dict[str, Any]:
     choices = {} if provenance is None else used_choices(provenance.get("choices", {}), report["config"] or {})
     policy = {} if plan is None else plan["policy"]
     return {name: policy[name] for name in ("model", "decoding") if name in policy} | choices
+
+
+def _failures(report: dict[str, Any], recorded: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Episodes that failed, crashed or were run again, each with a link into the player where it is recorded."""
+    num_drafted = len(report["decoding"].get("stages", []))
+    players = {(one["task_id"], one["init_state_id"]): one for one in recorded}
+    rows = []
+    for episode in report["episodes"]:
+        place = episode["task_id"], episode["init_state_id"]
+        again = [one["error"] for one in report["retried"] if (one["task_id"], one["init_state_id"]) == place]
+        if episode["success"] and not again:
+            continue
+        played = players.get(place)
+        rejected = None if played is None else first_rejection(played, num_drafted)
+        link = None if played is None else f"#task{place[0]}-init{place[1]}"
+        outcome = "crashed" if episode["error"] else "success" if episode["success"] else "failure"
+        rows.append({**episode, "outcome": outcome, "again": again, "rejected": rejected, "link": link})
+    return sorted(rows, key=lambda row: ("crashed", "failure", "success").index(row["outcome"]))
 
 
 def _trial_grid(report: dict[str, Any], recorded: set[tuple[int, int]]) -> list[dict[str, Any]]:

@@ -73,6 +73,15 @@ class ReportedEpisode:
 
 
 @dataclass(frozen=True)
+class Retried:
+    """A crashed episode of an earlier start, which was run again; "ExceptionType: message"."""
+
+    task_id: Total
+    init_state_id: Total
+    error: str
+
+
+@dataclass(frozen=True)
 class Part:
     """Milliseconds of a part of a chunk's computation.
 
@@ -119,6 +128,7 @@ class Report:
     stopped: Of a run that was stopped early, else null.
     stamps: "protocol" or a version's name to the values in the episodes; one each in a proper run.
     success: Over all episodes.
+    retried: Crashed episodes that were run again, crash by crash.
     decoding: statistics.summarize_decoding.
     work: statistics.summarize_work.
     delay: statistics.summarize_delay.
@@ -141,6 +151,7 @@ class Report:
     success: Success
     tasks: list[TaskSuccess]
     episodes: list[ReportedEpisode]
+    retried: list[Retried]
     decoding: dict[str, Any]
     work: dict[str, Any]
     delay: dict[str, Any]

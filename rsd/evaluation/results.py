@@ -86,6 +86,21 @@ def read_episodes(path: Path) -> list[EpisodeResult]:
     return results
 
 
+def read_crashed(path: Path) -> list[EpisodeResult]:
+    """Crashed episodes that were run again, in their order; an episode may be there several times.
+
+    Raises:
+        ResultsError: a line is damaged.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    try:
+        return [_episode(line, "it") for line in lines]
+    except EntryError as error:
+        raise ResultsError(
+            f"{path} is damaged: {error}; remove it, nothing but the list of retries needs it"
+        ) from error
+
+
 def read_results(path: Path, *, strict: bool = False) -> tuple[list[EpisodeResult], bytes]:
     """All complete episodes, and the bytes of a torn last line (empty when there is none).
 

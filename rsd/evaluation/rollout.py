@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rsd.clock import Clock
+from rsd.evaluation.seen import seen_first
 from rsd.evaluation.trace import chunk_record, count_step
 from rsd.queue import NO_DELAY, Queue
 from rsd.silence import simulator_turn
@@ -55,6 +56,7 @@ class Episode:
         self.chunks: list[dict[str, Any]] = []
         self.chunk_steps: list[int] = []
         self.exit_steps: list[int] = []
+        self.seen: dict[str, str] = {}
         self._executed: list[np.ndarray] = []  # actions, [A] each
         self._clip_actions = clip_actions
         self._clock = clock
@@ -71,6 +73,7 @@ class Episode:
         with self._timed("reset"), simulator_turn():
             first = self.env.reset(init_state_id)
         self._book_rendering("reset", self.env.reset_rendering_s)
+        self.seen = seen_first(self.env, init_state_id, first)
         self._keep_frame(first)
         observation: Observation | None = first
         task = self.env.task
@@ -153,6 +156,7 @@ class Episode:
             exit_steps=self.exit_steps,
             num_still=self.queue.num_still,
             action_ages=self.queue.ages,
+            seen=self.seen,
         )
 
     def _keep_frame(self, observation: Observation) -> None:

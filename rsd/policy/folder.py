@@ -5,8 +5,10 @@
         parts                part → {path, sha256}: base, tokenizer, head, draft, micro (a draft with eyes of its own),
                              numbers (a draft in numbers), earlier (a draft at an earlier point than the one that
                              drafts), correction (of late chunks), and visual_tokens where a scorer chooses them; the
-                             hash is of its checkpoint.json, which holds that of the weights
-        base                 arguments of `load_base` beside the checkpoint; visual_tokens as {kind, num_tokens, …}
+                             hash is of its checkpoint.json, which holds that of the weights, or of a published base
+                             model's files.json
+        base                 arguments of `load_base` beside the checkpoint; visual_tokens as {kind, num_tokens, …},
+                             robot as {name, chunk_length, …}
         space                digest of the base model's space
         num_open_loop_steps  actions of a chunk that are executed
         decoding             name of the one that is used unless another is asked for
@@ -30,11 +32,13 @@ from rsd.differences import differences, told
 from rsd.errors import SettingError
 from rsd.files import stranger
 from rsd.models.openvla.loading import load_base
+from rsd.models.openvla.manifest import MANIFEST, check_manifest
+from rsd.models.openvla.robots import Robot
 from rsd.models.openvla.visual_tokens import from_json as tokens_from_json
 from rsd.policy.assemble import IN_TOKENS, Checkpoints, assemble, in_numbers_alone
 from rsd.policy.contract import PolicyError
 from rsd.policy.policy import VLAPolicy
-from rsd.record import EntryError, conform, read, shown, write
+from rsd.record import EntryError, arguments, conform, read, shown, write
 from rsd.settings import Count
 from rsd.stages import Binder
 from rsd.stages.correction import KIND as CORRECTION
@@ -57,6 +61,7 @@ BASE = {  # types of what entry "base" may hold, as far as JSON tells them
     "dtype": str,
     "action_head": str,
     "num_images": Count | None,
+    "robot": dict[str, Any],
     SCORER: dict[str, Any],
 }
 NEEDED = ("views", "use_proprio", "chunk_length", "unnorm_key")
@@ -101,7 +106,7 @@ def load_folder(
     record = read_record(folder)
     name, chosen, target = _choose(folder, record, decoding, target)
     paths = {name: _part(folder, record["parts"], name) for name in PARTS}
-    options = with_visual_tokens(_base_options(folder, record, base_options), paths[SCORER])
+    options = base_arguments(_base_options(folder, record, base_options), paths[SCORER])
     if paths["base"] is None:
         raise CheckpointError(f"{folder / POLICY_FILE} names no base model")
     drafting = _drafting(folder, record, name, chosen, draft)
@@ -238,12 +243,21 @@ def _base_options(folder: Path, record: Mapping[str, Any], more: Mapping[str, An
     return {**record["base"], **more}
 
 
-def with_visual_tokens(options: Mapping[str, Any], scorer: Path | None) -> dict[str, Any]:
-    """Arguments of `load_base`, with the selection in the place of its description."""
-    described = options.get(SCORER)
-    if not isinstance(described, Mapping):
-        return dict(options)
-    return {**options, SCORER: tokens_from_json(described, scorer)}
+def base_arguments(options: Mapping[str, Any], scorer: Path | None) -> dict[str, Any]:
+    """Entry "base" as arguments of `load_base`: the selection of picture tokens and the robot made of what they say.
+
+    Raises:
+        CheckpointError: an entry is unknown, missing or of another type.
+    """
+    made = dict(options)
+    if isinstance(options.get(SCORER), Mapping):
+        made[SCORER] = tokens_from_json(options[SCORER], scorer)
+    if isinstance(options.get("robot"), Mapping):
+        try:
+            made["robot"] = Robot(**arguments(Robot, options["robot"], POLICY_FILE, "base.robot"))
+        except (EntryError, SettingError) as error:
+            raise CheckpointError(f"{error}; write it anew with scripts/convert.py policy") from error
+    return made
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -266,9 +280,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         if type(record.get(name)) is not kind:
             raise CheckpointError(f"{path}: entry {name!r} is {shown(record.get(name))}, expected a {kind.__name__}")
     try:
-        arguments = conform(record["base"], dict[str, Any], str(path), "base")
-        needed = {name: kind for name, kind in BASE.items() if name in arguments or name in NEEDED}
-        conform(arguments, needed, str(path), "base")
+        given = conform(record["base"], dict[str, Any], str(path), "base")
+        needed = {name: kind for name, kind in BASE.items() if name in given or name in NEEDED}
+        conform(given, needed, str(path), "base")
         conform(record["decodings"], dict[str, dict[str, Any]], str(path), "decodings")
         held = conform(record.get(CALIBRATIONS, {}), dict[str, dict[str, Any]], str(path), CALIBRATIONS)
         for name, one in held.items():
@@ -388,10 +402,19 @@ def _draft_entry(drafts: Mapping[str, str], name: str) -> dict[str, str]:
 def _named(folder: Path, path: Path) -> dict[str, str]:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise CheckpointError(f"part {path} lies outside of the policy folder {folder}; copy it there")
-    if not (path / JSON_FILE).is_file():
-        raise CheckpointError(f"part {path} has no {JSON_FILE}: only what rsd has written can be a part of a policy")
+    if not _record_of(path).is_file():
+        raise CheckpointError(
+            f"part {path} has no {JSON_FILE}: only what rsd has written can be a part of a policy, or a published base "
+            "model that scripts/convert.py policy has put there"
+        )
     relative = path.resolve().relative_to(folder.resolve())
-    return {"path": relative.as_posix(), "sha256": file_sha256(path / JSON_FILE)}
+    return {"path": relative.as_posix(), "sha256": file_sha256(_record_of(path))}
+
+
+def _record_of(path: Path) -> Path:
+    """The file that stands for a part."""
+    published = (path / MANIFEST).is_file() and not (path / JSON_FILE).is_file()
+    return path / (MANIFEST if published else JSON_FILE)
 
 
 def parts_in(folder: Path) -> dict[str, Path]:
@@ -417,13 +440,16 @@ def _part(folder: Path, parts: Mapping[str, Any], name: str) -> Path | None:
         raise CheckpointError(f"{folder / POLICY_FILE}: part {name!r} has a path of {len(entry['path'])} letters")
     if not path.resolve().is_relative_to(folder.resolve()):
         raise CheckpointError(f"{folder / POLICY_FILE}: part {name!r} lies outside of the folder, at {entry['path']}")
-    if not (path / JSON_FILE).is_file():
-        raise CheckpointError(f"{name} of {folder}: {path / JSON_FILE} does not exist; fetch the folder again")
-    sha256 = file_sha256(path / JSON_FILE)
+    record = _record_of(path)
+    if not record.is_file():
+        raise CheckpointError(f"{name} of {folder}: {record} does not exist; fetch the folder again")
+    sha256 = file_sha256(record)
     if sha256 != entry["sha256"]:
         raise CheckpointError(
-            stranger(path / JSON_FILE)
+            stranger(record)
             or f"{name} of {folder} is not the one that policy.json names: SHA-256 {sha256[:12]}…, expected "
             f"{entry['sha256'][:12]}…; fetch the folder again, or write it anew with scripts/restamp.py"
         )
+    if record.name == MANIFEST:
+        check_manifest(path)
     return path

@@ -46,7 +46,7 @@ def require_whole(trainer: Trainer) -> None:
         if value != expected or type(value) is not type(expected):  # 1.0 is all of them, 1 is one batch
             raise SettingError(
                 f"trainer.{name} is {value}, and what is published would pass for trained and judged on all of the "
-                f"data; leave out trainer.{name}, and plan fewer steps for a trial: phase.max_steps="
+                f"data; leave out trainer.{name}; debug=fast is a trial that publishes nothing"
             )
 
 

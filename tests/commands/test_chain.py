@@ -152,5 +152,5 @@ def test_the_page_shows_success_with_its_interval_and_the_time_of_each_step(tmp_
     assert "base of base (abababababab)" in page and 'href="l1/0123456789ab"' in page
     assert "no &lt;b&gt;pairs&lt;/b&gt;" in page and "3 steps, 1.0 minutes in all" in page
     (bar,) = success_plot(rows)["bars"]
-    assert (bar["low"], bar["at"], bar["high"]) == (94.0, 180.0, 266.0)
+    assert (bar["low"], bar["at"], bar["high"]) == (94.0, 180.0, 266.0) and bar["text"] == "50.0 % (25.0–75.0)"
     assert [one["width"] for one in time_plot(rows)["bars"]] == [172.0, 344.0]

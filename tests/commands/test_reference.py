@@ -24,6 +24,9 @@ node:  # of all clients
   # right above
   inside: [1, 2]
 quoted: "# 4"  # not a comment in it
+lines:  # before the others
+  - one
+  - two
 idle_s: 5  # without a message
 other: ${behind}
 sibling:
@@ -50,6 +53,7 @@ def test_comments_are_found_where_they_stand(tmp_path):
         "node": "of all clients",
         "node.inside": "right above",
         "quoted": "not a comment in it",
+        "lines": "before the others",
         "idle_s": "without a message",
         "other": "",
         "sibling": "",

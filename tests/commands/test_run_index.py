@@ -1,5 +1,6 @@
 """The list of all runs: read from their folders, by content."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -10,10 +11,13 @@ import torch
 from omegaconf import OmegaConf
 
 from rsd.checkpoint import content_sha256, save_checkpoint
+from rsd.commands.episodes import episode_table, write_table
 from rsd.commands.run_index import DAMAGED, FINISHED, UNFINISHED, matching, parents, read_runs, removable, run_folders
 from rsd.errors import SettingError
 from rsd.record import write
 from scripts.runs import page
+from tests.evaluation.folders import make_run as make_evaluation
+from tests.evaluation.policies import SeeingPolicy, StillPolicy
 
 EARLIER = time.time() - 48 * 3600
 
@@ -112,3 +116,28 @@ def test_the_command_lists_and_removes(root):
     assert "removed" in runs("--clean", "--yes").stdout and not (root / "dddd").exists()
     wrong = runs("--where", "kind")
     assert wrong.returncode == 2 and "expected KEY=VALUE" in wrong.stderr
+
+
+def test_episodes_of_runs_are_one_table(tmp_path):
+    for name, policy in (("a", SeeingPolicy(num_open_loop_steps=3)), ("b", StillPolicy())):
+        make_run(tmp_path, name, {"decoding": {"name": name}})
+        make_evaluation(tmp_path / name, policy, num_trials=1)
+    rows = list(read_runs(run_folders(tmp_path)))
+    table = episode_table(rows, tmp_path)
+    assert table["run"] == ["a"] * 3 + ["b"] * 3 == table["decoding"]
+    assert table["success"] == [True] * 3 + [False] * 3 and table["init_state_id"] == [0] * 6
+    assert table["seen_image"][:3] == table["seen_image"][3:]  # they saw the same
+    write_table(tmp_path / "episodes.csv", table)
+    with open(tmp_path / "episodes.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["success"] for line in lines] == ["True"] * 3 + ["False"] * 3
+    assert lines[0].keys() == table.keys()
+    with pytest.raises(SettingError, match=r"expected a name that ends in \.csv or \.parquet"):
+        write_table(tmp_path / "episodes.xlsx", table)
+
+
+def test_a_table_is_the_same_in_parquet(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = {"run": ["a", "b"], "success": [True, False], "jerk": [0.5, None], "error": [None, None]}
+    write_table(tmp_path / "episodes.parquet", table)
+    assert parquet.read_table(tmp_path / "episodes.parquet").to_pydict() == table

@@ -27,6 +27,7 @@ COMMANDS = [
     ("train", "phase=draft", "draft=oracle", "logger=wandb"),
     ("train", "phase=rfsq", "quantizer=dct_d2", "trainer=finetune", "data=libero_suites"),
     ("train", "phase=rfsq", "quantizer=bins256"),
+    ("train", "phase=oft", "debug=profile"),
     *(("eval", f"decoding={one}") for one in choices("decoding") if one != "speculative_sampled"),
     ("eval", "decoding=speculative", "accept=levels"),
     ("eval", "stopping=decided", "ablation=other_instruction", "visual_tokens=learned", "model=oft_spatial"),

@@ -45,6 +45,14 @@ def those_with(steps, override):
     return [name for name, step in steps.items() if override in step.arguments]
 
 
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("pipeline_*.yaml")), ids=lambda path: path.stem)
+def test_the_steps_of_every_pipeline_compose_and_find_what_they_read(path, tmp_path):
+    steps = plan_steps(CONF / "train.yaml", path.stem, [])
+    place_checkpoints(steps, tmp_path, [])
+    check_reads(steps)
+    assert all(name in [step.name for step in steps] for step in steps for name in step.reads)
+
+
 def test_an_override_reaches_the_steps_that_ask_for_its_key(whole):
     assert list(whole) == NAMES
     evaluations = ["l1", "speculative"]

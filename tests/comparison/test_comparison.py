@@ -7,10 +7,12 @@ import pytest
 
 from rsd.comparison.candidates import ComparisonError, group_by_seed, read_run
 from rsd.comparison.comparison import build_comparison
-from rsd.comparison.comparison_page import render_comparison, trial_grid
+from rsd.comparison.comparison_page import render_comparison, side_by_side, trial_grid
 from rsd.comparison.published import load_published
 from rsd.evaluation.plan import Stopping
 from tests.comparison.run_folders import planned, provenance, write_run
+from tests.evaluation.folders import make_run
+from tests.evaluation.policies import SeeingPolicy, StillPolicy
 
 PUBLISHED = load_published()
 STATS = {
@@ -183,3 +185,24 @@ def test_every_other_candidate_is_held_against_the_first(tmp_path):
 def test_a_margin_in_points_is_refused(pair):
     with pytest.raises(ValueError, match=r"the margin is 2, expected a share"):
         build(pair, margin=2)
+
+
+def test_videos_of_the_same_episode_stand_side_by_side_those_that_one_failed_first(tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    make_run(tmp_path / "a", SeeingPolicy(num_open_loop_steps=3), num_trials=2, save_videos=2)
+    make_run(tmp_path / "b", StillPolicy(), num_trials=2, save_videos=1)
+    candidates = group_by_seed([read_run(tmp_path / name) for name in "ab"])
+    (first, *_) = filmed = side_by_side(candidates)
+    assert len(filmed) == 3  # of each task the episode that both have a video of
+    assert [(video["letter"], video["outcome"]) for video in first["videos"]] == [("A", "success"), ("B", "failure")]
+    page = render_comparison(build(candidates), candidates)
+    assert page.count('src="data:video/mp4;base64,') == 6 and page.count("play both</button>") == 3
+    (tmp_path / "b" / "videos").rename(tmp_path / "b" / "gone")
+    assert side_by_side(candidates) == []
+
+
+def test_the_page_says_that_both_saw_the_same(tmp_path):
+    for name, policy in (("a", SeeingPolicy(num_open_loop_steps=3)), ("b", StillPolicy())):
+        make_run(tmp_path / name, policy, num_trials=1)
+    notes = build(group_by_seed([read_run(tmp_path / name) for name in "ab"]))["notes"]
+    assert "A and B began with the same init states, first pictures and proprio in 3 pairs." in notes

@@ -47,6 +47,7 @@ def make_run(
         num_run: Run only so many episodes of each task.
         has_plan: False leaves plan.json out.
     """
+    run_dir.mkdir(parents=True, exist_ok=True)
     planned = plan_of(point_mass_tasks(num_tasks=3), num_trials=num_trials, save_videos=save_videos)
     if has_plan:
         keep_plan(run_dir, planned)

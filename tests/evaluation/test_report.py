@@ -11,8 +11,9 @@ import pytest
 from rsd.comparison.candidates import read_run
 from rsd.evaluation import report as report_module
 from rsd.evaluation.plan import PlanError, keep_plan
+from rsd.evaluation.player import first_rejection
 from rsd.evaluation.report import build_report, report_tables, write_report
-from rsd.evaluation.results import ResultsError, read_results
+from rsd.evaluation.results import ResultsError, read_results, set_crashed_aside
 from rsd.record import line_of, read_json
 from tests.evaluation.folders import make_run, plan_of
 from tests.evaluation.policies import EarlyExitPolicy, RaisingPolicy, SeeingPolicy, StillPolicy
@@ -325,3 +326,26 @@ def test_tables_of_a_run_without_tokens_and_times(tmp_path):
     report = write_report(tmp_path)
     assert [name for name, _, _ in report_tables(report)] == ["tasks", "episodes", "latency_ms"]
     assert "did not record where their time went" in (tmp_path / "report.html").read_text()
+
+
+def test_failures_come_first_with_their_errors_and_what_was_run_again(tmp_path):
+    make_run(tmp_path, RaisingPolicy(), num_trials=2)
+    assert set_crashed_aside(tmp_path / "results.jsonl") > 0
+    make_run(tmp_path, StillPolicy(), num_trials=2)  # goes on with the missing ones
+    report = write_report(tmp_path)
+    assert len(report["retried"]) == 3 and all("illegal memory" in one["error"] for one in report["retried"])
+    page = (tmp_path / "report.html").read_text()
+    assert page.index('<h2 id="failures">') < page.index("<h2>Success</h2>")
+    assert page.count("run again after RuntimeError: CUDA error") == 3
+    assert page.count('<span class="soft">not recorded</span>') == sum(not one["success"] for one in report["episodes"])
+
+
+def test_a_run_without_failures_has_no_list_of_them(tmp_path):
+    make_run(tmp_path, SeeingPolicy(), num_trials=1)
+    assert write_report(tmp_path)["retried"] == [] and 'id="failures"' not in (tmp_path / "report.html").read_text()
+
+
+def test_the_first_rejection_is_that_of_the_first_chunk_that_was_not_accepted_whole():
+    trace = {"columns": ["step", "accepted"], "rows": [[0, 2], [3, None], [6, 1], [9, 0]]}
+    assert first_rejection({"trace": trace}, 2) == 6
+    assert first_rejection({"trace": trace}, 0) is first_rejection({"trace": None}, 2) is None

@@ -1,19 +1,23 @@
 """The report in a real browser, opened from disk: its script runs, and nothing is fetched or complained about."""
 
 import re
-import shutil
 import subprocess
 
 import pytest
 
+from rsd.comparison.candidates import group_by_seed, read_run
+from rsd.comparison.comparison import build_comparison
+from rsd.comparison.comparison_page import render_comparison
+from rsd.comparison.published import load_published
 from rsd.evaluation.report import write_report
+from tests.evaluation.browser import BROWSER, browser
 from tests.evaluation.folders import make_run
 from tests.evaluation.policies import EarlyExitPolicy, SeeingPolicy, StillPolicy
 
-pytestmark = pytest.mark.slow
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on the PATH")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on the PATH"),
+]
 
 
 def opened(page, profile, fragment=""):
@@ -82,3 +86,47 @@ def test_an_episode_without_a_trace_has_its_video_and_says_so(tmp_path):
     assert complaints == [] and 'class="chunk' not in document
     assert "No trace of this episode's chunks is there" in document
     assert re.search(r'<video [^>]*src="data:video/mp4', document)
+
+
+@pytest.mark.parametrize("width", [380, 1400])
+def test_nothing_is_wider_than_the_screen_and_the_keyboard_reaches_the_player(run_dir, tmp_path, width):
+    write_report(run_dir)
+    with browser(tmp_path / "profile") as page:
+        page.open(run_dir / "report.html", width=width)
+        assert page.value("innerWidth") == width
+        assert page.value("document.documentElement.scrollWidth") <= width
+        for _ in range(60):
+            page.press("Tab", 9)
+            if page.value("document.activeElement.classList.contains('timeline')"):
+                break
+        else:
+            pytest.fail("Tab does not reach the timeline")
+        page.wait_for("document.querySelector('video').readyState >= 1")
+        page.press("ArrowRight", 39)
+        page.wait_for("document.querySelector('.timeline').getAttribute('aria-valuenow') === '2'")
+        assert page.complaints == []
+
+
+def test_a_link_to_a_step_begins_with_its_chunk(run_dir, tmp_path):
+    write_report(run_dir)
+    with browser(tmp_path / "profile") as page:
+        page.open(run_dir / "report.html", width=1400, fragment="#task1-init0@7")
+        page.wait_for("document.querySelector('.timeline').getAttribute('aria-valuenow') === '3'")  # of steps 6, 7, 8
+        assert "Task 1, init state 0" in page.value("document.querySelector('.title').textContent")
+        assert page.complaints == []
+
+
+@pytest.mark.parametrize("width", [380, 1400])
+def test_a_comparison_plays_two_videos_side_by_side(run_dir, tmp_path, width):
+    make_run(tmp_path / "still", StillPolicy(), num_trials=2, save_videos=1)
+    candidates = group_by_seed([read_run(run_dir), read_run(tmp_path / "still")])
+    comparison = build_comparison(candidates, margin=0.02, allow=(), published=load_published())
+    (tmp_path / "comparison.html").write_text(render_comparison(comparison, candidates))
+    with browser(tmp_path / "profile") as page:
+        page.open(tmp_path / "comparison.html", width=width)
+        assert page.value("document.documentElement.scrollWidth") <= width
+        left, right = page.value("[...document.querySelectorAll('.filmed video')].slice(0, 2).map(v => v.offsetLeft)")
+        assert left < right < width
+        page.value("document.querySelector('.filmed button').click()")
+        page.wait_for("[...document.querySelectorAll('.filmed video')].slice(0, 2).every(v => v.currentTime > 0)")
+        assert page.complaints == []

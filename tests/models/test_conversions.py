@@ -216,6 +216,23 @@ def test_what_lies_beside_the_adapters_is_carried_along(tmp_path):
     assert (tmp_path / "out" / "lora_adapter" / "adapter_config.json").is_file()
 
 
+def test_an_adapter_that_lies_among_the_other_files_brings_them_along(tmp_path):
+    base = random(tmp_path / "base", "openvla")
+    tuned = adapter(tmp_path / "tuned", LAYERS)
+    for name in ("training.json", "dataset_statistics.json"):
+        (tuned / name).write_text("{}")
+    merge(base, tuned, tmp_path / "out", check_outputs=False)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"training.json", "lora_adapter"} <= names and not any(name.startswith("adapter_") for name in names)
+    assert (tmp_path / "out" / "dataset_statistics.json").read_text() == "{}"
+
+
+def test_a_folder_is_not_made_inside_of_what_it_is_made_of(tmp_path):
+    source = random(tmp_path / "source")
+    with pytest.raises(CheckpointError, match="which it is made of; choose a folder elsewhere"):
+        join(source, source / "joined")
+
+
 def wrapped(film: dict, layers: dict, folder: Path) -> dict:
     """FiLM's file as training saves it: with the adapters of a folder beside its weights."""
     weights = load_file(folder / "adapter_model.safetensors")

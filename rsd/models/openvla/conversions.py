@@ -68,7 +68,7 @@ def join(source: Path, out: Path, *, shard_bytes: int = DEFAULT_SHARD_BYTES) -> 
         CheckpointError: `source` is no whole checkpoint, has no side files, or `out` is there already.
     """
     stored, _ = opened(source)
-    require_new(out)
+    require_new(out, source)
     if not stored.side_paths:
         raise CheckpointError(f"{source} has no side files (action_head--*_checkpoint.pt, …): there is nothing to join")
     side = {part: stored.side(part) for part in stored.side_paths}
@@ -103,7 +103,7 @@ def split(source: Path, out: Path, *, step: str | None = None, shard_bytes: int 
         CheckpointError: `source` is no whole checkpoint, has nothing to split, or `out` is there already.
     """
     stored, _ = opened(source)
-    require_new(out)
+    require_new(out, source)
     if not stored.joined and not is_film(stored.headers):
         raise CheckpointError(f"{source} has no heads among its safetensors: there is nothing to split")
     side, extra = _divided(stored)
@@ -148,7 +148,7 @@ def merge(
     place = adapters.directory
     stored, _ = opened(base)
     beside = Stored(place.parent if place.name == ADAPTER_FOLDER else place)
-    require_new(out)
+    require_new(out, base, tuned)
     _refuse_twice(base, place)
     owners = dict.fromkeys(stored.side_paths, stored) | dict.fromkeys(beside.side_paths, beside)
     side = {owner.side_paths[part].name: owner.side(part) for part, owner in owners.items()}
@@ -167,7 +167,9 @@ def merge(
     dataclasses.replace(adapters, layers=layers).check(stored.shapes, base)
     heads = tuple(f"{part}." for part in beside.side_paths if part != FILM)
     shapes = {name: shape for name, shape in stored.shapes.items() if not (heads and name.startswith(heads))}
-    files = stored.others | {name: path for name, path in beside.others.items() if path.parent != place}
+    files = stored.others | {
+        name: path for name, path in beside.others.items() if path.parent != place or not _is_of_adapter(path)
+    }
     files |= {f"{ADAPTER_FOLDER}/{path.name}": path for path in sorted(place.iterdir()) if _is_of_adapter(path)}
     with new_folder(out) as folder:
         write_stored(
@@ -201,7 +203,7 @@ def export(source: Path, out: Path, *, step: str | None = None, shard_bytes: int
         CheckpointError: `source` is no whole checkpoint, or has what OpenVLA-OFT has no place for.
     """
     stored, model = opened(source)
-    require_new(out)
+    require_new(out, source)
     side, extra = _divided(stored)
     notes = []
     if FILM in side:

@@ -56,7 +56,7 @@ def from_prismatic(
     """
     if not prismatic.is_prismatic(source):
         raise CheckpointError(f"{source} is not in Prismatic's layout: it has no checkpoints/ beside its config.json")
-    require_new(out)
+    require_new(out, source)
     where = str(source / "config.json")
     statistics = _statistics(source)
     config = prismatic.read_config(source)
@@ -115,7 +115,7 @@ def to_prismatic(source: Path, out: Path, *, check_outputs: bool = True, device:
         CheckpointError: `source` is no whole checkpoint, or has heads, for which Prismatic has no place.
     """
     stored, model = opened(source)
-    require_new(out)
+    require_new(out, source)
     if heads := sorted({path.name for path in stored.side_paths.values()} | stored.joined.keys()):
         raise CheckpointError(
             f"{source} has {', '.join(heads)}, for which Prismatic's layout has no place; convert the checkpoint that "

@@ -91,12 +91,18 @@ class Stored:
         }
 
 
-def require_new(out: Path) -> None:
+def require_new(out: Path, *sources: Path) -> None:
     """See that a folder can be written there.
 
+    Args:
+        sources: What it will be made of.
+
     Raises:
-        CheckpointError: something lies there already.
+        CheckpointError: something lies there already, or it would lie in what it is made of.
     """
+    for source in sources:
+        if out.resolve().is_relative_to(source.resolve()):
+            raise CheckpointError(f"{out} lies in {source}, which it is made of; choose a folder elsewhere")
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists() or out.is_symlink():

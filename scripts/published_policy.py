@@ -1,0 +1,102 @@
+"""A policy folder of a published checkpoint and heads that were trained on it; see scripts/convert.py policy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rsd.checkpoint import JSON_FILE, CheckpointError
+from rsd.models.openvla.conversions import opened
+from rsd.models.openvla.manifest import write_manifest
+from rsd.models.openvla.published import read_norm_stats, read_training
+from rsd.models.openvla.same_outputs import head_of
+from rsd.models.openvla.stored import new_folder, require_new
+from rsd.policy.folder import POLICY_FILE
+from rsd.space import resolve_unnorm_key
+from scripts.restamp import described, stamp
+
+ROBOTS = Path(__file__).resolve().parents[1] / "conf" / "robot"
+
+
+def base_entry(
+    checkpoint: Path,
+    *,
+    robot: str,
+    views: Sequence[str] | None = None,
+    unnorm_key: str | None = None,
+    center_crop: bool = True,
+    dtype: str = "bfloat16",
+) -> dict[str, Any]:
+    """Entry "base" of policy.json, from the checkpoint's files and from what none of them says.
+
+    Args:
+        robot: Name in conf/robot; of a checkpoint that was fine-tuned here training.json says what it would.
+        views: Names of the pictures; None for what training.json says, or image and (of OFT) wrist_image.
+
+    Raises:
+        CheckpointError, UnknownKeyError: the checkpoint is not whole, or has no such statistics.
+    """
+    stored, model = opened(checkpoint)
+    training, head = read_training(checkpoint), head_of(stored)
+    made = {
+        name: value for name, value in yaml.safe_load((ROBOTS / f"{robot}.yaml").read_text()).items() if name[0] != "_"
+    }
+    length = 1 if head == "autoregressive" else made["chunk_length"]
+    entry: dict[str, Any] = {
+        "views": ["image"] if head == "autoregressive" else ["image", "wrist_image"],
+        "use_proprio": model.architecture.proprio_dim is not None,
+        "chunk_length": length,
+        "center_crop": center_crop,
+        "unnorm_key": resolve_unnorm_key(read_norm_stats(checkpoint), unnorm_key),
+        "dtype": dtype,
+        "action_head": head,
+    }
+    if training is None:
+        entry["robot"] = made
+    else:
+        entry |= {name: training[name] for name in ("views", "chunk_length", "use_proprio", "action_head")}
+    return entry | ({} if views is None else {"views": list(views)})
+
+
+def write_policy(
+    checkpoint: Path, out: Path, *, base: Mapping[str, Any], parts: Mapping[str, Path], link: bool = False
+) -> list[str]:
+    """Write a policy folder.
+
+    Args:
+        base: See `base_entry`.
+        parts: Tokenizer, heads and drafts, as policy.json names them, to their folders.
+        link: Hard links in the place of copies of the checkpoint's files, where that is possible.
+
+    Returns:
+        Lines to be told.
+
+    Raises:
+        RSDError: a part is missing, damaged or made for something else; nothing is written then.
+    """
+    require_new(out, checkpoint, *parts.values())
+    for name, path in parts.items():
+        if not (path / JSON_FILE).is_file():
+            raise CheckpointError(f"{name} {path} has no {JSON_FILE}; name the folder that train.py has made")
+    described({"base": checkpoint, **parts}, base)  # before gigabytes are copied
+    name = checkpoint.resolve().name
+    with new_folder(out) as folder:
+        shutil.copytree(checkpoint, folder / "base" / name, copy_function=_linked if link else shutil.copy2)
+        write_manifest(folder / "base" / name)
+        for part, path in parts.items():
+            shutil.copytree(path, folder / part / path.resolve().name)
+        told = stamp(folder, base)
+    return [f"{out / POLICY_FILE}: {told}"]
+
+
+def _linked(source: str, target: str) -> str:
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
+    return target
