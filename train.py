@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> float | None:
     from rsd.inputs import content_of
     from rsd.training.divergence import StopWhenDiverged
     from rsd.training.end_when_asked import EndWhenAsked, started_here
-    from rsd.training.ranks import lost_rank
+    from rsd.training.ranks import SameRanks, lost_rank
     from rsd.training.sharded import gather, require_shardable
     from rsd.training.states import LAST, States, state_to_resume
     from rsd.training.step_progress import StepProgress
@@ -68,7 +68,7 @@ def main(cfg: DictConfig) -> float | None:
         enable_version_counter=False,  # always the same name, in a folder that was moved, too
     )
     ending = EndWhenAsked(run_dir / "resume" / LAST)
-    callbacks = [StopWhenDiverged(), resume_point, StepProgress(), Throughput(), ending]
+    callbacks = [StopWhenDiverged(), resume_point, StepProgress(), Throughput(), SameRanks(), ending]
     callbacks += [] if trial else [RequireSteps()]
     trainer = make_trainer(cfg, logger=logger, callbacks=callbacks, plugins=[States(), *started_here()])
     if not trial:

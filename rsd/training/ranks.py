@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import time
+from typing import Any
 
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 from rsd.errors import RSDError
 
@@ -16,6 +17,29 @@ WAIT_S = 3.0  # for a process that is ending to have ended
 
 class RankError(RSDError, RuntimeError):
     """Another process of this training is gone."""
+
+
+class SameRanks(Callback):
+    """Holds a resumed training to the number of processes that began it, which trainer.devices=-1 does not say."""
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["world_size"] = trainer.world_size
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        require_ranks(checkpoint.get("world_size", trainer.world_size), trainer.world_size)
+
+
+def require_ranks(stored: int, present: int) -> None:
+    """See that a state is of as many processes as there are.
+
+    Raises:
+        RankError: it is not.
+    """
+    if stored != present:
+        raise RankError(
+            f"the run to resume was trained by {stored} processes, and here are {present}, with which a step has "
+            f"another batch; set trainer.devices={stored}, or start anew"
+        )
 
 
 def lost_rank(trainer: Trainer, error: RuntimeError, *, go_on: str) -> RankError | None:

@@ -24,21 +24,18 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from rsd.errors import RSDError, SettingError
+from rsd.errors import SettingError
 from rsd.files import TEMPORARY, WriteError, sync_directory
 from rsd.models.openvla.model import OpenVLAOFT
 from rsd.models.openvla.streaming import put
 from rsd.models.openvla.vit import VisionTransformer
 from rsd.record import write
 from rsd.settings import checked
+from rsd.training.ranks import require_ranks
 from rsd.training.states import PREVIOUS, SHARDS_FILE
 
 OLD = ".old"  # ending of a state that is about to be removed
 NEVER_RUN = ("norm", "attn_pool")  # of a vision transformer, beside its last block
-
-
-class ShardError(RSDError, RuntimeError):
-    """A state belongs to another number of processes."""
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -92,14 +89,10 @@ class ShardedStrategy(ModelParallelStrategy):
         """Read a state; all processes take part, and nothing is unpickled but numbers, texts and tensors.
 
         Raises:
-            ShardError: another number of processes wrote it.
+            RankError: another number of processes wrote it.
         """
         stored = torch.load(Path(checkpoint_path) / "meta.pt", map_location="cpu", weights_only=True)
-        if stored["world_size"] != self.world_size:
-            raise ShardError(
-                f"the run to resume was trained by {stored['world_size']} processes, and here are {self.world_size}, "
-                f"with which a step would have another batch; set trainer.devices={stored['world_size']}, or start anew"
-            )
+        require_ranks(stored["world_size"], self.world_size)
         return super().load_checkpoint(checkpoint_path, weights_only=True)
 
     def _of_all(self, problem: OSError | None) -> list[OSError]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from rsd.data.shuffle import ShuffledLoader
 from rsd.record import read_json
 from rsd.training.randomness import step_generator
-from rsd.training.ranks import lost_rank
+from rsd.training.ranks import RankError, SameRanks, lost_rank
 from tests.data.demonstrations import NAME, write_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +75,15 @@ def test_an_error_of_ones_own_is_not_blamed_on_another():
     assert str(lost) == "rank 0 of 2 lost another one; go on with: python train.py resume=x"
     trainer.world_size = 1
     assert lost_rank(trainer, RuntimeError("Connection reset by peer"), go_on="") is None
+
+
+def test_another_number_of_processes_is_refused_by_name():
+    state, two = {}, SimpleNamespace(world_size=2)
+    SameRanks().on_save_checkpoint(two, None, state)
+    SameRanks().on_load_checkpoint(two, None, state)
+    SameRanks().on_load_checkpoint(two, None, {})  # of before it was kept
+    with pytest.raises(RankError, match=r"trained by 2 processes, and here are 1, .*set trainer\.devices=2"):
+        SameRanks().on_load_checkpoint(SimpleNamespace(world_size=1), None, state)
 
 
 def start(root: Path, run: str, *overrides: str) -> subprocess.Popen:
