@@ -267,8 +267,8 @@ def test_an_experiment_says_its_command_hardware_time_and_what_to_expect(name):
     told = {label.lower(): what for label, what in said}
     assert list(told) == ["command", "hardware", "time", "expected"]
     assert re.match(r"python (train|eval|scripts/\w+)\.py", told["command"]) and name in header
-    assert re.search(r"\b[CG]PU\b", told["hardware"])
-    assert re.search(r"\b(second|minute|hour)s?\b|\bnot measured\b", told["time"])
+    assert re.search(r"\b[CG]PUs?\b", told["hardware"])
+    assert re.search(r"\b(second|minute|hour|day)s?\b|\bnot measured\b", told["time"])
 
 
 SEARCHES = {  # with the command that takes it, and the least that it needs

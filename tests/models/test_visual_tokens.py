@@ -169,7 +169,7 @@ def patch_base(visual_tokens=None):
 
 def camera_base(visual_tokens, **towers):
     plain = build_base()
-    llm = {**plain.model.architecture.llm}
+    llm = {**plain.model.architecture.llm, "initializer_range": 0.1}  # of untrained weights that let a picture through
     architecture = Architecture(llm=llm, action_dim=7, proprio_dim=8, num_slots=56, **towers)
     with torch.random.fork_rng():
         torch.manual_seed(0)

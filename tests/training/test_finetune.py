@@ -277,7 +277,8 @@ def check_that_the_command_works(command: str, export: Path) -> None:
         instantiate(wrong.model.backbone)
     assert str(cause_of(refused.value)) == (
         f"{export} was trained for something else: action_head is 'l1', asked for 'autoregressive'; chunk_length is 4, "
-        "asked for 1; use_proprio is True, asked for False; model=oft_lora chunk=4 loads what phase=oft_lora makes"
+        "asked for 1; use_proprio is True, asked for False; center_crop is True, asked for False; model=oft_lora "
+        "chunk=4 loads what phase=oft_lora makes"
     )
 
 
