@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from http.client import HTTPException
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,9 +25,12 @@ from rsd.settings import Pattern
 PROBE_S = 5.0
 PARTIAL = ".part"  # ending of a folder that is being pulled
 CARD = "README.md"
+CODE = ("*.py", "*.pyc", "*.pkl", "*.so")  # is never fetched
 NO_TOKEN = "make one in the hub's settings, then run: hf auth login (or set HF_TOKEN)"
 
-RepoId = Annotated[str, Pattern(r"[\w.-]{1,96}/[\w.-]{1,96}", "OWNER/NAME")]
+_WORD = r"[a-zA-Z0-9_]([a-zA-Z0-9_.-]{0,94}[a-zA-Z0-9_])?"  # without -- and .., by the hub's rules
+_REPO = rf"(?!.*(--|\.\.|\.git$)){_WORD}/{_WORD}"
+RepoId = Annotated[str, Pattern(_REPO, "OWNER/NAME, each of letters, digits and single - _ . between them")]
 Kind = Literal["model", "dataset"]
 
 
@@ -87,7 +91,7 @@ def pack(folder: Path, *, prefix: str = "", card: str | None = None) -> Parcel:
         card: README.md, for a folder that has none.
 
     Raises:
-        HubError: a link leads out of the folder, or there is no file.
+        HubError: a link leads out of the folder, a file is code, or there is no file.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
@@ -97,6 +101,11 @@ def pack(folder: Path, *, prefix: str = "", card: str | None = None) -> Parcel:
             continue
         if not path.resolve().is_relative_to(folder.resolve()):
             raise HubError(f"{path} is a link that leads out of {folder}; put the file itself there")
+        if any(fnmatch(name, pattern) for pattern in CODE):
+            raise HubError(
+                f"{path} is code or pickled objects, which a pull never takes; take it out of the folder, or write the "
+                "policy anew with scripts/convert.py policy, which leaves it out"
+            )
         found[name if name == CARD else f"{prefix}{name}"] = File.of(name if name == CARD else f"{prefix}{name}", path)
     if not found:
         raise HubError(f"{folder} holds no files; name a policy folder, or a data set's <root>/<name>/<version>")
@@ -156,8 +165,11 @@ def pull(
         revision: Branch, tag or commit; None for the newest.
 
     Raises:
-        HubError: `out` is there, the hub cannot be reached, or has no such repository.
+        HubError: `out` is there or has no name, OUT.part is of something else, the hub cannot be reached, or has no
+            such repository.
     """
+    if out.name in ("", ".."):
+        raise HubError(f"{str(out)!r} is no name for a folder that is to be made; give one, such as ./NAME")
     if (out.exists() or out.is_symlink()) and not (out.is_dir() and not any(out.iterdir())):
         raise HubError(f"{out} exists already and is not empty; move it away or choose another folder")
     hub = _library()
@@ -166,18 +178,32 @@ def pull(
     _probe(f"{endpoint}/api/{kind}s/{repo_id}", hub.get_token(), what=what)
     partial = out.with_name(out.name + PARTIAL)
     with _said(what):
+        info = hub.HfApi(endpoint=endpoint).repo_info(repo_id, repo_type=kind, revision=revision)
+    _require_own(partial, {one.rfilename for one in info.siblings}, repo_id)
+    with _said(what):
         hub.snapshot_download(
             repo_id,
             repo_type=kind,
-            revision=revision,
+            revision=info.sha,
             local_dir=partial,
             endpoint=endpoint,
-            ignore_patterns=["*.py", "*.pyc", "*.pkl", "*.so", ".gitattributes"],
+            ignore_patterns=[*CODE, ".gitattributes"],
         )
     check(partial)
     shutil.rmtree(partial / ".cache", ignore_errors=True)
     partial.replace(out)
     return pack(out)
+
+
+def _require_own(partial: Path, names: set[str], repo_id: str) -> None:
+    """See that what an interrupted pull has left is of this repository.
+
+    Raises:
+        HubError: a file is not, and would become part of what is pulled.
+    """
+    files = {path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file()}
+    if strange := sorted(name for name in files - names if not name.startswith(".cache/")):
+        raise HubError(f"{partial} holds {strange[0]}, which {repo_id} does not have; move {partial} away")
 
 
 def _library() -> Any:

@@ -11,15 +11,17 @@ from typing import Any
 import yaml
 
 from rsd.checkpoint import JSON_FILE, CheckpointError
+from rsd.hub import CODE
 from rsd.models.openvla.conversions import opened
 from rsd.models.openvla.manifest import write_manifest
 from rsd.models.openvla.published import read_norm_stats, read_training
 from rsd.models.openvla.same_outputs import head_of
 from rsd.models.openvla.stored import new_folder, require_new
 from rsd.policy.folder import POLICY_FILE
-from rsd.space import resolve_unnorm_key
+from rsd.space import UnknownKeyError, resolve_unnorm_key
 from scripts.restamp import described, stamp
 
+LEFT_OUT = (".*", "*.tmp", "__pycache__", *CODE)  # nothing reads it, and a pull would not take it
 ROBOTS = Path(__file__).resolve().parents[1] / "conf" / "robot"
 
 
@@ -39,7 +41,7 @@ def base_entry(
         views: Names of the pictures; None for what training.json says, or image and (of OFT) wrist_image.
 
     Raises:
-        CheckpointError, UnknownKeyError: the checkpoint is not whole, or has no such statistics.
+        CheckpointError: the checkpoint is not whole, or has no such statistics.
     """
     stored, model = opened(checkpoint)
     training, head = read_training(checkpoint), head_of(stored)
@@ -52,7 +54,7 @@ def base_entry(
         "use_proprio": model.architecture.proprio_dim is not None,
         "chunk_length": length,
         "center_crop": center_crop,
-        "unnorm_key": resolve_unnorm_key(read_norm_stats(checkpoint), unnorm_key),
+        "unnorm_key": _statistics_of(checkpoint, unnorm_key),
         "dtype": dtype,
         "action_head": head,
     }
@@ -61,6 +63,13 @@ def base_entry(
     else:
         entry |= {name: training[name] for name in ("views", "chunk_length", "use_proprio", "action_head")}
     return entry | ({} if views is None else {"views": list(views)})
+
+
+def _statistics_of(checkpoint: Path, unnorm_key: str | None) -> str:
+    try:
+        return resolve_unnorm_key(read_norm_stats(checkpoint), unnorm_key)
+    except UnknownKeyError as error:
+        raise CheckpointError(f"{str(error).rpartition(';')[0]}; name one of them with --unnorm-key") from error
 
 
 def write_policy(
@@ -86,7 +95,12 @@ def write_policy(
     described({"base": checkpoint, **parts}, base)  # before gigabytes are copied
     name = checkpoint.resolve().name
     with new_folder(out) as folder:
-        shutil.copytree(checkpoint, folder / "base" / name, copy_function=_linked if link else shutil.copy2)
+        shutil.copytree(
+            checkpoint,
+            folder / "base" / name,
+            copy_function=_linked if link else shutil.copy2,
+            ignore=shutil.ignore_patterns(*LEFT_OUT),
+        )
         write_manifest(folder / "base" / name)
         for part, path in parts.items():
             shutil.copytree(path, folder / part / path.resolve().name)

@@ -139,6 +139,11 @@ def plan_steps(config: Path, name: str, typed: Sequence[str]) -> list[Planned]:
     """
     file = read_file(config.parent / "experiment" / f"{name}.yaml")
     common, own = _dealt(typed, list(file["steps"]))
+    if wrong := [f"steps.{one}.{own[one][0]}" for one in own if file["steps"][one]["command"] == COMPARE]:
+        raise SettingError(
+            f"{wrong[0]}: {COMPARE} takes no KEY=VALUE; its options stand in the pipeline's file alone, under "
+            "arguments: copy that to conf/experiment/NAME.yaml (docs/pipelines.md)"
+        )
     everyones = [*file.get("overrides", []), *common]
     steps, used = [], set[str]()
     with initialize_config_dir(str(config.parent.resolve()), version_base="1.3"):
@@ -163,16 +168,26 @@ def _dealt(typed: Sequence[str], names: list[str]) -> tuple[list[str], dict[str,
     own: dict[str, list[str]] = {}
     for one in typed:
         sign, key, value = re.fullmatch(r"([+~]*)([^=]*)(.*)", one, re.S).groups()  # type: ignore[union-attr]
-        if key in OF_THE_PIPELINE or key.startswith(("hydra.", "hydra/")):
+        _, step, rest = [*key.split(".", 2), "", ""][:3] if key.startswith("steps.") else ("", "", key)
+        if step and rest in Entry.__annotations__:
             raise SettingError(
-                f"{one}: the pipeline decides on {key}; leave it out, or give the pipeline another folder: "
+                f"{one}: {rest} stands in the pipeline's file alone; copy that to conf/experiment/NAME.yaml and change "
+                "it there (docs/pipelines.md)"
+            )
+        if rest == "debug":
+            raise SettingError(
+                f"{one}: a trial publishes nothing, and the steps after it would find nothing; try one phase alone: "
+                "python train.py phase=NAME debug=fast"
+            )
+        if rest in OF_THE_PIPELINE or rest.startswith(("hydra.", "hydra/")):
+            raise SettingError(
+                f"{one}: the pipeline decides on {rest}; leave it out, or give the pipeline another folder: "
                 "hydra.run.dir=DIR"
             )
         if key.startswith("steps."):
-            _, name, rest = [*key.split(".", 2), "", ""][:3]
-            if name not in names or not rest:
+            if step not in names or not rest:
                 raise SettingError(f"{one}: expected steps.NAME.KEY=VALUE with NAME one of {', '.join(names)}")
-            own.setdefault(name, []).append(f"{sign}{rest}{value}")
+            own.setdefault(step, []).append(f"{sign}{rest}{value}")
         else:
             common.append(one)
     return common, own

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ from rsd.types import EpisodeResult
 
 INPUTS_FILE = "inputs.json"
 MERGED = "merged"
+PARTIAL = ".merging"  # ending of a folder that is being written; what lies there is removed
 OWN_KEYS = ("shard", "shards")  # of the configuration
 OWN_INPUTS = ("path", "folder")  # where a part lay, which another machine may have elsewhere
 
@@ -132,7 +134,7 @@ def merge_shards(folders: Sequence[Path], out: Path) -> dict[str, Any]:
 
     Args:
         folders: One run folder a shard, in any order.
-        out: A folder that holds no run.
+        out: A folder that is not there or is empty; it appears with its report, or not at all.
 
     Returns:
         The report, see `rsd.evaluation.report`.
@@ -140,7 +142,7 @@ def merge_shards(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     Raises:
         MergeError: a folder is no shard, they are of several evaluations, one is missing or there twice, or episodes
             are missing or have crashed.
-        RSDError: a folder is damaged, or `out` holds a run.
+        RSDError: a folder is damaged, or `out` holds something.
     """
     shards = []
     for folder in folders:
@@ -149,8 +151,21 @@ def merge_shards(folders: Sequence[Path], out: Path) -> dict[str, Any]:
         shards.append(shard)
     shards.sort(key=lambda one: one.index)
     _check_family(shards)
+    out = out.resolve()
     check_unused(out)
-    out.mkdir(parents=True, exist_ok=True)
+    if out.is_dir() and any(out.iterdir()):
+        raise MergeError(f"{out} is not empty; choose a folder that is not there: --out DIR")
+    partial = out.with_name(out.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _write_merged(shards, partial)
+    report = write_report(partial)
+    os.replace(partial, out)
+    return report
+
+
+def _write_merged(shards: Sequence[ShardRun], out: Path) -> None:
+    """The merged run, without its report."""
     first = shards[0]
     plan = dataclasses.replace(first.plan, shard=None)
     results = {episode_id(one): one for shard in shards for one in shard.results}
@@ -169,7 +184,6 @@ def merge_shards(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     if first.inputs:
         write(out / INPUTS_FILE, first.inputs)
     _write_run(shards, out)
-    return write_report(out)
 
 
 def _check_family(shards: Sequence[ShardRun]) -> None:

@@ -103,6 +103,11 @@ def test_a_step_is_known_by_what_reaches_it_and_not_by_places(conf):
         ("draft.layer=9", "draft.layer is 9, and model=oft_tiny has layers 1..4"),
         ("quantizer=nope", "there is no quantizer 'nope'"),
         ("phase=head", "the pipeline decides on phase"),
+        ("steps.head.resume=x", "the pipeline decides on resume"),
+        ("steps.tokenizer.hydra.run.dir=x", "the pipeline decides on hydra.run.dir"),
+        ("steps.head.reads=[cache]", "steps.head.reads=[cache]: reads stands in the pipeline's file alone"),
+        ("steps.head.debug=fast", "a trial publishes nothing, and the steps after it would find nothing"),
+        ("debug=fast", "debug=fast: a trial publishes nothing"),
         ("nobodys.key=1", "nobodys.key=1 belongs to no step"),
         ("steps.nobody.seed=1", "expected steps.NAME.KEY=VALUE with NAME one of tokenizer, draft"),
         ("seed=1,2", "a pipeline is no sweep"),
@@ -112,6 +117,12 @@ def test_what_is_wrong_is_told_before_the_first_step(conf, typed, said):
     with pytest.raises(SettingError) as told:
         check_steps(plan_steps(conf, "small", [typed]))
     assert said in str(told.value)
+
+
+def test_a_comparison_takes_no_overrides():
+    conf = Path(__file__).parents[2] / "conf" / "train.yaml"
+    with pytest.raises(SettingError, match=r"steps.compare.margin=0.1: scripts/compare.py takes no KEY=VALUE"):
+        plan_steps(conf, "pipeline_small", ["steps.compare.margin=0.1"])
 
 
 def test_a_choice_that_the_steps_make_each_is_made_for_one(conf):

@@ -109,6 +109,21 @@ def test_shards_that_do_not_belong_together_are_told_by_name(folders, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_merged_folder_appears_whole_and_beside_nothing_else(folders, tmp_path, monkeypatch):
+    shards = [folders[1] / str(shard) for shard in range(3)]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "results.jsonl").write_text("mine")
+    with pytest.raises(MergeError, match="mine is not empty; choose a folder that is not there"):
+        merge_shards(shards, tmp_path / "mine")
+    assert (tmp_path / "mine" / "results.jsonl").read_text() == "mine"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("rsd.evaluation.shards.write_report", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        merge_shards(shards, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    merge_shards(shards, tmp_path / "out")  # the same command goes on
+    assert (tmp_path / "out" / "report.html").is_file() and {one.name for one in tmp_path.iterdir()} == {"mine", "out"}
+
+
 def test_a_shard_that_is_not_whole_is_not_merged(folders, tmp_path):
     sweep = tmp_path / "sweep"
     for shard in range(3):

@@ -77,7 +77,7 @@ def test_what_cannot_be_joined_or_split_is_said_in_a_line(tmp_path):
     for name, told in (("own", "rsd's own layout"), ("runs", "Prismatic's layout")):
         with pytest.raises(CheckpointError, match=told):
             join(tmp_path / name, tmp_path / "out")
-    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.part"))
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.converting"))
 
 
 def test_a_folder_that_is_there_is_left_alone_and_a_failure_leaves_none(tmp_path, monkeypatch):
@@ -91,11 +91,11 @@ def test_a_folder_that_is_there_is_left_alone_and_a_failure_leaves_none(tmp_path
         patched.setattr(conversions, "write_stored", lambda folder, **_: (folder / "half").touch() or 1 / 0)
         with pytest.raises(ZeroDivisionError):
             join(source, tmp_path / "empty")
-    assert not list((tmp_path / "empty").iterdir()) and not list(tmp_path.glob("*.part"))
-    (tmp_path / "empty.part").mkdir()  # of a process that was killed
-    (tmp_path / "empty.part" / "half").touch()
+    assert not list((tmp_path / "empty").iterdir()) and not list(tmp_path.glob("*.converting"))
+    (tmp_path / "empty.converting").mkdir()  # of a process that was killed
+    (tmp_path / "empty.converting" / "half").touch()
     join(source, tmp_path / "empty")
-    assert not (tmp_path / "empty" / "half").exists() and not list(tmp_path.glob("*.part"))
+    assert not (tmp_path / "empty" / "half").exists() and not list(tmp_path.glob("*.converting"))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,8 @@ def test_what_lies_beside_the_adapters_is_carried_along(tmp_path):
     tuned = random(tmp_path / "tuned", film=True, seed=1)
     (tuned / "model.safetensors").unlink()
     (tuned / "training.json").write_text('{"phase": "oft_lora"}')
-    adapter(tuned / "lora_adapter", LAYERS)
+    layers = {name: shape for name, shape in LAYERS.items() if not name.startswith("vision_backbone.")}
+    adapter(tuned / "lora_adapter", layers)
     lines = merge(base, tuned, tmp_path / "out", check_outputs=False)
     names = {path.name for path in tuned.iterdir()}
     assert names <= {path.name for path in (tmp_path / "out").iterdir()}
@@ -231,6 +232,39 @@ def test_a_folder_is_not_made_inside_of_what_it_is_made_of(tmp_path):
     source = random(tmp_path / "source")
     with pytest.raises(CheckpointError, match="which it is made of; choose a folder elsewhere"):
         join(source, source / "joined")
+
+
+def test_what_a_killed_conversion_has_left_is_no_source_and_stays(tmp_path):
+    source = random(tmp_path / "out.converting")
+    with pytest.raises(CheckpointError, match=r"is what a killed conversion to .*out has left"):
+        join(source, tmp_path / "out")
+    assert (source / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("out", [".", ".."])
+def test_a_folder_without_a_name_is_refused(tmp_path, monkeypatch, out):
+    source = random(tmp_path / "source")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(CheckpointError, match=r"is no name for a folder that is to be made; give one, such as"):
+        join(source, Path(out))
+
+
+def test_safetensors_that_are_not_the_models_go_along(tmp_path):
+    source = random(tmp_path / "source")
+    (source / "ema.safetensors").write_bytes(b"mine")
+    (source / "model-00001-of-00009.safetensors").write_bytes(b"of an earlier index, which nobody reads")
+    join(source, tmp_path / "out")
+    assert (tmp_path / "out" / "ema.safetensors").read_bytes() == b"mine"
+    assert not (tmp_path / "out" / "model-00001-of-00009.safetensors").exists()
+
+
+def test_adapters_of_towers_that_films_file_replaces_are_refused(tmp_path):
+    base = random(tmp_path / "base", film=True)
+    folder = adapter(tmp_path / "tuned", LAYERS)
+    with pytest.raises(CheckpointError, match=r"adapters of towers without FiLM .*which nobody reads where there is"):
+        merge(base, folder, tmp_path / "out", check_outputs=False)
+    assert not (tmp_path / "out").exists()
 
 
 def wrapped(film: dict, layers: dict, folder: Path) -> dict:

@@ -95,7 +95,7 @@ def test_what_is_missing_or_of_another_layout_is_one_line_and_nothing_is_written
     rewritten(theirs, lambda parts: parts["projector"].update({"projector.0.bias": torch.zeros(3)}))
     with pytest.raises(CheckpointError, match=r"projector.fc1.bias has shape \(3,\), expected \(336,\)"):
         from_prismatic(theirs, out)
-    assert not out.exists() and not list(tmp_path.glob("*.part"))
+    assert not out.exists() and not list(tmp_path.glob("*.converting"))
 
 
 def test_a_model_without_actions_or_tokenizer_is_converted_with_notes(theirs, tmp_path):

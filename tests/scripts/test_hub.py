@@ -130,6 +130,32 @@ def test_a_policy_comes_back_whole_and_acts_the_same(policy, tmp_path, monkeypat
     assert not (tmp_path / "other").exists()
 
 
+def test_a_pull_takes_nothing_over_from_another(policy, tmp_path, monkeypatch, capsys):
+    """Files that an interrupted pull of another repository, or somebody, has left in OUT.part."""
+    left = tmp_path / "out.part" / "base" / "mine.txt"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    with hub_of({"models/me/tiny": policy}) as (address, _):
+        endpoint(monkeypatch, address)
+        code, _ = run(monkeypatch, capsys, "pull", "me/tiny", tmp_path / "out")
+        assert "out.part holds base/mine.txt, which me/tiny does not have; move" in code and "\n" not in code
+        left.unlink()
+        assert run(monkeypatch, capsys, "pull", "me/tiny", tmp_path / "out")[0] == 0
+
+
+def test_code_is_not_sent(policy, monkeypatch, capsys):
+    (policy / "base" / "modeling.py").touch()
+    code, _ = run(monkeypatch, capsys, "push", policy, "me/tiny", "--dry-run")
+    assert code.startswith("error: ") and "modeling.py is code" in code and "\n" not in code
+
+
+@pytest.mark.parametrize("out", [".", ".."])
+def test_a_folder_without_a_name_is_refused(tmp_path, monkeypatch, capsys, offline, out):
+    monkeypatch.chdir(tmp_path)
+    code, _ = run(monkeypatch, capsys, "pull", "me/tiny", out)
+    assert code.startswith(f"error: {out!r} is no name for a folder")
+
+
 def test_a_damaged_policy_is_neither_sent_nor_taken(policy, tmp_path, monkeypatch, capsys):
     path = policy / "head" / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
@@ -199,6 +225,9 @@ def test_a_hub_that_is_not_there_is_told_at_once(tmp_path, monkeypatch, capsys, 
     [
         (["push", ".", "nobody"], "error: OWNER/NAME is 'nobody', expected OWNER/NAME"),
         (["push", "gone", "a/b"], "error: FOLDER is 'gone', where there is no folder"),
+        (["push", ".", "a/.."], "error: OWNER/NAME is 'a/..', expected OWNER/NAME"),
+        (["push", ".", "a/b--c"], "error: OWNER/NAME is 'a/b--c', expected OWNER/NAME"),
+        (["push", ".", "é/b"], "error: OWNER/NAME is 'é/b', expected OWNER/NAME"),
         (["pull", "a/b/c", "out"], "error: OWNER/NAME is 'a/b/c', expected OWNER/NAME"),
         (["pull", "a/b", "out", "--type", "space"], "error: --type: invalid choice: 'space'"),
         (["card", ".", "--license", "My Own"], "error: --license is 'My Own', expected a license"),

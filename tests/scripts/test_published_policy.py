@@ -119,12 +119,25 @@ def test_parts_of_something_else_are_refused_before_anything_is_written(made, tm
     code, _ = run(monkeypatch, capsys, *asked, "--micro", made / "checkpoint")
     assert "micro" in code and "has no checkpoint.json; name the folder that train.py has made" in code
     code, _ = run(monkeypatch, capsys, *asked, "--unnorm-key", "nosuch")
-    assert "unnorm_key 'nosuch' not in norm_stats" in code
+    assert "unnorm_key 'nosuch' not in norm_stats" in code and code.endswith("name one of them with --unnorm-key")
     code, _ = run(monkeypatch, capsys, *asked, "--robot", "aloha")
     assert code.startswith("error: ") and "\n" not in code
     code, lines = run(monkeypatch, capsys, *asked, "--robot", "nosuch")
     assert code == 2 and lines[0].startswith("error: --robot: invalid choice: 'nosuch'")
-    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.part"))
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.converting"))
+
+
+def test_code_and_hidden_files_are_left_out(made, tmp_path, monkeypatch, capsys):
+    """A folder that was fetched from a hub has both; a policy folder with them could not be fetched again."""
+    checkpoint = Path(shutil.copytree(made / "checkpoint", tmp_path / "checkpoint"))
+    for name in ("modeling_prismatic.py", ".cache/huggingface/config.json.metadata"):
+        (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkpoint / name).touch()
+    asked = arguments(made, tmp_path / "out")
+    assert run(monkeypatch, capsys, asked[0], checkpoint, *asked[2:])[0] == 0
+    there = {path.name for path in (tmp_path / "out" / "base" / "checkpoint").iterdir()}
+    assert there == {path.name for path in (made / "checkpoint").iterdir()} | {"files.json"}
+    rsd.load(tmp_path / "out")
 
 
 def test_linked_files_are_the_same_ones(made, tmp_path, monkeypatch, capsys):

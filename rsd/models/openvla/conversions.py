@@ -154,6 +154,11 @@ def merge(
     side = {owner.side_paths[part].name: owner.side(part) for part, owner in owners.items()}
     layers, told, originals = dict(adapters.layers), [], Weights()
     if FILM in owners:
+        if unread := sorted(name for name in layers if name.startswith(f"{FILM}.")):
+            raise CheckpointError(
+                f"{place} has adapters of towers without FiLM ({unread[0]}), which nobody reads where there is "
+                f"{owners[FILM].side_paths[FILM]}; give the base of this training"
+            )
         path = owners[FILM].side_paths[FILM]
         side[path.name], line = _film_with(side[path.name], adapters.film, path, owners[FILM] is stored, originals)
         told += line

@@ -27,7 +27,7 @@ from rsd.models.openvla.streaming import INDEX_FILE, SINGLE_FILE, read_headers, 
 HEADS = ("action_head", "proprio_projector", "noisy_action_projector")
 FILM = "vision_backbone"  # its side file replaces the towers of the shards
 SIDE = (*HEADS, FILM)
-PARTIAL = ".part"  # ending of a folder that is being written
+PARTIAL = ".converting"  # ending of a folder that is being written; what lies there is removed
 ADAPTER_FOLDER = "lora_adapter"
 
 Weights = dict[str, Tensor]
@@ -81,7 +81,7 @@ class Stored:
     @property
     def others(self) -> dict[str, Path]:
         """Everything beside weights and side files: name below the folder → file. Temporary files are left out."""
-        weights = {path.name for path in self.directory.glob("*.safetensors")} | {INDEX_FILE}
+        weights = {path.name for path in self.directory.glob("model*.safetensors")} | {INDEX_FILE}
         weights |= {path.name for path in self.side_paths.values()}
         found = {path.relative_to(self.directory).as_posix(): path for path in sorted(self.directory.rglob("*"))}
         return {
@@ -98,9 +98,14 @@ def require_new(out: Path, *sources: Path) -> None:
         sources: What it will be made of.
 
     Raises:
-        CheckpointError: something lies there already, or it would lie in what it is made of.
+        CheckpointError: something lies there already, it would lie in what it is made of, or has no name.
     """
+    if out.name in ("", ".."):
+        raise CheckpointError(f"{str(out)!r} is no name for a folder that is to be made; give one, such as ./NAME")
+    partial = out.with_name(out.name + PARTIAL)
     for source in sources:
+        if source.resolve().is_relative_to(partial.resolve()):
+            raise CheckpointError(f"{source} is what a killed conversion to {out} has left; give a whole checkpoint")
         if out.resolve().is_relative_to(source.resolve()):
             raise CheckpointError(f"{out} lies in {source}, which it is made of; choose a folder elsewhere")
     if out.is_dir() and not any(out.iterdir()):
