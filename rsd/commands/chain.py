@@ -230,7 +230,7 @@ def _run(step: Planned, folder: Path, before: Mapping[str, Outcome]) -> Outcome:
         seconds = record["seconds"] + time.monotonic() - started
         made = made_by(step, run) if code == 0 else {}
         error = None if _is_whole(made) else _why(run, code, started_at=time.time() - (time.monotonic() - started))
-    except Exception as wrong:  # one step's trouble holds up no other
+    except Exception as wrong:  # whatever a user can expect, of many classes, is one step's and holds up no other
         if isinstance(wrong, InterruptedStepError) or not is_expected(wrong):
             raise
         print(f"error: step {step.name!r}: {wrong}", file=sys.stderr)

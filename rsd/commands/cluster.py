@@ -143,7 +143,7 @@ class Submitit(Launcher):
         try:
             job = Elsewhere(self._inside, tuple(sys.argv), self.parameters["timeout_min"])
             sent: list[Any] = executor.map_array(job, *zip(*given, strict=True))
-        except Exception as error:  # submitit has no one class for what sbatch says
+        except Exception as error:  # submitit, which is optional, has no one class for what sbatch says
             if not type(error).__module__.startswith("submitit"):
                 raise
             said = re.findall(r"(?:sbatch: )?error: (.*)", str(error)) or [" ".join(str(error).split())]
@@ -260,6 +260,7 @@ def check_limits(parameters: dict[str, Any]) -> None:
         require(f"hydra.launcher.{name}", value, kind)
     for name in ("nodes", "tasks_per_node"):
         require(f"hydra.launcher.{name}", parameters.get(name), Count)
+    require("hydra.launcher.array_parallelism", parameters.get("array_parallelism", 1), Count)  # of slurm only
     assert minutes is not None
     if notice >= 60 * minutes:
         raise SettingError(

@@ -49,6 +49,7 @@ def commands(room: Path, monkeypatch, **texts: str) -> None:
         ({"timeout_min": 0}, r"hydra\.launcher\.timeout_min is 0, expected"),
         ({"signal_delay_s": -1}, r"hydra\.launcher\.signal_delay_s is -1, expected"),
         ({"nodes": 0}, r"hydra\.launcher\.nodes is 0, expected"),
+        ({"array_parallelism": 0}, r"hydra\.launcher\.array_parallelism is 0, expected"),
     ],
 )
 def test_a_limit_in_which_nothing_can_be_done_is_refused(changed, problem):
