@@ -346,7 +346,7 @@ def _run_pipeline(config: Path) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
         sys.exit(130)
-    except Exception as error:  # noqa: BLE001  those that speak to the user end in their line, all others in a traceback
+    except Exception as error:
         if not is_expected(error):
             raise
         sys.exit(f"error: {in_one_line(cause_of(error))}")
