@@ -108,7 +108,9 @@ class Study(Sweeper):
         """Cells in the order of the design, then the controls, without their folders."""
         found = []
         for signs in self.signs.tolist():
-            chosen = [list(levels.values())[sign > 0] for levels, sign in zip(self.factors.values(), signs, strict=True)]
+            chosen = [
+                list(levels.values())[sign > 0] for levels, sign in zip(self.factors.values(), signs, strict=True)
+            ]
             typed = [override for level in chosen for override in level]
             found.append(CellRecord(name=label(signs), folder="", signs=signs, typed=typed))
         fewer = [] if self.control_trials is None else [f"{NUM_TRIALS}={self.control_trials}"]

@@ -38,9 +38,9 @@ def design(num_factors: int, *, half: bool) -> np.ndarray:
         raise SettingError(f"{num_factors} factors, expected {FEWEST} to {MOST}")
     if half and num_factors < CLEAR:
         raise SettingError(
-            f"half of the cells of {num_factors} factors is a design of resolution {num_factors}, in which main effects "
-            f"and interactions of two factors are aliased with each other; expected {CLEAR} factors or more, or all "
-            "cells (hydra.sweeper.fraction=full)"
+            f"half of the cells of {num_factors} factors is a design of resolution {num_factors}, in which effects and "
+            f"interactions of two factors are aliased with each other; expected {CLEAR} factors or more, or all cells "
+            "(hydra.sweeper.fraction=full)"
         )
     cells = np.array([[2 * (number >> bit & 1) - 1 for bit in range(num_factors)] for number in range(2**num_factors)])
     return cells[(cells == 1).sum(axis=1) % 2 == 0] if half else cells

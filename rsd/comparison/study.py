@@ -122,8 +122,8 @@ def build_study(study_dir: Path, written: Design) -> dict[str, Any]:
     cells, missing = read_cells(study_dir, written["cells"])
     if not cells or cells[0].record is not written["cells"][0]:
         raise ComparisonError(
-            f"{study_dir}: the reference, {written['cells'][0]['name']}, has no episode yet; everything is held against "
-            "it, so run it first"
+            f"{study_dir}: the reference, {written['cells'][0]['name']}, has no episode yet, and everything is held "
+            "against it; run it first"
         )
     short = [cell.record["name"] for cell in cells if cell.candidate.runs[0].num_missing]
     factorial = [cell for cell in cells if not cell.is_control]
@@ -167,7 +167,7 @@ def write_study(study_dir: Path) -> dict[str, Any]:
     plots = [] if study["cells"] is None else pareto_plots(study["cells"])
     span = max([0.02, *(abs(one[name]) for one in study["effects"] or [] for name in ("all_low", "all_high"))])
     page = render_page(
-        "study.html", folder=HERE, study=study, plots=plots, span=span, measures=MEASURES, losses=LOSSES
+        "study.html", folder=HERE, study=study, plots=plots, legend=[], span=span, measures=MEASURES, losses=LOSSES
     )
     write_atomically(study_dir / STUDY_HTML, page)
     return study
@@ -178,7 +178,7 @@ def study_csv(study: dict[str, Any]) -> str:
     text = io.StringIO()
     columns = list(study["rows"][0])
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([columns, *([_plain(row[name]) for name in columns] for row in study["rows"])])
+    writer.writerows([columns, *([_plain(row.get(name)) for name in columns] for row in study["rows"])])
     return text.getvalue()
 
 
@@ -230,7 +230,9 @@ def _effects(cells: Sequence[Cell], written: Design) -> list[dict[str, Any]] | N
     half = written["fraction"] == "half"
     signs = np.array([cell.record["signs"] for cell in cells])
     if not np.array_equal(signs, design(len(written["factors"]), half=half)):
-        raise ComparisonError("design.json lists other cells than its fraction has; remove it, and start the study anew")
+        raise ComparisonError(
+            "design.json lists other cells than its fraction has; remove it, and start the study anew"
+        )
     shared = common_episodes([cell.candidate for cell in cells])
     if not shared[0]:
         return None

@@ -65,7 +65,8 @@ def executed(
     """
     answers = [_Answered() for _ in episodes]
     queues = [
-        Queue(answer, seed=seed + number, clip=clip, limits=limits, clock=clock) for number, answer in enumerate(answers)
+        Queue(answer, seed=seed + number, clip=clip, limits=limits, clock=clock)
+        for number, answer in enumerate(answers)
     ]
     actions: list[list[np.ndarray]] = [[] for _ in episodes]
     for step in range(max(map(len, episodes), default=0)):

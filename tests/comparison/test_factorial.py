@@ -9,7 +9,9 @@ from rsd.comparison.factorial import alias, contrasts, design, draws, estimate, 
 from rsd.errors import SettingError
 
 
-@pytest.mark.parametrize(("num_factors", "half", "num_cells"), [(2, False, 4), (5, False, 32), (5, True, 16), (6, True, 32)])
+@pytest.mark.parametrize(
+    ("num_factors", "half", "num_cells"), [(2, False, 4), (5, False, 32), (5, True, 16), (6, True, 32)]
+)
 def test_a_design_is_orthogonal_and_begins_with_the_reference(num_factors, half, num_cells):
     cells = design(num_factors, half=half)
     assert cells.shape == (num_cells, num_factors) and len({tuple(cell) for cell in cells.tolist()}) == num_cells
@@ -40,7 +42,7 @@ def test_half_of_five_factors_has_resolution_five():
     [
         (1, False, "1 factors, expected 2 to 7"),
         (8, True, "8 factors, expected 2 to 7"),
-        (4, True, "a design of resolution 4, in which main effects and interactions of two factors are aliased"),
+        (4, True, "a design of resolution 4, in which effects and interactions of two factors are aliased"),
     ],
 )
 def test_designs_that_are_refused(num_factors, half, message):
