@@ -88,7 +88,7 @@ class Study(Sweeper):
         self._check_typed(arguments, cells)
         jobs = check_jobs(self.loader, self.config, [[*arguments, *cell["typed"]] for cell in cells], first=0)
         end_dry_run(self.launcher, jobs, len(jobs), self.config)
-        cells = [cast(CellRecord, cell | {"folder": job.subdir}) for cell, job in zip(cells, jobs, strict=True)]
+        cells = [cell | {"folder": job.subdir} for cell, job in zip(cells, jobs, strict=True)]
         factors = [FactorRecord(name=name, levels=list(levels)) for name, levels in self.factors.items()]
         record = Design(fraction=self.fraction, margin=self.margin, factors=factors, cells=cells)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,8 @@ MEASURES = {  # what an error is called: in words
 class _Answered:
     """A policy whose next chunk is there already."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: Policy) -> None:
+        self.num_open_loop_steps = policy.num_open_loop_steps
         self.chunk: Chunk | None = None
 
     def predict(self, requests: Sequence[Request]) -> list[Chunk]:
@@ -63,7 +65,7 @@ def executed(
         seed: Of everything random.
         max_batch: Observations in one call of the policy.
     """
-    answers = [_Answered() for _ in episodes]
+    answers = [_Answered(policy) for _ in episodes]
     queues = [
         Queue(answer, seed=seed + number, clip=clip, limits=limits, clock=clock)
         for number, answer in enumerate(answers)
@@ -87,7 +89,8 @@ def executed(
 def keep_executed(path: Path, actions: Mapping[int, np.ndarray]) -> None:
     """Write actions by the number of their episode."""
     with path.with_suffix(".part").open("wb") as file:
-        np.savez_compressed(file, **{str(number): one for number, one in actions.items()})
+        arrays: dict[str, Any] = {str(number): one for number, one in actions.items()}
+        np.savez_compressed(file, **arrays)
     path.with_suffix(".part").replace(path)
 
 
