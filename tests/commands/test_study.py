@@ -66,6 +66,7 @@ def test_a_study_runs_its_cells_and_says_what_each_factor_does(tmp_path, sweep, 
     assert json.loads((folder / "study.json").read_text()) == study
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_with_the_same_command(tmp_path, monkeypatch):
     mark = tmp_path / "mark"
     mark.touch()
