@@ -68,6 +68,8 @@ ALLOWED = {
     # looks into a policy on frames of a data set
     "diagnosis": {"types", "space", "finding", "data", "models", "stages", "policy", "evaluation"},
     "comparison": {"types", "work", "runs", "evaluation"},
+    # tokenizers of all kinds beside each other, on chunks alone
+    "arena": {"space", "tokenizer", "evaluation"},
     "serving": {"types", "clock", "queue", "evaluation", "space"},
     # what leaves this machine, and what is said about it
     "hub": set(),
@@ -88,6 +90,8 @@ HEAVY = {
     "transformers": ["models/openvla"],
     "huggingface_hub": ["models/openvla", "hub.py"],
     "peft": ["models/openvla/lora.py"],
+    "tokenizers": ["models/openvla", "arena/byte_pairs.py"],
+    "vector_quantize_pytorch": ["arena/residual_vq.py"],
     "pytorch_lightning": ["training", "data/datamodules.py", "data/hidden_states.py", "data/mixture_module.py"],
     "hydra": ["commands"],
     "submitit": ["commands/cluster.py", "commands/forecast.py"],
