@@ -47,7 +47,6 @@ ALLOWED = {
     "processes": set(),
     "progress": set(),
     "requeue": set(),
-    "interrupts": {"requeue"},
     "data": {"types", "space", "points", "jpeg", "finding", "processes", "progress", "requeue"},
     "training": {
         "types", "space", "points", "images", "processes", "progress", "requeue", "checkpoint", "tokenizer", "stages",
@@ -65,7 +64,6 @@ ALLOWED = {
     "inputs": {"checkpoint", "data", "processes"},
     "evaluation": {
         "types", "space", "protocols", "work", "clock", "queue", "runs", "silence", "workers", "pool", "progress",
-        "interrupts",
     },
     # looks into a policy on frames of a data set
     "diagnosis": {"types", "space", "finding", "data", "models", "stages", "policy", "evaluation"},
@@ -78,7 +76,7 @@ ALLOWED = {
     # what the entry points have in common
     "commands": {
         "types", "space", "points", "locks", "runs", "inputs", "processes", "silence", "checkpoint", "clock", "stages",
-        "decoding", "models", "policy", "progress", "requeue", "interrupts", "evaluation", "data",
+        "decoding", "models", "policy", "progress", "requeue", "evaluation", "data",
     },
 }  # fmt: skip
 RUNS_A_POLICY = ("tokenizer", "stages", "decoding", "models", "policy")
