@@ -191,7 +191,7 @@ def run_episode(current: CurrentEnv, policy: Policy, planned: PlannedEpisode, re
     An environment that cannot even be built raises: no other episode of the task could run either.
     """
     env = current.env(planned.task_id)
-    interrupts.in_order()  # a simulator to close, and soon an outcome to report
+    interrupts.in_order()  # from here on there is a simulator to close
     start = time.perf_counter()
     episode = Episode(
         env,

@@ -192,7 +192,7 @@ def evaluate_parallel(
         yield from alone
         return
     waiting = missing_episodes(plan, done)
-    interrupts.in_order()  # workers to stop
+    interrupts.in_order()  # from here on there are workers to stop
     pool: Pool[PlannedEpisode] = Pool(
         _work,
         make_env,

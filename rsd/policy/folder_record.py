@@ -85,7 +85,7 @@ class CalibrationEntry(TypedDict):
         data: Demonstrations whose held-out episodes were used.
         rule: How the threshold was chosen.
         tau: Largest distance from the base model's chunk that is not wrong.
-        risk: What is promised: of an episode's chunks, or of the episodes, at most so many are wrong, or lost.
+        risk: What is promised: the largest expected share of an episode's chunks that are wrong, or of episodes lost.
         delta: Largest probability that the promise is not kept.
         num_episodes, num_frames: How many it was found on.
         threshold: The threshold that was found.
