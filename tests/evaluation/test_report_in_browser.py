@@ -96,6 +96,8 @@ def test_nothing_is_wider_than_the_screen_and_the_keyboard_reaches_the_player(ru
         page.open(run_dir / "report.html", width=width)
         assert page.value("innerWidth") == width
         assert page.value("document.documentElement.scrollWidth") <= width
+        rate = "[...document.querySelectorAll('th')].find(one => one.textContent === 'Rate %')"
+        assert page.value(f"{rate}.getBoundingClientRect().right") <= width  # seen without moving the table
         for _ in range(60):
             page.press("Tab", 9)
             if page.value("document.activeElement.classList.contains('timeline')"):
