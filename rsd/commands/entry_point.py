@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from rsd import interrupts, requeue
+from rsd import requeue
 from rsd.commands.dry_run import SAME_NAME, without_dry_run
 from rsd.commands.publishing import Offer, check_publishable, names_of, publish, write_offer
 from rsd.commands.quoting import quoted
@@ -43,6 +43,7 @@ from rsd.commands.usage import check_choices, experiment_of, is_pipeline, usage_
 from rsd.data.rlds_metadata import STATISTICS_FILE
 from rsd.errors import RSDError, SettingError
 from rsd.files import in_words
+from rsd.interrupts import in_order, tell
 from rsd.locks import TakenError, hold
 from rsd.processes import is_first_process
 from rsd.record import write
@@ -146,7 +147,7 @@ def report_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], A
 
     @functools.wraps(main)
     def wrapped(cfg: DictConfig) -> Any:
-        interrupts.tell(_how_to_go_on)
+        tell(_how_to_go_on)
         logging.raiseExceptions = False  # a log for which there is no room prints no traceback of its own
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on intervals, workers, other products
         for chatter in ("absl", "OpenGL", "pytorch_lightning.utilities.rank_zero"):
@@ -318,7 +319,7 @@ def run(main: Callable[[], Any], config: Path) -> None:
                     if not is_own_run(folder):
                         check_unused(folder)
             if is_sweep := bool({"-m", "--multirun"} & set(expanded)):
-                interrupts.in_order()  # jobs to tell of
+                in_order()  # jobs to tell of
             sys.argv[1:] = [quoted(one, is_sweep) for one in expanded]
             check_sweep(sys.argv[1:])
             check_choices(config, sys.argv[1:])
@@ -343,7 +344,7 @@ def _run_pipeline(config: Path) -> None:
     """Run the pipeline that an experiment is."""
     from rsd.commands.chain import run_pipeline  # needs torch, which --help does not wait for
 
-    interrupts.in_order()  # steps to end
+    in_order()  # steps to end
     try:
         run_pipeline(config, [quoted(one) for one in sys.argv[1:]])
     except KeyboardInterrupt:

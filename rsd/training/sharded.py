@@ -110,7 +110,7 @@ def _refused(error: BaseException) -> OSError | None:
         return next((found for one in inside if (found := _refused(one)) is not None), None)
     if isinstance(error, OSError):
         return error
-    context = error.__cause__ or error.__context__  # behind torch's error about a broken archive
+    context = error.__cause__ or error.__context__  # torch's archive complains of its own end
     return context if isinstance(context, OSError) else None
 
 
