@@ -40,16 +40,8 @@ from rsd.runs import json_types
 TRAIN, EVAL, CACHE = "train.py", "eval.py", "scripts/cache_hidden_states.py"
 COLLECT, COMPARE = "scripts/collect_demos.py", "scripts/compare.py"
 COMMANDS = {TRAIN: "train", EVAL: "eval", CACHE: "cache", COLLECT: "collect"}  # to the root configuration in conf/
-SHARED = (
-    "paths",
-    "data",
-    "model",
-    "quantizer",
-    "draft",
-    "target",
-    "visual_tokens",
-    "text",
-)  # read where they are referred to
+# Read where they are referred to
+SHARED = ("paths", "data", "model", "text", "quantizer", "draft", "target", "visual_tokens")
 READ_AS_THEY_ARE = {EVAL: ("model",), COLLECT: ("data",)}  # and by these commands' own code
 PLACES_OF_ALL = ("paths.root", "paths.data", "paths.cache", "paths.checkpoints", "paths.runs")
 OF_THE_PIPELINE = ("phase", "policy", "experiment", "resume")  # keys that only the pipeline's file decides on

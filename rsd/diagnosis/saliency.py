@@ -8,6 +8,7 @@ it says is local: how the chunk would change with a little more of an input, not
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ def _sequence(base: OpenVLABase, inputs: segments.Tensors) -> tuple[LanguageInpu
     kept = None
     if base.choose is not None:
         kept = base.choose(patches.detach(), lambda: model.words(ids, start, inputs.get("sentence")))
-    more = {"sentence": inputs.get("sentence")}
+    more: dict[str, Any] = {"sentence": inputs.get("sentence")}
     if base.action_head == "diffusion":
         first = torch.full((1,), timesteps(model.num_diffusion_steps)[0], device=patches.device)
         noise = segments.given(inputs, "noise")

@@ -226,7 +226,7 @@ class OFTModule(LightningModule):
         self.median_actions = median_actions(datamodule)  # [K, A]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note down which sentence encoder these weights are for; words are the data set's, and held to it elsewhere."""
+        """Note down which sentence encoder these weights are for; words are held to the data set's elsewhere."""
         if self.sentences is not None:
             checkpoint[TEXT] = self.base.text.to_json()
 

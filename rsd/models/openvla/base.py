@@ -237,8 +237,8 @@ class OpenVLABase:
         """Prompt ids, K placeholders and the stop token, padded on the right; the prompt alone to generate from.
 
         Returns:
-            input_ids [B, L], int64; attention_mask [B, L], bool; action_start [B], int64; and sentence [B, E] of a model
-            that reads sentences.
+            input_ids [B, L], int64; attention_mask [B, L], bool; action_start [B], int64; and, of a model that reads
+            sentences, sentence [B, E].
         """
         for instruction in instructions:
             if not isinstance(instruction, str):

@@ -7,9 +7,9 @@ original OpenVLA has neither slots nor stop.
 What surprises first: attention is bidirectional over the *whole* sequence, and the states that belong to the K action
 slots are read one position early, from the last prompt token on.
 
-Three liberties for models trained from scratch, all off in published ones: convolutional towers (of keypoints, conv.py,
-or of patches, patches.py) instead of the two vision transformers; learned vectors instead of the K zeros, which a
-narrow model can hardly tell apart; and instead of words the vector of a frozen sentence encoder (sentences.py).
+Three liberties for models trained from scratch, all off in published ones: convolutional towers (of keypoints,
+conv.py, or of patches, patches.py) instead of the two vision transformers; learned vectors instead of the K zeros,
+which a narrow model can hardly tell apart; and instead of words the vector of a frozen sentence encoder (sentences.py).
 """
 
 from __future__ import annotations
@@ -59,12 +59,8 @@ __all__ = [
 CHANNELS_PER_IMAGE = 6  # of a fused backbone: the picture twice, normalised for DINOv2, then for SigLIP
 COLOURS = 3
 LONGEST = 200  # letters of what LlamaConfig says
-OPTIONAL_FIELDS = {
-    "action_head": "l1",
-    "film": False,
-    "patches": None,
-    "sentence": None,
-}  # left out of the JSON form at these values
+# Left out of the JSON form at these values
+OPTIONAL_FIELDS = {"action_head": "l1", "film": False, "patches": None, "sentence": None}
 FORMER_NAMES = {"decoder": "action_head"}  # of fields, in checkpoints of earlier versions
 
 Choose = Callable[[Tensor, Callable[[], Tensor]], Tensor]  # patches, what makes the instruction's vector → indices

@@ -50,7 +50,7 @@ def l1_head(model: OpenVLAOFT) -> L1ActionHead:
 
 
 def embed(model: OpenVLAOFT, inputs: Tensors, *, chunk_length: int) -> Tensors:
-    """pixel_values, input_ids, mask, action_start, proprio, sentence → x [B, S, H], mask [B, S] or None, slots [B, K]."""
+    """pixel_values, input_ids, mask, action_start, proprio, sentence → x [B, S, H], mask [B, S] or None, slots."""
     ids, mask, start = given(inputs, "input_ids"), inputs["attention_mask"], given(inputs, "action_start")
     sentence = inputs.get("sentence")
     features = model.vision_features(given(inputs, "pixel_values"), ids, mask, start, chunk_length, sentence)

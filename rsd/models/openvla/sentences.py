@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModel
 
 from rsd.checkpoint import CheckpointError
 from rsd.models.openvla.published import HUB_TIMEOUT_S, NO_HUB
-from rsd.record import EntryError, parse
+from rsd.record import EntryError, conform, parse
 from rsd.settings import Count, Natural, Text, checked
 from rsd.types import InstructionError
 
@@ -83,7 +83,7 @@ class SentenceEncoder:
     def __init__(self, name: str, files: Files, source: str | None = None) -> None:
         self.name, self.source = name, source
         config, tokenizer, weights = (_content(files, one) for one in (CONFIG, TOKENIZER, WEIGHTS))
-        entries = _record(config, f"{files / CONFIG}")
+        entries = _record(config, f"{files / CONFIG}", {"hidden_size": Count, "max_position_embeddings": Count})
         _check_pooling(files)
         kept = {key: value for key, value in sorted(entries.items()) if key not in NO_CONTENT}
         parts = (json.dumps(kept, sort_keys=True).encode(), tokenizer, weights)
@@ -92,8 +92,8 @@ class SentenceEncoder:
         self._tokenizer = _tokenizer(tokenizer, f"{files / TOKENIZER}")
         self._unknown = self._tokenizer.token_to_id(SPECIAL)
         self._model = _model(entries, weights, str(files))
-        self.width = int(self._model.config.hidden_size)
-        self._longest = _longest(files, self._model)
+        self.width = int(entries["hidden_size"])
+        self._longest = _longest(files, entries)
         self._vector = lru_cache(maxsize=KEPT)(self._encode)
 
     def __call__(self, text: str) -> Tensor:
@@ -197,9 +197,10 @@ def _content(files: Files, name: str) -> bytes:
     return path.read_bytes()
 
 
-def _record(content: bytes, where: str) -> dict[str, Any]:
+def _record(content: bytes, where: str, kinds: dict[str, Any] | None = None) -> dict[str, Any]:
     try:
-        return parse(content, dict[str, Any], where, raw=True)
+        record: dict[str, Any] = conform(parse(content, dict[str, Any], where, raw=True), kinds or {}, where)
+        return record
     except EntryError as error:
         raise CheckpointError(f"{error}; copy it again") from error
 
@@ -250,8 +251,8 @@ def _unfit(model: nn.Module, stored: dict[str, Tensor]) -> Iterator[str]:
             yield f"{name} has numbers that are not finite"
 
 
-def _longest(files: Files, model: nn.Module) -> int:
+def _longest(files: Files, entries: dict[str, Any]) -> int:
     """Tokens that a sentence may have."""
-    limit, path = int(model.config.max_position_embeddings), files / LENGTHS
+    limit, path = int(entries["max_position_embeddings"]), files / LENGTHS
     said = _record(path.read_bytes(), str(path)).get("max_seq_length") if path.is_file() else None
     return min(limit, said) if type(said) is int else limit

@@ -1,4 +1,4 @@
-"""Instructions → prompt ids: a published checkpoint's tokenizer, a small vocabulary of words, or whole sentences (SPEC §5).
+"""Instructions → prompt ids: a published checkpoint's tokenizer, a small vocabulary, or whole sentences (SPEC §5).
 
 All keep OFT's scheme: BOS first, one fixed id that closes the prompt (29871 in Llama's vocabulary), then the caller
 appends the K action placeholders and the stop token. Of a sentence the ids are placeholders, and a vector says it all.
@@ -213,7 +213,7 @@ class WordText:
 
 
 class SentenceText:
-    """The whole instruction as one vector of a frozen sentence encoder: any words, and paraphrases mean nearly the same.
+    """The whole instruction as one vector of a frozen sentence encoder: any words, and paraphrases are nearly the same.
 
     The ids are the same for every instruction: BOS, `num_tokens` placeholders, the end of the prompt. What stands at
     the placeholders the model makes of the vector.
