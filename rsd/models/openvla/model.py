@@ -385,9 +385,9 @@ class OpenVLAOFT(nn.Module):
 
     def text(self, input_ids: Tensor, sentence: Tensor | None = None) -> Tensor:
         """Embeddings of the text, [B, L, H]; those of a sentence's placeholders are made of its vector."""
-        text = self.language_model.model.embed_tokens(input_ids)
         if (sentence is None) != (self.architecture.sentence is None):
             raise ValueError("a model that reads sentences needs their vectors, and no other takes them: sentence=")
+        text = self.language_model.model.embed_tokens(input_ids)
         if sentence is None:
             return text
         tokens, is_sentence = self.sentence_projector(sentence), input_ids == SentenceText.SENTENCE  # [B, n, H], [B, L]
