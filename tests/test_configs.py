@@ -33,6 +33,7 @@ RECIPES = ("finetune_openvla", "train_vla")  # experiments that are a whole trai
 READERS = {  # group of train.py to the phases that read it
     "data": ("rfsq", "oft", "head"),
     "visual_tokens": ("head", "draft"),
+    "text": ("oft", "head"),
     "model": ("head",),  # fine-tuning of every published model: tests/training/test_finetune.py
     "quantizer": ("rfsq", "draft"),
     "draft": ("draft",),
@@ -46,6 +47,7 @@ EVAL_GROUPS = (
     "protocol",
     "data",
     "model",
+    "text",
     "visual_tokens",
     "quantizer",
     "draft",

@@ -124,6 +124,7 @@ KEYS: dict[str, Any] = {
     "max_episodes": Count | None,
     "out": Text,
     "dry_run": bool,
+    "exchanged": Annotated[float, Range(0, 1)],
     "tokenizers": list[Text],
     "depths": Annotated[list[Depth], Length()] | None,
     "disturbed": bool,

@@ -13,11 +13,12 @@ from transformers import BertConfig, BertModel
 
 WIDTH = 12
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-LETTERS = [*"abcdefghijklmnopqrstuvwxyz", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
+SIGNS = "abcdefghijklmnopqrstuvwxyz0123456789"
+LETTERS = [*SIGNS, *(f"##{sign}" for sign in SIGNS)]
 
 
 def write_encoder(folder: Path, *, seed: int = 0, whole_words: Iterable[str] = ()) -> Path:
-    """Files of an encoder that reads any lower-case letters; returns the folder."""
+    """Files of an encoder that reads any letters and digits; returns the folder."""
     folder.mkdir(parents=True)
     known = [*SPECIAL, *LETTERS, *whole_words]
     ids = {word: number for number, word in enumerate(known)}

@@ -95,7 +95,9 @@ def test_nowhere_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setattr("rsd.models.openvla.sentences.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("rsd.models.openvla.sentences.PACKAGES", {MINILM: ("no_such_package",)})
     monkeypatch.setattr("rsd.models.openvla.sentences.snapshot_download", _nothing)
-    with pytest.raises(CheckpointError, match=r"no sentence encoder '.*MiniLM.*hub could not be reached .*rsd\[words\]"):
+    with pytest.raises(
+        CheckpointError, match=r"no sentence encoder '.*MiniLM.*hub could not be reached .*rsd\[words\]"
+    ):
         find_encoder(MINILM)
     with pytest.raises(CheckpointError, match=r"no sentence encoder at '.*gone'.*text.sentences.source"):
         find_encoder(MINILM, str(tmp_path / "gone"))

@@ -1,15 +1,17 @@
 """Training a small model that reads sentences: paraphrases by rule and seed, resume, and what it has learned of words."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rsd.checkpoint import CheckpointError
-from rsd.models.openvla import load_base
 from rsd.models.openvla.sentences import Sentences, load_encoder
 from rsd.training.paraphrases import HELD_OUT, paraphrases
+from tests.data.demonstrations import write_dataset
 from tests.models.sentence_encoder import write_encoder
+from tests.training.test_oft import build
 
 BOWL, STOVE, DRAWER = (
     "pick up the black bowl on the stove and place it on the plate",
@@ -58,14 +60,19 @@ def encoder(tmp_path_factory) -> Path:
     return write_encoder(tmp_path_factory.mktemp("encoder") / "small", whole_words=("bowl", "cup", "the", "up"))
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("data")
+    write_dataset(directory, [13, 11, 12])
+    return directory
+
+
 def sentences(encoder: Path, **changes) -> Sentences:
     return Sentences(**{"encoder": "small", "source": str(encoder), "num_tokens": 2, "num_paraphrases": 3, **changes})
 
 
-def test_training_draws_paraphrases_by_step_and_validation_none(tmp_path, encoder):
-    from tests.training.test_oft import build
-
-    module, datamodule = build(tmp_path, sentences=sentences(encoder))
+def test_training_draws_paraphrases_by_step_and_validation_none(root, encoder):
+    module, datamodule = build(root, sentences=sentences(encoder))
     set_up(module, datamodule)
     told = [*module.instructions] * 40
     drawn = module.training_instructions(told)
@@ -76,23 +83,19 @@ def test_training_draws_paraphrases_by_step_and_validation_none(tmp_path, encode
     load_encoder.cache_clear()
     expected = torch.stack([load_encoder("small", str(encoder))(one) for one in drawn])
     torch.testing.assert_close(prompts["sentence"], expected)
-    plain, _ = build(tmp_path / "words")
+    plain, _ = build(root)
     set_up(plain, datamodule)
     assert plain.training_instructions(told) == told and "sentence" not in plain._prompts(told)
 
 
 def set_up(module, datamodule) -> None:
-    from types import SimpleNamespace
-
     datamodule.setup()
     module._trainer = SimpleNamespace(datamodule=datamodule, global_step=0, global_rank=0)
     module.setup("fit")
 
 
-def test_a_state_of_another_encoder_is_refused(tmp_path, encoder):
-    from tests.training.test_oft import build
-
-    module, datamodule = build(tmp_path, sentences=sentences(encoder))
+def test_a_state_of_another_encoder_is_refused(root, encoder):
+    module, datamodule = build(root, sentences=sentences(encoder))
     set_up(module, datamodule)
     state: dict = {}
     module.on_save_checkpoint(state)
