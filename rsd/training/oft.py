@@ -234,8 +234,8 @@ class OFTModule(LightningModule):
         """Refuse to go on with another sentence encoder."""
         if self.sentences is not None and checkpoint.get(TEXT) != (own := self.base.text.to_json()):
             raise CheckpointError(
-                f"this training was begun with the sentence encoder {checkpoint.get(TEXT)}, and would go on with {own}; "
-                "say where the first one is with text.sentences.source="
+                f"this training was begun with the sentence encoder {checkpoint.get(TEXT)}, and would go on with "
+                f"{own}; say where the first one is with text.sentences.source="
             )
 
     def configure_model(self) -> None:

@@ -213,7 +213,7 @@ def test_a_record_of_words_and_sentences_is_refused(encoder, folder, tmp_path):
     record["config"]["words"] = ["pick"]
     del record["checksum"]
     path.write_text(json.dumps(record))
-    with pytest.raises(CheckpointError, match="'config.words' or 'config.sentences'"):
+    with pytest.raises(CheckpointError, match=r"'config\.words' or 'config\.sentences'"):
         load_base(checkpoint=tmp_path / "base", text_source=str(folder), **WANTED)
 
 

@@ -1,4 +1,4 @@
-"""Training a small model that reads sentences: paraphrases by rule and seed, resume, and what it has learned of words."""
+"""Training a small model that reads sentences: paraphrases by rule and seed, and going on with the same encoder."""
 
 from pathlib import Path
 from types import SimpleNamespace
