@@ -16,7 +16,7 @@ import numpy as np
 
 from rsd.settings import NotNegative, Range, checked
 
-LARGEST_M = 0.12  # radius; a basket stays where it is
+LARGEST_M = 0.1  # radius; a basket stays where it is
 GAP = 0.75  # of two radii: round objects touch before the corners of their boxes do, and LIBERO's own stand as close
 TRIES = 2000
 STREAM = 1  # of the seed; the placement itself and the episode's noise have others
