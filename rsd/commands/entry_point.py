@@ -69,7 +69,7 @@ LOADER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed by signal|exit
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory")  # torch's words
 NO_ACCEPT = "Could not override 'accept'. No match in the defaults list."  # Hydra's words, which advise +accept=
 # What such a command takes over, of what was typed
-REPEATED = ("model", "quantizer", "data", "chunk", "paths", "visual_tokens")
+REPEATED = ("model", "text", "quantizer", "data", "chunk", "paths", "visual_tokens")
 
 
 SERVE = "scripts/serve_policy.py"
