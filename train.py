@@ -1,5 +1,10 @@
 """Fit one phase: python train.py phase=rfsq|oft|head|draft; python train.py --help prints all choices."""
 
+from rsd import interrupts
+
+if __name__ == "__main__":
+    interrupts.at_once()  # the other imports take seconds
+
 import sys
 from pathlib import Path
 
@@ -46,6 +51,7 @@ def main(cfg: DictConfig) -> float | None:
     from rsd.training.throughput import Throughput
     from rsd.training.trials import repeat_first
 
+    interrupts.in_order()
     require_devices(cfg)
     instantiate(cfg.phase.get("check"))
     require_parts(cfg.phase)

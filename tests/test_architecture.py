@@ -48,6 +48,7 @@ ALLOWED = {
     "processes": set(),
     "progress": set(),
     "requeue": set(),
+    "interrupts": {"requeue"},
     "data": {"types", "space", "points", "jpeg", "finding", "processes", "progress", "requeue"},
     "training": {
         "types", "space", "points", "images", "processes", "progress", "requeue", "checkpoint", "tokenizer", "stages",
@@ -65,6 +66,7 @@ ALLOWED = {
     "inputs": {"checkpoint", "data", "processes"},
     "evaluation": {
         "types", "space", "protocols", "work", "clock", "queue", "runs", "silence", "workers", "pool", "progress",
+        "interrupts",
     },
     # looks into a policy on frames of a data set
     "diagnosis": {"types", "space", "finding", "data", "models", "stages", "policy", "evaluation"},
@@ -79,7 +81,7 @@ ALLOWED = {
     # what the entry points have in common
     "commands": {
         "types", "space", "points", "locks", "runs", "inputs", "processes", "silence", "checkpoint", "clock", "stages",
-        "decoding", "models", "policy", "progress", "requeue", "evaluation", "comparison", "data",
+        "decoding", "models", "policy", "progress", "requeue", "interrupts", "evaluation", "comparison", "data",
     },
 }  # fmt: skip
 RUNS_A_POLICY = ("tokenizer", "stages", "decoding", "models", "policy")

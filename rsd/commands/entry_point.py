@@ -43,6 +43,7 @@ from rsd.commands.usage import check_choices, experiment_of, is_pipeline, usage_
 from rsd.data.rlds_metadata import STATISTICS_FILE
 from rsd.errors import RSDError, SettingError
 from rsd.files import in_words
+from rsd.interrupts import in_order, tell
 from rsd.locks import TakenError, hold
 from rsd.processes import is_first_process
 from rsd.record import write
@@ -68,7 +69,7 @@ LOADER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed by signal|exit
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory")  # torch's words
 NO_ACCEPT = "Could not override 'accept'. No match in the defaults list."  # Hydra's words, which advise +accept=
 # What such a command takes over, of what was typed
-REPEATED = ("model", "quantizer", "data", "chunk", "paths", "visual_tokens")
+REPEATED = ("model", "text", "quantizer", "data", "chunk", "paths", "visual_tokens")
 
 
 SERVE = "scripts/serve_policy.py"
@@ -146,6 +147,7 @@ def report_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], A
 
     @functools.wraps(main)
     def wrapped(cfg: DictConfig) -> Any:
+        tell(_how_to_go_on)
         logging.raiseExceptions = False  # a log for which there is no room prints no traceback of its own
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on intervals, workers, other products
         for chatter in ("absl", "OpenGL", "pytorch_lightning.utilities.rank_zero"):
@@ -316,7 +318,8 @@ def run(main: Callable[[], Any], config: Path) -> None:
                 for folder in typed_folder(sys.argv[1:]):
                     if not is_own_run(folder):
                         check_unused(folder)
-            is_sweep = bool({"-m", "--multirun"} & set(expanded))
+            if is_sweep := bool({"-m", "--multirun"} & set(expanded)):
+                in_order()  # jobs to tell of
             sys.argv[1:] = [quoted(one, is_sweep) for one in expanded]
             check_sweep(sys.argv[1:])
             check_choices(config, sys.argv[1:])
@@ -341,6 +344,7 @@ def _run_pipeline(config: Path) -> None:
     """Run the pipeline that an experiment is."""
     from rsd.commands.chain import run_pipeline  # needs torch, which --help does not wait for
 
+    in_order()  # steps to end
     try:
         run_pipeline(config, [quoted(one) for one in sys.argv[1:]])
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ that was resumed by itself:
     python -m rsd.commands.sweep SWEEP_DIR [--publish JOB] [--checkpoints DIR]
 
 A sweep that is started in the folder of another one finds runs where its jobs would go. These are refused, and the
-table goes on to tell of the runs that are there.
+table keeps the runs that are there.
 
 Jobs publish no checkpoint themselves (rsd/commands/publishing.py). When the last one has ended, and none failed, every
 checkpoint that shares its published name with no other job is published; among those that share one, --publish chooses.
@@ -20,7 +20,7 @@ or what main returned, against what was swept.
 
 A neighbour's folder that cannot be read never costs a job its own record: what is missing then is the table.
 
-This module knows Hydra, because a multirun's end is told to nobody but Hydra's callbacks.
+This module knows Hydra, because only Hydra's callbacks are told when a multirun ends.
 """
 
 from __future__ import annotations
@@ -316,7 +316,7 @@ class SweepTable(Callback):
             _show(table, sweep_dir, checkpoints)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Publish what can only be meant, and print the table."""
+        """Publish the checkpoints whose names are not shared, and print the table."""
         sweep_dir, checkpoints = Path(config.hydra.sweep.dir), _checkpoints(config)
         try:
             publish_unshared(sweep_dir, checkpoints)
@@ -369,7 +369,7 @@ def _without_table(error: RSDError, sweep_dir: Path) -> str:
 
 
 def _may_tell(job_dir: Path) -> bool:
-    """Whether a resume that failed before it went on may replace what is told of its job.
+    """Whether a resume that failed before its run went on may replace the record of how the job ended.
 
     A job that is done stays done, and one that another process goes on with tells of itself.
     """
