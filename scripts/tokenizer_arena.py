@@ -88,13 +88,16 @@ class Suite:
 
 
 def halves(tasks: Sequence[Any]) -> tuple[list[int], list[int]]:
-    """Episodes to fit on, and held-out ones: of each task in turn, by what tells the tasks of all episodes apart."""
+    """Episodes to fit on, and held-out ones: of each task in turn, by what tells the tasks of all episodes apart.
+
+    Where no task has two demonstrations, of all episodes in turn.
+    """
     seen: dict[Any, int] = {}
     sides: tuple[list[int], list[int]] = ([], [])
     for episode, task in enumerate(tasks):
         sides[seen.setdefault(task, 0) % 2].append(episode)
         seen[task] += 1
-    return sides
+    return sides if sides[1] else halves([None] * len(tasks)) if len(tasks) > 1 else sides
 
 
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -125,7 +128,7 @@ def read_suite(name: str, asked: argparse.Namespace) -> Suite:
     if short or not held_out:
         raise ArenaError(
             f"{directory} has {len(episodes)} demonstrations, of which {len(held_out)} would be held out and "
-            f"{len(short)} are shorter than a chunk of {asked.chunk}; collect two or more of a task"
+            f"{len(short)} are shorter than a chunk of {asked.chunk}; collect two or more"
         )
     none = [np.empty((len(episodes[number]), 0), dtype=np.float32) for number in fit]
     statistics = compute_statistics([episodes[number] for number in fit], none)

@@ -38,6 +38,8 @@ def run(monkeypatch, *words):
 
 def test_halves_are_of_each_task():
     assert tokenizer_arena.halves(["a", "a", "b", "a", "b", "c"]) == ([0, 2, 3, 5], [1, 4])
+    assert tokenizer_arena.halves(["a", "b", "c"]) == ([0, 2], [1])
+    assert tokenizer_arena.halves(["a"]) == ([0], [])
 
 
 @pytest.fixture
