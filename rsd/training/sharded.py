@@ -215,9 +215,17 @@ def never_run(model: OpenVLAOFT) -> list[nn.Module]:
 
 @torch.no_grad()
 def gather(trainer: Trainer, module: LightningModule) -> None:
-    """Make the first process's weights whole again, on the CPU, for the export; all processes take part."""
-    if not is_sharded(trainer):
-        return
+    """Make the first process's weights whole again, on the CPU, for the export; all processes take part.
+
+    None returns before the first one has everything, of validations, too: what a process that has ended was still
+    sending is lost.
+    """
+    if is_sharded(trainer):
+        _gather_shares(trainer, module)
+    trainer.strategy.barrier()
+
+
+def _gather_shares(trainer: Trainer, module: LightningModule) -> None:
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
