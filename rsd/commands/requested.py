@@ -24,7 +24,7 @@ Amount = Annotated[str, Pattern(r"\d+[KMGT]?B?", "an amount of memory, such as 1
 Seconds = Annotated[int, Range(0, 65535)]  # what sbatch --signal takes
 OF_ALL: dict[str, Any] = {
     "submitit_folder": Text,
-    "timeout_min": Positive,
+    "timeout_min": Count,
     "name": Line,
     "nodes": Count,
     "tasks_per_node": Count,
@@ -35,7 +35,6 @@ OF_ALL: dict[str, Any] = {
 }
 OF_SLURM: dict[str, Any] = {
     **OF_ALL,
-    "timeout_min": Count,
     "signal_delay_s": Seconds,
     "max_num_timeout": Natural,
     "partition": Names | None,
