@@ -11,10 +11,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import read_write
+from omegaconf import DictConfig, read_write
 
 from rsd.runs import config_options
 
@@ -24,7 +25,7 @@ OF_RANKS = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT
 @contextmanager
 def as_one_command() -> Iterator[None]:
     """Inside of this the process looks as if its job had been typed by itself; nothing changes but in a multirun."""
-    hydra_cfg = HydraConfig.get()
+    hydra_cfg = cast(DictConfig, HydraConfig.get())  # Hydra names the schema, and gives the config
     if hydra_cfg.mode != RunMode.MULTIRUN:
         yield
         return
