@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 APT := $(shell if [ "$$(id -u)" = 0 ]; then echo apt-get; elif sudo -n true 2>/dev/null; then echo sudo -n apt-get; fi)
 
+# Bytecode is kept, also where an image turned that off; else each command compiles all of torch and Lightning anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo smoke test test-slow test-long sim reproduce lint docs docs-serve setup gl clean
 
 demo: gl

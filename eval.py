@@ -41,6 +41,7 @@ def main(cfg: DictConfig) -> float | None:
         policy_fields,
         require_base,
     )
+    from rsd.commands.open_loop import keep_open_loop
 
     overrides = HydraConfig.get().overrides.task
     if "replay" in cfg.env:  # recorded frames in the place of a simulator
@@ -69,6 +70,7 @@ def main(cfg: DictConfig) -> float | None:
     for policy in policies:
         check_clock(policy, clock)
         check_tasks(policy, plan.tasks)
+    keep_open_loop(cfg, policies[0], clock, run_dir)
     episodes = evaluate_parallel(
         make_env=with_ablation(instantiate(cfg.env.make), ablation),
         policies=policies,

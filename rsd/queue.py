@@ -194,9 +194,13 @@ class Queue:
         self.ages[age] += 1
         return running.actions[index].copy()
 
+    def request(self, observation: Observation) -> Request:
+        """What `next` will ask the policy with this observation, where it asks for a chunk."""
+        self._take_over()
+        return Request(observation, chunk_seed(self._seed, self.num_chunks), self._memory(), self._explain)
+
     def _ask(self, observation: Observation) -> None:
-        seed = chunk_seed(self._seed, self.num_chunks)
-        (chunk,) = self._policy.predict([Request(observation, seed, self._memory(), self._explain)])
+        (chunk,) = self._policy.predict([self.request(observation)])
         self._plan(chunk)
         self.chunk = chunk
         self.num_chunks += 1

@@ -51,7 +51,8 @@ MAY_DIFFER = (  # what may change between the starts of one run
     "plan",  # it is made of the other keys, and compared by itself
 )
 
-ADDED_LATER = {"shard": 0, "shards": 1}  # keys that older runs lack, and the values that mean what those did
+# keys that older runs lack, and the values that mean what those did
+ADDED_LATER = {"shard": 0, "shards": 1, "open_loop": None}
 PLACES = (  # where things lie; what lies there is held to by content, see rsd.inputs
     *("paths", "data.root", "policy", "model.backbone.checkpoint", "target.checkpoint", "composed.checkpoints"),
     *("phase.checkpoint", "phase.module.checkpoint", "phase.module.tokenizer_checkpoint", "phase.module.start_from"),

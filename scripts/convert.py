@@ -6,6 +6,7 @@ python scripts/convert.py lora BASE TUNED OUT       # adapters merged into what 
 python scripts/convert.py oft SRC OUT               # what OpenVLA-OFT's own loader takes, compared key by key
 python scripts/convert.py from-prismatic RUN OUT    # a Prismatic training checkpoint into the published layout
 python scripts/convert.py to-prismatic SRC OUT      # and back
+python scripts/convert.py average SRC SRC… OUT      # the mean of several trainings of phase=oft
 python scripts/convert.py policy SRC OUT [--tokenizer DIR --head DIR --draft DIR …]   # a policy folder, for rsd.load
 
 docs/convert.md has the details.
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a bare checkout, where the package is not installed
 
 from rsd.models.openvla import conversions  # noqa: E402
+from rsd.models.openvla.average import average  # noqa: E402
 from rsd.models.openvla.prismatic_folders import from_prismatic, to_prismatic  # noqa: E402
 from rsd.options import Options, held, new_folder, old_folder, reported  # noqa: E402
 from rsd.policy.folder import PARTS  # noqa: E402
@@ -44,12 +46,15 @@ def parser() -> Options:
         ("oft", "what OpenVLA-OFT's own loader takes"),
         ("from-prismatic", "Prismatic's layout into the published one"),
         ("to-prismatic", "the published layout into Prismatic's"),
+        ("average", "the mean of the weights of several trainings of phase=oft"),
         ("policy", "a policy folder of a checkpoint and heads that were trained on it"),
     ):
         one = kinds.add_parser(kind, help=told)
         if kind == "lora":
             one.add_argument("base", type=old_folder, metavar="BASE", help="what the adapters were trained on")
             one.add_argument("source", type=old_folder, metavar="TUNED", help="with lora_adapter/, heads, statistics")
+        elif kind == "average":
+            one.add_argument("source", type=old_folder, nargs="+", metavar="SRC", help="of one model and vocabulary")
         else:
             one.add_argument("source", type=old_folder, metavar="RUN" if kind == "from-prismatic" else "SRC")
         if kind == "from-prismatic":
@@ -63,7 +68,7 @@ def parser() -> Options:
         if kind in ("split", "oft"):
             one.add_argument("--step", type=held(Step), help="in the side files' names (as there, or latest)")
         one.add_argument("out", type=new_folder, metavar="OUT", help="folder to make")
-        if kind not in ("to-prismatic", "policy"):
+        if kind not in ("to-prismatic", "average", "policy"):
             one.add_argument("--shard-gb", type=held(ShardSize), default=5.0, help="largest shard, 10^9 bytes (5)")
     return options
 
@@ -102,6 +107,8 @@ def convert(options: argparse.Namespace) -> list[str]:
     if options.kind == "policy":
         return policy(options)
     source, out = options.source, options.out
+    if options.kind == "average":
+        return average(source, out)
     size: dict[str, Any] = {"shard_bytes": int(options.shard_gb * GIGABYTE)} if "shard_gb" in options else {}
     if options.kind == "join":
         return conversions.join(source, out, **size)

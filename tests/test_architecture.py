@@ -76,7 +76,7 @@ ALLOWED = {
     # what the entry points have in common
     "commands": {
         "types", "space", "points", "locks", "runs", "inputs", "processes", "silence", "checkpoint", "clock", "stages",
-        "decoding", "models", "policy", "progress", "requeue", "evaluation", "data",
+        "decoding", "models", "policy", "progress", "requeue", "evaluation", "comparison", "data",
     },
 }  # fmt: skip
 RUNS_A_POLICY = ("tokenizer", "stages", "decoding", "models", "policy")

@@ -30,6 +30,7 @@ PHASES = {  # with the least that each needs
     "openvla_full": ["model=openvla_spatial", "chunk=1"],
 }
 RECIPES = ("finetune_openvla", "train_vla")  # experiments that are a whole training, phase and trainer with it
+STUDIES = ("study", "study_released")  # experiments of eval.py alone: they choose its groups
 READERS = {  # group of train.py to the phases that read it
     "data": ("rfsq", "oft", "head"),
     "visual_tokens": ("head", "draft"),
@@ -128,7 +129,7 @@ def test_phases(phase):
         for group, phases in READERS.items()
         for phase in phases
         for choice in alone(group)
-        if choice not in RECIPES
+        if choice not in (*RECIPES, *STUDIES, "study_readouts")
     ],
 )
 def test_train(phase, group, choice):
@@ -154,7 +155,8 @@ def test_recipes_of_whole_trainings(choice):
 
 
 @pytest.mark.parametrize(
-    ("group", "choice"), [(group, name) for group in EVAL_GROUPS for name in alone(group) if name not in RECIPES]
+    ("group", "choice"),
+    [(group, name) for group in EVAL_GROUPS for name in alone(group) if name not in (*RECIPES, "study_readouts")],
 )
 def test_eval(group, choice):
     check(composed("eval", [f"{group}={choice}", *NEEDED.get(f"{group}={choice}", [])]))
@@ -295,6 +297,31 @@ def test_every_corner_of_a_search_composes(choice):
     fixed = [one.input_line for one in parsed if not one.is_sweep_override()]
     for corner in corners(space):
         composed(name, [*typed, *fixed, *corner])
+
+
+@pytest.mark.parametrize(("choice", "num_cells", "num_controls"), [("study", 16, 5), ("study_released", 16, 4)])
+def test_every_cell_of_a_study_composes(choice, num_cells, num_controls):
+    from rsd.commands.study import Study
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = to_dict(compose("eval", [f"experiment={choice}"], return_hydra_config=True).hydra.sweeper)
+    assert settings.pop("_target_") == "hydra_plugins.rsd_sweepers.Study"
+    cells = Study(**settings).cells()
+    assert [bool(cell["signs"]) for cell in cells] == [True] * num_cells + [False] * num_controls
+    for cell in cells:
+        cfg = composed("eval", [f"experiment={choice}", *cell["typed"]])
+        assert cfg.num_trials == (10 if cell["signs"] else 3)
+        assert cfg.paths.draft.endswith(f"{cfg.visual_tokens.suffix}-{cfg.model.backbone.dtype}-t8")
+    changed = composed("eval", [f"experiment={choice}", *cells[-num_controls - 1]["typed"]])  # four of five factors
+    horizon = changed.decoding.decode
+    assert horizon.full._target_ == "rsd.decoding.L1" and horizon.num_steps == 8 and changed.delay == 2
+
+
+def test_what_a_study_reads_is_what_its_readouts_are_published_as():
+    train = composed("train", ["experiment=study_readouts", "phase=draft"])
+    study = composed("eval", ["experiment=study"])
+    assert train.phase.checkpoint == study.paths.draft and study.draft.layer in train.draft.layer
+    check(train)
 
 
 def test_every_search_is_tried():

@@ -141,7 +141,7 @@ KEYS: dict[str, Any] = {
     "origins": list[str],
     "resume": Text | None,
     "policy": Text | None,
-    **{name: Made | None for name in ("ablation", "stopping", "hidden_states")},
+    **{name: Made | None for name in ("ablation", "stopping", "hidden_states", "open_loop")},
     **{name: Made for name in ("logger", "trainer", "plan", "cache", "reader", "recipe", "composed")},
     "check": Made | None,
     **dict.fromkeys(("logger.project", "job_type"), Text),
