@@ -88,7 +88,7 @@ def recorded(folder: Path) -> list[list[Observation]]:
     frames = instantiate(cfg.open_loop)(
         views=list(cfg.model.backbone.views), chunk_length=cfg.chunk, proprio=cfg.model.backbone.use_proprio
     ).frames[HELD_OUT]
-    return [observed(frames, number)[::EVERY] for number in chosen_episodes(frames, EPISODES)]
+    return [list(observed(frames, number)[::EVERY]) for number in chosen_episodes(frames, EPISODES)]
 
 
 def measure(study_dir: Path, compiled: Sequence[str], *, calls: int, seconds: float) -> dict[str, Any]:
