@@ -108,6 +108,8 @@ def measure(study_dir: Path, compiled: Sequence[str], *, calls: int, seconds: fl
     episodes = recorded(next(iter(folders.values())))
     made = in_turn(policies, episodes, warmup=WARMUP, calls=calls, left=lambda: end - time.monotonic())
     ms = {name: np.array([one.ms for one in asked]) for name, asked in made.items()}
+    if not all(map(len, ms.values())):
+        raise SettingError(f"after --seconds {seconds:g} no call was timed: {WARMUP} of each come before; give more")
     first = next(iter(folders))
     reference = min((f"{first} {how}" for name, how in wanted if name == first), key=lambda one: np.median(ms[one]))
     records = []
