@@ -31,6 +31,7 @@ from rsd.commands.configured import configured_policy  # noqa: E402
 from rsd.comparison.study import LATENCY_FILE, read_design, write_study  # noqa: E402
 from rsd.errors import SettingError  # noqa: E402
 from rsd.evaluation.open_loop import observed  # noqa: E402
+from rsd.evaluation.parallel import device_names  # noqa: E402
 from rsd.evaluation.replay import HELD_OUT, chosen_episodes  # noqa: E402
 from rsd.files import write_atomically  # noqa: E402
 from rsd.options import Options, held, old_folder, reported  # noqa: E402
@@ -79,7 +80,7 @@ def loaded(folder: Path, execution: str) -> Policy:
     cfg = OmegaConf.load(folder / CONFIG_FILE)
     assert isinstance(cfg, DictConfig)
     OmegaConf.update(cfg, "model.backbone.execution", execution)
-    return configured_policy(cfg, read_overrides(folder))
+    return configured_policy(cfg, read_overrides(folder), device_names(cfg.device)[0])
 
 
 def recorded(folder: Path) -> list[list[Observation]]:
