@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from rsd.errors import RSDError
 
 TEMPORARY = ".tmp"  # ending of a file that is being written
+CODE = ("*.py", "*.pyc", "*.pkl", "*.so")  # is never fetched, nor taken over from a folder that was
 STRANGERS = {  # first bytes, in lower case, of what lies in the place of another file: what it is, and what to do
     b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "run git lfs pull there, or download it"),
     b"version https://hawser": ("a Git LFS pointer, not the file itself", "run git lfs pull there, or download it"),

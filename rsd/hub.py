@@ -20,12 +20,12 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from rsd.errors import RSDError
+from rsd.files import CODE
 from rsd.settings import Pattern
 
 PROBE_S = 5.0
 PARTIAL = ".part"  # ending of a folder that is being pulled
 CARD = "README.md"
-CODE = ("*.py", "*.pyc", "*.pkl", "*.so")  # is never fetched
 NO_TOKEN = "make one in the hub's settings, then run: hf auth login (or set HF_TOKEN)"
 
 _WORD = r"[a-zA-Z0-9_]([a-zA-Z0-9_.-]{0,94}[a-zA-Z0-9_])?"  # without -- and .., by the hub's rules
@@ -152,6 +152,7 @@ def pull(
     out: Path,
     kind: Kind,
     *,
+    holds: Callable[[set[str]], object],
     check: Callable[[Path], None],
     revision: str | None = None,
     endpoint: str | None = None,
@@ -161,6 +162,7 @@ def pull(
     Files arrive in OUT.part, where an interrupted pull goes on. Code is never fetched.
 
     Args:
+        holds: Raises when files of these names are not what is wanted; called before anything is fetched.
         check: Raises when what has come is not whole.
         revision: Branch, tag or commit; None for the newest.
 
@@ -179,7 +181,9 @@ def pull(
     partial = out.with_name(out.name + PARTIAL)
     with _said(what):
         info = hub.HfApi(endpoint=endpoint).repo_info(repo_id, repo_type=kind, revision=revision)
-    _require_own(partial, {one.rfilename for one in info.siblings}, repo_id)
+    names = {one.rfilename for one in info.siblings}
+    holds(names)
+    _require_own(partial, names, repo_id)
     with _said(what):
         hub.snapshot_download(
             repo_id,

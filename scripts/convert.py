@@ -19,6 +19,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a bare checkout, where the package is not installed
 
@@ -27,9 +29,10 @@ from rsd.models.openvla.average import average  # noqa: E402
 from rsd.models.openvla.prismatic_folders import from_prismatic, to_prismatic  # noqa: E402
 from rsd.options import Options, held, new_folder, old_folder, reported  # noqa: E402
 from rsd.policy.folder import PARTS  # noqa: E402
+from rsd.policy.published import base_entry, write_policy  # noqa: E402
 from rsd.settings import Device, Dtype, Pattern, Range, Text, require_device  # noqa: E402
-from scripts.published_policy import ROBOTS, base_entry, write_policy  # noqa: E402
 
+ROBOTS = ROOT / "conf" / "robot"
 GIGABYTE = 10**9
 Step = Annotated[str, Pattern(r"\d+|latest", "a number of steps, or latest")]
 ShardSize = Annotated[float, Range(0.001, 1000)]
@@ -89,9 +92,10 @@ def _add_policy(one: argparse.ArgumentParser) -> None:
 
 def policy(options: argparse.Namespace) -> list[str]:
     """A policy folder; lines to tell."""
+    robot = yaml.safe_load((ROBOTS / f"{options.robot}.yaml").read_text())
     base = base_entry(
         options.source,
-        robot=options.robot,
+        robot={name: value for name, value in robot.items() if name != "_target_"},
         views=options.views,
         unnorm_key=options.unnorm_key,
         center_crop=not options.no_crop,

@@ -11,6 +11,7 @@ FOLDER is a policy folder, or a data set's <root>/<name>/<version>. docs/convert
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,11 @@ from rsd.policy.folder import POLICY_FILE, parts_in  # noqa: E402
 from rsd.settings import Pattern, Text  # noqa: E402
 
 INFO_FILE = "dataset_info.json"
+CONFIG_FILE = "config.json"  # of a published checkpoint
+PUBLISHED = (
+    f"holds no {POLICY_FILE} and looks like a published checkpoint, which alone says neither robot nor pictures; "
+    "make a policy folder of it"
+)
 License = Annotated[str, Pattern(r"[a-z0-9.-]+", "a license as the hub names it, such as mit or cc-by-4.0")]
 
 
@@ -59,12 +65,20 @@ def kind_of(folder: Path) -> Kind:
     Raises:
         HubError: neither a policy nor a data set.
     """
-    if (folder / POLICY_FILE).is_file():
+    published = f"{PUBLISHED}: python scripts/convert.py policy {shlex.quote(str(folder))} OUT"
+    return kind_by({path.name for path in folder.iterdir() if path.is_file()}, str(folder), published)
+
+
+def kind_by(names: set[str], where: str, published: str) -> Kind:
+    """What files of these names are; `published` says what to do with a published checkpoint."""
+    if POLICY_FILE in names:
         return "model"
-    if (folder / INFO_FILE).is_file():
+    if INFO_FILE in {name.rpartition("/")[2] for name in names}:
         return "dataset"
+    if CONFIG_FILE in names:
+        raise HubError(f"{where} {published}")
     raise HubError(
-        f"{folder} holds neither {POLICY_FILE} (a policy) nor {INFO_FILE} (a data set, <root>/<name>/<version>)"
+        f"{where} holds neither {POLICY_FILE} (a policy) nor {INFO_FILE} (a data set, <root>/<name>/<version>)"
     )
 
 
@@ -110,7 +124,15 @@ def act(options: argparse.Namespace) -> list[str]:
         return made(options.folder, None, options.license).splitlines()
     if options.action == "pull":
         check = check_policy if options.type == "model" else check_data
-        parcel = hub.pull(options.repo, options.out, options.type, check=check, revision=options.revision)
+        fetch = f"{PUBLISHED}: hf download {options.repo} --local-dir DIR, python scripts/convert.py policy DIR OUT"
+        parcel = hub.pull(
+            options.repo,
+            options.out,
+            options.type,
+            holds=lambda names: kind_by(names, options.repo, fetch),
+            check=check,
+            revision=options.revision,
+        )
         return [*parcel.lines(), f"{options.out}: whole, from {options.type} {options.repo}"]
     kind, parcel = packed(options.folder, options.repo, options.license)
     visible = "public" if options.public else "private"

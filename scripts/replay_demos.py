@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.table import Table
 
 from rsd.commands.entry_point import report_errors, require_simulator, run
-from rsd.comparison.arms import summarize_arms
 from rsd.demos.rerun import MAX_START_OFF, RAW, Rerun, RerunError, RerunResult, rerun
 from rsd.demos.starts import Start, evenly, find_starts
 from rsd.differences import differences, told
@@ -177,6 +176,8 @@ def jobs_of(
 
 def build_report(results: Sequence[RerunResult], plan: dict[str, Any]) -> dict[str, Any]:
     """report.json: arms over all tasks, by task, and episodes whose start was another one."""
+    from rsd.comparison.arms import summarize_arms
+
     begun = [one for one in results if one.arms]
     by_task = {task: [one for one in begun if one.task_id == task] for task in sorted({one.task_id for one in begun})}
 

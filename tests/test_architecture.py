@@ -1,6 +1,7 @@
 """Law 8: who may import whom, and one heavy dependency in one room."""
 
 import ast
+import functools
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -113,9 +114,15 @@ HEAVY = {
 }
 
 
-def modules():
+def trees():
     for path in sorted((ROOT / "rsd").rglob("*.py")):
         yield path.relative_to(ROOT / "rsd"), ast.parse(path.read_text())
+
+
+@functools.cache
+def modules() -> dict[Path, list[str]]:
+    """Path of each module → the dotted names that it imports."""
+    return {path: list(imported(tree)) for path, tree in trees()}
 
 
 def imported(tree: ast.AST):
@@ -129,12 +136,12 @@ def imported(tree: ast.AST):
 
 def test_rooms_import_only_what_they_may():
     wrong = []
-    for path, tree in modules():
+    for path, names in modules().items():
         room = path.parts[0].removesuffix(".py")
         if room == "__init__":
             continue
         assert room in ALLOWED, f"rsd/{room} is not in the picture of the rooms"
-        for name in imported(tree):
+        for name in names:
             parts = name.split(".")
             if parts[0] == "rsd" and len(parts) > 1 and parts[1] != room and parts[1] not in ALLOWED[room] | LEAVES:
                 wrong.append(f"rsd/{path} imports {name}")
@@ -142,7 +149,7 @@ def test_rooms_import_only_what_they_may():
 
 
 def test_the_picture_of_the_rooms_is_one_of_rooms_that_are_there():
-    rooms = {path.parts[0].removesuffix(".py") for path, _ in modules()} - {"__init__"}
+    rooms = {path.parts[0].removesuffix(".py") for path in modules()} - {"__init__"}
     assert rooms == set(ALLOWED)
     for room, others in ALLOWED.items():
         assert not any(room in ALLOWED[other] for other in others), f"{room} and one of {others} import each other"
@@ -150,23 +157,26 @@ def test_the_picture_of_the_rooms_is_one_of_rooms_that_are_there():
 
 def test_running_a_policy_needs_no_framework_of_training_or_configuration():
     """Nor does anything that those rooms import."""
-    trees = {".".join(("rsd", *path.with_suffix("").parts)).removesuffix(".__init__"): tree for path, tree in modules()}
-    waiting = [name for name in trees if name.split(".")[1:2] and name.split(".")[1] in RUNS_A_POLICY]
+    found_in = {
+        ".".join(("rsd", *path.with_suffix("").parts)).removesuffix(".__init__"): names
+        for path, names in modules().items()
+    }
+    waiting = [name for name in found_in if name.split(".")[1:2] and name.split(".")[1] in RUNS_A_POLICY]
     reached = set()
     while waiting:
         name = waiting.pop()
-        if name in trees and name not in reached:
+        if name in found_in and name not in reached:
             reached.add(name)
-            waiting += [one for one in imported(trees[name]) if one.startswith("rsd.")]
-            found = {one.split(".")[0] for one in imported(trees[name])} & NOT_TO_RUN_A_POLICY
+            waiting += [one for one in found_in[name] if one.startswith("rsd.")]
+            found = {one.split(".")[0] for one in found_in[name]} & NOT_TO_RUN_A_POLICY
             assert not found, f"{name} imports {sorted(found)}"
     assert {"rsd.policy.policy", "rsd.models.openvla.passes", "rsd.queue", "rsd.space"} <= reached
 
 
 def test_heavy_dependencies_stay_in_their_rooms():
     wrong = []
-    for path, tree in modules():
-        for name in imported(tree):
+    for path, names in modules().items():
+        for name in names:
             rooms = HEAVY.get(name.split(".")[0])
             if rooms is not None and not any(str(path).startswith(room) for room in rooms):
                 wrong.append(f"rsd/{path} imports {name}")
@@ -176,7 +186,7 @@ def test_heavy_dependencies_stay_in_their_rooms():
 def test_nothing_runs_at_import():
     """Module level holds definitions, constants and imports; calls only where they build a constant."""
     wrong = []
-    for path, tree in modules():
+    for path, tree in trees():
         for node in tree.body:
             if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant):
                 wrong.append(f"rsd/{path}:{node.lineno}")

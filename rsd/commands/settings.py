@@ -39,6 +39,7 @@ from rsd.settings import (
     Text,
     Views,
     Width,
+    fits,
     hints,
     require,
 )
@@ -308,9 +309,12 @@ def held(cfg: DictConfig) -> Iterator[tuple[DictConfig, str, Any]]:
     Raises:
         SettingError: a node has a key that its constructor lacks.
     """
+    nodes: dict[str, Any] = {"": cfg}
     for key, annotation in KEYS.items():
         parent, _, name = key.rpartition(".")
-        node = OmegaConf.select(cfg, parent, throw_on_resolution_failure=False) if parent else cfg
+        if parent not in nodes:
+            nodes[parent] = OmegaConf.select(cfg, parent, throw_on_resolution_failure=False)
+        node = nodes[parent]
         if isinstance(node, DictConfig) and name in node:
             yield node, name, annotation
     if isinstance(devices := cfg.get("device"), ListConfig) and len(devices) > 0:
@@ -389,7 +393,10 @@ def _check_entry(node: DictConfig, name: str, annotation: Any) -> None:
         found = cast("Any", node._get_node(name))._maybe_dereference_node(throw_on_resolution_failure=True)
         if found._is_missing() or (OmegaConf.is_dict(found) and "_target_" in found):
             return  # what is made there says itself what it takes
+        if OmegaConf.is_dict(found) and not found._is_none() and fits({}, annotation):
+            return  # what stands inside is held by itself
         value = OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found._value()
     except OmegaConfBaseException:
         return  # whoever reads it will say so
-    require(found._get_full_key(None), value, annotation)
+    if not fits(value, annotation):
+        require(found._get_full_key(None), value, annotation)  # a full key takes as long to find as the rest

@@ -24,9 +24,7 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import brentq
 from scipy.special import betaln, xlog1py, xlogy
-from scipy.stats import beta
 
 from rsd.errors import SettingError
 from rsd.evaluation.plan import PlanError, PlannedEpisode, Stopping
@@ -91,6 +89,8 @@ def log_evidence_above(num_success: ArrayLike, num_trials: ArrayLike, rate: floa
     The mixture is uniform over the rates above `rate`. Evidence for a low rate is that for many failures:
     `log_evidence_above(n - k, n, 1 - rate)`.
     """
+    from scipy.stats import beta  # a second to import, which --help does not wait for
+
     k, n = np.asarray(num_success, dtype=float), np.asarray(num_trials, dtype=float)
     mixture = betaln(k + 1, n - k + 1) + beta.logsf(rate, k + 1, n - k + 1) - math.log1p(-rate)
     return mixture - (xlogy(k, rate) + xlog1py(n - k, -rate))
@@ -104,6 +104,8 @@ def anytime_interval(num_success: int, num_trials: int, alpha: float = 0.05) -> 
     """
     if num_trials == 0:
         return 0.0, 1.0
+    from scipy.optimize import brentq
+
     k, n = num_success, num_trials
 
     def excess(rate: float) -> float:

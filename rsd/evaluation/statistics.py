@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, t
 
 from rsd.types import EpisodeResult
 
@@ -30,6 +29,8 @@ def wilson_interval(num_success: int, num_trials: int, confidence: float = CONFI
     """Wilson score interval of a success probability; (0, 1) when nothing was tried."""
     if num_trials == 0:
         return 0.0, 1.0
+    from scipy.stats import binomtest  # a second to import, which --help does not wait for
+
     interval = binomtest(num_success, num_trials).proportion_ci(confidence_level=confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -94,6 +95,8 @@ def summarize_seeds(runs: Sequence[tuple[int | None, Sequence[EpisodeResult]]]) 
     low = high = None
     if len(rates) > 1:
         spread = float(rates.std(ddof=1))
+        from scipy.stats import t
+
         half = float(t.ppf((1 + CONFIDENCE) / 2, len(rates) - 1)) * spread / len(rates) ** 0.5
         low, high = max(0.0, mean - half), min(1.0, mean + half)
     pooled = summarize_success([result for _, results in runs for result in results])

@@ -19,7 +19,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from scipy.stats import binom
 from torch import Tensor
 
 from rsd.decoding import MeanLogProb
@@ -179,6 +178,8 @@ def p_value(mean: float, count: int, bound: float) -> float:
     Args:
         mean: Of `count` independent risks in [0, 1].
     """
+    from scipy.stats import binom  # a second to import, which loading a policy does not wait for
+
     low = min(mean, bound)
     hoeffding = math.exp(-count * divergence(low, bound))
     bentkus = math.e * float(binom.cdf(math.ceil(count * mean), count, bound))

@@ -67,25 +67,39 @@ class ResidualQuantizer(nn.Module):
     def values(self, indices: Tensor) -> Tensor:
         """What each stage contributes, [B, T, D, q], for the indices [B, T, D, q] of the first q stages."""
         depth = indices.shape[-1]
-        return dequantize(indices, self.steps()[..., :depth], self.levels[..., :depth])
+        steps, centres = self.steps()[..., :depth].contiguous(), ((self.levels[..., :depth] - 1) / 2).contiguous()
+        return (indices.to(centres.dtype) - centres) * steps
 
+    @torch.no_grad()
     def encode(self, latents: Tensor, prefix: Tensor | None = None) -> Tensor:
         """Greedy digits of latents [B, T, D], stage by stage, continuing after `prefix` [B, T, D, q] if given.
+
+        The same as `quantize` and `dequantize` in turn, on floats in place of integers and in memory of its own.
 
         Returns:
             [B, T, D, Q], int64; the first q stages are the prefix itself, whatever it is.
         """
-        steps = self.steps()
-        digits = [] if prefix is None else list(prefix.unbind(-1))
+        steps, tops = self._by_stage(self.steps()), self._by_stage(self.levels - 1)  # [Q, T, D] each
+        tops = tops.to(steps.dtype)
+        known = 0 if prefix is None else prefix.shape[-1]
         residual = latents if prefix is None else latents - self.decode(prefix)
-        for stage in range(len(digits), self.num_stages):
-            digits.append(quantize(residual, steps[..., stage], self.levels[..., stage]))
-            residual = residual - dequantize(digits[-1], steps[..., stage], self.levels[..., stage])
-        return torch.stack(digits, dim=-1)
+        digits = latents.new_empty(self.num_stages - known, *latents.shape, dtype=torch.result_type(latents, steps))
+        for digit, step, top in zip(digits, steps[known:], tops[known:], strict=True):
+            torch.div(residual, step, out=digit)
+            torch.minimum(digit.add_(top / 2).round_().clamp_min_(0), top, out=digit)
+            residual = residual - (digit.to(step.dtype) - top / 2).mul_(step)
+        found = digits.movedim(0, -1).to(torch.int64, memory_format=torch.contiguous_format)  # [B, T, D, Q - q]
+        found.clamp_min_(0)  # what is no number has the first level
+        return found if prefix is None else torch.cat([prefix, found], dim=-1)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Latents [B, T, D] of the first q stages, [B, T, D, q]; q = 0 gives zeros."""
         return self.values(indices).sum(dim=-1)
+
+    @staticmethod
+    def _by_stage(constants: Tensor) -> Tensor:
+        """[T, D, Q] → [Q, T, D], each stage in one piece of memory: several times faster than with gaps of Q."""
+        return constants.movedim(-1, 0).contiguous()
 
     def reach(self, depth: int) -> Tensor:
         """Farthest that stages after `depth` can move a latent entry, whatever their indices: [T, D]."""

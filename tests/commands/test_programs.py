@@ -12,9 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_programs_are_the_files_that_can_be_started():
     calls = programs(ROOT)
-    assert {path for path in ROOT.glob("scripts/*.py")} - set(calls.values()) == {
-        ROOT / "scripts" / name for name in ("published_policy.py", "recorded.py")
-    }
+    assert {path for path in ROOT.glob("scripts/*.py")} - set(calls.values()) == {ROOT / "scripts" / "recorded.py"}
     started = ("python train.py", "python scripts/benchmark_7b", "python -m rsd.selfcheck")
     assert [call in calls for call in started] == [True] * 3
     assert "python -m rsd.commands.programs" not in calls

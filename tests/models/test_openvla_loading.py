@@ -1,5 +1,6 @@
 """Loading base models: both layouts, and one clear error for each way a checkpoint can be wrong."""
 
+import functools
 import itertools
 import json
 import shutil
@@ -7,17 +8,21 @@ import socket
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 
 from rsd.checkpoint import CheckpointError
 from rsd.models.openvla import ObservationError, Robot, save_base
+from rsd.models.openvla import published as fetching
 from rsd.models.openvla.published import TIMM_SHAPES, read_architecture
 from rsd.models.openvla.text import LlamaText
 from rsd.space import Range, UnknownKeyError
+from tests.hub_server import hub_of
 from tests.models.openvla_tiny import UNNORM_KEY, build_base, observation, plain_observation
 from tests.models.published_copy import LIBERO, VIEWS, edit_json, llama_tokenizer, load
 from tests.records import edit
@@ -168,6 +173,33 @@ def test_a_hub_that_answers_otherwise_is_one_line(tmp_path, monkeypatch, answers
             threading.Thread(target=answer, daemon=True).start()
         with pytest.raises(CheckpointError, match=r"the hub could not be reached for a/b \(\w+: .*\); download all"):
             load(tmp_path / "base", hub_id="a/b")
+
+
+def test_a_folder_that_is_no_interrupted_download_is_left_alone(tmp_path, monkeypatch):
+    """And an interrupted one goes on, for the checkpoint that it is of."""
+    content, base, partial = (tmp_path / name for name in ("hub", "base", "base.part"))
+    for folder, name in ((content, "config.json"), (partial, "mine.txt")):
+        folder.mkdir()
+        (folder / name).write_text("{}")
+    with hub_of({"models/a/b": content}) as (address, asked):
+        monkeypatch.setattr(fetching, "constants", SimpleNamespace(HF_HUB_OFFLINE=False, ENDPOINT=address))
+        with pytest.raises(CheckpointError, match=r"base\.part is there, and is no download of a/b .*; move it"):
+            load(base, hub_id="a/b")
+        assert not asked and [path.name for path in partial.iterdir()] == ["mine.txt"]
+        shutil.rmtree(partial)
+
+        def break_off(*_, local_dir, **__):
+            (local_dir / "config.json").touch()
+            raise ConnectionError("reset")
+
+        monkeypatch.setattr(fetching, "snapshot_download", break_off)
+        with pytest.raises(CheckpointError, match=r"could not be reached for a/b \(ConnectionError: reset\)"):
+            load(base, hub_id="a/b")
+        with pytest.raises(CheckpointError, match=r"base\.part is there, and is no download of c/d"):
+            load(base, hub_id="c/d")
+        monkeypatch.setattr(fetching, "snapshot_download", functools.partial(snapshot_download, endpoint=address))
+        fetching.fetch(base, "a/b")
+    assert (base / "config.json").read_text() == "{}" and not partial.exists() and not list(base.glob(".fetched"))
 
 
 def test_folder_without_config(published):

@@ -24,10 +24,16 @@ from tests.data.tiny_base import save_tiny_base
 SCRIPT = Path(__file__).parents[2] / "scripts" / "doctor.py"
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("written") / "checkpoint"
+    write_random_checkpoint(folder, architecture=openvla_architecture(size="tiny"))
+    return folder
+
+
 @pytest.fixture
-def checkpoint(tmp_path):
-    write_random_checkpoint(tmp_path / "checkpoint", architecture=openvla_architecture(size="tiny"))
-    return tmp_path / "checkpoint"
+def checkpoint(written, tmp_path):
+    return Path(shutil.copytree(written, tmp_path / "checkpoint"))
 
 
 @pytest.fixture
@@ -361,7 +367,7 @@ def test_why_no_real_frames_were_shown(doctor, toys, tmp_path):
 @pytest.mark.parametrize("part", ["base", "tokenizer", "head", "draft"])
 def test_a_part_that_is_not_finite_is_named_whatever_decoding_uses_it(doctor, tmp_path, part):
     folder = tmp_path / "policy"
-    shutil.copytree("released", folder)
+    shutil.copytree("released", folder, ignore=shutil.ignore_patterns("next"))  # which is a policy of its own
     (own,) = (folder / part).iterdir()
     weights = load_file(own / "weights.safetensors")
     next(tensor for tensor in weights.values() if tensor.is_floating_point()).view(-1)[0] = float("nan")

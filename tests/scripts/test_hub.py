@@ -243,6 +243,18 @@ def test_what_is_no_policy_and_no_data_is_not_sent(tmp_path, monkeypatch, capsys
     (tmp_path / "empty").mkdir()
     code, _ = run(monkeypatch, capsys, "push", tmp_path / "empty", "me/x", "--dry-run")
     assert "holds neither policy.json (a policy) nor dataset_info.json" in code
+    plain = tmp_path / "openvla 7b"
+    plain.mkdir()
+    (plain / "config.json").write_text("{}")
+    for action in (["push", plain, "me/x"], ["card", plain]):
+        code, _ = run(monkeypatch, capsys, *action)
+        assert "holds no policy.json and looks like a published checkpoint" in code
+        assert code.endswith(f"make a policy folder of it: python scripts/convert.py policy '{plain}' OUT")
+    with hub_of({"models/me/plain": plain}) as (address, asked):
+        endpoint(monkeypatch, address)
+        code, _ = run(monkeypatch, capsys, "pull", "me/plain", tmp_path / "out")
+    assert "hf download me/plain --local-dir DIR, python scripts/convert.py policy DIR OUT" in code
+    assert not any("resolve" in one for one in asked) and not (tmp_path / "out.part").exists()
     (policy / "key").symlink_to("/etc/hostname")
     code, _ = run(monkeypatch, capsys, "push", policy, "me/x", "--dry-run")
     assert "is a link that leads out of" in code

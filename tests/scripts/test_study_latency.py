@@ -46,5 +46,5 @@ def test_cells_that_ask_the_same_policy_are_one_arm(study):
 def test_what_cannot_be_timed_is_one_line(study, tmp_path_factory):
     with pytest.raises(SettingError, match=r"--compiled names \['d'\], expected some of \(1\), a, layer_3, b, c"):
         measure(study, ["d"], calls=1, seconds=1.0)
-    with pytest.raises(SettingError, match="holds no study; give the folder"):
+    with pytest.raises(SettingError, match=r"holds no study; give the folder that python eval.py -m has named"):
         arms(tmp_path_factory.mktemp("empty"))

@@ -1,5 +1,6 @@
 """Scalar and residual quantisation against integers worked out by hand."""
 
+import pytest
 import torch
 
 from rsd.tokenizer.quantizer import ResidualQuantizer, dequantize, quantize
@@ -50,3 +51,39 @@ def test_a_fixed_grid_would_carry_nothing_after_the_first_stage():
     quantizer = ResidualQuantizer(levels, torch.tensor([1.0, 1.0, 1.0]))
     indices = quantizer.encode(torch.linspace(-3, 3, 100).reshape(-1, 1, 1))
     assert (indices[..., 1:] == 3).all()
+
+
+def stage_by_stage(quantizer, latents, digits):
+    """The definition of `ResidualQuantizer.encode`, with integers."""
+    steps, levels = quantizer.steps(), quantizer.levels
+    residual = latents - sum(
+        dequantize(digit, steps[..., stage], levels[..., stage]) for stage, digit in enumerate(digits)
+    )
+    for stage in range(len(digits), quantizer.num_stages):
+        digits = [*digits, quantize(residual, steps[..., stage], levels[..., stage])]
+        residual = residual - dequantize(digits[-1], steps[..., stage], levels[..., stage])
+    return torch.stack(digits, dim=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("num_stages", [1, 3, 5, 9])
+def test_the_fast_way_is_bit_for_bit_the_plain_one(num_stages, dtype):
+    draw = torch.Generator().manual_seed(num_stages)
+    levels = torch.randint(1, 12, (8, 7, num_stages), generator=draw)
+    steps = (0.1 + torch.rand(levels.shape, generator=draw)) * 5.0 ** -torch.arange(num_stages)
+    quantizer = ResidualQuantizer(levels, steps)
+    latents = (2 * torch.randn(33, 8, 7, generator=draw)).to(dtype)
+    indices = quantizer.encode(latents)
+    assert torch.equal(indices, stage_by_stage(quantizer, latents, []))
+    for depth in range(num_stages + 1):
+        plain = dequantize(indices[..., :depth], quantizer.steps()[..., :depth], levels[..., :depth]).sum(dim=-1)
+        assert torch.equal(quantizer.decode(indices[..., :depth]), plain)
+    drafted = (indices[..., :1] + 1).minimum(levels[..., :1] - 1)
+    continued = quantizer.encode(latents, drafted)
+    assert torch.equal(continued, stage_by_stage(quantizer, latents, [drafted[..., 0]]))
+    assert continued.is_contiguous() and continued.dtype == torch.int64
+
+
+def test_what_is_no_number_has_the_first_level():
+    quantizer = ResidualQuantizer(torch.full((1, 1, 2), 7), torch.tensor([7.0, 1.0]))
+    assert quantizer.encode(torch.full((1, 1, 1), torch.nan)).tolist() == [[[[0, 0]]]]

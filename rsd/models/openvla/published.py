@@ -8,9 +8,11 @@ has made has those weights among the safetensors, under the network's names, and
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rsd.checkpoint import CheckpointError, check_finite, check_names, shapes_of
 from rsd.errors import SettingError
-from rsd.files import stranger
+from rsd.files import stranger, write_atomically
 from rsd.models.openvla.action_heads import ACTION_HEADS
 from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights, check_llm, outline
 from rsd.models.openvla.streaming import put, read_headers, stream, tensors, weight_files
@@ -33,6 +35,7 @@ from rsd.record import EntryError, conform, read, shown
 from rsd.settings import Count
 
 HUB_TIMEOUT_S = 5.0
+FETCHED = ".fetched"  # in a folder into which a checkpoint is downloaded: its name on the hub
 # No network, a network that breaks off, and answers that are no hub's: a proxy's page, an address that is none
 NO_HUB = (OSError, HTTPException, HTTPError, ValueError, KeyError)
 MAX_VISION_LORA_ALPHA = 16  # the reference trains with alpha = min(rank, 16) and does not store it
@@ -75,18 +78,37 @@ TEXT_CONFIG_IGNORED = ("model_type", "torch_dtype", "dtype")  # the caller decid
 def fetch(directory: Path, hub_id: str) -> None:
     """Download a checkpoint into `directory`, after one quick question whether the hub can be reached at all.
 
-    The files arrive in `<directory>.part`, where an interrupted download goes on, and get their name when complete.
+    The files arrive in `<directory>.part`, where an interrupted download goes on, and get their name when complete. A
+    file there says of what it is the download; a folder without is somebody else's.
 
     Raises:
-        CheckpointError: the hub cannot be reached; names what to download and where to put it.
+        CheckpointError: the hub cannot be reached; names what to download and where to put it. Or `<directory>.part` is
+            there and is not this download.
     """
     partial = directory.with_name(directory.name + ".part")
-    try:
+    mark = partial / FETCHED
+    if os.path.lexists(partial) and not (mark.is_file() and mark.read_bytes() == hub_id.encode()):
+        raise CheckpointError(
+            f"{partial} is there, and is no download of {hub_id} that was interrupted; move it away, or call it "
+            f"{directory.name} if it is the whole checkpoint"
+        )
+    with _hub(directory, hub_id):
         if constants.HF_HUB_OFFLINE:
             raise ConnectionError("HF_HUB_OFFLINE is set")
         with urlopen(f"{constants.ENDPOINT}/api/models/{hub_id}", timeout=HUB_TIMEOUT_S):  # raises OSError
             pass
+    partial.mkdir(parents=True, exist_ok=True)
+    write_atomically(mark, hub_id)
+    with _hub(directory, hub_id):
         snapshot_download(hub_id, local_dir=partial, ignore_patterns=["*.py"])
+    partial.rename(directory)
+    (directory / FETCHED).unlink()
+
+
+@contextmanager
+def _hub(directory: Path, hub_id: str) -> Iterator[None]:
+    try:
+        yield
     except NO_HUB as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(
@@ -94,7 +116,6 @@ def fetch(directory: Path, hub_id: str) -> None:
             f"download all files of {constants.ENDPOINT}/{hub_id} and put them into {directory}, "
             f"or set model.backbone.checkpoint to where they are"
         ) from error
-    partial.rename(directory)
 
 
 def read_json(directory: Path, name: str) -> dict[str, Any]:

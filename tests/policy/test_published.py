@@ -9,20 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import rsd
 from rsd.checkpoint import CheckpointError
 from rsd.models.openvla import load_base
 from rsd.policy.folder import base_arguments, describe_folder, read_record
+from rsd.policy.published import PICTURES, base_entry
 from rsd.stages import StageHead
 from rsd.stages.files import save_stage_head
 from rsd.tokenizer import save_tokenizer
 from rsd.types import Request
-from scripts.published_policy import base_entry
 from scripts.restamp import restamp
 from tests.models.openvla_tiny import UNNORM_KEY, observation, statistics
 from tests.models.tiny_checkpoints import random
 from tests.tokenizer.test_tokenizers import rfsq
+
+CONF = Path(__file__).parents[2] / "conf"
+LIBERO = yaml.safe_load((CONF / "robot" / "libero.yaml").read_text())
+del LIBERO["_target_"]
 
 
 def run(monkeypatch, capsys, *arguments) -> tuple[int | str, list[str]]:
@@ -41,7 +46,7 @@ def made(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("made")
     checkpoint = random(root / "checkpoint")
     (checkpoint / "dataset_statistics.json").write_text(json.dumps({UNNORM_KEY: statistics()}))
-    entry = base_entry(checkpoint, robot="libero", dtype="float32")
+    entry = base_entry(checkpoint, robot=LIBERO, dtype="float32")
     base = load_base(checkpoint=checkpoint, **base_arguments(entry, None))
     save_tokenizer(
         rfsq(num_stages=4), root / "tokenizer", {"unnorm_key": UNNORM_KEY, "norm_stats": {UNNORM_KEY: statistics()}}
@@ -72,7 +77,7 @@ def folder(made, tmp_path, monkeypatch, capsys) -> Path:
 def test_the_folder_acts_as_its_parts_do(made, folder, tmp_path):
     moved = Path(shutil.move(folder, tmp_path / "elsewhere"))
     policy = rsd.load(moved)
-    entry = base_entry(made / "checkpoint", robot="libero", dtype="float32")
+    entry = base_entry(made / "checkpoint", robot=LIBERO, dtype="float32")
     base = load_base(checkpoint=made / "checkpoint", **base_arguments(entry, None))
     expected = base.space.to_robot(base.look([observation()]).chunk().numpy())[0]
     np.testing.assert_allclose(policy.predict([Request(observation(), 0)])[0].actions, expected, atol=1e-6)
@@ -120,11 +125,23 @@ def test_parts_of_something_else_are_refused_before_anything_is_written(made, tm
     assert "micro" in code and "has no checkpoint.json; name the folder that train.py has made" in code
     code, _ = run(monkeypatch, capsys, *asked, "--unnorm-key", "nosuch")
     assert "unnorm_key 'nosuch' not in norm_stats" in code and code.endswith("name one of them with --unnorm-key")
+    code, _ = run(monkeypatch, capsys, *asked, "--views", "image", "nonsense")
+    assert code.startswith("error: --views names 'nonsense', which robot libero does not offer; it has image, wrist_")
+    code, _ = run(monkeypatch, capsys, *asked, "--views", "image", "image")
+    assert code == "error: --views names a picture twice: image image; name each once"
     code, _ = run(monkeypatch, capsys, *asked, "--robot", "aloha")
     assert code.startswith("error: ") and "\n" not in code
     code, lines = run(monkeypatch, capsys, *asked, "--robot", "nosuch")
     assert code == 2 and lines[0].startswith("error: --robot: invalid choice: 'nosuch'")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.converting"))
+
+
+def test_pictures_of_a_robot_are_those_that_its_environment_offers():
+    offered = {"libero": CONF / "env" / "_offers.yaml", "bridge": CONF / "env" / "widowx.yaml"}
+    assert offered.keys() == PICTURES.keys()
+    for robot, file in offered.items():
+        env = yaml.safe_load(file.read_text())
+        assert tuple(env.get("offers", env)["views"]) == PICTURES[robot]
 
 
 def test_code_and_hidden_files_are_left_out(made, tmp_path, monkeypatch, capsys):

@@ -8,27 +8,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rsd.checkpoint import JSON_FILE, CheckpointError
-from rsd.hub import CODE
+from rsd.errors import SettingError
+from rsd.files import CODE
 from rsd.models.openvla.conversions import opened
 from rsd.models.openvla.manifest import write_manifest
 from rsd.models.openvla.published import read_norm_stats, read_training
 from rsd.models.openvla.same_outputs import head_of
 from rsd.models.openvla.stored import new_folder, require_new
+from rsd.policy.description import described, stamp
 from rsd.policy.folder import POLICY_FILE
 from rsd.space import UnknownKeyError, resolve_unnorm_key
-from scripts.restamp import described, stamp
 
 LEFT_OUT = (".*", "*.tmp", "__pycache__", *CODE)  # nothing reads it, and a pull would not take it
-ROBOTS = Path(__file__).resolve().parents[1] / "conf" / "robot"
+# What the environment of a robot offers (conf/env)
+PICTURES = {"libero": ("image", "wrist_image"), "bridge": ("image",)}
 
 
 def base_entry(
     checkpoint: Path,
     *,
-    robot: str,
+    robot: Mapping[str, Any],
     views: Sequence[str] | None = None,
     unnorm_key: str | None = None,
     center_crop: bool = True,
@@ -37,18 +37,17 @@ def base_entry(
     """Entry "base" of policy.json, from the checkpoint's files and from what none of them says.
 
     Args:
-        robot: Name in conf/robot; of a checkpoint that was fine-tuned here training.json says what it would.
+        robot: Entries of `Robot`, as a file of conf/robot has them; of a checkpoint that was fine-tuned here
+            training.json says what they would.
         views: Names of the pictures; None for what training.json says, or image and (of OFT) wrist_image.
 
     Raises:
         CheckpointError: the checkpoint is not whole, or has no such statistics.
+        SettingError: the robot has no such picture, or it is named twice.
     """
     stored, model = opened(checkpoint)
     training, head = read_training(checkpoint), head_of(stored)
-    made = {
-        name: value for name, value in yaml.safe_load((ROBOTS / f"{robot}.yaml").read_text()).items() if name[0] != "_"
-    }
-    length = 1 if head == "autoregressive" else made["chunk_length"]
+    length = 1 if head == "autoregressive" else robot["chunk_length"]
     entry: dict[str, Any] = {
         "views": ["image"] if head == "autoregressive" else ["image", "wrist_image"],
         "use_proprio": model.architecture.proprio_dim is not None,
@@ -59,10 +58,23 @@ def base_entry(
         "action_head": head,
     }
     if training is None:
-        entry["robot"] = made
+        _require_pictures(views or (), robot["name"])
+        entry["robot"] = dict(robot)
     else:
         entry |= {name: training[name] for name in ("views", "chunk_length", "use_proprio", "action_head")}
     return entry | ({} if views is None else {"views": list(views)})
+
+
+def _require_pictures(views: Sequence[str], robot: str) -> None:
+    offered = PICTURES.get(robot, views)  # an environment of one's own may offer any
+    unknown = [view for view in views if view not in offered]
+    if unknown:
+        raise SettingError(
+            f"--views names {unknown[0]!r}, which robot {robot} does not offer; it has {', '.join(offered)} (a robot "
+            "with other cameras is a conf/robot/NAME.yaml of its own, for --robot NAME)"
+        )
+    if len({*views}) < len(views):
+        raise SettingError(f"--views names a picture twice: {' '.join(views)}; name each once")
 
 
 def _statistics_of(checkpoint: Path, unnorm_key: str | None) -> str:
