@@ -84,6 +84,8 @@ def main(cfg: DictConfig) -> float | None:
     logger.log_hyperparams(config)
     try:
         trainer.fit(module, datamodule, ckpt_path=state, weights_only=True)
+        trainer.validate(module, datamodule, verbose=False)
+        gather(trainer, module)
     except SystemExit:  # what Lightning makes of Ctrl-C
         interrupted(run_dir, what="step", done=trainer.global_step, before=ending.begun)
     except RuntimeError as error:
@@ -91,8 +93,6 @@ def main(cfg: DictConfig) -> float | None:
         if lost is None:
             raise
         raise lost from error
-    trainer.validate(module, datamodule, verbose=False)
-    gather(trainer, module)
     if not is_first_process():
         return None
 

@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rsd import requeue
+from rsd.commands.alone import as_one_command
 from rsd.commands.dry_run import SAME_NAME, without_dry_run
 from rsd.commands.publishing import Offer, check_publishable, names_of, publish, write_offer
 from rsd.commands.quoting import quoted
@@ -158,7 +159,8 @@ def report_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], A
                     check_chunk(cfg)
                     check_settings(cfg)
                     _go_on_after_requeue(cfg)
-                    return main(cfg)
+                    with as_one_command():
+                        return main(cfg)
                 except KeyboardInterrupt:  # before the first step or episode, or after the last
                     if requeue.asked() is None:
                         print(f"\ninterrupted{_how_to_go_on()}", file=sys.stderr)

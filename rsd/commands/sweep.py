@@ -56,6 +56,7 @@ from rsd.evaluation.terminal import show_report
 from rsd.files import write_atomically
 from rsd.locks import is_held_elsewhere, let_go, opened_here
 from rsd.options import Options, any_path, old_folder, reported
+from rsd.processes import is_first_process
 from rsd.record import read, write
 from rsd.runs import (
     CONFIG_FILE,
@@ -284,7 +285,7 @@ class SweepTable(Callback):
         hydra_cfg = job_return.hydra_cfg.hydra
         job_dir = Path(hydra_cfg.runtime.output_dir)
         is_alone = hydra_cfg.mode != RunMode.MULTIRUN
-        if is_alone and not is_job_of_sweep(job_dir):
+        if not is_first_process() or (is_alone and not is_job_of_sweep(job_dir)):
             return
         failed = job_return.status == JobStatus.FAILED
         returned = job_return._return_value
