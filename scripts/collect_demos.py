@@ -194,6 +194,8 @@ def recipe_of(cfg: DictConfig) -> dict[str, Any]:
     recipe = OmegaConf.to_container(cfg.recipe, resolve=True)
     acting = [name for name in ("make_expert", "make_lead") if OmegaConf.select(cfg.recipe, f"{name}.make_policy")]
     record: dict[str, Any] = {"settings": recipe}
+    if not cfg.exchanged:  # placements are as they were before any could be exchanged
+        del recipe["make_env"]["exchange"]  # type: ignore[union-attr, index, call-overload]
     for name in acting:
         del recipe[name]["make_policy"]  # type: ignore[union-attr, index, call-overload]  # a dict, as cfg.recipe is
         if not cfg.delay:  # it acts as it did before there was a clock

@@ -141,8 +141,8 @@ def training_data(cfg: DictConfig, phase: DictConfig, notes: list[str]) -> Itera
     """What the phase's own datamodule reads; what is dropped and cut off of it is added to the notes."""
     from rsd.data.datamodules import ChunkDataModule
     from rsd.data.examination import samples
-    from rsd.models.openvla.text import WordText
     from rsd.tokenizer.loading import for_space
+    from rsd.training.oft import text_of
 
     name = f"data set, phase={phase.name}"
     data = instantiate(phase.datamodule, batch_size=1, num_workers=0)
@@ -150,8 +150,10 @@ def training_data(cfg: DictConfig, phase: DictConfig, notes: list[str]) -> Itera
     space, told = data.space, data.train.instructions()
     if isinstance(data, ChunkDataModule):
         for_space(instantiate(cfg.quantizer.tokenizer), space).fit(space.to_model(data.train.actions))
-    elif cfg.model.architecture is not None:  # a model that is trained from scratch has the data set's own words
-        WordText.from_instructions(told, told)
+    elif (
+        cfg.model.architecture is not None
+    ):  # what is trained from scratch has the data set's words, or reads sentences
+        text_of(told, instantiate(phase.module.get("sentences")))
     given, asked = {"action": len(space.action)}, {"action": cfg.env.offers.action_dim}
     if space.proprio is not None:  # a tokenizer's training needs none
         given["observation/state"], asked["observation/state"] = len(space.proprio), cfg.env.offers.proprio_dim

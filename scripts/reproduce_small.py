@@ -5,7 +5,8 @@ the expert's corrections of what it does itself. Target head and draft learn its
 Closed-loop evaluation on the official init states follows.
 Every step is a command that a user could type, and is printed before it runs; an interrupted run goes on where it was.
 Ends with tables of results and times in --results. With --base the first model is not trained, but taken from there;
-with --suites-base the second.
+with --suites-base the second. With --words another policy is made: one that reads sentences (docs/words.md), of four
+suites, from the model given there and with exchanged objects; not run yet.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ ALL_TASKS = "null"
 FIRST_BASE = "checkpoints/base/oft_small-libero_spatial_no_noops-t8"
 DECODINGS = ("speculative", "depth_ar", "parallel")
 ABLATIONS = ("black_pictures", "other_instruction", "zero_proprio")
+PLAIN = {"libero_spatial": 500, "libero_object": 500, "libero_goal": 500, "libero_10": 450}  # with --words
+EXCHANGED = {"libero_spatial": 300, "libero_object": 300, "libero_goal": 300}  # added, with objects exchanged
+COVERED = {"libero_10": "[0,1,2,3,4,5,6,7,8]"}  # tasks that the expert does, where it does not do all
+PERTURBED = ("lan", "task", "swap", "object")  # LIBERO-PRO's, of a policy that reads sentences
 VARIANTS = ("swap", "object")  # LIBERO-PRO's; lan and task have words that the small model refuses
 NOISE_SCALES = "[0.0,0.2,0.4]"  # of the executed actions in free space: states to recover from
 VISITED_NOISE = "[0.0,0.1,0.2]"  # of all executed actions
@@ -50,6 +55,8 @@ RESULTS_JSON, RESULTS_TABLE = "small_policy.json", "small_policy.md"
 
 def plan(arguments: argparse.Namespace) -> list[Step]:
     """The steps, in order."""
+    if arguments.words:
+        return policy_of_words(arguments)
     steps = []
     if not arguments.suites_base:
         steps += [] if arguments.base else first_base(arguments)
@@ -98,6 +105,35 @@ def corrected_base(arguments: argparse.Namespace) -> list[Step]:
     return [*steps, train_further("oft_corrected", model, arguments.corrected_steps, arguments)]
 
 
+def policy_of_words(arguments: argparse.Namespace) -> list[Step]:
+    """A policy that reads sentences, from a trained one, on plain demonstrations and some with objects exchanged."""
+    common, steps = ["data=libero_four", "model=oft_small", "text=sentence"], []
+    counts = {suite: max(1, round(count * arguments.suites_scale)) for suite, count in PLAIN.items()}
+    for suite, count in counts.items():
+        own = ["data=libero_four", f"env={suite}", f"tasks={COVERED.get(suite, ALL_TASKS)}"]
+        steps.append(collect(f"collect_{suite}", [*own, f"num_episodes={count}"], NOISE_SCALES, arguments))
+        if suite in EXCHANGED:
+            count += max(1, round(EXCHANGED[suite] * arguments.suites_scale))
+            own += ["seed=3", "exchanged=1", f"num_episodes={count}"]
+            steps.append(collect(f"exchange_{suite}", own, NOISE_SCALES, arguments))
+    own = [*common, f"phase.module.start_from={arguments.words}", f"phase.module.loss_units={arguments.loss_units}"]
+    steps.append(train_base("oft_words", own, arguments.suites_steps, arguments))
+    few = f"num_trials={min(FEW_TRIALS, arguments.num_trials)}"
+    for suite in PLAIN:
+        own = [f"env={suite}", f"tasks={COVERED.get(suite, ALL_TASKS)}", f"num_trials={arguments.num_trials}"]
+        steps.append(evaluate(f"l1_{suite}", [*own, *common], arguments))
+        for variant in PERTURBED if suite in EXCHANGED else ():
+            own = [f"env={suite}", f"env.variant={variant}", few]
+            steps.append(evaluate(f"l1_{suite}_{variant}", [*own, *common], arguments))
+    return steps
+
+
+def evaluate(name: str, own: list[str], arguments: argparse.Namespace) -> Step:
+    """eval.py on the GPU."""
+    options = ["device=cuda", "save_videos=0", f"num_workers={arguments.workers}", f"max_batch={MAX_BATCH}"]
+    return Step(f"eval_{name}", ["eval.py", *own, *options, f"paths.root={arguments.root}"], REPORT_JSON)
+
+
 def heads(arguments: argparse.Namespace) -> list[Step]:
     """Tokenizer on the demonstrations; hidden states, target head and draft on episodes of the base model itself."""
     common = ["data=libero_suites", f"paths.root={arguments.root}"]
@@ -124,14 +160,7 @@ def heads(arguments: argparse.Namespace) -> list[Step]:
 
 def evaluations(arguments: argparse.Namespace) -> list[Step]:
     """l1 on every suite; on libero_spatial the decodings, ablations and variants, too."""
-    common = [
-        "data=libero_suites",
-        "model=oft_small",
-        f"quantizer={arguments.quantizer}",
-        "device=cuda",
-        "save_videos=0",
-    ]
-    common += [f"num_workers={arguments.workers}", f"max_batch={MAX_BATCH}", f"paths.root={arguments.root}"]
+    common = ["data=libero_suites", "model=oft_small", f"quantizer={arguments.quantizer}"]
     many, few = (f"num_trials={min(count, arguments.num_trials)}" for count in (arguments.num_trials, FEW_TRIALS))
     spatial = "env=libero_spatial"
     asked = {"l1": [spatial, many]}
@@ -141,7 +170,7 @@ def evaluations(arguments: argparse.Namespace) -> list[Step]:
     asked["speculative_base"] = [spatial, "decoding=speculative", "target=base", many]
     asked |= {ablation: [spatial, f"ablation={ablation}", few] for ablation in ABLATIONS}
     asked |= {variant: [spatial, f"env.variant={variant}", few] for variant in VARIANTS}
-    return [Step(f"eval_{name}", ["eval.py", *own, *common], REPORT_JSON) for name, own in asked.items()]
+    return [evaluate(name, [*own, *common], arguments) for name, own in asked.items()]
 
 
 def collect(name: str, data: list[str], noise_scales: str, arguments: argparse.Namespace) -> Step:
@@ -163,7 +192,8 @@ def train_base(name: str, own: list[str], max_steps: int, arguments: argparse.Na
     if arguments.gpus > 1:
         options += ["trainer=ddp", f"trainer.devices={arguments.gpus}"]
         options.append(f"phase.datamodule.batch_size={BATCH_SIZE // arguments.gpus}")
-    command = ["train.py", "phase=oft_gpu", "model=oft_small", *own, *options, f"paths.root={arguments.root}"]
+    model = [] if "model=oft_small" in own else ["model=oft_small"]
+    command = ["train.py", "phase=oft_gpu", *model, *own, *options, f"paths.root={arguments.root}"]
     return Step(name, command, METRICS_FILE)
 
 
@@ -250,6 +280,7 @@ def main() -> None:
     parser.add_argument(
         "--corrections-scale", type=held(NotNegative), default=0.0, help="share of the corrections; 0 for none"
     )
+    parser.add_argument("--words", type=old_folder, help="base model to go on from with sentences; not run yet")
     parser.add_argument("--corrected-steps", type=held(Count), default=5000)
     parser.add_argument("--loss-units", default="quantiles", help="of the trainings on all suites")
     parser.add_argument("--head-steps", type=held(Count), default=3000)
@@ -268,7 +299,7 @@ def main() -> None:
         parser.error(f"--only {arguments.only} names steps that do not exist; the steps are {', '.join(names)}")
     free = ("root", "results", "workers", "only")  # change no result
     settings = {name: value for name, value in vars(arguments).items() if name not in free}
-    for name in ("base", "suites_base"):
+    for name in ("base", "suites_base", "words"):
         settings[name] = settings[name] and str(settings[name])
     keep_settings(root, settings)
     run_steps([step for step in steps if step.name in chosen], root)

@@ -34,6 +34,7 @@ STUDIES = ("study", "study_released")  # experiments of eval.py alone: they choo
 READERS = {  # group of train.py to the phases that read it
     "data": ("rfsq", "oft", "head"),
     "visual_tokens": ("head", "draft"),
+    "text": ("oft", "head"),
     "model": ("head",),  # fine-tuning of every published model: tests/training/test_finetune.py
     "quantizer": ("rfsq", "draft"),
     "draft": ("draft",),
@@ -47,6 +48,7 @@ EVAL_GROUPS = (
     "protocol",
     "data",
     "model",
+    "text",
     "visual_tokens",
     "quantizer",
     "draft",

@@ -104,7 +104,7 @@ def configured_clock(cfg: DictConfig, overrides: Sequence[str]) -> Clock:
 
 
 def check_clock(policy: Policy, clock: Clock) -> None:
-    """See that a policy that can tell has chunks and a robot that a clock is for.
+    """See that a clock suits the policy's chunks and its robot, as far as the policy tells them.
 
     Raises:
         DelayError: nothing of its chunks would be left.
@@ -179,8 +179,15 @@ def folder_options(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         "offered": None if offered is None else OmegaConf.to_container(offered, resolve=True),
         **({"execution": cfg.model.backbone.execution} if is_typed(overrides, EXECUTION) else {}),
         **({"pictures": cfg.model.backbone.pictures} if is_typed(overrides, PICTURES) else {}),
+        **({"text_source": _text_source(cfg)} if is_typed(overrides, "text") else {}),
         **({"visual_tokens": instantiate(cfg.visual_tokens.select)} if is_typed(overrides, "visual_tokens") else {}),
     }
+
+
+def _text_source(cfg: DictConfig) -> str | None:
+    """Where the files of a sentence encoder are, as far as the configuration says it."""
+    source: str | None = OmegaConf.select(cfg, "text.sentences.source")
+    return source
 
 
 def _is_calibrated(cfg: DictConfig, overrides: Sequence[str]) -> bool:
@@ -254,6 +261,7 @@ def policy_fields(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         base.pop("fp8", None)
     if base.get("pictures") == "cpu":
         base.pop("pictures")
+    base.pop("text_source", None)  # a place, and no content
     return {
         "model": cfg.model.name,
         "decoding": cfg.decoding.name,

@@ -61,6 +61,7 @@ GROUPS = (
     "decoding",
     "accept",
     "visual_tokens",
+    "text",
 )
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 Ratio = Annotated[float, Range(0, 64, above=True)]
@@ -124,6 +125,7 @@ KEYS: dict[str, Any] = {
     "max_episodes": Count | None,
     "out": Text,
     "dry_run": bool,
+    "exchanged": Annotated[float, Range(0, 1)],
     "tokenizers": list[Text],
     "depths": Annotated[list[Depth], Length()] | None,
     "disturbed": bool,
@@ -224,6 +226,9 @@ KEYS: dict[str, Any] = {
     "visual_tokens.suffix": str,
     "visual_tokens.typed": str,
     "visual_tokens.select": Made,
+    "text.suffix": str,
+    "text.typed": str,
+    "text.sentences": Made | None,
     "draft.part": Text | None,
     "draft.readout": Literal["tokens", "numbers"] | None,
     "draft.num_stages": Depth | None,

@@ -40,14 +40,15 @@ from rsd.runs import json_types
 TRAIN, EVAL, CACHE = "train.py", "eval.py", "scripts/cache_hidden_states.py"
 COLLECT, COMPARE = "scripts/collect_demos.py", "scripts/compare.py"
 COMMANDS = {TRAIN: "train", EVAL: "eval", CACHE: "cache", COLLECT: "collect"}  # to the root configuration in conf/
-SHARED = ("paths", "data", "model", "quantizer", "draft", "target", "visual_tokens")  # read where they are referred to
+# Read where they are referred to
+SHARED = ("paths", "data", "model", "text", "quantizer", "draft", "target", "visual_tokens")
 READ_AS_THEY_ARE = {EVAL: ("model",), COLLECT: ("data",)}  # and by these commands' own code
 PLACES_OF_ALL = ("paths.root", "paths.data", "paths.cache", "paths.checkpoints", "paths.runs")
 OF_THE_PIPELINE = ("phase", "policy", "experiment", "resume")  # keys that only the pipeline's file decides on
 MAX_STEPS = ("phase.max_steps", "trainer.max_steps")  # not of a tokenizer that is fitted
 SAME = (  # keys that must be the same in a step and in those that read what it makes
     *("chunk", "data.name", "data.unnorm_key", "model.name", "model.architecture", "model.image_size"),
-    *("visual_tokens.name", "quantizer.num_stages", "quantizer.tokenizer"),
+    *("visual_tokens.name", "text.name", "quantizer.num_stages", "quantizer.tokenizer"),
     *("draft.name", "draft.num_stages", "draft.layer", "draft.width", "draft.num_layers", "draft.num_heads"),
 )
 REFERENCE = re.compile(r"\$\{(?:oc\.select:)?([A-Za-z_][\w.]*)")
@@ -194,7 +195,7 @@ def _dealt(typed: Sequence[str], names: list[str]) -> tuple[list[str], dict[str,
 
 
 def _check_choices_of_one(common: Sequence[str], file: File) -> None:
-    """See that nobody chooses for all steps what the file chooses for each."""
+    """See that no override for all steps changes a group that the file chooses for each step."""
     for one in common:
         key = key_of(one)
         chosen = {

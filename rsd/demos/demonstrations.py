@@ -86,7 +86,7 @@ class LiberoExpert:
     """
 
     def __init__(self, env: LiberoEnv) -> None:
-        self._domain = env.simulator.env
+        self._env, self._domain = env, env.simulator.env
         goal_state = self._domain.parsed_problem["goal_state"]
         self._skill = skill_for(goal_state, self._domain)
         self._names = [name for goal in goal_state for name in goal[1:]]
@@ -95,10 +95,17 @@ class LiberoExpert:
         self._skill.begin()
 
     def scene_is_as_described(self) -> bool:
-        """False when overlapping objects were thrown apart in the waiting steps; LIBERO's sampler permits that."""
-        problem = self._domain.parsed_problem
+        """False when overlapping objects were thrown apart in the waiting steps; LIBERO's sampler permits that.
+
+        Objects that have each other's places are held to where they were put.
+        """
+        problem, moved = self._domain.parsed_problem, self._env.moved
+        for name, place in moved.items():
+            xy = self._domain.sim.data.body_xpos[self._domain.obj_body_id[name]][:2]
+            if np.abs(xy - place).max() > DISPLACED_M:
+                return False
         for relation, name, *place in problem["initial_state"]:
-            if relation != "on" or name not in self._names or place[0] not in problem["regions"]:
+            if relation != "on" or name not in self._names or place[0] not in problem["regions"] or name in moved:
                 continue
             boxes = problem["regions"][place[0]]["ranges"]  # none for a region on a fixture
             xy = self._domain.sim.data.body_xpos[self._domain.obj_body_id[name]][:2]

@@ -38,7 +38,8 @@ def patch_features(base: OpenVLABase, observation: Observation) -> dict[str, dic
         }
     ids, start = segments.given(inputs, "input_ids"), segments.given(inputs, "action_start")
     pixels = segments.given(inputs, "pixel_values")
-    features = model.vision_features(pixels, ids, inputs["attention_mask"], start, base.chunk_length)  # [1, M*N, C]
+    mask, sentence = inputs["attention_mask"], inputs.get("sentence")
+    features = model.vision_features(pixels, ids, mask, start, base.chunk_length, sentence)  # [1, M*N, C]
     shapes = model.architecture.transformers
     names = TOWERS if len(shapes) > 1 else ("SigLIP",)
     if not shapes:

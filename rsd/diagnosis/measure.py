@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rsd.data.datasets import FrameDataset
 from rsd.diagnosis import continuity, gripper_timing, movement
@@ -64,6 +65,10 @@ class Wordless:
 
     def encode(self, instruction: str) -> list[int]:
         return self._text.encode(instruction) if instruction else self._text.without_words()
+
+    def vector(self, instruction: str) -> Tensor | None:
+        known = self._text.vector(instruction or self._text.example)
+        return known if instruction or known is None else torch.zeros_like(known)  # which no placeholder takes
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._text, name)

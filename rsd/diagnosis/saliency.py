@@ -8,6 +8,7 @@ it says is local: how the chunk would change with a little more of an input, not
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,12 +51,12 @@ def saliency(base: OpenVLABase, observation: Observation) -> Saliency:
     with torch.enable_grad():
         inputs = base.on_device(base.prepare([observation]))
         ids = segments.given(inputs, "input_ids")
-        words = base.model.language_model.model.embed_tokens(ids).detach().requires_grad_()
-        handle = base.model.language_model.model.embed_tokens.register_forward_hook(lambda *_: words)
+        words = base.model.text(ids, inputs.get("sentence")).detach().requires_grad_()
+        base.model.text = lambda *_: words  # type: ignore[method-assign]  # of this one object, and only here
         try:
             sequence, kept = _sequence(base, inputs)
         finally:
-            handle.remove()
+            del base.model.text
         sequence.embeds.retain_grad()
         _answer(base, inputs, sequence).backward()
     heat, of_words = _strength(sequence.embeds), _strength(words)  # [S], [L]
@@ -85,12 +86,14 @@ def _sequence(base: OpenVLABase, inputs: segments.Tensors) -> tuple[LanguageInpu
     model, ids = base.model, segments.given(inputs, "input_ids")
     mask, start = inputs["attention_mask"], segments.given(inputs, "action_start")
     patches = model.projector(
-        model.vision_features(segments.given(inputs, "pixel_values"), ids, mask, start, base.chunk_length)
+        model.vision_features(
+            segments.given(inputs, "pixel_values"), ids, mask, start, base.chunk_length, inputs.get("sentence")
+        )
     )
     kept = None
     if base.choose is not None:
-        kept = base.choose(patches.detach(), lambda: model.words(ids, start))
-    more = {}
+        kept = base.choose(patches.detach(), lambda: model.words(ids, start, inputs.get("sentence")))
+    more: dict[str, Any] = {"sentence": inputs.get("sentence")}
     if base.action_head == "diffusion":
         first = torch.full((1,), timesteps(model.num_diffusion_steps)[0], device=patches.device)
         noise = segments.given(inputs, "noise")
@@ -145,7 +148,8 @@ def keypoint_heat(base: OpenVLABase, inputs: segments.Tensors) -> list[Tensor]:
 
 def feature_maps(base: OpenVLABase, inputs: segments.Tensors) -> list[Tensor]:
     """What each convolutional tower makes of its picture, [1, C', h, w] a view."""
-    words = base.model.words(segments.given(inputs, "input_ids"), segments.given(inputs, "action_start"))
+    told = segments.given(inputs, "input_ids"), segments.given(inputs, "action_start"), inputs.get("sentence")
+    words = base.model.words(*told)
     pixels = segments.given(inputs, "pixel_values").split(3, dim=1)
     vision = base.model.vision_backbone
     assert isinstance(vision, ConvVision)

@@ -15,11 +15,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
 
-from rsd.envs.gl import check_simulator
+from rsd.envs.exchange import Exchange, exchange_places
+from rsd.envs.gl import SimulatorError, check_simulator
 from rsd.envs.physics import SharedStages
 from rsd.envs.placements import check_placement, object_columns
 from rsd.envs.rotation import axis_angle
@@ -81,12 +83,14 @@ class LiberoEnv:
         protocol: Name and version of the evaluation protocol that these values belong to, to be stored with results.
         end_at_success: False lets steps go on after success, for recording what follows it.
         allow_mujoco_version: Accept this version of MuJoCo although scores are not comparable.
+        exchange: Put objects into each other's places in `reset_random`; None for the suite's own placements.
 
     Attributes:
         task: See `Env`; its versions are what `check_simulator` found.
         simulator: The underlying OffScreenRenderEnv, for readers of privileged state (`simulator.sim.data`). Its
             observations are cut down to what `Observation` holds.
         reset_rendering_s: See `Env`.
+        moved: Where objects were put by `exchange` in the last reset, name → [2], m, world frame; empty without.
     """
 
     @checked
@@ -106,6 +110,7 @@ class LiberoEnv:
         protocol: str = "openvla_oft-1",
         end_at_success: bool = True,
         allow_mujoco_version: str | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         if len(waiting_action) != ACTION_DIM:
             raise SettingError(f"waiting_action has {len(waiting_action)} entries; expected {ACTION_DIM}")
@@ -124,6 +129,7 @@ class LiberoEnv:
         self._num_wait_steps = num_wait_steps
         self._waiting_action = np.asarray(waiting_action, dtype=np.float64)
         self._seed = seed
+        self._exchange, self.moved = exchange, dict[str, np.ndarray]()
         self._init_states = task.init_states
         self._looking = False
         self._ready = False  # an episode is running
@@ -156,7 +162,7 @@ class LiberoEnv:
         For demonstrations: the evaluation init states are fixed arrays and are not used.
 
         Raises:
-            PlacementError: the placement is one of them all the same.
+            PlacementError: the random placement happens to be one of them.
         """
         return self._start(seed, None)
 
@@ -259,11 +265,15 @@ class LiberoEnv:
             robot.gripper.current_action = np.zeros(robot.gripper.dof)  # robosuite's reset forgets it
         with quiet(), _numpy_seed(seed):
             self.simulator.reset()
+        self.moved = {}
         if init_state is None:
+            if self._exchange is not None and self._exchange.chosen(seed):
+                self.moved = exchange_places(self.simulator.env, self._exchange, seed)
             init_state = self.simulator.get_sim_state()  # setting it shifts the instant at which pictures are sampled
             columns = object_columns(self.simulator.sim.model)
             task = f"{self.task.suite} task {self.task.task_id}"
-            check_placement(init_state, self._init_states, columns, task=task, seed=seed)
+            for states in [self._init_states, *(self._swap_states if self.moved else ())]:
+                check_placement(init_state, states, columns, task=task, seed=seed)
         self._looking = self._num_wait_steps == 0
         observables = self.simulator.set_init_state(init_state)
         for step in range(self._num_wait_steps):
@@ -272,6 +282,15 @@ class LiberoEnv:
         self._ready = True
         self.reset_rendering_s = self._rendering_s
         return self._observation(observables)
+
+    @cached_property
+    def _swap_states(self) -> list[np.ndarray]:
+        """LIBERO-PRO's evaluation states of this task with objects exchanged, where it has them for this scene."""
+        try:
+            states = load_task(suite_name(self.task.suite, "swap"), self.task.task_id).init_states
+        except (SettingError, SimulatorError, NoSuchTaskError):
+            return []
+        return [states] if states.shape[1:] == self._init_states.shape[1:] else []
 
     def _advance(self, action: np.ndarray, observe: bool) -> tuple[dict[str, np.ndarray], bool]:
         self._looking = observe

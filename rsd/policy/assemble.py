@@ -301,11 +301,11 @@ def load_eyes(
     if provenance.get(EYES) != file_sha256(record):
         another = f"{folder} is not what {kind} {draft} was trained with; {remedy}"
         raise CheckpointError(stranger(record, remedy) or another)
-    execution, pictures = "eager", "cpu"
+    execution, pictures, source = "eager", "cpu", None
     if isinstance(run_as, OpenVLABase):
         execution = "compiled" if run_as.execution == "fp8" else run_as.execution
-        pictures = run_as.pictures_on
-    eyes = load_own(folder, device=device, execution=execution, pictures=pictures)
+        pictures, source = run_as.pictures_on, getattr(run_as.text, "source", None)  # of sentences alone
+    eyes = load_own(folder, device=device, execution=execution, pictures=pictures, text_source=source)
     more = sorted(set(eyes.spec.views) - set(base.views))
     if more or eyes.spec.proprio_dim not in (None, base.proprio_dim):
         raise CheckpointError(

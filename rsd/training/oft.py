@@ -21,16 +21,18 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from rsd.checkpoint import CheckpointError
 from rsd.errors import SettingError
 from rsd.files import write_atomically
 from rsd.images import augment, center_crop, resize_pictures
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.conv import ConvShape
 from rsd.models.openvla.loading import save_base
-from rsd.models.openvla.model import Architecture, OpenVLAOFT, round_weights
+from rsd.models.openvla.model import Architecture, OpenVLAOFT, SentenceShape, round_weights
 from rsd.models.openvla.patches import STRIDE, PatchShape
 from rsd.models.openvla.processor import HALF, PrismaticImageProcessor
-from rsd.models.openvla.text import WordText
+from rsd.models.openvla.sentences import Sentences, load_encoder
+from rsd.models.openvla.text import SentenceText, WordText, check_instructions
 from rsd.models.openvla.transfer import start_from
 from rsd.models.openvla.vit import ViTShape
 from rsd.settings import ChunkLength, Decay, Dtype, Natural, Rate, Seed, Share, Side, Views, checked
@@ -44,11 +46,13 @@ from rsd.training.given import (
     normalized_proprio,
     of_sample,
 )
+from rsd.training.paraphrases import paraphrases
 from rsd.training.randomness import step_generator
 from rsd.training.sharded import shard
 from rsd.types import Frame
 
 STATISTICS_FILE = "dataset_statistics.json"  # as OpenVLA ships it: {data set name: statistics}
+TEXT = "text"  # entry of a state to resume from
 LOSS_UNITS = ("bounds", "quantiles")
 EMA_WARMUP = 10  # the average's decay is at most (1 + n) / (EMA_WARMUP + n) at step n
 
@@ -137,6 +141,8 @@ class OFTModule(LightningModule):
             in units of the bounds.
         start_from: Checkpoint folder of a model with the same architecture whose weights to start with; null for random
             ones. The data set may have further words, and must have all of the checkpoint's.
+        sentences: Read instructions with a frozen sentence encoder, and with paraphrases in training; null for the
+            words of the data set.
     """
 
     loss_factors: Tensor  # of each space and action dim, [K, A]
@@ -161,6 +167,7 @@ class OFTModule(LightningModule):
         weights_dtype: Dtype = "float32",
         loss_units: str = "bounds",
         start_from: str | None = None,
+        sentences: Sentences | None = None,
     ) -> None:
         super().__init__()
         if architecture is None:
@@ -179,7 +186,7 @@ class OFTModule(LightningModule):
         if loss_units not in LOSS_UNITS:
             raise SettingError(f"phase.module.loss_units is {loss_units!r}, expected one of {list(LOSS_UNITS)}")
         self.loss_units = loss_units
-        self.start_from = start_from
+        self.start_from, self.sentences = start_from, sentences
         self.started_from: str | None = None
 
     def setup(self, stage: str) -> None:
@@ -197,21 +204,39 @@ class OFTModule(LightningModule):
             space=space,
             instructions=datamodule.train.instructions(),  # of all splits, so that every task's words are known
             seed=self.seed,
+            sentences=self.sentences,
         )
         self.model = self.base.model
+        self.instructions = sorted(datamodule.train.instructions())
+        count = 0 if self.sentences is None else self.sentences.num_paraphrases
+        self.paraphrases = paraphrases(self.instructions, count, self.seed)
         if self.start_from is not None:
             text = self.base.text
-            assert isinstance(text, WordText)
-            self.started_from = start_from(self.model, text, space, Path(self.start_from))
+            assert isinstance(text, WordText | SentenceText)
+            self.started_from = start_from(self.model, text, space, Path(self.start_from), self.paraphrases)
         self.average = None if self.ema_decay is None else copy.deepcopy(self.model).requires_grad_(False)
         if self.average is not None:
             self.base = rebuilt(self.base, self.average)
         factors = torch.from_numpy(np.stack([one.quantile_units() for one in self.spaces]))  # [K, A]
         factors = factors if self.loss_units == "quantiles" else torch.ones_like(factors)
         self.register_buffer("loss_factors", factors, persistent=False)
-        self.instructions = sorted(datamodule.train.instructions())
-        self.prompts = self.base.prompts(self.instructions)  # a row an instruction
+        said = [*self.instructions, *(one for others in self.paraphrases.values() for one in others)]
+        self.prompts = self.base.prompts(said)  # a row an instruction, then those of the paraphrases
+        self.prompt_rows = {text: row for row, text in enumerate(said)}
         self.median_actions = median_actions(datamodule)  # [K, A]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note down which sentence encoder these weights are for; words are held to the data set's elsewhere."""
+        if self.sentences is not None:
+            checkpoint[TEXT] = self.base.text.to_json()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with another sentence encoder."""
+        if self.sentences is not None and checkpoint.get(TEXT) != (own := self.base.text.to_json()):
+            raise CheckpointError(
+                f"this training was begun with the sentence encoder {checkpoint.get(TEXT)}, and would go on with "
+                f"{own}; say where the first one is with text.sentences.source="
+            )
 
     def configure_model(self) -> None:
         """Share the model out, where the trainer does."""
@@ -227,10 +252,19 @@ class OFTModule(LightningModule):
 
     def _prompts(self, instructions: Sequence[str]) -> dict[str, Tensor]:
         """`base.prompts` of these instructions, from the rows made once."""
-        rows = {instruction: row for row, instruction in enumerate(self.instructions)}
-        picked = {name: value[[rows[text] for text in instructions]] for name, value in self.prompts.items()}
+        rows = [self.prompt_rows[text] for text in instructions]
+        picked = {name: value[rows] for name, value in self.prompts.items()}
         longest = int(picked["attention_mask"].sum(dim=1).max())
-        return {name: value[:, :longest] if value.ndim == 2 else value for name, value in picked.items()}
+        cut = ("input_ids", "attention_mask")
+        return {name: value[:, :longest] if name in cut else value for name, value in picked.items()}
+
+    def training_instructions(self, instructions: Sequence[str]) -> Sequence[str]:
+        """What a training batch is told: each instruction or one of its paraphrases, as likely; of (seed, step)."""
+        choices = [(text, *self.paraphrases.get(text, ())) for text in instructions]
+        if all(len(one) == 1 for one in choices):
+            return instructions
+        drawn = torch.rand(len(choices), generator=self._generator(2)).tolist()
+        return [one[int(part * len(one))] for one, part in zip(choices, drawn, strict=True)]
 
     def forward(self, batch: FrameBatch, pictures: Tensor, keep_proprio: Tensor | None = None) -> Tensor:
         """The L1 head's chunk for cropped pictures [B*M, S, S, 3], uint8; with dropout on proprio, [B]. [B, T, A]."""
@@ -257,7 +291,8 @@ class OFTModule(LightningModule):
         keep = None
         if self.proprio_dropout:
             keep = torch.rand(len(batch["proprio"]), generator=self._generator(1)) >= self.proprio_dropout  # [B]
-        predicted = self(batch, self.training_pictures(batch), keep)  # [B, T, A]
+        told: FrameBatch = {**batch, "instructions": [*self.training_instructions(batch["instructions"])]}
+        predicted = self(told, self.training_pictures(batch), keep)  # [B, T, A]
         loss = self.loss(predicted, batch["actions"], batch.get("space"))
         self.log("train/l1", loss, prog_bar=True, batch_size=len(predicted))
         return loss
@@ -341,6 +376,7 @@ def small_base(
     space: Space,
     instructions: Mapping[str, str],
     seed: int,
+    sentences: Sentences | None = None,
 ) -> OpenVLABase:
     """An untrained base model for a data set: its vocabulary, statistics and widths.
 
@@ -348,8 +384,9 @@ def small_base(
         sizes: See `OFTModule`'s architecture.
         instructions: Every one, and where it stands, for messages.
         seed: Of its weights.
+        sentences: See `OFTModule`.
     """
-    text, action_dim = WordText.from_instructions(instructions, instructions), len(space.action)
+    text, action_dim = text_of(instructions, sentences), len(space.action)
     shapes: dict[str, Any] = {
         name: ViTShape(image_size=image_size, **sizes[name]) for name in ("dino", "siglip") if name in sizes
     }
@@ -361,6 +398,7 @@ def small_base(
         action_dim=action_dim,
         proprio_dim=len(space.proprio) if use_proprio and space.proprio is not None else None,
         num_slots=chunk_length * action_dim if sizes.get("learned_slots") else 0,
+        sentence=SentenceShape(text.width, text.num_tokens) if isinstance(text, SentenceText) else None,
         **shapes,
     )
     with torch.random.fork_rng(devices=[]):  # what is drawn here is drawn on the CPU
@@ -380,6 +418,21 @@ def small_base(
         center_crop=True,
         weights_sha256=lambda: "in training",
     )
+
+
+def text_of(instructions: Mapping[str, str], sentences: Sentences | None) -> WordText | SentenceText:
+    """What a model that is trained from scratch reads a data set's instructions with: see `small_base`.
+
+    Raises:
+        InstructionError: instructions say nothing, or two of them the same.
+        CheckpointError: the sentence encoder is not to be found.
+    """
+    if sentences is None:
+        return WordText.from_instructions(instructions, instructions)
+    encoder = load_encoder(sentences.encoder, sentences.source)
+    text = SentenceText.of(encoder, sentences.num_tokens, instructions)
+    check_instructions(text, instructions, instructions)
+    return text
 
 
 def rebuilt(base: OpenVLABase, model: OpenVLAOFT) -> OpenVLABase:

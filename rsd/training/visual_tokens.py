@@ -143,8 +143,7 @@ class VisualTokensModule(LightningModule):
         if base.use_proprio:
             inputs["proprio"] = base.normalized_proprio([*batch["proprio"].cpu().numpy()])
         moved = base.on_device(inputs)
-        told = {name: moved[name] for name in ("input_ids", "action_start")}
-        return {**segments.embed(base.model, moved, chunk_length=base.chunk_length), **told}
+        return {**segments.embed(base.model, moved, chunk_length=base.chunk_length), **segments.told(moved)}
 
     def _last_states(self, sequence: Tensors) -> Tensor:
         """Of the action slots, [B, K, H]; `mask` may be what is added to the attention's logits."""
@@ -166,7 +165,8 @@ class VisualTokensModule(LightningModule):
 
     def _scores(self, sequence: Tensors) -> Tensor:
         patches = given(sequence, "x")[:, 1 : 1 + self.base.num_pictures]
-        words = self.base.model.words(given(sequence, "input_ids"), given(sequence, "action_start"))
+        told = given(sequence, "input_ids"), given(sequence, "action_start"), sequence.get("sentence")
+        words = self.base.model.words(*told)
         return self.scorer(patches, words)
 
     @property

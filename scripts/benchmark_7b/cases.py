@@ -29,6 +29,9 @@ class FixedText:
     def encode(self, instruction: str) -> list[int]:
         return [1, *range(300, 300 + PROMPT_LENGTH - 2), 29871]
 
+    def vector(self, instruction: str) -> None:
+        """The ids say everything."""
+
     def without_words(self) -> list[int]:
         return self.encode("")
 

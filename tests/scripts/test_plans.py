@@ -23,6 +23,7 @@ OPTIONS = argparse.Namespace(
     workers=16,
     base=None,
     suites_base=None,
+    words=None,
     corrections_scale=0.1,
     corrected_steps=9,
     num_episodes=20,
@@ -37,6 +38,8 @@ OPTIONS = argparse.Namespace(
 )
 STEPS = [(size, step) for size in demo.SIZES for step in demo.plan(demo.SIZES[size], Path("demo"))]
 STEPS += [("small", step) for step in reproduce.plan(OPTIONS)]
+READING = argparse.Namespace(**{**vars(OPTIONS), "words": Path("given")})
+STEPS += [("words", step) for step in reproduce.plan(READING)]
 GIVEN = argparse.Namespace(**{**vars(OPTIONS), "base": Path("given")})
 
 
@@ -81,6 +84,21 @@ def test_corrections_are_of_the_model_that_goes_on_with_them():
             assert {f"num_episodes={count}", f"tasks=[{task}]", f"paths.base={model}"} <= set(command)
     options = argparse.Namespace(**{**vars(OPTIONS), "corrections_scale": 0.0})
     assert not [step.name for step in reproduce.plan(options) if "correct" in step.name]
+
+
+def test_a_policy_of_words_is_made_of_plain_and_exchanged_demonstrations_and_meets_every_perturbation():
+    commands = {step.name: step.command for step in reproduce.plan(READING)}
+    for suite, added in reproduce.EXCHANGED.items():
+        plain, exchanged = commands[f"collect_{suite}"], commands[f"exchange_{suite}"]
+        there = round(0.1 * reproduce.PLAIN[suite])
+        assert f"num_episodes={there}" in plain and f"num_episodes={there + round(0.1 * added)}" in exchanged
+        assert "exchanged=1" in exchanged and not [one for one in plain if one.startswith(("exchanged", "seed"))]
+        for variant in ("lan", "task", "swap", "object"):
+            assert {f"env.variant={variant}", "num_trials=10", "text=sentence"} <= {
+                *commands[f"eval_l1_{suite}_{variant}"]
+            }
+    assert {"text=sentence", "phase.module.start_from=given", "data=libero_four"} <= {*commands["oft_words"]}
+    assert "num_trials=50" in commands["eval_l1_libero_10"]
 
 
 def record(num_success, num_trials, num_errors=0, complete=True):

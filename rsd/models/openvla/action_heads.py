@@ -26,7 +26,7 @@ States = dict[int, Tensor]
 class Prompt(NamedTuple):
     """What the language model is told beside the pictures; shapes as in `OpenVLAOFT.forward`.
 
-    `kept` are the picture tokens that it reads, [B, n]; None for all.
+    `kept` are the picture tokens that it reads, [B, n]; None for all. `sentence` is None for a model that reads words.
     """
 
     input_ids: Tensor
@@ -36,6 +36,7 @@ class Prompt(NamedTuple):
     proprio: Tensor | None
     noise: Tensor | None
     kept: Tensor | None = None
+    sentence: Tensor | None = None
 
 
 def l1(model: OpenVLAOFT, patches: Tensor, prompt: Prompt, layers: Sequence[int]) -> tuple[States, Tensor]:
@@ -83,6 +84,7 @@ def _assembled(
         noisy=noisy,
         time=time,
         kept=prompt.kept,
+        sentence=prompt.sentence,
     )
 
 

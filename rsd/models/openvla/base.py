@@ -237,7 +237,8 @@ class OpenVLABase:
         """Prompt ids, K placeholders and the stop token, padded on the right; the prompt alone to generate from.
 
         Returns:
-            input_ids [B, L], int64; attention_mask [B, L], bool; action_start [B], int64.
+            input_ids [B, L], int64; attention_mask [B, L], bool; action_start [B], int64; and, of a model that reads
+            sentences, sentence [B, E].
         """
         for instruction in instructions:
             if not isinstance(instruction, str):
@@ -251,11 +252,12 @@ class OpenVLABase:
         longest = max(map(len, rows))
         padded = [row + [self.text.pad_id] * (longest - len(row)) for row in rows]
         mask = [[True] * len(row) + [False] * (longest - len(row)) for row in rows]
+        vectors = [vector for one in instructions if (vector := self.text.vector(one)) is not None]
         return {
             "input_ids": torch.tensor(padded),
             "attention_mask": torch.tensor(mask),
             "action_start": torch.tensor([len(ids) for ids in encoded]),
-        }
+        } | ({"sentence": torch.stack(vectors)} if vectors else {})
 
     def check_instructions(self, instructions: Sequence[str], where: Mapping[str, str] | None = None) -> None:
         """See `rsd.types.ReadsInstructions`."""

@@ -50,6 +50,23 @@ class ProprioProjector(nn.Module):
         return self.fc2(F.gelu(self.fc1(proprio)))[:, None]
 
 
+class SentenceProjector(nn.Module):
+    """A sentence's vector of length 1, [B, E] → the tokens that stand for it, [B, n, H]."""
+
+    def __init__(self, sentence_dim: int, num_tokens: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.num_tokens, self.scale = num_tokens, sentence_dim**0.5  # to numbers of about 1
+        self.fc1 = nn.Linear(sentence_dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, num_tokens * hidden_dim)
+
+    def features(self, sentence: Tensor) -> Tensor:
+        """What the last layer reads, [B, H]."""
+        return F.gelu(self.fc1(self.scale * sentence))
+
+    def forward(self, sentence: Tensor) -> Tensor:
+        return self.fc2(self.features(sentence)).unflatten(-1, (self.num_tokens, -1))
+
+
 class ResidualBlock(nn.Module):
     """x + ReLU(Linear(LayerNorm(x)))."""
 

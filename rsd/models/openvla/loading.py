@@ -33,10 +33,11 @@ from rsd.models.openvla.model import Architecture, OpenVLAOFT, cast_weights, out
 from rsd.models.openvla.pictures import check_pictures
 from rsd.models.openvla.processor import PrismaticImageProcessor
 from rsd.models.openvla.robots import Robot
-from rsd.models.openvla.text import PROMPT, VICUNA_PROMPT, LlamaText, TextEncoder, WordText
+from rsd.models.openvla.sentences import SentenceEncoder, load_encoder
+from rsd.models.openvla.text import PROMPT, VICUNA_PROMPT, LlamaText, SentenceText, TextEncoder, WordText
 from rsd.models.openvla.visual_tokens import VisualTokens
 from rsd.record import EntryError, arguments, conform
-from rsd.settings import ChunkLength, Count, Device, Dtype, Views, checked, require_device
+from rsd.settings import ChunkLength, Count, Device, Dtype, Text, Views, checked, require_device
 from rsd.space import (
     BOUNDS,
     LIBERO_GRIPPER,
@@ -55,12 +56,21 @@ SIDE_COMPONENTS = ("action_head", "proprio_projector", "noisy_action_projector",
 REQUIRED_STATISTICS = ("q01", "q99", "min", "max")
 
 
+class _Sentences(TypedDict):
+    """Which frozen encoder reads the instructions, by name and content, and the tokens that its vector becomes."""
+
+    encoder: str
+    sha256: str
+    num_tokens: Count
+
+
 class _Config(TypedDict):
-    """Entry "config" of checkpoint.json."""
+    """Entry "config" of checkpoint.json, with `words` or `sentences`."""
 
     architecture: dict[str, Any]
     processor: dict[str, Any]
-    words: list[str]
+    words: NotRequired[list[str]]
+    sentences: NotRequired[_Sentences]
     instructions: NotRequired[list[str]]
     norm_stats: dict[str, dict[str, Any]]
     views: list[str]
@@ -83,6 +93,7 @@ class Wanted:
     num_images: int | None
     robot: Robot | None
     text: TextEncoder | None
+    text_source: str | None
     execution: str
     visual_tokens: VisualTokens | None
     fp8: Fp8 | None
@@ -109,6 +120,7 @@ def load_base(
     num_images: Count | None = None,
     robot: Robot | None = None,
     text: TextEncoder | None = None,
+    text_source: Text | None = None,
     execution: str = "eager",
     fp8: Fp8 | None = None,
     pictures: str = "cpu",
@@ -131,6 +143,8 @@ def load_base(
         num_images: M that a published checkpoint was trained with, which none of its files holds.
         robot: Constants of the robot that a published checkpoint was trained for; None checks what the files say alone.
         text: Replaces the checkpoint's own text encoder.
+        text_source: Where the files of its sentence encoder are: a folder, a .zip or an installed package; None where
+            its name leads. A model that reads words has no need of it.
         execution: eager, captured, compiled or fp8 (see execution.py).
         fp8: Which layers execution=fp8 leaves alone, and how far it may be off; the defaults when None.
         pictures: Where a camera's pictures are prepared: cpu, or device (the model's; see pictures.py).
@@ -160,6 +174,7 @@ def load_base(
         num_images=num_images,
         robot=robot,
         text=text,
+        text_source=text_source,
         execution=execution,
         visual_tokens=visual_tokens,
         fp8=fp8,
@@ -195,12 +210,19 @@ def own_inputs(directory: Path) -> dict[str, Any]:
     }
 
 
-def load_own(directory: Path, *, device: str = "cpu", execution: str = "eager", pictures: str = "cpu") -> OpenVLABase:
+def load_own(
+    directory: Path,
+    *,
+    device: str = "cpu",
+    execution: str = "eager",
+    pictures: str = "cpu",
+    text_source: str | None = None,
+) -> OpenVLABase:
     """Load a base model of our own layout as it is: what it needs is what its files say.
 
     Args:
         directory: Holds checkpoint.json.
-        device, execution, pictures: See `load_base`.
+        device, execution, pictures, text_source: See `load_base`.
 
     Raises:
         CheckpointError: the folder is missing, damaged, or of another kind.
@@ -216,6 +238,7 @@ def load_own(directory: Path, *, device: str = "cpu", execution: str = "eager", 
         device=device,
         execution=execution,
         pictures=pictures,
+        text_source=text_source,
     )
 
 
@@ -248,17 +271,18 @@ def save_base(
     dtype: torch.dtype = torch.float32,
     spaces: Sequence[Space] = (),
 ) -> None:
-    """Write a trained base model with a word vocabulary in our own layout, its weights rounded to `dtype`.
+    """Write a trained base model that reads words or sentences in our own layout, its weights rounded to `dtype`.
 
     Args:
         spaces: Of all data sets of a mixture; the model's own unless given. Whoever loads it chooses one by unnorm_key.
     """
-    if not isinstance(base.text, WordText):
-        raise TypeError(f"only a WordText vocabulary can be saved in our layout, got {type(base.text).__name__}")
+    if not isinstance(base.text, WordText | SentenceText):
+        raise TypeError(f"only words and sentences can be saved in our layout, got {type(base.text).__name__}")
+    reads = base.text.to_json()
     config = {
         "architecture": base.model.architecture.to_json(),
         "processor": base.processor.to_json(),
-        "words": list(base.text.words),
+        **(reads if isinstance(base.text, WordText) else {"sentences": reads}),
         "instructions": list(base.text.instructions),
         "norm_stats": {space.name: dict(space.statistics) for space in spaces or [base.space]},
         "views": list(base.views),
@@ -276,12 +300,54 @@ def _own_config(directory: Path, checkpoint: Checkpoint) -> tuple[_Config, Archi
         config: _Config = conform(checkpoint.config, _Config, where, "config")
         architecture = Architecture.from_json(config["architecture"], where)
         PrismaticImageProcessor(**arguments(PrismaticImageProcessor, config["processor"], where, "config.processor"))
+        if ("words" in config) == ("sentences" in config) or ("sentences" in config) != (
+            architecture.sentence is not None
+        ):
+            raise EntryError(
+                f"{where}: expected entry 'config.words' or 'config.sentences', as its architecture has it"
+            )
         for name, statistics in config["norm_stats"].items():
             parts = ("action",) if architecture.proprio_dim is None else ("action", "proprio")
             check_statistics(statistics, f"{where}: entry 'config.norm_stats.{name}'", parts)
     except (EntryError, SettingError) as error:
         raise CheckpointError(f"{error}; copy it again or make it again with: {PRODUCE}") from error
     return config, architecture
+
+
+def own_text(directory: Path, config: _Config, source: str | None, *, load: bool = True) -> WordText | SentenceText:
+    """What turns instructions into the inputs of a model in our own layout.
+
+    Args:
+        source: See `load_base`.
+        load: Whether a sentence encoder is wanted, or its name alone.
+
+    Raises:
+        CheckpointError: the sentence encoder is not to be found, or is another one.
+    """
+    told = config.get("instructions", ())
+    if "sentences" not in config:
+        return WordText(config.get("words", ()), told)
+    said = config["sentences"]
+    encoder = load_encoder(said["encoder"], source) if load else None
+    if encoder is not None:
+        check_encoder(directory, said["encoder"], said["sha256"], encoder)
+    return SentenceText(
+        encoder, name=said["encoder"], sha256=said["sha256"], num_tokens=said["num_tokens"], instructions=told
+    )
+
+
+def check_encoder(directory: Path, name: str, sha256: str, found: SentenceEncoder) -> None:
+    """Hold a sentence encoder to the one that a model was trained with.
+
+    Raises:
+        CheckpointError: it is another one.
+    """
+    if found.sha256 != sha256:
+        raise CheckpointError(
+            f"{directory} was trained with the sentence encoder {name!r} of content {sha256[:12]}…, and the one found "
+            f"has {found.sha256[:12]}…; its vectors would mean something else: say where the right one is with "
+            "text.sentences.source= (in Python: text_source=)"
+        )
 
 
 def _load_own(directory: Path, wanted: Wanted) -> OpenVLABase:
@@ -298,6 +364,7 @@ def _load_own(directory: Path, wanted: Wanted) -> OpenVLABase:
         },
     )
     key, stats = _statistics(directory, config["norm_stats"], wanted)
+    text = wanted.text or own_text(directory, config, wanted.text_source, load=wanted.device != "meta")
     model = outline(architecture)  # sizes are held to those of the weights before memory is taken for them
     check_names(directory, shapes_of(model.state_dict()), shapes_of(checkpoint.weights))
     if wanted.device != "meta":
@@ -306,7 +373,7 @@ def _load_own(directory: Path, wanted: Wanted) -> OpenVLABase:
     return OpenVLABase(
         model=cast_weights(model.to(wanted.device), wanted.dtype).eval(),
         processor=PrismaticImageProcessor(**config["processor"]),
-        text=wanted.text or WordText(config["words"], config.get("instructions", ())),
+        text=text,
         space=Space.from_statistics(key, stats, gripper=wanted.gripper),
         views=wanted.views,
         chunk_length=wanted.chunk_length,

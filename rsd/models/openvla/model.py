@@ -7,9 +7,9 @@ original OpenVLA has neither slots nor stop.
 What surprises first: attention is bidirectional over the *whole* sequence, and the states that belong to the K action
 slots are read one position early, from the last prompt token on.
 
-Two liberties for models trained from scratch, both off in published ones: convolutional towers (of keypoints, conv.py,
-or of patches, patches.py) instead of the two vision transformers, and learned vectors instead of the K zeros, which a
-narrow model can hardly tell apart.
+Three liberties for models trained from scratch, all off in published ones: convolutional towers (of keypoints,
+conv.py, or of patches, patches.py) instead of the two vision transformers; learned vectors instead of the K zeros,
+which a narrow model can hardly tell apart; and instead of words the vector of a frozen sentence encoder (sentences.py).
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ from rsd.models.openvla.heads import (
     NoisyActionProjector,
     PrismaticProjector,
     ProprioProjector,
+    SentenceProjector,
     SingleProjector,
 )
 from rsd.models.openvla.patches import PatchShape, PatchVision
+from rsd.models.openvla.text import SentenceText
 from rsd.models.openvla.vit import VisionTransformer, ViTShape
 from rsd.record import EntryError, conform, shown
 from rsd.settings import Count, Total
@@ -57,7 +59,8 @@ __all__ = [
 CHANNELS_PER_IMAGE = 6  # of a fused backbone: the picture twice, normalised for DINOv2, then for SigLIP
 COLOURS = 3
 LONGEST = 200  # letters of what LlamaConfig says
-OPTIONAL_FIELDS = {"action_head": "l1", "film": False, "patches": None}  # left out of the JSON form at these values
+# Left out of the JSON form at these values
+OPTIONAL_FIELDS = {"action_head": "l1", "film": False, "patches": None, "sentence": None}
 FORMER_NAMES = {"decoder": "action_head"}  # of fields, in checkpoints of earlier versions
 
 Choose = Callable[[Tensor, Callable[[], Tensor]], Tensor]  # patches, what makes the instruction's vector → indices
@@ -88,6 +91,14 @@ def check_llm(llm: dict[str, Any], where: str, entry: str) -> None:
 
 
 @dataclass(frozen=True)
+class SentenceShape:
+    """What a model that reads sentences is told of one: E numbers, which become `num_tokens` tokens."""
+
+    width: Count
+    num_tokens: Count
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Everything that decides the names and shapes of the weights.
 
@@ -102,6 +113,7 @@ class Architecture:
         action_head: Name in ACTION_HEADS: how states become actions, and which head the weights hold.
         film: Whether the instruction modulates the vision transformers (OFT+).
         patches: Convolutional towers of patches, or None.
+        sentence: A sentence's vector in place of words, or None.
     """
 
     llm: dict[str, Any]
@@ -114,6 +126,7 @@ class Architecture:
     action_head: str = "l1"
     film: bool = False
     patches: PatchShape | None = None
+    sentence: SentenceShape | None = None
 
     def __post_init__(self) -> None:
         if self.action_head not in ACTION_HEADS:
@@ -301,6 +314,9 @@ class OpenVLAOFT(nn.Module):
         if architecture.num_slots:
             self.slots = nn.Embedding(architecture.num_slots, width)
             nn.init.normal_(self.slots.weight, std=config.initializer_range)
+        if architecture.sentence is not None:
+            told = architecture.sentence
+            self.sentence_projector = SentenceProjector(told.width, told.num_tokens, width)
 
     @property
     def llm_config(self) -> LlamaConfig:
@@ -318,6 +334,7 @@ class OpenVLAOFT(nn.Module):
         proprio: Tensor | None = None,
         noise: Tensor | None = None,
         choose: Choose | None = None,
+        sentence: Tensor | None = None,
     ) -> tuple[dict[int, Tensor], Tensor]:
         """Run the whole model.
 
@@ -333,14 +350,15 @@ class OpenVLAOFT(nn.Module):
             noise: What a diffusion head starts from, [B, T, A]; None for the others.
             choose: Makes of patches [B, M*N, H] and the instruction the indices of those that the language model
                 reads, see `visual_tokens.VisualTokens`; None keeps all.
+            sentence: Vectors of the instructions, [B, E]; None for a model that reads words.
 
         Returns:
             States at the action slots of each layer, [B, K, H], and the normalised chunk, [B, T, A].
         """
-        features = self.vision_features(pixel_values, input_ids, attention_mask, action_start, chunk_length)
+        features = self.vision_features(pixel_values, input_ids, attention_mask, action_start, chunk_length, sentence)
         patches = self.projector(features)
-        kept = None if choose is None else choose(patches, partial(self.words, input_ids, action_start))
-        prompt = Prompt(input_ids, attention_mask, action_start, chunk_length, proprio, noise, kept)
+        kept = None if choose is None else choose(patches, partial(self.words, input_ids, action_start, sentence))
+        prompt = Prompt(input_ids, attention_mask, action_start, chunk_length, proprio, noise, kept, sentence)
         return ACTION_HEADS[self.architecture.action_head](self, patches, prompt, layers)
 
     def token_logits(self, pixel_values: Tensor, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -365,10 +383,21 @@ class OpenVLAOFT(nn.Module):
         """The rotary frequencies, which are no weights, on a device: a model on "meta" has none."""
         self.language_model.model.rotary_emb = LlamaRotaryEmbedding(config=self.llm_config).to(device)
 
-    def words(self, input_ids: Tensor, action_start: Tensor) -> Tensor:
+    def text(self, input_ids: Tensor, sentence: Tensor | None = None) -> Tensor:
+        """Embeddings of the text, [B, L, H]; those of a sentence's placeholders are made of its vector."""
+        if (sentence is None) != (self.architecture.sentence is None):
+            raise ValueError("a model that reads sentences needs their vectors, and no other takes them: sentence=")
+        text = self.language_model.model.embed_tokens(input_ids)
+        if sentence is None:
+            return text
+        tokens, is_sentence = self.sentence_projector(sentence), input_ids == SentenceText.SENTENCE  # [B, n, H], [B, L]
+        place = (is_sentence.cumsum(dim=1) - 1).clamp(min=0)
+        return torch.where(is_sentence[..., None], select(tokens.to(text.dtype), place), text)
+
+    def words(self, input_ids: Tensor, action_start: Tensor, sentence: Tensor | None = None) -> Tensor:
         """The mean of the instruction's embeddings, [B, H]."""
         is_word = torch.arange(input_ids.shape[1], device=input_ids.device) < action_start[:, None]  # [B, L]
-        words = self.language_model.model.embed_tokens(input_ids) * is_word[..., None]  # [B, L, H]
+        words = self.text(input_ids, sentence) * is_word[..., None]  # [B, L, H]
         return words.sum(dim=1) / is_word.sum(dim=1, keepdim=True)
 
     def vision_features(
@@ -378,6 +407,7 @@ class OpenVLAOFT(nn.Module):
         attention_mask: Tensor | None,
         action_start: Tensor,
         chunk_length: int,
+        sentence: Tensor | None = None,
     ) -> Tensor:
         """Patch features of all pictures, [B, M*N, C]; some towers are told the mean of the instruction's words."""
         if self.architecture.cameras is not None:
@@ -387,7 +417,7 @@ class OpenVLAOFT(nn.Module):
             is_word = is_word if attention_mask is None else is_word & attention_mask.bool()
         else:
             return self.vision_backbone(pixel_values)
-        words = self.language_model.model.embed_tokens(input_ids) * is_word[..., None]  # [B, L, H]
+        words = self.text(input_ids, sentence) * is_word[..., None]  # [B, L, H]
         return self.vision_backbone(pixel_values, words.sum(dim=1) / is_word.sum(dim=1, keepdim=True))
 
     def _action_offsets(self, input_ids: Tensor, action_start: Tensor, chunk_length: int) -> tuple[Tensor, Tensor]:
@@ -409,6 +439,7 @@ class OpenVLAOFT(nn.Module):
         time: Tensor | None = None,
         keep_actions: bool = False,
         kept: Tensor | None = None,
+        sentence: Tensor | None = None,
     ) -> LanguageInput:
         """Put the language model's input together; arguments as in `forward`, patches [B, M*N, H].
 
@@ -425,7 +456,7 @@ class OpenVLAOFT(nn.Module):
                 else f"the model has a proprio projector for {self.architecture.proprio_dim} dims, got no proprio"
             )
         offset, is_action = self._action_offsets(input_ids, action_start, chunk_length)
-        text = self.language_model.model.embed_tokens(input_ids)  # [B, L, H]
+        text = self.text(input_ids, sentence)  # [B, L, H]
         if not keep_actions:
             text = text.masked_fill(is_action[..., None], 0.0)
         num_action_tokens = chunk_length * self.architecture.action_dim

@@ -50,17 +50,19 @@ def l1_head(model: OpenVLAOFT) -> L1ActionHead:
 
 
 def embed(model: OpenVLAOFT, inputs: Tensors, *, chunk_length: int) -> Tensors:
-    """pixel_values, input_ids, mask, action_start, proprio → x [B, S, H], mask [B, S] or None, slots [B, K]."""
+    """pixel_values, input_ids, mask, action_start, proprio, sentence → x [B, S, H], mask [B, S] or None, slots."""
     ids, mask, start = given(inputs, "input_ids"), inputs["attention_mask"], given(inputs, "action_start")
-    features = model.vision_features(given(inputs, "pixel_values"), ids, mask, start, chunk_length)
-    sequence = model.assemble(model.projector(features), ids, mask, start, chunk_length, inputs.get("proprio"))
+    sentence = inputs.get("sentence")
+    features = model.vision_features(given(inputs, "pixel_values"), ids, mask, start, chunk_length, sentence)
+    patches, proprio = model.projector(features), inputs.get("proprio")
+    sequence = model.assemble(patches, ids, mask, start, chunk_length, proprio, sentence=sentence)
     return {"x": sequence.embeds, "mask": sequence.mask, "slots": sequence.slots}
 
 
 def keep(model: OpenVLAOFT, inputs: Tensors, *, choose: Choose, num_pictures: int) -> Tensors:
-    """x, mask, slots, input_ids, action_start → x, mask, slots and positions [B, S'] of what is kept."""
+    """x, mask, slots, and what is `told` → x, mask, slots and positions [B, S'] of what is kept."""
     x, slots = given(inputs, "x"), given(inputs, "slots")
-    words = partial(model.words, given(inputs, "input_ids"), given(inputs, "action_start"))
+    words = partial(model.words, given(inputs, "input_ids"), given(inputs, "action_start"), inputs.get("sentence"))
     kept = choose(x[:, 1 : 1 + num_pictures], words)
     sequence = LanguageInput(x, inputs["mask"], slots).keeping(kept, num_pictures)
     return {"x": sequence.embeds, "mask": sequence.mask, "slots": sequence.slots, "positions": sequence.positions}
@@ -68,7 +70,7 @@ def keep(model: OpenVLAOFT, inputs: Tensors, *, choose: Choose, num_pictures: in
 
 def told(inputs: Tensors) -> Tensors:
     """What `keep` reads of the prepared inputs."""
-    return {name: inputs[name] for name in ("input_ids", "action_start")}
+    return {name: inputs[name] for name in ("input_ids", "action_start", "sentence") if name in inputs}
 
 
 def run_layers(model: OpenVLAOFT, inputs: Tensors, *, start: int, stop: int) -> Tensors:

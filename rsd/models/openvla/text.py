@@ -1,7 +1,7 @@
-"""Instructions → prompt ids: the tokenizer of a published checkpoint, or a small vocabulary of words (SPEC §5).
+"""Instructions → prompt ids: a published checkpoint's tokenizer, a small vocabulary, or whole sentences (SPEC §5).
 
-Both keep OFT's scheme: BOS first, one fixed id that closes the prompt (29871 in Llama's vocabulary), then the caller
-appends the K action placeholders and the stop token.
+All keep OFT's scheme: BOS first, one fixed id that closes the prompt (29871 in Llama's vocabulary), then the caller
+appends the K action placeholders and the stop token. Of a sentence the ids are placeholders, and a vector says it all.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ import hashlib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from rsd.checkpoint import CheckpointError
 from rsd.files import stranger
 from rsd.types import InstructionError
+
+if TYPE_CHECKING:
+    from rsd.models.openvla.sentences import SentenceEncoder
 
 SENTENCE_END = " .!?。！？\t\n"
 SHOWN_ERRORS = 3
@@ -43,6 +47,9 @@ class TextEncoder(Protocol):
         """An instruction that the encoder knows."""
 
     def encode(self, instruction: str) -> list[int]: ...
+
+    def vector(self, instruction: str) -> Tensor | None:
+        """What a sentence encoder makes of the instruction, [E], float32; None where the ids say everything."""
 
     def without_words(self) -> list[int]:
         """Prompt ids of no instruction at all, which `encode` refuses: to see what a model does without one."""
@@ -101,6 +108,9 @@ class LlamaText:
                 "the base model; say the task in letters that it knows"
             )
         return ids if ids[-1] == LLAMA_PROMPT_END else [*ids, LLAMA_PROMPT_END]
+
+    def vector(self, instruction: str) -> None:
+        """See `TextEncoder`."""
 
     def without_words(self) -> list[int]:
         """See `TextEncoder`."""
@@ -187,6 +197,9 @@ class WordText:
             )
         return [BOS, *(self.ids[word] for word in words), self.PROMPT_END]
 
+    def vector(self, instruction: str) -> None:
+        """See `TextEncoder`."""
+
     def without_words(self) -> list[int]:
         """See `TextEncoder`."""
         return [BOS, self.PROMPT_END]
@@ -197,6 +210,83 @@ class WordText:
 
     def to_json(self) -> dict[str, Any]:
         return {"words": list(self.words)}
+
+
+class SentenceText:
+    """The whole instruction as one vector of a frozen sentence encoder: any words, and paraphrases are nearly the same.
+
+    The ids are the same for every instruction: BOS, `num_tokens` placeholders, the end of the prompt. What stands at
+    the placeholders the model makes of the vector.
+
+    Args:
+        encoder: Its name in checkpoints, and its content's hash, are what it says of itself. None where a model is only
+            described (device "meta"): no instruction can be encoded then.
+        name, sha256: Of the encoder.
+        num_tokens: Placeholders.
+        instructions: What the model was trained on, if that is known; of these `example` is one.
+    """
+
+    pad_id = 0
+    SENTENCE = 4
+    vocab_size = 5
+
+    def __init__(
+        self,
+        encoder: SentenceEncoder | None,
+        *,
+        name: str,
+        sha256: str,
+        num_tokens: int,
+        instructions: Iterable[str] = (),
+    ) -> None:
+        self.encoder, self.name, self.sha256, self.num_tokens = encoder, name, sha256, num_tokens
+        self.instructions = tuple(sorted(set(instructions)))
+
+    @classmethod
+    def of(cls, encoder: SentenceEncoder, num_tokens: int, instructions: Iterable[str] = ()) -> SentenceText:
+        """With an encoder at hand."""
+        return cls(encoder, name=encoder.name, sha256=encoder.sha256, num_tokens=num_tokens, instructions=instructions)
+
+    @property
+    def width(self) -> int:
+        """E, numbers of a vector."""
+        assert self.encoder is not None
+        return self.encoder.width
+
+    @property
+    def source(self) -> str | None:
+        """What led to the encoder's files; see `sentences.Sentences`."""
+        return None if self.encoder is None else self.encoder.source
+
+    @property
+    def example(self) -> str:
+        return self.instructions[0] if self.instructions else LlamaText.example
+
+    def encode(self, instruction: str) -> list[int]:
+        """BOS, placeholders, end.
+
+        Raises:
+            InstructionError: the encoder cannot read it.
+        """
+        self.vector(instruction)
+        return [BOS, *[self.SENTENCE] * self.num_tokens, WordText.PROMPT_END]
+
+    def vector(self, instruction: str) -> Tensor:
+        """See `TextEncoder`."""
+        if self.encoder is None:
+            raise CheckpointError(f"the sentence encoder {self.name!r} was not loaded; load the model on a device")
+        return self.encoder(instruction)
+
+    def without_words(self) -> list[int]:
+        """See `TextEncoder`."""
+        return [BOS, WordText.PROMPT_END]
+
+    def piece(self, token: int) -> str:
+        """See `TextEncoder`."""
+        return "(sentence)" if token == self.SENTENCE else "(end)"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"encoder": self.name, "sha256": self.sha256, "num_tokens": self.num_tokens}
 
 
 def split_words(instruction: str) -> list[str]:
@@ -227,15 +317,15 @@ def check_instructions(text: TextEncoder, instructions: Iterable[str], where: Ma
         InstructionError: what is wrong, of all of them; UnknownWordError where nothing but unknown words is.
     """
     wrong: list[InstructionError] = []
-    encoded: dict[tuple[int, ...], str] = {}
+    encoded: dict[tuple[float, ...], str] = {}
     for instruction in sorted(set(instructions)):
         place = f" ({where[instruction]})" if where and instruction in where else ""
         try:
-            ids = tuple(text.encode(instruction))
+            ids, vector = text.encode(instruction), text.vector(instruction)
         except InstructionError as error:
             wrong.append(type(error)(f"{error}{place}"))
             continue
-        other = encoded.setdefault(ids, instruction)
+        other = encoded.setdefault((*ids, *([] if vector is None else vector.tolist())), instruction)
         if sentence(other) != sentence(instruction):
             wrong.append(
                 InstructionError(

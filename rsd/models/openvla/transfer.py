@@ -1,70 +1,137 @@
-"""Starting a small base model from a trained one that knows fewer words: further tasks without starting again.
+"""Starting a small base model from a trained one that knows fewer words, or words where the new one reads sentences.
 
 What surprises first: the new data set has other statistics, so the same robot motion has other normalised numbers than
 the old weights were trained for. Normalisation is affine in every dim, and so are the layers at both ends, the
 projector of proprio and the last layer of the L1 head: they take the change in, and the robot moves as it did before.
-Only what the old statistics clipped differs: the new model sees it.
+Only what the old statistics clipped differs: the new model sees it. A sentence's projector is solved for (ridge
+regression on its last layer), so that an instruction and its paraphrases say what the old model's words said.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rsd.checkpoint import CheckpointError, load_checkpoint, load_weights
-from rsd.models.openvla.loading import KIND, PRODUCE
+from rsd.models.openvla.loading import KIND, PRODUCE, check_encoder
 from rsd.models.openvla.model import OpenVLAOFT
-from rsd.models.openvla.text import WordText
+from rsd.models.openvla.text import SentenceText, UnknownWordError, WordText
 from rsd.space import EPSILON, Range, Space, Statistics, resolve_unnorm_key
 
 LAST_LAYER, PROPRIO_LAYER = "action_head.model.fc2", "proprio_projector.fc1"
+PROJECTOR = "sentence_projector"
+RIDGE = 1e-4  # of the mean square of a feature, which is about 0.1
 WORD_TABLES = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")  # one row an id
 
 
-def start_from(model: OpenVLAOFT, text: WordText, space: Space, directory: Path) -> str:
+def start_from(
+    model: OpenVLAOFT,
+    text: WordText | SentenceText,
+    space: Space,
+    directory: Path,
+    paraphrases: Mapping[str, Sequence[str]] | None = None,
+) -> str:
     """Overwrite a new model's weights, in place, with those of a trained checkpoint of the same architecture.
 
     Rows of words that the checkpoint knows come from it, wherever they stood there; new words' rows stay as they are.
 
     Args:
-        text: The new model's vocabulary.
+        text: The new model's.
         space: What the new model's numbers mean.
         directory: Folder written by phase=oft.
+        paraphrases: Of a model that reads sentences: instruction to what means the same.
 
     Returns:
         Hash of the checkpoint's weights.
 
     Raises:
-        CheckpointError: missing, damaged, of another architecture, or it knows words that the new model does not.
+        CheckpointError: missing, damaged, of another architecture, it knows words that the new model does not, or reads
+            sentences where the new model does not or with another encoder.
     """
     loaded = load_checkpoint(directory, kind=KIND, produce=PRODUCE)
-    if "words" not in loaded.config:
-        raise CheckpointError(f"{directory} has no vocabulary of words; start from a checkpoint of phase=oft")
-    known = WordText(loaded.config["words"])
-    lost = [word for word in known.words if word not in text.ids]
-    if lost:
-        raise CheckpointError(
-            f"{directory} knows words {lost} that the new data set does not have, and would forget them; add episodes "
-            "of its tasks to the data set"
-        )
-    kept = list(range(WordText.FIRST_WORD))  # padding and the fixed ids
-    old_rows = [*kept, *(known.ids[word] for word in known.words)]
-    new_rows = [*kept, *(text.ids[word] for word in known.words)]
     stored: dict[str, Statistics] = loaded.config["norm_stats"]
     name = resolve_unnorm_key(stored, None)
     weights, own = restated(loaded.weights, Space.from_statistics(name, stored[name]), space), model.state_dict()
-    for name in set(WORD_TABLES) & weights.keys() & own.keys():
-        table = own[name].clone()
-        if weights[name].shape[1:] == table.shape[1:] and len(weights[name]) == known.vocab_size:
-            table[new_rows] = weights[name].to(table)[old_rows]
-            weights[name] = table
+    known = WordText(loaded.config["words"]) if "words" in loaded.config else None
+    if known is None:
+        _check_sentences(directory, loaded.config, text)
+    else:
+        rows = _rows(directory, known, text)
+        for name in set(WORD_TABLES) & weights.keys() & own.keys():
+            table = own[name].clone()
+            if weights[name].shape[1:] == table.shape[1:] and len(weights[name]) == known.vocab_size:
+                table[list(rows.values())] = weights[name].to(table)[list(rows)]
+                old, weights[name] = weights[name], table
+                if isinstance(text, SentenceText) and name == WORD_TABLES[0]:
+                    weights |= _projector(model, text, known, old, paraphrases or {})
     with torch.no_grad():
         load_weights(model, dataclasses.replace(loaded, weights=weights), directory)
     return loaded.sha256
+
+
+def _check_sentences(directory: Path, config: Mapping[str, Any], text: WordText | SentenceText) -> None:
+    """See that both models read sentences, and with the same encoder."""
+    said = config.get("sentences")
+    if said is None:
+        raise CheckpointError(f"{directory} has no vocabulary of words; start from a checkpoint of phase=oft")
+    if not isinstance(text, SentenceText):
+        raise CheckpointError(f"{directory} reads sentences, and the new model words; choose text=sentence")
+    if text.encoder is not None:
+        check_encoder(directory, said["encoder"], said["sha256"], text.encoder)
+
+
+def _rows(directory: Path, known: WordText, text: WordText | SentenceText) -> dict[int, int]:
+    """Row of a word table in the checkpoint → row in the new model, of all that stays."""
+    kept = {row: row for row in range(WordText.FIRST_WORD)}  # padding and the fixed ids
+    if isinstance(text, SentenceText):
+        return kept
+    if lost := [word for word in known.words if word not in text.ids]:
+        raise CheckpointError(
+            f"{directory} knows words {lost} that the new data set does not have, and would forget them; add episodes "
+            "of its tasks to the data set, or choose text=sentence"
+        )
+    return kept | {known.ids[word]: text.ids[word] for word in known.words}
+
+
+def _projector(
+    model: OpenVLAOFT, text: SentenceText, known: WordText, table: Tensor, paraphrases: Mapping[str, Sequence[str]]
+) -> dict[str, Tensor]:
+    """The sentence projector's weights with which instructions say what their words said; its own where none did.
+
+    Args:
+        table: Embeddings of the known words, [V, H].
+    """
+    projector = model.sentence_projector
+    weights = {f"{PROJECTOR}.{name}": value.clone() for name, value in projector.state_dict().items()}
+    vectors, wanted = [], []
+    for instruction, others in {**dict.fromkeys(text.instructions, ()), **paraphrases}.items():
+        try:
+            words = table[known.encode(instruction)[1:-1]].double()  # [L, H]
+        except UnknownWordError:
+            continue
+        vectors += [text.vector(one) for one in (instruction, *others)]
+        wanted += [stretched(words, projector.num_tokens).flatten()] * (1 + len(others))
+    if vectors:
+        with torch.no_grad():
+            features = projector.features(torch.stack(vectors).to(table.device)).double()  # [N, H]
+        features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
+        penalty = RIDGE * len(features) * torch.eye(features.shape[1], dtype=features.dtype)
+        solved = torch.linalg.solve(features.T @ features + penalty, features.T @ torch.stack(wanted))  # [H + 1, n * H]
+        weights[f"{PROJECTOR}.fc2.weight"], weights[f"{PROJECTOR}.fc2.bias"] = solved[:-1].T.float(), solved[-1].float()
+    return weights
+
+
+def stretched(words: Tensor, count: int) -> Tensor:
+    """L vectors as `count`, each the mean of its share of them: [L, H] → [count, H], with the same mean."""
+    edges, own = torch.linspace(0, len(words), count + 1, dtype=words.dtype), torch.arange(len(words)).to(words)
+    low, high = edges[:-1, None].maximum(own), edges[1:, None].minimum(own + 1)  # [count, L]
+    return (high - low).clamp(min=0) @ words * count / len(words)
 
 
 def restated(weights: dict[str, Tensor], old: Space, new: Space) -> dict[str, Tensor]:

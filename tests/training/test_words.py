@@ -1,0 +1,106 @@
+"""Training a small model that reads sentences: paraphrases by rule and seed, and going on with the same encoder."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rsd.checkpoint import CheckpointError
+from rsd.models.openvla.sentences import Sentences, load_encoder
+from rsd.training.paraphrases import HELD_OUT, paraphrases
+from tests.data.demonstrations import write_dataset
+from tests.models.sentence_encoder import write_encoder
+from tests.training.test_oft import build
+
+BOWL, STOVE, DRAWER = (
+    "pick up the black bowl on the stove and place it on the plate",
+    "turn on the stove",
+    "open the top drawer and put the bowl inside",
+)
+
+
+def test_paraphrases_are_decided_by_seed_and_the_first_do_not_change_with_their_number():
+    few, many, other = (paraphrases([BOWL, STOVE], count, seed) for count, seed in ((4, 0), (12, 0), (12, 1)))
+    assert many[BOWL][:4] == few[BOWL] and many == paraphrases([STOVE, BOWL, BOWL], 12, 0) != other
+    assert len(many[BOWL]) == len(set(many[BOWL])) == 12
+    assert paraphrases([BOWL], 0, 0) == {BOWL: []}
+
+
+def test_a_sentence_stands_for_one_instruction_and_is_none_of_them():
+    both = ["put the bowl on top of the cabinet", "put the bowl on the cabinet"]  # rules lead from one to the other
+    found = paraphrases(both, 30, 0)
+    assert not set(found[both[0]]) & set(found[both[1]]) and not {*both} & {*found[both[0]], *found[both[1]]}
+
+
+def test_what_decides_the_task_stays_and_held_out_verbs_are_not_said():
+    for instruction, kept in ((BOWL, ("bowl", "stove", "plate")), (STOVE, ("stove",)), (DRAWER, ("top", "bowl"))):
+        said = paraphrases([instruction], 16, 3)[instruction]
+        assert len(said) >= 8
+        for sentence in said:
+            assert all(word in sentence.split() or f"{word}," in sentence for word in kept), sentence
+            assert not {*HELD_OUT} & {*sentence.split()}, sentence
+
+
+@pytest.mark.sim
+def test_no_paraphrase_is_a_sentence_of_libero_pro():
+    from rsd.envs.suites import load_task
+    from rsd.models.openvla.text import split_words
+
+    suites = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+    told = [load_task(suite, task).instruction for suite in suites for task in range(10)]
+    theirs = {tuple(split_words(load_task(f"{suite}_lan", task).instruction)) for suite in suites for task in range(10)}
+    for seed in range(4):
+        ours = {tuple(split_words(one)) for said in paraphrases(told, 32, seed).values() for one in said}
+        assert len(ours) > 900 and not ours & theirs
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    return write_encoder(tmp_path_factory.mktemp("encoder") / "small", whole_words=("bowl", "cup", "the", "up"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("data")
+    write_dataset(directory, [13, 11, 12])
+    return directory
+
+
+def sentences(encoder: Path, **changes) -> Sentences:
+    return Sentences(**{"encoder": "small", "source": str(encoder), "num_tokens": 2, "num_paraphrases": 3, **changes})
+
+
+def test_training_draws_paraphrases_by_step_and_validation_none(root, encoder):
+    module, datamodule = build(root, sentences=sentences(encoder))
+    set_up(module, datamodule)
+    told = [*module.instructions] * 40
+    drawn = module.training_instructions(told)
+    known = {text: {text, *module.paraphrases[text]} for text in module.instructions}
+    assert all(one in known[text] for text, one in zip(told, drawn, strict=True))
+    assert len(set(drawn)) > len(module.instructions) and drawn == module.training_instructions(told)
+    prompts = module._prompts(drawn)
+    load_encoder.cache_clear()
+    expected = torch.stack([load_encoder("small", str(encoder))(one) for one in drawn])
+    torch.testing.assert_close(prompts["sentence"], expected)
+    plain, _ = build(root)
+    set_up(plain, datamodule)
+    assert plain.training_instructions(told) == told and "sentence" not in plain._prompts(told)
+
+
+def set_up(module, datamodule) -> None:
+    datamodule.setup()
+    module._trainer = SimpleNamespace(datamodule=datamodule, global_step=0, global_rank=0)
+    module.setup("fit")
+
+
+def test_a_state_of_another_encoder_is_refused(root, encoder):
+    module, datamodule = build(root, sentences=sentences(encoder))
+    set_up(module, datamodule)
+    state: dict = {}
+    module.on_save_checkpoint(state)
+    module.on_load_checkpoint(state)
+    with pytest.raises(CheckpointError, match="was begun with the sentence encoder"):
+        module.on_load_checkpoint({"text": {**state["text"], "sha256": "0" * 64}})
+    with pytest.raises(CheckpointError, match="was begun with the sentence encoder None"):
+        module.on_load_checkpoint({})
