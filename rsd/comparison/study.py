@@ -133,6 +133,7 @@ def build_study(study_dir: Path, written: Design) -> dict[str, Any]:
     num_planned = sum(bool(one["signs"]) for one in written["cells"])
     whole = len(factorial) == num_planned
     opened = _open_loop(cells)
+    effects = _effects(factorial, written) if whole else None
     return {
         "schema": SCHEMA,
         "method": METHOD,
@@ -143,8 +144,8 @@ def build_study(study_dir: Path, written: Design) -> dict[str, Any]:
         "missing": missing,
         "incomplete": short,
         "rows": [_row(cell, tables, opened) for cell in cells],
-        "effects": _effects(factorial, written) if whole else None,
-        "predictors": _predictors(factorial),
+        "effects": effects,
+        "predictors": _predictors(_groups(factorial, written, effects)),
         "cells": tables[0],
         "controls": tables[1],
         "latency": read_json(study_dir / LATENCY_FILE),
@@ -277,23 +278,42 @@ def _open_loop(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
     return means
 
 
-def _predictors(cells: Sequence[Cell]) -> list[dict[str, Any]] | None:
+def _groups(
+    cells: Sequence[Cell], written: Design, effects: Sequence[dict[str, Any]] | None
+) -> dict[str, Sequence[Cell]]:
+    """Cells to correlate over, each group with the reference at its head: all of them, and those at each level of the
+    factor with the largest effect, since an error that tells these levels apart may tell nothing else.
+    """
+    groups: dict[str, Sequence[Cell]] = {"all": cells}
+    mains = [one for one in effects or [] if len(one["letters"]) == 1]
+    if mains:
+        strongest = max(mains, key=lambda one: abs(one["value"]))["letters"]
+        number = LETTERS.index(strongest)
+        factor = written["factors"][number]
+        for sign, level in zip((-1, 1), factor["levels"], strict=True):
+            own = [cell for cell in cells[1:] if cell.record["signs"][number] == sign]
+            groups[f"{factor['name']} {level}"] = [cells[0], *own]
+    return groups
+
+
+def _predictors(groups: dict[str, Sequence[Cell]]) -> list[dict[str, Any]] | None:
     """Rank correlation over the cells beside the reference of each open-loop error and each loss; None without."""
-    shown = _with_actions(cells)
-    shared = common_episodes([cell.candidate for cell in shown]) if len(shown) > 3 else []
-    if not shared or not shared[0]:
-        return None
-    numbers, found = _errors(shown)
-    tasks = np.array([one.task_id for one in shared[0]])
     records = []
-    for measure in MEASURES:
-        pairs = np.array([[errors[number][measure] for errors in found[1:]] for number in numbers])  # [R, n, 2]
-        for loss in LOSSES:
-            losses, counts = _losses(shared[0], shared[1:], loss)
-            groups = np.zeros(len(numbers)), tasks
-            one: Correlation = predicts(pairs[..., 0], pairs[..., 1], losses, counts, groups)
-            records.append({"error": measure, "loss": loss, **asdict(one)})
-    return records
+    for name, cells in groups.items():
+        shown = _with_actions(cells)
+        shared = common_episodes([cell.candidate for cell in shown]) if len(shown) > 3 else []
+        if not shared or not shared[0]:
+            continue
+        numbers, found = _errors(shown)
+        tasks = np.array([one.task_id for one in shared[0]])
+        for measure in MEASURES:
+            pairs = np.array([[errors[number][measure] for errors in found[1:]] for number in numbers])  # [R, n, 2]
+            for loss in LOSSES:
+                losses, counts = _losses(shared[0], shared[1:], loss)
+                drawn_in = np.zeros(len(numbers)), tasks
+                one: Correlation = predicts(pairs[..., 0], pairs[..., 1], losses, counts, drawn_in)
+                records.append({"cells": name, "error": measure, "loss": loss, **asdict(one)})
+    return records or None
 
 
 def _losses(

@@ -50,6 +50,7 @@ def test_a_study_runs_its_cells_and_says_what_each_factor_does(tmp_path, sweep, 
     assert {row["cell"]: row["typed"] for row in rows(folder)}["ab"] == "x=2 slope=3"
     assert study["missing"] == study["incomplete"] == []
     strongest = next(one for one in study["predictors"] if (one["error"], one["loss"]) == ("translation_mm", "success"))
+    assert strongest["cells"] == "all" and {one["cells"] for one in study["predictors"]} == {"all"}  # too few in levels
     assert strongest["num_cells"] == 3 and strongest["value"] == pytest.approx(0.866, abs=1e-3)
     page = (folder / "study.html").read_text()
     assert (
