@@ -29,7 +29,11 @@ class _Leave:
         self._how_to_go_on = how_to_go_on
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        os.write(2, f"\ninterrupted{self._how_to_go_on()}\n".encode(errors="surrogateescape"))
+        try:
+            more = self._how_to_go_on()
+        except Exception:  # noqa: BLE001  whatever is half-made at that moment
+            more = ""
+        os.write(2, f"\ninterrupted{more}\n".encode(errors="surrogateescape"))
         os._exit(EXIT_CODE)
 
 

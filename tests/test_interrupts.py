@@ -16,7 +16,7 @@ FRAGILE = """
 import sys
 from rsd import interrupts
 interrupts.at_once()
-interrupts.tell(lambda: "; continue with resume=é")
+interrupts.tell(HOW)
 import os, signal
 
 class Fragile:
@@ -66,13 +66,15 @@ def test_while_workers_import_their_code(tmp_path):
     assert "Traceback" not in told and "interrupted; continue with: " in told
 
 
-def test_nothing_swallows_it_and_the_line_says_how_to_go_on():
+@pytest.mark.parametrize(
+    ("how", "more"), [('lambda: "; continue with resume=é"', "; continue with resume=é"), ("lambda: 1 / 0", "")]
+)
+def test_nothing_swallows_it_and_the_line_says_how_to_go_on(how, more):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{FRAGILE}"],
-        env=environment, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (130, "begun\n\ninterrupted; continue with resume=é\n")
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)" + FRAGILE.replace("HOW", how)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, f"begun\n\ninterrupted{more}\n")
 
 
 def test_held_until_the_body_is_done(ctrl_c):
