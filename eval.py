@@ -5,6 +5,11 @@ With env=replay, in open loop on recorded demonstrations: rsd/commands/replay.py
 
 from __future__ import annotations
 
+from rsd import interrupts
+
+if __name__ == "__main__":
+    interrupts.at_once()  # the other imports take seconds
+
 import dataclasses
 from pathlib import Path
 

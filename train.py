@@ -1,5 +1,10 @@
 """Fit one phase: python train.py phase=rfsq|oft|head|draft; python train.py --help prints all choices."""
 
+from rsd import interrupts
+
+if __name__ == "__main__":
+    interrupts.at_once()  # the other imports take seconds
+
 import sys
 from pathlib import Path
 
@@ -46,6 +51,7 @@ def main(cfg: DictConfig) -> float | None:
     from rsd.training.throughput import Throughput
     from rsd.training.trials import repeat_first
 
+    interrupts.in_order()
     require_devices(cfg)
     instantiate(cfg.phase.get("check"))
     require_parts(cfg.phase)
@@ -78,6 +84,8 @@ def main(cfg: DictConfig) -> float | None:
     logger.log_hyperparams(config)
     try:
         trainer.fit(module, datamodule, ckpt_path=state, weights_only=True)
+        trainer.validate(module, datamodule, verbose=False)
+        gather(trainer, module)
     except SystemExit:  # what Lightning makes of Ctrl-C
         interrupted(run_dir, what="step", done=trainer.global_step, before=ending.begun)
     except RuntimeError as error:
@@ -85,8 +93,6 @@ def main(cfg: DictConfig) -> float | None:
         if lost is None:
             raise
         raise lost from error
-    trainer.validate(module, datamodule, verbose=False)
-    gather(trainer, module)
     if not is_first_process():
         return None
 

@@ -73,7 +73,7 @@ def data_card(folder: Path, repo_id: str | None = None, license_name: str | None
         repo_id, license_name: See `policy_card`.
 
     Raises:
-        DataError: it is none, or damaged.
+        DataError: the folder holds no data set, or a damaged one.
     """
     rlds = RLDSDataset(folder)
     rows: list[tuple[str, ...]] = [

@@ -93,7 +93,7 @@ def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def content_sha256(directory: Path) -> str:
-    """One hash over everything that loading a checkpoint reads: not over when and by which command it was made.
+    """One hash over all that loading a checkpoint reads; when and by which command it was made does not enter.
 
     Raises:
         CheckpointError: checkpoint.json cannot be read.
@@ -160,7 +160,7 @@ def write_weights(weights: Mapping[str, Tensor], path: Path, metadata: dict[str,
     """
     try:
         save_file({name: value.cpu().contiguous() for name, value in weights.items()}, path, metadata=metadata)
-    except SafetensorError as error:  # it has the operating system's number in its words only
+    except SafetensorError as error:  # the operating system's errno stands only in its message
         if (number := OS_ERROR.search(str(error))) is None:
             raise
         raise WriteError(path, OSError(int(number[1]), os.strerror(int(number[1])))) from error
@@ -178,7 +178,7 @@ def write_pickled(value: Any, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
-        # torch's archive complains of its own end where the operating system has refused a part of it
+        # on a full disk torch first reports a broken archive; the operating system's error is its context
         refused = error if isinstance(error, OSError) else error.__context__
         if isinstance(refused, OSError):
             raise WriteError(path, refused) from error

@@ -3,10 +3,10 @@
 A simulator waits for its policy, a robot does not. What is done in the meantime is a choice, the group `async`:
 
     none       the robot stands still until the chunk is there: no movement, the gripper as last commanded
-    naive      the next chunk is asked for early enough, and the old one goes on; what is over of the new one when it
-               comes is dropped, which are its first `delay` actions
-    corrected  the same, and a small network moves what is left of the new one by the newest picture and proprio (A2C2,
-               arXiv 2509.23224)
+    naive      the next chunk is asked for early enough, and the old one goes on meanwhile; when the new one comes, its
+               first `delay` actions are late and are dropped
+    corrected  the same, and a small network corrects the other actions of the new one, from the newest picture and
+               proprio (A2C2, arXiv 2509.23224)
 
 What surprises first: one chunk is computed at a time. Where `delay` is more than what a chunk leaves to execute, the
 old one goes on as far as it reaches, and then the robot stands still. The first chunk of an episode is always waited
@@ -38,7 +38,7 @@ class Clock:
         delay: Control steps from a picture to the first action that comes of it; 0 is a simulator that waits.
         name: Of the choice.
         goes_on: Whether the old chunk is executed until the new one is there.
-        corrects: Whether somebody looks at a new chunk, and at what is seen then, when it comes.
+        corrects: Whether a chunk that comes late is corrected by what is seen at that moment.
     """
 
     name: ClassVar[str] = "none"
@@ -68,7 +68,7 @@ class Clock:
 @checked
 @dataclass(frozen=True, kw_only=True)
 class Naive(Clock):
-    """async=naive: the old chunk goes on, and of the new one what is over is dropped."""
+    """async=naive: the old chunk goes on, and the late actions of the new one are dropped."""
 
     name: ClassVar[str] = "naive"
     goes_on: ClassVar[bool] = True
@@ -77,7 +77,7 @@ class Naive(Clock):
 @checked
 @dataclass(frozen=True, kw_only=True)
 class Corrected(Naive):
-    """async=corrected: as async=naive, and what is left of the new chunk is corrected when it comes."""
+    """async=corrected: as async=naive, and the other actions of the new chunk are corrected when it comes."""
 
     name: ClassVar[str] = "corrected"
     corrects: ClassVar[bool] = True

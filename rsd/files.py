@@ -97,7 +97,7 @@ def sync_directory(directory: Path) -> None:
 def obstacle(path: Path) -> str | None:
     """What keeps files from being written in a folder, there or to be made; None where nothing does.
 
-    Nothing is made for that, so that a full disk is not seen.
+    Nothing is written to find out, so a full disk goes unnoticed.
     """
     for folder in (path.absolute(), *path.absolute().parents):
         try:

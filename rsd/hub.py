@@ -118,7 +118,7 @@ def push(parcel: Parcel, repo_id: str, kind: Kind, *, private: bool, message: st
     """Send a parcel as one commit, making the repository if it is not there.
 
     Args:
-        private: Of a repository that is made now.
+        private: Whether a repository that is not there yet is made a private one.
         endpoint: Of the hub; None for HF_ENDPOINT, or Hugging Face's own.
 
     Returns:

@@ -27,7 +27,7 @@ from rsd.record import read, write
 INPUTS_FILE = "inputs.json"
 MADE_FILE = "made.json"  # of a cache's run: point → content
 SHOWN = 12  # hex digits of a digest, in messages
-LOOKED_AT = 5e9  # bytes of a data set, up to which its figures are worth a pass at every start
+LOOKED_AT = 5e9  # bytes; the figures of a larger data set would take too long to count at every start
 
 Content = dict[str, Any]
 

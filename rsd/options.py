@@ -4,8 +4,8 @@
     parser.add_argument("--episodes", type=held(Count), default=8)
     parser.add_argument("--out", type=new_file)
 
-What surprises first: an option that names what is to be written is looked at here, before the work begins whose result
-would have no place; nothing is made for that.
+What surprises first: an option that names a file to be written is checked here, before the work begins, and not when
+hours later its result finds no place. The check itself makes no file and no folder.
 """
 
 from __future__ import annotations

@@ -27,12 +27,12 @@ def point_names(points: int | str | Iterable[int | str]) -> list[str]:
 
 
 def draft_folder(name: Path, point: int | str | None) -> Path:
-    """Where the draft at a point lies: under its own name where several were trained at once, or else under the plain.
+    """Where the draft at a point lies: under the point's name where several were trained at once, else the plain one.
 
-    Who publishes and who looks for a draft ask the same, so what is found is what was published last.
+    Publishing a draft and looking for one both ask this function, so the one that is found was published last.
     """
     own = name if point is None else name_at(name, point)
-    return own if own.is_dir() or own.is_symlink() else name  # a link to nowhere is an error, not the other draft
+    return own if own.is_dir() or own.is_symlink() else name  # a broken link is an error later on
 
 
 def points_of_drafts(name: Path) -> list[str]:

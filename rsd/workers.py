@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -111,7 +112,7 @@ def start_worker(main: Callable[..., None], *arguments: Any, variables: Mapping[
     ours, theirs = context.Pipe()
     turns = context.RawValue("Q", 0)
     process = context.Process(target=_run, args=(theirs, turns, main, arguments), daemon=True)
-    with _environment({**ONE_THREAD, **(variables or {})}):
+    with _environment({**ONE_THREAD, **(variables or {})}), _no_ctrl_c():
         process.start()
     theirs.close()  # so that our end sees the worker's death
     return Worker(process, ours, turns)
@@ -163,6 +164,7 @@ def stop_workers(workers: Sequence[Worker]) -> None:
 
 def _run(connection: Connection, turns: Any, main: Callable[..., None], arguments: Sequence[Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     count_turns(turns)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     main(connection, *arguments)
@@ -179,6 +181,17 @@ def _cause_of_death(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         return f"signal {signal.Signals(-exit_code).name}"
     return f"exit code {exit_code}"
+
+
+@contextlib.contextmanager
+def _no_ctrl_c() -> Iterator[None]:
+    """Let a process that is started here inherit that Ctrl-C waits, until `_run` says what becomes of it."""
+    resource_tracker.ensure_running()  # else `start` does that, and unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

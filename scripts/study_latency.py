@@ -31,6 +31,7 @@ from rsd.commands.configured import configured_policy  # noqa: E402
 from rsd.comparison.study import LATENCY_FILE, read_design, write_study  # noqa: E402
 from rsd.errors import SettingError  # noqa: E402
 from rsd.evaluation.open_loop import observed  # noqa: E402
+from rsd.evaluation.parallel import device_names  # noqa: E402
 from rsd.evaluation.replay import HELD_OUT, chosen_episodes  # noqa: E402
 from rsd.files import write_atomically  # noqa: E402
 from rsd.options import Options, held, old_folder, reported  # noqa: E402
@@ -79,7 +80,7 @@ def loaded(folder: Path, execution: str) -> Policy:
     cfg = OmegaConf.load(folder / CONFIG_FILE)
     assert isinstance(cfg, DictConfig)
     OmegaConf.update(cfg, "model.backbone.execution", execution)
-    return configured_policy(cfg, read_overrides(folder))
+    return configured_policy(cfg, read_overrides(folder), device_names(cfg.device)[0])
 
 
 def recorded(folder: Path) -> list[list[Observation]]:
@@ -88,7 +89,7 @@ def recorded(folder: Path) -> list[list[Observation]]:
     frames = instantiate(cfg.open_loop)(
         views=list(cfg.model.backbone.views), chunk_length=cfg.chunk, proprio=cfg.model.backbone.use_proprio
     ).frames[HELD_OUT]
-    return [observed(frames, number)[::EVERY] for number in chosen_episodes(frames, EPISODES)]
+    return [list(observed(frames, number)[::EVERY]) for number in chosen_episodes(frames, EPISODES)]
 
 
 def measure(study_dir: Path, compiled: Sequence[str], *, calls: int, seconds: float) -> dict[str, Any]:
@@ -108,6 +109,8 @@ def measure(study_dir: Path, compiled: Sequence[str], *, calls: int, seconds: fl
     episodes = recorded(next(iter(folders.values())))
     made = in_turn(policies, episodes, warmup=WARMUP, calls=calls, left=lambda: end - time.monotonic())
     ms = {name: np.array([one.ms for one in asked]) for name, asked in made.items()}
+    if not all(map(len, ms.values())):
+        raise SettingError(f"after --seconds {seconds:g} no call was timed: {WARMUP} of each come before; give more")
     first = next(iter(folders))
     reference = min((f"{first} {how}" for name, how in wanted if name == first), key=lambda one: np.median(ms[one]))
     records = []

@@ -48,6 +48,7 @@ ALLOWED = {
     "processes": set(),
     "progress": set(),
     "requeue": set(),
+    "interrupts": {"requeue"},
     "data": {"types", "space", "points", "jpeg", "finding", "processes", "progress", "requeue"},
     "training": {
         "types", "space", "points", "images", "processes", "progress", "requeue", "checkpoint", "tokenizer", "stages",
@@ -65,10 +66,13 @@ ALLOWED = {
     "inputs": {"checkpoint", "data", "processes"},
     "evaluation": {
         "types", "space", "protocols", "work", "clock", "queue", "runs", "silence", "workers", "pool", "progress",
+        "interrupts",
     },
     # looks into a policy on frames of a data set
     "diagnosis": {"types", "space", "finding", "data", "models", "stages", "policy", "evaluation"},
     "comparison": {"types", "work", "runs", "evaluation"},
+    # tokenizers of all kinds beside each other, on chunks alone
+    "arena": {"space", "tokenizer", "evaluation"},
     "serving": {"types", "clock", "queue", "evaluation", "space"},
     # what leaves this machine, and what is said about it
     "hub": set(),
@@ -77,7 +81,7 @@ ALLOWED = {
     # what the entry points have in common
     "commands": {
         "types", "space", "points", "locks", "runs", "inputs", "processes", "silence", "checkpoint", "clock", "stages",
-        "decoding", "models", "policy", "progress", "requeue", "evaluation", "comparison", "data",
+        "decoding", "models", "policy", "progress", "requeue", "interrupts", "evaluation", "comparison", "data",
     },
 }  # fmt: skip
 RUNS_A_POLICY = ("tokenizer", "stages", "decoding", "models", "policy")
@@ -89,6 +93,8 @@ HEAVY = {
     "transformers": ["models/openvla"],
     "huggingface_hub": ["models/openvla", "hub.py"],
     "peft": ["models/openvla/lora.py"],
+    "tokenizers": ["models/openvla", "arena/byte_pairs.py"],
+    "vector_quantize_pytorch": ["arena/residual_vq.py"],
     "pytorch_lightning": ["training", "data/datamodules.py", "data/hidden_states.py", "data/mixture_module.py"],
     "hydra": ["commands"],
     "submitit": ["commands/cluster.py", "commands/forecast.py"],

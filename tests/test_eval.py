@@ -51,7 +51,7 @@ def stop_after_two_episodes(run_dir: Path, stop: signal.Signals, *arguments: str
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while num_results(run_dir) < before + 2 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(stop)

@@ -109,9 +109,10 @@ def _runs(steps: Sequence[Planned]) -> Path:
 
 
 def place_checkpoints(steps: Sequence[Planned], folder: Path, typed: Sequence[str]) -> None:
-    """Give the steps names of their own for what they make, and the rest what is there already.
+    """Have the steps publish what they make inside of the pipeline's folder, and read there what others have made.
 
-    A step with if_missing is not run where what it makes is there, and this pipeline has never begun to make it.
+    A step with if_missing does not run where its product exists elsewhere and this pipeline has never begun to make
+    it; the steps that read it are pointed to that product.
     """
     for step in steps:
         if step.if_missing:

@@ -27,12 +27,11 @@ from omegaconf import DictConfig, OmegaConf
 from rsd.commands import requeued
 from rsd.commands.dry_run import SAME_NAME, is_dry_run
 from rsd.commands.jobs import Job
+from rsd.commands.requested import check_parameters
 from rsd.errors import RSDError, SettingError
 from rsd.record import read, write
-from rsd.settings import Count, NotNegative, Positive, require
 
 SENT_FILE = "submitted.json"
-LOCAL_NOTICE_S = 30  # before its limit submitit tells a local job to end
 HERE = ("submitit_folder", "max_num_timeout")  # parameters that sbatch does not know
 SHARED = (  # those that submitit knows of every scheduler
     *("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name"),
@@ -81,7 +80,7 @@ class Submitit(Launcher):
         parameters: Of submitit and sbatch, by the names that hydra-submitit-launcher has for them.
 
     Raises:
-        SettingError: a limit is none, or ends before a job could begin.
+        SettingError: one is none, or a job would be told to end before it could begin.
     """
 
     scheduler = ""  # "slurm" or "local"
@@ -91,7 +90,9 @@ class Submitit(Launcher):
             name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
             for name, value in parameters.items()
         }
-        check_limits(self.parameters)
+        check_parameters(self.parameters, self.scheduler)
+        others = self.parameters.get("additional_parameters") or {}
+        self.parameters |= {"additional_parameters": _set(others)} if others else {}
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         """Called by Hydra."""
@@ -249,24 +250,9 @@ class Local(Submitit):
     scheduler = "local"
 
 
-def check_limits(parameters: dict[str, Any]) -> None:
-    """See that a job has time to begin before it is told to end.
-
-    Raises:
-        SettingError: it has not, or a limit is no number.
-    """
-    minutes, notice = parameters.get("timeout_min"), parameters.get("signal_delay_s", LOCAL_NOTICE_S)
-    for name, value, kind in (("timeout_min", minutes, Positive), ("signal_delay_s", notice, NotNegative)):
-        require(f"hydra.launcher.{name}", value, kind)
-    for name in ("nodes", "tasks_per_node"):
-        require(f"hydra.launcher.{name}", parameters.get(name), Count)
-    require("hydra.launcher.array_parallelism", parameters.get("array_parallelism", 1), Count)  # of slurm only
-    assert minutes is not None
-    if notice >= 60 * minutes:
-        raise SettingError(
-            f"hydra.launcher.timeout_min is {minutes:g} min, and a job is told to end {notice:g} s before "
-            f"that (signal_delay_s): the time limit is shorter than one step; expected a longer limit or shorter notice"
-        )
+def _set(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that are switched on: sbatch has no word for false."""
+    return {name: one for name, one in options.items() if one is not None and one is not False}
 
 
 def _note(folder: Path, jobs: dict[int, str]) -> None:

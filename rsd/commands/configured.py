@@ -104,7 +104,7 @@ def configured_clock(cfg: DictConfig, overrides: Sequence[str]) -> Clock:
 
 
 def check_clock(policy: Policy, clock: Clock) -> None:
-    """See that a policy that can tell has chunks and a robot that a clock is for.
+    """See that a clock suits the policy's chunks and its robot, as far as the policy tells them.
 
     Raises:
         DelayError: nothing of its chunks would be left.

@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rsd import requeue
+from rsd.commands.alone import as_one_command
 from rsd.commands.dry_run import SAME_NAME, without_dry_run
 from rsd.commands.publishing import Offer, check_publishable, names_of, publish, write_offer
 from rsd.commands.quoting import quoted
@@ -43,6 +44,7 @@ from rsd.commands.usage import check_choices, experiment_of, is_pipeline, usage_
 from rsd.data.rlds_metadata import STATISTICS_FILE
 from rsd.errors import RSDError, SettingError
 from rsd.files import in_words
+from rsd.interrupts import in_order, tell
 from rsd.locks import TakenError, hold
 from rsd.processes import is_first_process
 from rsd.record import write
@@ -146,6 +148,7 @@ def report_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], A
 
     @functools.wraps(main)
     def wrapped(cfg: DictConfig) -> Any:
+        tell(_how_to_go_on)
         logging.raiseExceptions = False  # a log for which there is no room prints no traceback of its own
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on intervals, workers, other products
         for chatter in ("absl", "OpenGL", "pytorch_lightning.utilities.rank_zero"):
@@ -156,7 +159,8 @@ def report_errors(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], A
                     check_chunk(cfg)
                     check_settings(cfg)
                     _go_on_after_requeue(cfg)
-                    return main(cfg)
+                    with as_one_command():
+                        return main(cfg)
                 except KeyboardInterrupt:  # before the first step or episode, or after the last
                     if requeue.asked() is None:
                         print(f"\ninterrupted{_how_to_go_on()}", file=sys.stderr)
@@ -316,7 +320,8 @@ def run(main: Callable[[], Any], config: Path) -> None:
                 for folder in typed_folder(sys.argv[1:]):
                     if not is_own_run(folder):
                         check_unused(folder)
-            is_sweep = bool({"-m", "--multirun"} & set(expanded))
+            if is_sweep := bool({"-m", "--multirun"} & set(expanded)):
+                in_order()  # jobs to tell of
             sys.argv[1:] = [quoted(one, is_sweep) for one in expanded]
             check_sweep(sys.argv[1:])
             check_choices(config, sys.argv[1:])
@@ -341,6 +346,7 @@ def _run_pipeline(config: Path) -> None:
     """Run the pipeline that an experiment is."""
     from rsd.commands.chain import run_pipeline  # needs torch, which --help does not wait for
 
+    in_order()  # steps to end
     try:
         run_pipeline(config, [quoted(one) for one in sys.argv[1:]])
     except KeyboardInterrupt:

@@ -2,8 +2,8 @@
 
 Hours come from a finished run of the same kind, the one whose configuration differs in the fewest keys: an evaluation's
 seconds an episode, a training's seconds an optimizer step, start and validation included. What surprises first: without
-such a run there is no forecast but the time limit of one start, and the words say so; a job that is requeued takes more
-than that. Disk is the size of that run's folder, by its episodes; without checkpoints that it links to and caches.
+such a run the only figure is the time limit of one start, and the text says so; a job that is requeued takes more than
+that. Disk is the size of that run's folder, by its episodes, without caches and checkpoints that it links to.
 """
 
 from __future__ import annotations

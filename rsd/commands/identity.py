@@ -1,7 +1,7 @@
-"""Which policy it is, for those who only see a server of it: a hash of its parts, and its Space.
+"""Which policy a server has, for clients that cannot see its files: a hash of its parts, and its Space.
 
 What surprises first: a folder's hash is that of its policy.json, which holds the hashes of all parts; anyone with the
-folder can make it, `sha256sum released/policy.json`. Which of its decodings is used is no part of it.
+folder can compute it: `sha256sum released/policy.json`. Which of its decodings is used does not enter.
 """
 
 from __future__ import annotations

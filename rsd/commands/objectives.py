@@ -51,7 +51,7 @@ def objective(
 
 
 def on_front(rows: Sequence[Sequence[float | None]], directions: Sequence[str]) -> list[bool]:
-    """Whether no other row beats it: none is as good in every objective and better in one. A row with None is never."""
+    """Whether no other row is as good in every objective and better in one; False for a row with None."""
     signs = [1 if direction == "minimize" else -1 for direction in directions]
     costs: list[list[float] | None] = []
     for row in rows:

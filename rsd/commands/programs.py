@@ -1,7 +1,7 @@
 """Every program of a checkout with its --help, for the site.
 
-A program is a file that says what to do when it is `__main__`. Hydra's help is that of `usage_page`; another program is
-imported and asked for its options, which are taken where it would read them, so nothing of it runs.
+A program is a file that says what to do when it is `__main__`. Hydra's help is that of `usage_page`. Any other program
+is imported and stopped where it begins to read its options, so that nothing of it runs.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def names_of(phase: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def check_publishable(name: Path) -> None:
-    """See, before there is anything to publish, that it can be; nothing is made for that.
+    """See, before there is anything to publish, that it could be published; no file or folder is made.
 
     Raises:
         PublishError: see `publish`.

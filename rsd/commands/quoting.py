@@ -11,7 +11,7 @@ FOLDERS = (*PLACES, "resume", "hydra.run.dir", "hydra.sweep.dir")  # their value
 
 
 def quoted(argument: str, is_sweep: bool = False) -> str:
-    """The argument, its value in quotes where Hydra can read it only so; one that is wrong anyway as it is.
+    """The argument, its value in quotes where Hydra cannot read it without; one that quotes cannot repair as it is.
 
     Args:
         is_sweep: Whether commas stand between the values of a multirun; else they are part of a path.

@@ -17,6 +17,8 @@ from rsd.evaluation.report_record import Report
 from rsd.evaluation.results import RESULTS_FILE
 from rsd.evaluation.sequential import VERDICT_FILE, Verdict
 from rsd.inputs import INPUTS_FILE, PartRecord
+from rsd.policy.folder import POLICY_FILE
+from rsd.policy.folder_record import PolicyRecord
 from rsd.runs import METRICS_FILE, PROVENANCE_FILE, Provenance
 from rsd.schema import schema
 from rsd.types import EpisodeResult
@@ -34,6 +36,7 @@ RECORDS: dict[str, tuple[str, Any]] = {
     JOB_FILE: ("How a job of a sweep ended.", Ended),
     SWEEP_FILE: ("A sweep's command, and whether nothing of it is left to do.", Sweep),
     JSON_FILE: ("What the weights beside it are.", CheckpointRecord),
+    POLICY_FILE: ("The parts of a policy, its decodings, and what its thresholds were found by.", PolicyRecord),
 }
 MORE = {PLAN_FILE: {"schema": Literal[SCHEMA]}}
 

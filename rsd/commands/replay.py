@@ -14,6 +14,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from rsd import interrupts
 from rsd.commands.configured import configured_policy, is_typed, policy_fields, require_base
 from rsd.commands.entry_point import begin_run
 from rsd.commands.mixtures import require_one
@@ -119,6 +120,7 @@ def evaluate_replay(cfg: DictConfig, overrides: Sequence[str]) -> float | None:
         max_batch=cfg.max_batch,
         run_dir=run_dir,
     )
+    interrupts.in_order()  # what was replayed is reported
     results, finished = list(done), True
     try:
         with Progress("episodes", total=sum(map(len, planned.values())), done=len(done), interval_s=0) as progress:

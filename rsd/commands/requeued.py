@@ -22,6 +22,7 @@ from hydra.types import RunMode
 
 from rsd import requeue
 from rsd.errors import RSDError
+from rsd.processes import is_first_process
 from rsd.record import read, write
 from rsd.runs import CONFIG_FILE, RunError, resume_command
 from rsd.settings import Natural
@@ -92,6 +93,8 @@ def interrupted(run_dir: Path, *, what: str, done: int, before: int) -> NoReturn
     Raises:
         NoProgressError: the job made no progress in MAX_IDLE starts, and would make none in the next.
     """
+    if not is_first_process():  # which tells, and asks to be started again; it may be the only one that got the signal
+        sys.exit(130)
     command = resume_command(run_dir)
     if (number := requeue.asked()) is None:
         print(f"interrupted; continue with: {command}", file=sys.stderr)

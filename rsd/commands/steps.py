@@ -195,7 +195,7 @@ def _dealt(typed: Sequence[str], names: list[str]) -> tuple[list[str], dict[str,
 
 
 def _check_choices_of_one(common: Sequence[str], file: File) -> None:
-    """See that nobody chooses for all steps what the file chooses for each."""
+    """See that no override for all steps changes a group that the file chooses for each step."""
     for one in common:
         key = key_of(one)
         chosen = {

@@ -155,7 +155,12 @@ def show_study(folder: Path) -> None:
         study = write_study(folder)
     except RSDError as error:
         print(f"error: no study yet: {error}", file=sys.stderr)
-        return
+    else:
+        print_study(study, folder)
+
+
+def print_study(study: Mapping[str, Any], folder: Path) -> None:
+    """What is missing, the effects, and where the files are."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     for name in ("missing", "incomplete"):
         if study[name]:
@@ -212,8 +217,7 @@ def main() -> None:
     parser = Options(description="Make study.json, study.csv and study.html of a factorial study again.")
     parser.add_argument("study_dir", type=old_folder, help="the study's folder, with one folder a cell")
     asked = parser.parse_args()
-    write_study(asked.study_dir)
-    show_study(asked.study_dir)
+    print_study(write_study(asked.study_dir), asked.study_dir)
 
 
 if __name__ == "__main__":

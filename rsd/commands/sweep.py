@@ -7,7 +7,7 @@ that was resumed by itself:
     python -m rsd.commands.sweep SWEEP_DIR [--publish JOB] [--checkpoints DIR]
 
 A sweep that is started in the folder of another one finds runs where its jobs would go. These are refused, and the
-table goes on to tell of the runs that are there.
+table keeps the runs that are there.
 
 Jobs publish no checkpoint themselves (rsd/commands/publishing.py). When the last one has ended, and none failed, every
 checkpoint that shares its published name with no other job is published; among those that share one, --publish chooses.
@@ -20,7 +20,7 @@ or what main returned, against what was swept.
 
 A neighbour's folder that cannot be read never costs a job its own record: what is missing then is the table.
 
-This module knows Hydra, because a multirun's end is told to nobody but Hydra's callbacks.
+This module knows Hydra, because only Hydra's callbacks are told when a multirun ends.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ from rsd.evaluation.terminal import show_report
 from rsd.files import write_atomically
 from rsd.locks import is_held_elsewhere, let_go, opened_here
 from rsd.options import Options, any_path, old_folder, reported
+from rsd.processes import is_first_process
 from rsd.record import read, write
 from rsd.runs import (
     CONFIG_FILE,
@@ -284,7 +285,7 @@ class SweepTable(Callback):
         hydra_cfg = job_return.hydra_cfg.hydra
         job_dir = Path(hydra_cfg.runtime.output_dir)
         is_alone = hydra_cfg.mode != RunMode.MULTIRUN
-        if is_alone and not is_job_of_sweep(job_dir):
+        if not is_first_process() or (is_alone and not is_job_of_sweep(job_dir)):
             return
         failed = job_return.status == JobStatus.FAILED
         returned = job_return._return_value
@@ -316,7 +317,7 @@ class SweepTable(Callback):
             _show(table, sweep_dir, checkpoints)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Publish what can only be meant, and print the table."""
+        """Publish the checkpoints whose names are not shared, and print the table."""
         sweep_dir, checkpoints = Path(config.hydra.sweep.dir), _checkpoints(config)
         try:
             publish_unshared(sweep_dir, checkpoints)
@@ -369,7 +370,7 @@ def _without_table(error: RSDError, sweep_dir: Path) -> str:
 
 
 def _may_tell(job_dir: Path) -> bool:
-    """Whether a resume that failed before it went on may replace what is told of its job.
+    """Whether a resume that failed before its run went on may replace the record of how the job ended.
 
     A job that is done stays done, and one that another process goes on with tells of itself.
     """

@@ -124,7 +124,7 @@ def read_run(path: Path) -> Run:
 
 
 def group_by_seed(runs: Sequence[Run]) -> list[Candidate]:
-    """Runs that differ in their seed only become one candidate; when all would, each stays one of its own.
+    """Runs that differ in their seed only become one candidate; if that left a single one, each run is one of its own.
 
     Runs without a plan, and repetitions with the same seed, stay apart.
 
@@ -261,7 +261,7 @@ def _values(candidate: Candidate, value: Callable[[EpisodeResult], str]) -> list
 
 
 def _same(pair: str, what: str, first: list[str], second: list[str], hint: str = "") -> None:
-    """Both sides have one and the same value; a side that recorded none is let through."""
+    """See that both sides have the same value; a side that recorded none is let through."""
     if len({*first, *second}) > 1:
         raise ComparisonError(f"{pair} cannot be compared: {what} {', '.join(first)} and {', '.join(second)}{hint}")
 

@@ -133,11 +133,16 @@ def draws(groups: np.ndarray, *, seed: int, resamples: int) -> np.ndarray:
     return counts
 
 
-def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Spearman's, of two arrays [n], ties at their mean rank; None where one of them is the same everywhere."""
-    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Spearman's of each pair of rows, [R], of two arrays [R, n], ties at their mean rank; NaN where one of them is the
+    same everywhere, or n is below 3.
+    """
+    if first.shape[1] < 3:
+        return np.full(len(first), np.nan)
+    ranks = [rankdata(one, axis=1) for one in (first, second)]
+    left, right = (one - one.mean(axis=1, keepdims=True) for one in ranks)
+    spread = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))  # [R]
+    return np.where(spread > 0, (left * right).sum(axis=1) / np.where(spread > 0, spread, 1), np.nan)
 
 
 @dataclass(frozen=True)
@@ -169,18 +174,19 @@ def predicts(
         losses, counts: The same of each episode in closed loop, [E, n].
         groups: Within which episodes are drawn, [R] and [E].
     """
-    value = rank_correlation(_mean(errors, weights), _mean(losses, counts))
+    (value,) = rank_correlation(_mean(errors, weights)[None], _mean(losses, counts)[None])
     drawn_errors = draws(groups[0], seed=seed, resamples=resamples)
     drawn_losses = draws(groups[1], seed=seed + 1, resamples=resamples)
     means = (
         (drawn_errors @ errors) / np.maximum(drawn_errors @ weights, 1e-12),  # [resamples, n]
         (drawn_losses @ losses) / np.maximum(drawn_losses @ counts, 1e-12),
     )
-    found = [one for a, b in zip(*means, strict=True) if (one := rank_correlation(a, b)) is not None]
-    if value is None or not found:
-        return Correlation(value, None, None, errors.shape[1])
+    found = rank_correlation(*means)
+    found = found[~np.isnan(found)]
+    if np.isnan(value) or not len(found):
+        return Correlation(None if np.isnan(value) else float(value), None, None, errors.shape[1])
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Correlation(value, float(low), float(high), errors.shape[1])
+    return Correlation(float(value), float(low), float(high), errors.shape[1])
 
 
 def _mean(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -67,7 +67,7 @@ class RLDSDataModule(LightningDataModule, Generic[Data]):
 
     @property
     def spaces(self) -> list[Space]:
-        """What a batch's "space" counts: here there is one, and batches say nothing."""
+        """The spaces that a batch's "space" would number; here there is one, and batches have no such entry."""
         return [self.space]
 
     def setup(self, stage: str | None = None) -> None:

@@ -84,7 +84,7 @@ class MeasuredFrames(Frames, Protocol):
     """A data set by frame that knows its own statistics."""
 
     def cut_off(self, space: Space) -> list[tuple[float, float]]:
-        """Share of each action dim's movement that normalising to `space` cuts off, and to the data's own numbers."""
+        """Share of each action dim's movement that `space` cuts off, and that the data's own statistics would."""
 
 
 def check_space(

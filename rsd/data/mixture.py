@@ -20,7 +20,7 @@ from rsd.data.shuffle import EpochShuffle
 from rsd.errors import SettingError
 
 LARGEST_EPOCH = 2**31  # rows
-APART = 2**32  # between seeds, and epochs, of which nobody else has one
+APART = 2**32  # between the seeds of epochs, so that they share none with other shuffles
 
 
 def check_weights(weights: Mapping[str, object]) -> dict[str, float]:

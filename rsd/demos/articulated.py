@@ -1,6 +1,6 @@
-"""A scripted expert for handles, knobs and rims: a phase machine that grips a part and moves it its way.
+"""A scripted expert for handles, knobs and rims: a phase machine that grips a part and moves it along its way.
 
-A drawer and a plate slide, a knob turns the hand. What would surprise you: while it moves, the hand aims a fixed lead
+A drawer and a plate slide, a knob turns the hand. What surprises first: while it moves, the hand aims a fixed lead
 ahead of where the part is now, never at where the part should end. So a part that resists is pulled steadily, and one
 that slips out of the hand is gripped again.
 """

@@ -1,7 +1,7 @@
 """A scripted expert for pick-and-place: a phase machine from the simulator's state to actions, without the simulator.
 
 There are no way-points in time. Every phase is a goal for the grip point and a condition for leaving it, so the expert
-corrects disturbances, and the label of a step is right whatever was executed before it. What would surprise you: phases
+corrects disturbances, and the label of a step is right whatever was executed before it. What surprises first: phases
 also go backwards. When the object is not in the hand after a grasp, or is lost on the way, it reaches for it again. A
 hand that is on its way down when the expert takes over goes on down, and is not called back to where that begins.
 """

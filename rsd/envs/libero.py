@@ -162,7 +162,7 @@ class LiberoEnv:
         For demonstrations: the evaluation init states are fixed arrays and are not used.
 
         Raises:
-            PlacementError: the placement is one of them all the same.
+            PlacementError: the random placement happens to be one of them.
         """
         return self._start(seed, None)
 

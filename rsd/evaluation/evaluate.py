@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rsd import interrupts
 from rsd.clock import Clock
 from rsd.errors import RSDError
 from rsd.evaluation.plan import PlannedEpisode, hold_to_plan, missing_places
@@ -156,7 +157,7 @@ class CurrentEnv:
         if self._env is not None and self._env.task.task_id != task_id:
             self.close()
         if self._env is None:
-            with simulator_turn():
+            with simulator_turn(), interrupts.held():
                 self._env = self._make_env(task_id=task_id)
         return self._env
 
@@ -190,6 +191,7 @@ def run_episode(current: CurrentEnv, policy: Policy, planned: PlannedEpisode, re
     An environment that cannot even be built raises: no other episode of the task could run either.
     """
     env = current.env(planned.task_id)
+    interrupts.in_order()  # from here on there is a simulator to close
     start = time.perf_counter()
     episode = Episode(
         env,

@@ -9,6 +9,7 @@ that very step.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,31 @@ def read_executed(path: Path) -> dict[int, np.ndarray]:
         return {int(name): arrays[name] for name in arrays.files}
 
 
-def observed(frames: Frames, episode: int) -> list[Observation]:
-    """Observations of a recorded episode at which a chunk begins, in the order of steps."""
-    rows = (np.asarray(frames.episode) == episode).nonzero()[0]
-    return [frames[int(row)]["observation"] for row in rows]
+@dataclass(frozen=True)
+class Observed(Sequence[Observation]):
+    """Observations of a recorded episode, in the order of steps; each is read when somebody asks for it.
+
+    Attributes:
+        frames: Of a data set.
+        rows: Of the episode.
+    """
+
+    frames: Frames
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, step: Any) -> Any:
+        """One of them, or a slice."""
+        if isinstance(step, slice):
+            return Observed(self.frames, self.rows[step])
+        return self.frames[self.rows[step]]["observation"]
+
+
+def observed(frames: Frames, episode: int) -> Observed:
+    """Of an episode, the observations at which a chunk begins."""
+    return Observed(frames, [int(row) for row in (np.asarray(frames.episode) == episode).nonzero()[0]])
 
 
 def apart(mine: np.ndarray, reference: np.ndarray) -> dict[str, tuple[float, float]]:

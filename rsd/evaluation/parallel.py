@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from rsd import interrupts
 from rsd.errors import RSDError, SettingError
 from rsd.evaluation.evaluate import (
     CurrentEnv,
@@ -191,6 +192,7 @@ def evaluate_parallel(
         yield from alone
         return
     waiting = missing_episodes(plan, done)
+    interrupts.in_order()  # from here on there are workers to stop
     pool: Pool[PlannedEpisode] = Pool(
         _work,
         make_env,

@@ -25,6 +25,7 @@ from rsd.settings import Total
 EMBEDDED_VIDEO_BYTES = 1_000_000  # larger videos are linked, not embedded
 EMBEDDED_TOTAL_BYTES = 23_000_000  # of traces and videos, as they stand in the page
 VIDEO = ".mp4"
+OUTCOMES = ("crashed", "failure", "success")  # as readers want to see them
 ENDS = {0: "whole", 1: "draft"}  # of a chunk, by its counter early_exits
 POSITION_NAMES, GRIPPER_NAME = ("x", "y", "z"), "gripper"  # of action dims; see `Task`
 
@@ -48,7 +49,7 @@ class TraceRecord(TypedDict):
 
 
 def recorded_episodes(report: dict[str, Any], run_dir: Path, plan: Plan | None) -> list[dict[str, Any]]:
-    """The episodes that have a video, in the order of the report; files that have gone are left out.
+    """The episodes that have a video: crashed ones, then failures, then successes; files that have gone are left out.
 
     Args:
         report: As in report.json.
@@ -78,7 +79,7 @@ def recorded_episodes(report: dict[str, Any], run_dir: Path, plan: Plan | None) 
     ]
     names = () if plan is None else plan.tasks[0].action_names
     _embed(sorted(zip(episodes, recorded, strict=True), key=lambda pair: pair[0]["init_state_id"]), run_dir, names)
-    return episodes
+    return sorted(episodes, key=lambda episode: OUTCOMES.index(episode["outcome"]))
 
 
 def first_rejection(episode: dict[str, Any], num_drafted: int) -> int | None:

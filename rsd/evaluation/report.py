@@ -23,7 +23,7 @@ from rsd.evaluation.latency import busy_note, summarize_latency
 from rsd.evaluation.old_runs import read_plan
 from rsd.evaluation.page import render_page
 from rsd.evaluation.plan import PLAN_FILE, Plan, missing_places
-from rsd.evaluation.player import VIDEO, first_rejection, is_video, recorded_episodes
+from rsd.evaluation.player import OUTCOMES, VIDEO, first_rejection, is_video, recorded_episodes
 from rsd.evaluation.report_record import Report
 from rsd.evaluation.results import CRASHED_FILE, RESULTS_FILE, ResultsError, read_crashed, read_episodes
 from rsd.evaluation.sequential import VERDICT_FILE, read_verdict
@@ -240,7 +240,7 @@ def _failures(report: dict[str, Any], recorded: Sequence[dict[str, Any]]) -> lis
         link = None if played is None else f"#task{place[0]}-init{place[1]}"
         outcome = "crashed" if episode["error"] else "success" if episode["success"] else "failure"
         rows.append({**episode, "outcome": outcome, "again": again, "rejected": rejected, "link": link})
-    return sorted(rows, key=lambda row: ("crashed", "failure", "success").index(row["outcome"]))
+    return sorted(rows, key=lambda row: OUTCOMES.index(row["outcome"]))
 
 
 def _trial_grid(report: dict[str, Any], recorded: set[tuple[int, int]]) -> list[dict[str, Any]]:

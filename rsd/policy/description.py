@@ -70,8 +70,8 @@ def find_parts(folder: Path) -> dict[str, Path]:
     parts = {}
     if (folder / POLICY_FILE).is_file():
         for name, entry in read_record(folder)["parts"].items():
-            if name not in PARTS or not (isinstance(entry, dict) and isinstance(entry.get("path"), str)):
-                raise CheckpointError(f"{folder / POLICY_FILE}: part {name!r} is {entry!r}, expected a path of {PARTS}")
+            if name not in PARTS:
+                raise CheckpointError(f"{folder / POLICY_FILE}: part {name!r} is unknown, expected one of {PARTS}")
             parts[name] = folder / entry["path"]
             if not parts[name].resolve().is_relative_to(folder.resolve()):
                 raise CheckpointError(f"part {parts[name]} lies outside of the policy folder {folder}; copy it there")

@@ -37,9 +37,9 @@ from rsd.models.openvla.robots import Robot
 from rsd.models.openvla.visual_tokens import from_json as tokens_from_json
 from rsd.policy.assemble import IN_TOKENS, Checkpoints, assemble, in_numbers_alone
 from rsd.policy.contract import PolicyError
+from rsd.policy.folder_record import PolicyRecord
 from rsd.policy.policy import VLAPolicy
 from rsd.record import EntryError, arguments, conform, read, shown, write
-from rsd.settings import Count
 from rsd.stages import Binder
 from rsd.stages.correction import KIND as CORRECTION
 from rsd.stages.files import NUMBERS, TOKENS
@@ -52,20 +52,6 @@ LONGEST = 250  # letters of a part's path; no file's name may be longer
 SCORER = "visual_tokens"
 DRAFTS = ("draft", "micro", NUMBERS)  # parts that can draft
 PARTS = ("base", "tokenizer", "head", *DRAFTS, EARLIER, CORRECTION, SCORER)
-BASE = {  # types of what entry "base" may hold, as far as JSON tells them
-    "views": list[str],
-    "use_proprio": bool,
-    "chunk_length": Count,
-    "center_crop": bool,
-    "unnorm_key": str | None,
-    "dtype": str,
-    "action_head": str,
-    "num_images": Count | None,
-    "robot": dict[str, Any],
-    SCORER: dict[str, Any],
-}
-NEEDED = ("views", "use_proprio", "chunk_length", "unnorm_key")
-ENTRIES = {"parts": dict, "base": dict, "space": str, "num_open_loop_steps": int, "decoding": str, "decodings": dict}
 
 
 def load_folder(
@@ -180,8 +166,6 @@ def _choose(
         if chosen not in record["decodings"]:
             raise CheckpointError(f"{folder} has no decoding {chosen!r}; it has {', '.join(record['decodings'])}")
         entry = record["decodings"][chosen]
-        if not isinstance(entry, dict):
-            raise CheckpointError(f"{folder / POLICY_FILE}: decoding {chosen!r} is {entry!r}, expected an object")
         options = {option: value for option, value in entry.items() if option != "draft"}
         name, default = chosen, options.pop("target", None)
         target = target or default
@@ -261,7 +245,7 @@ def base_arguments(options: Mapping[str, Any], scorer: Path | None) -> dict[str,
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Contents of policy.json, with every entry there and of the right kind.
+    """Contents of policy.json, with every entry there and of the right kind; see `PolicyRecord`.
 
     Raises:
         CheckpointError: missing, not JSON, of another schema, or an entry is missing or of another kind.
@@ -276,17 +260,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or type(record.get("schema")) is not int or record["schema"] != SCHEMA:
         found = shown(record.get("schema")) if isinstance(record, dict) else repr(type(record).__name__)
         raise CheckpointError(f"{path} has schema {found}, expected {SCHEMA}; it is of another version of rsd")
-    for name, kind in ENTRIES.items():
-        if type(record.get(name)) is not kind:
-            raise CheckpointError(f"{path}: entry {name!r} is {shown(record.get(name))}, expected a {kind.__name__}")
     try:
-        given = conform(record["base"], dict[str, Any], str(path), "base")
-        needed = {name: kind for name, kind in BASE.items() if name in given or name in NEEDED}
-        conform(given, needed, str(path), "base")
-        conform(record["decodings"], dict[str, dict[str, Any]], str(path), "decodings")
-        held = conform(record.get(CALIBRATIONS, {}), dict[str, dict[str, Any]], str(path), CALIBRATIONS)
-        for name, one in held.items():
-            conform(one.get(SUITES, []), list[str], str(path), f"{CALIBRATIONS}.{name}.{SUITES}")
+        conform(record, PolicyRecord, str(path))
     except EntryError as error:
         raise CheckpointError(f"{error}; copy it again, or write it anew with scripts/restamp.py") from error
     return record
@@ -433,8 +408,6 @@ def _part(folder: Path, parts: Mapping[str, Any], name: str) -> Path | None:
     if name not in parts:
         return None
     entry = parts[name]
-    if not (isinstance(entry, dict) and isinstance(entry.get("path"), str) and isinstance(entry.get("sha256"), str)):
-        raise CheckpointError(f"{folder / POLICY_FILE}: part {name!r} is {shown(entry)}, expected a path and a sha256")
     path = folder / entry["path"]
     if len(entry["path"]) > LONGEST:
         raise CheckpointError(f"{folder / POLICY_FILE}: part {name!r} has a path of {len(entry['path'])} letters")

@@ -1,1 +1,1 @@
-"""The policy as a server for vla-evaluation-harness, whose benchmarks then drive it over a websocket."""
+"""The policy as a server: over a websocket for vla-evaluation-harness's benchmarks, over HTTP for robots and others."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,9 @@ class EndWhenAsked(Callback):
 def started_here() -> list[LightningEnvironment]:
     """Plugins for a trainer that starts its processes itself, inside of a SLURM job, too.
 
-    Lightning would take the job's tasks for them, and requeue the job itself.
+    Lightning would take the job's tasks for them, and requeue the job itself. Outside of a job it would tell everybody
+    on whose machine SLURM is to prepend srun.
     """
+    if "SLURM_JOB_ID" not in os.environ:
+        warnings.filterwarnings("ignore", "The `srun` command is available")
     return [LightningEnvironment()] if SLURMEnvironment.detect() else []

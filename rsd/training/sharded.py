@@ -8,6 +8,7 @@ are: that would read as much as all processes wrote. Sizes are.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import warnings
@@ -35,6 +36,8 @@ from rsd.training.ranks import require_ranks
 from rsd.training.states import PREVIOUS, SHARDS_FILE
 
 OLD = ".old"  # ending of a state that is about to be removed
+ARCHIVE = "inline_container"  # torch's code that writes archives, in its complaints
+NO_ROOM = 2**20  # bytes
 NEVER_RUN = ("norm", "attn_pool")  # of a vision transformer, beside its last block
 
 
@@ -72,7 +75,7 @@ class ShardedStrategy(ModelParallelStrategy):
                 sizes = {one.name: one.stat().st_size for one in sorted(temporary.iterdir())}
                 write(temporary / SHARDS_FILE, sizes)
         except (OSError, RuntimeError, CheckpointException) as error:  # the last is no Exception
-            problem = _refused(error)
+            problem = _refused(error, temporary)
             if problem is None:
                 raise
         problems = self._of_all(problem)
@@ -103,15 +106,24 @@ class ShardedStrategy(ModelParallelStrategy):
         return [OSError(*one) for one in found if one is not None]
 
 
-def _refused(error: BaseException) -> OSError | None:
-    """The system's own words in an error of torch's; None where it is another one."""
+def _refused(error: BaseException, folder: Path) -> OSError | None:
+    """The system's own words in an error of torch's; None where it is another one.
+
+    What another process was refused comes without them: torch's archive complains of its own end, and nothing more
+    goes from one process to another. Then the room that is left tells.
+    """
     if isinstance(error, CheckpointException):
         inside = [one[0] for one in error.failures.values()]
-        return next((found for one in inside if (found := _refused(one)) is not None), None)
+        return next((found for one in inside if (found := _refused(one, folder)) is not None), None)
     if isinstance(error, OSError):
         return error
-    context = error.__cause__ or error.__context__  # torch's archive complains of its own end
-    return context if isinstance(context, OSError) else None
+    context = error.__cause__ or error.__context__
+    if isinstance(context, OSError):
+        return context
+    if ARCHIVE not in str(error):
+        return None
+    number = errno.ENOSPC if shutil.disk_usage(folder.parent).free < NO_ROOM else errno.EIO
+    return OSError(number, os.strerror(number))
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
@@ -215,9 +227,17 @@ def never_run(model: OpenVLAOFT) -> list[nn.Module]:
 
 @torch.no_grad()
 def gather(trainer: Trainer, module: LightningModule) -> None:
-    """Make the first process's weights whole again, on the CPU, for the export; all processes take part."""
-    if not is_sharded(trainer):
-        return
+    """Make the first process's weights whole again, on the CPU, for the export; all processes take part.
+
+    None returns before the first one has everything, of validations, too: what a process that has ended was still
+    sending is lost.
+    """
+    if is_sharded(trainer):
+        _gather_shares(trainer, module)
+    trainer.strategy.barrier()
+
+
+def _gather_shares(trainer: Trainer, module: LightningModule) -> None:
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()

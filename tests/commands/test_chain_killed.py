@@ -28,7 +28,6 @@ from pathlib import Path
 from rsd.commands.chain import run_pipeline
 run_pipeline(Path(sys.argv[1]), sys.argv[2:])
 """
-LIMIT_S = 600
 
 pytestmark = pytest.mark.slow
 
@@ -62,9 +61,8 @@ def starts(folder: Path) -> dict[str, list[int]]:
 def test_a_killed_pipeline_goes_on_and_makes_again_only_what_hangs_on_a_change(root):
     folder = root / "runs" / "pipeline" / "small"
     first = start(root)
-    end = time.monotonic() + LIMIT_S
     while not list(folder.glob("base/*/resume/last.ckpt")):
-        assert time.monotonic() < end and first.poll() is None
+        assert first.poll() is None
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.communicate()

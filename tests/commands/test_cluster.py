@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from rsd.commands import dry_run
-from rsd.commands.cluster import Local, Slurm, check_limits
+from rsd.commands.cluster import Local, Slurm
 from rsd.commands.dry_run import without_dry_run
 from rsd.errors import SettingError
 from tests.commands.parabola import sweeps, table
 
-LIMITS = {"timeout_min": 60, "signal_delay_s": 120, "nodes": 1, "tasks_per_node": 1}
+HERE = {"timeout_min": 60, "nodes": 1, "tasks_per_node": 1}
+LIMITS = HERE | {"signal_delay_s": 120}
 LOCAL, SLURM = ("hydra/launcher=submitit_local",), ("hydra/launcher=submitit_slurm",)
 
 
@@ -40,23 +41,47 @@ def commands(room: Path, monkeypatch, **texts: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "problem"),
+    ("launcher", "changed", "problem"),
     [
         (
+            Slurm,
             {"timeout_min": 2},
-            "timeout_min is 2 min, and a job is told to end 120 s before .*: the time limit is shorter",
+            "is 2 min, and a job is told to end 120 s before .*: the time limit is shorter than",
         ),
-        ({"timeout_min": 0}, r"hydra\.launcher\.timeout_min is 0, expected"),
-        ({"signal_delay_s": -1}, r"hydra\.launcher\.signal_delay_s is -1, expected"),
-        ({"nodes": 0}, r"hydra\.launcher\.nodes is 0, expected"),
-        ({"array_parallelism": 0}, r"hydra\.launcher\.array_parallelism is 0, expected"),
+        (Slurm, {"timeout_min": 90.5}, r"hydra\.launcher\.timeout_min is 90\.5, expected a whole number"),
+        (Local, {"timeout_min": 0}, r"hydra\.launcher\.timeout_min is 0, expected"),
+        (Slurm, {"signal_delay_s": -1}, r"hydra\.launcher\.signal_delay_s is -1, expected"),
+        (Local, {"nodes": 0}, r"hydra\.launcher\.nodes is 0, expected"),
+        (Slurm, {"array_parallelism": 0}, r"hydra\.launcher\.array_parallelism is 0, expected"),
+        (Slurm, {"partition": "a b"}, r"hydra\.launcher\.partition is 'a b', expected names without spaces"),
+        (Slurm, {"partition": "a,,b"}, r"hydra\.launcher\.partition is 'a,,b', expected names"),
+        (Slurm, {"account": "me;rm"}, r"hydra\.launcher\.account is 'me;rm', expected a name"),
+        (Slurm, {"qos": True}, r"hydra\.launcher\.qos is true, expected"),
+        (Slurm, {"constraint": "h100 "}, r"hydra\.launcher\.constraint is 'h100 ', expected features"),
+        (Slurm, {"exclude": "node 1"}, r"hydra\.launcher\.exclude is 'node 1', expected nodes"),
+        (Slurm, {"gres": "gpu h100"}, r"hydra\.launcher\.gres is 'gpu h100', expected resources"),
+        (Slurm, {"gpus_per_node": "two"}, r"hydra\.launcher\.gpus_per_node is 'two', expected a whole number"),
+        (Slurm, {"mem_gb": 0}, r"hydra\.launcher\.mem_gb is 0, expected a number above 0"),
+        (Slurm, {"name": "a\nb"}, r"hydra\.launcher\.name is 'a\\nb', expected a line"),
+        (Slurm, {"setup": ["module load cuda", ""]}, r"hydra\.launcher\.setup is .*, expected"),
+        (Slurm, {"partiton": "a"}, r"hydra\.launcher\.partiton is no parameter of submitit_slurm: .*additional_param"),
+        (Local, {"partition": "a"}, r"hydra\.launcher\.partition is no parameter of submitit_local: "),
+        (Slurm, {"additional_parameters": {"--x": 1}}, r"a key of hydra\.launcher\.additional_parameters is '--x'"),
+        (Slurm, {"additional_parameters": {"x": [1]}}, r"additional_parameters\.x is \[1\], expected"),
     ],
 )
-def test_a_limit_in_which_nothing_can_be_done_is_refused(changed, problem):
-    check_limits(LIMITS)
-    for launcher in (Slurm, Local):
-        with pytest.raises(SettingError, match=problem):
-            launcher(**LIMITS | changed)
+def test_what_no_scheduler_takes_is_refused_before_anything_is_sent(launcher, changed, problem):
+    fits = LIMITS if launcher is Slurm else HERE
+    launcher(**fits)
+    with pytest.raises(SettingError, match=problem):
+        launcher(**fits | changed)
+
+
+def test_what_clusters_are_called_is_taken():
+    named = {"partition": "gpu,gpu-long", "account": 12345, "qos": "normal", "constraint": "[h100*2&h200*4]"}
+    resources = {"gres": "gpu:h100:2(S:0-1),nic:1", "exclude": "node[1-3,7],fat.cluster", "mem_per_gpu": "80GB"}
+    launcher = Slurm(**LIMITS, **named, **resources, additional_parameters={"requeue": False, "mail_user": "me@there"})
+    assert launcher.named()["slurm_additional_parameters"] == {"mail_user": "me@there"}  # sbatch has no word for false
 
 
 @pytest.mark.parametrize("typed", [("x=1",), ("-m", "x=1"), ("hydra/launcher=submitit_slurm",)])
@@ -91,7 +116,8 @@ def test_what_sbatch_refuses_is_one_line(sweep, submitit, tmp_path, monkeypatch)
 def test_a_dry_run_prints_what_sbatch_would_get_and_leaves_nothing(sweep, submitit, tmp_path, monkeypatch):
     commands(tmp_path / "bin", monkeypatch)
     swept = ("x=0,1,2", *SLURM, "hydra.launcher.partition=gpus", "hydra.launcher.gpus_per_node=2")
-    code, out, err = sweep(*swept, "hydra.launcher.timeout_min=90", "--dry-run")
+    former = f"+paths.runs={tmp_path}/runs"  # where no former run is, whatever lies in outputs/
+    code, out, err = sweep(*swept, "hydra.launcher.timeout_min=90", former, "--dry-run")
     assert code == 0, err
     lines = out.splitlines()
     assert {"#SBATCH --array=0-2%3", "#SBATCH --partition=gpus", "#SBATCH --gpus-per-node=2", "#SBATCH --time=90"} <= {
@@ -106,10 +132,10 @@ def test_a_dry_run_prints_what_sbatch_would_get_and_leaves_nothing(sweep, submit
 
 def test_what_is_sent_is_what_the_dry_run_showed(sweep, submitit, tmp_path, monkeypatch):
     monkeypatch.setattr(submitit.SlurmJob, "results", lambda self: [])
-    place = f"hydra.sweep.dir={tmp_path}/sweep"
+    place = (f"hydra.sweep.dir={tmp_path}/sweep", f"+paths.runs={tmp_path}/runs")
     commands(tmp_path / "bin", monkeypatch, srun="", sbatch=f"cp $1 {tmp_path}/sent; echo Submitted batch job 12")
-    _, shown, _ = sweep("x=0,1", *SLURM, place, "--dry-run")
-    code, out, err = sweep("x=0,1", *SLURM, place)
+    _, shown, _ = sweep("x=0,1", *SLURM, *place, "--dry-run")
+    code, out, err = sweep("x=0,1", *SLURM, *place)
     assert code == 1 and "2 of 2 jobs failed" in err and "it never ended" in err  # nothing has run them
     assert "sent: job 1 (x=1" in out and "as 12_1" in out
     assert shown.startswith((tmp_path / "sent").read_text())

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
 
+from rsd.checkpoint import CheckpointError
 from rsd.commands.records import RECORDS, TRACE, page, record_schema, schema_name
 from rsd.evaluation.report import write_report
 from rsd.evaluation.sequential import VERDICT_FILE
 from rsd.inputs import INPUTS_FILE, contents
+from rsd.policy.folder import read_record
 from rsd.record import sealed
 from tests.evaluation.folders import make_run
 from tests.evaluation.policies import EarlyExitPolicy, SeeingPolicy
@@ -44,6 +46,26 @@ def test_files_of_an_evaluation(policy, tmp_path):
     assert [check(TRACE, path) for path in traces] == [1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda report: report["decoding"].update(acceptance_rate="high"),
+        lambda report: report["decoding"].pop("num_chunks"),
+        lambda report: report["work"]["counters"][0].pop("total"),
+        lambda report: report["delay"].update(still_share=2),
+        lambda report: report["time"]["parts"][0].update(seconds=-1),
+    ],
+)
+def test_figures_of_a_report_that_are_none_are_refused(damage, tmp_path):
+    make_run(tmp_path, EarlyExitPolicy(), num_trials=1)
+    report = write_report(tmp_path)
+    validator = Draft202012Validator(record_schema("report.json"))
+    validator.validate(json.loads((tmp_path / "report.json").read_text()))
+    damage(report)
+    with pytest.raises(ValidationError):
+        validator.validate(report)
+
+
 def test_lines_of_an_earlier_version():
     folder = ROOT / "tests/evaluation/runs_of_7eff0a3/libero"
     assert check("results.jsonl", folder / "results.jsonl") > 0
@@ -64,6 +86,37 @@ def test_released_checkpoints_and_what_a_run_reads_of_them(tmp_path):
     assert paths and [check("checkpoint.json", path) for path in paths] == [1] * len(paths)
     (tmp_path / INPUTS_FILE).write_text(json.dumps(sealed(contents({"base": paths[0].parent}))))
     check(INPUTS_FILE, tmp_path / INPUTS_FILE)
+
+
+@pytest.mark.parametrize("folder", ["released", "released/next"])
+def test_released_policies(folder):
+    assert check("policy.json", ROOT / folder / "policy.json") == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.update(schema=2),
+        lambda record: record.pop("space"),
+        lambda record: record["parts"]["base"].pop("sha256"),
+        lambda record: record["base"].update(chunk_length=0),
+        lambda record: record["decodings"]["l1"].pop("kind"),
+        lambda record: record["decodings"]["speculative"].update(target="oracle"),
+        lambda record: record["calibrations"]["temporal"].update(risk=5),
+        lambda record: record["calibrations"]["temporal"]["curve"][0].pop(),
+    ],
+)
+def test_what_reading_a_policy_refuses_its_schema_refuses(change, tmp_path):
+    record = json.loads((ROOT / "released/policy.json").read_text())
+    del record["checksum"]
+    (tmp_path / "policy.json").write_text(json.dumps(record))
+    read_record(tmp_path)
+    change(record)
+    (tmp_path / "policy.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError):
+        read_record(tmp_path)
+    with pytest.raises(ValidationError):
+        check("policy.json", tmp_path / "policy.json")
 
 
 def test_a_verdict(tmp_path):

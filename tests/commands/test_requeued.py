@@ -81,6 +81,13 @@ def test_a_job_that_moves_on_is_requeued(run_dir, slurm, capsys):
     assert "SIGUSR2: stopped, 1 episode done in this start" in capsys.readouterr().err
 
 
+def test_processes_that_train_along_ask_for_nothing(run_dir, slurm, monkeypatch, capsys):
+    note_job(run_dir)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert stopped(run_dir, done=1, before=0) == 130
+    assert not (slurm / "asked").exists() and capsys.readouterr().err == ""
+
+
 def test_a_job_that_was_cancelled_is_not(run_dir, slurm):
     (slurm / "state").write_text("COMPLETING\n")
     assert stopped(run_dir, done=1, before=0, number=signal.SIGTERM) == 75

@@ -108,9 +108,10 @@ def test_episodes_are_drawn_within_their_tasks():
 
 
 def test_rank_correlation():
-    assert rank_correlation(np.array([1.0, 2.0, 9.0]), np.array([0.0, 5.0, 6.0])) == pytest.approx(1)
-    assert rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([5.0, 5.0, 5.0])) is None
-    assert rank_correlation(np.array([1.0, 2.0, 2.0, 4.0]), np.array([4.0, 3.0, 1.0, 0.0])) == pytest.approx(-0.9486833)
+    first = np.array([[1.0, 2.0, 2.0, 4.0], [1.0, 2.0, 3.0, 9.0], [1.0, 2.0, 3.0, 4.0]])
+    second = np.array([[4.0, 3.0, 1.0, 0.0], [0.0, 5.0, 6.0, 6.5], [5.0, 5.0, 5.0, 5.0]])
+    assert rank_correlation(first, second) == pytest.approx([-0.9486833, 1, np.nan], nan_ok=True)
+    assert np.isnan(rank_correlation(first[:, :2], second[:, :2])).all()
 
 
 def test_an_error_that_decides_on_the_loss_predicts_it_and_another_does_not():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rsd.clock import Clock, Naive
-from rsd.evaluation.open_loop import DEGREES_PER_UNIT, apart, executed, keep_executed, read_executed
+from rsd.evaluation.open_loop import DEGREES_PER_UNIT, apart, executed, keep_executed, observed, read_executed
 from rsd.queue import Queue
 from rsd.types import Chunk, Observation
 
@@ -76,3 +76,18 @@ def test_actions_are_kept_by_the_number_of_their_episode(tmp_path):
     found = read_executed(tmp_path / "open_loop.npz")
     assert list(found) == [3, 11] and (found[3] == 1).all() and np.isnan(found[11]).all()
     assert [path.name for path in tmp_path.iterdir()] == ["open_loop.npz"]
+
+
+def test_observations_are_read_when_they_are_asked_for():
+    read = []
+
+    class Frames:
+        episode = np.array([3, 4, 4, 4, 5])
+
+        def __getitem__(self, row):
+            read.append(row)
+            return {"observation": episode(9)[row]}
+
+    found = observed(Frames(), 4)
+    assert len(found) == 3 and len(found[::2]) == 2 and not read
+    assert found[1].proprio == [2.0] and found[::2][1].proprio == [3.0] and read == [2, 3]

@@ -170,3 +170,13 @@ def test_a_damaged_trace(tmp_path, text):
     (tmp_path / report["episodes"][0]["trace"]).write_text(text)
     with pytest.raises(ResultsError, match=r"task00_init00\.json is not a trace of an episode: .*; remove the file"):
         recorded(report, tmp_path)
+
+
+def test_failures_come_first_in_the_player(tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    make_run(tmp_path, SeeingPolicy(num_open_loop_steps=3), num_trials=1, save_videos=1)
+    report = write_report(tmp_path)
+    report["episodes"][1] |= {"success": False}
+    report["episodes"][2] |= {"success": False, "error": "RuntimeError: made up"}
+    outcomes = [(one["task_id"], one["outcome"]) for one in recorded(report, tmp_path)]
+    assert outcomes == [(2, "crashed"), (1, "failure"), (0, "success")]

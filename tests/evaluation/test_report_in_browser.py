@@ -1,5 +1,6 @@
 """The report in a real browser, opened from disk: its script runs, and nothing is fetched or complained about."""
 
+import base64
 import re
 import subprocess
 
@@ -95,6 +96,8 @@ def test_nothing_is_wider_than_the_screen_and_the_keyboard_reaches_the_player(ru
         page.open(run_dir / "report.html", width=width)
         assert page.value("innerWidth") == width
         assert page.value("document.documentElement.scrollWidth") <= width
+        rate = "[...document.querySelectorAll('th')].find(one => one.textContent === 'Rate %')"
+        assert page.value(f"{rate}.getBoundingClientRect().right") <= width  # seen without moving the table
         for _ in range(60):
             page.press("Tab", 9)
             if page.value("document.activeElement.classList.contains('timeline')"):
@@ -105,6 +108,28 @@ def test_nothing_is_wider_than_the_screen_and_the_keyboard_reaches_the_player(ru
         page.press("ArrowRight", 39)
         page.wait_for("document.querySelector('.timeline').getAttribute('aria-valuenow') === '2'")
         assert page.complaints == []
+
+
+@pytest.mark.parametrize("name", ["report.html", "comparison.html"])
+def test_on_paper_no_table_is_cut_off_and_nothing_is_there_that_paper_cannot_do(run_dir, tmp_path, name):
+    make_run(tmp_path / "still", StillPolicy(), num_trials=2, save_videos=1)
+    write_report(tmp_path / "still")
+    candidates = group_by_seed([read_run(run_dir), read_run(tmp_path / "still")])
+    comparison = build_comparison(candidates, margin=0.02, allow=(), published=load_published())
+    (tmp_path / "still" / "comparison.html").write_text(render_comparison(comparison, candidates))
+    with browser(tmp_path / "profile") as page:
+        dark = {"name": "prefers-color-scheme", "value": "dark"}
+        page.call("Emulation.setEmulatedMedia", media="print", features=[dark])
+        page.open(tmp_path / "still" / name, width=695)  # A4 between its margins
+        tables = "[...document.querySelectorAll('table')].filter(one => one.offsetWidth)"
+        assert page.value(f"{tables}.length") > 3
+        assert page.value(f"{tables}.every(one => one.getBoundingClientRect().right <= innerWidth)")
+        assert page.value("document.documentElement.scrollWidth") <= 695
+        assert page.value("document.querySelectorAll('video').length") > 0
+        assert page.value("[...document.querySelectorAll('video, button')].every(one => one.offsetWidth === 0)")
+        assert page.value("getComputedStyle(document.documentElement).colorScheme") == "light"
+        paper = page.call("Page.printToPDF", preferCSSPageSize=True)
+        assert base64.b64decode(paper["data"]).startswith(b"%PDF") and page.complaints == []
 
 
 def test_a_link_to_a_step_begins_with_its_chunk(run_dir, tmp_path):

@@ -125,11 +125,11 @@ def test_wishes_that_cannot_be_are_refused(folder, options, message):
     ("change", "message"),
     [
         (lambda record: record.update(schema=2), "has schema 2, expected 1; it is of another version of rsd"),
-        (lambda record: record.pop("space"), "entry 'space' is None, expected a str"),
-        (lambda record: record.update(num_open_loop_steps="8"), "entry 'num_open_loop_steps' is '8', expected a int"),
-        (lambda record: record.update(parts=[]), r"entry 'parts' is \[\], expected a dict"),
+        (lambda record: record.pop("space"), "lacks entry 'space'; copy it again"),
+        (lambda record: record.update(num_open_loop_steps="8"), "entry 'num_open_loop_steps' is '8', expected a whole"),
+        (lambda record: record.update(parts=[]), r"entry 'parts' is \[\], expected an object"),
         (lambda record: record.update(space="0" * 12), "has the space .*, policy.json names 000000000000; its statis"),
-        (lambda record: record["parts"].update(head="head"), "part 'head' is 'head', expected a path and a sha256"),
+        (lambda record: record["parts"].update(head="head"), "entry 'parts.head' is 'head', expected an object"),
         (
             lambda one: one["parts"]["head"].update(path="../../elsewhere"),
             "part 'head' lies outside of the folder",
@@ -416,7 +416,7 @@ def test_a_policy_without_heads_is_described_anew(folder):
     ("change", "message"),
     [
         (lambda one: one["parts"].pop("base"), "holds no base model"),
-        (lambda one: one["parts"].update(head="head"), "part 'head' is 'head', expected a path"),
+        (lambda one: one["parts"].update(head="head"), "entry 'parts.head' is 'head', expected an object"),
         (lambda one: one["parts"]["head"].update(path="../.."), "lies outside of the policy folder"),
         (lambda one: one["decodings"]["l1"].update(kind="exec"), "decoding of kind 'exec', expected one of"),
         (lambda one: one.update(schema=2), "has schema 2, expected 1"),

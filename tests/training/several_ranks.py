@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 
-def run_ranks(function: Callable[..., Any], *arguments: Any, num_ranks: int = 2, timeout_s: float = 120) -> list[Any]:
+def run_ranks(function: Callable[..., Any], *arguments: Any, num_ranks: int = 2, timeout_s: float = 900) -> list[Any]:
     """What `function(*arguments)` returns, or raises as a text, in each of so many processes over gloo."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

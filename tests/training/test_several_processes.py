@@ -134,6 +134,19 @@ def test_two_processes_train_what_one_trains(root: Path, printed: dict[str, str]
 
 
 @pytest.mark.slow
+def test_each_job_of_a_sweep_has_processes_of_its_own(root: Path):
+    """The second one trains with the second job's settings, not with the first one's: 2 and 4 steps, or one breaks."""
+    place = root / "runs" / "sweep"
+    arguments = [f"paths.root={root}", f"data.name={NAME}", f"data.unnorm_key={NAME}", *SMALL, *TWO_PROCESSES]
+    command = [sys.executable, "train.py", "-m", *arguments, "phase.max_steps=2,4", f"hydra.sweep.dir={place}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    states = [torch.load(place / str(job) / "resume" / "last.ckpt", weights_only=True) for job in range(2)]
+    assert [(state["global_step"], state["world_size"]) for state in states] == [(2, 2), (4, 2)]
+    assert [path.parent for path in root.glob("runs/**/sweep.json")] == [place]
+
+
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_others_in_one_line(root: Path):
     saved = root / "runs" / "lost" / "resume" / "last.ckpt"
     with start(root, "lost", *TWO_PROCESSES, "phase.max_steps=100000") as process:

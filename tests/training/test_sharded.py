@@ -2,7 +2,10 @@
 
 import errno
 import os
+import resource
+import shutil
 import signal
+import time
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,14 +15,14 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
-from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
 
 from rsd.errors import SettingError
 from rsd.models.openvla.random_weights import openvla_architecture, random_model
 from rsd.models.openvla.token_loss import token_rows
 from rsd.training.divergence import StopWhenDiverged
 from rsd.training.ranks import lost_rank
-from rsd.training.sharded import ShardedStrategy, gather, never_run, require_shardable
+from rsd.training.sharded import ShardedStrategy, _refused, gather, never_run, require_shardable
 from rsd.training.states import SHARDS_FILE, StateError, States, state_to_resume
 from tests.data.demonstrations import write_dataset
 from tests.models.openvla_tiny import build_base
@@ -71,7 +74,11 @@ def train(root: Path, folder: Path, kind: str, stop: int = -1, resume: Path | No
     except RuntimeError as error:
         raise lost_rank(trainer, error, go_on="resume=RUN") or error from error
     trainer.validate(module, datamodule, verbose=False)
+    if trainer.is_global_zero:
+        time.sleep(0.5)
+        (folder / "first").touch()
     gather(trainer, module)
+    assert (folder / "first").is_file()  # nobody leaves, and takes along what it sends, before the first one is there
     if not trainer.is_global_zero:
         return {}
     weights = {name: value.detach().clone() for name, value in module.model.state_dict().items()}
@@ -122,6 +129,14 @@ def refuse(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+class TooLarge(Callback):
+    """From a step on the system writes no file of the second process further than some bytes."""
+
+    def on_train_batch_start(self, trainer, *_) -> None:
+        if trainer.global_step == 2 and trainer.global_rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (60000, resource.RLIM_INFINITY))
+
+
 class Killed(Callback):
     """The second process ends in the middle."""
 
@@ -149,8 +164,25 @@ def test_a_full_disk_ends_all_of_them_and_leaves_the_state_before(root, tmp_path
 
 
 @pytest.mark.slow
+def test_what_the_system_refuses_in_the_middle_of_a_share_is_one_line_too(root, tmp_path):
+    said = run_ranks(train, root, tmp_path, "fsdp", -1, None, {"callbacks": [TooLarge()]})
+    place = tmp_path / "last.ckpt"
+    assert said == [f"WriteError: cannot write {place}: File too large; make room, or choose a folder of yours"] * 2
+    assert state_to_resume(tmp_path) == place and not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(("free", "words"), [(2**10, "No space left on device"), (2**30, "Input/output error")])
+def test_the_room_that_is_left_tells_what_torch_does_not(tmp_path, monkeypatch, free, words):
+    complaint = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    found = _refused(CheckpointException("", {1: (complaint, None)}), tmp_path / "last.ckpt.tmp")
+    assert found is not None and found.strerror == words
+    assert _refused(RuntimeError("CUDA out of memory"), tmp_path) is None
+
+
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_other_one(root, tmp_path):
-    said = run_ranks(train, root, tmp_path, "fsdp", -1, None, {"callbacks": [Killed()]}, timeout_s=60)
+    said = run_ranks(train, root, tmp_path, "fsdp", -1, None, {"callbacks": [Killed()]})
     assert said == ["RankError: rank 0 of 2 lost another one; go on with: resume=RUN", "ended with -9"]
 
 

@@ -1,0 +1,109 @@
+"""Figures that README, guide and pages repeat are those of the raw results in docs/results."""
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+STRICT = ["README.md", "docs/guide.md"]
+DECODINGS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/decodings/*.md"))
+NUMBER = r"[+−]?\d+\.\d"
+PAIRED = re.compile(
+    rf"({NUMBER}) \(({NUMBER}) … ({NUMBER})\)(?: of (\d+))?(?: episodes of three suites)?"
+    r"(?:: \**(non-inferior|inferior|undecided))?"
+)
+SOLVED = re.compile(r"\b(\d+)(?:/| of )(\d+)(?= \|| of libero| episodes|$)", re.M)
+FASTER = re.compile(r"\| (\d+\.\d+) \| (\d\.\d\d) \((\d\.\d\d) … (\d\.\d\d)\)")
+ROW = re.compile(r"^\| `[^|]* \| (\d+)/(\d+) \| [^|]* \|([^|(]*)[^|]*\| (\d+) % \| (\d+) % \| (\d+) \|$", re.M)
+
+
+def points(share: float) -> str:
+    """A share as it stands in a text: points with their sign."""
+    rounded = f"{100 * share:+.1f}".replace("-", "−")
+    return rounded[1:] if rounded[1:] == "0.0" else rounded
+
+
+@cache
+def records() -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.rglob("*.json"))]
+
+
+@cache
+def paired() -> list[tuple[tuple[str, str, str], int, str]]:
+    pairs = [one for record in records() if "comparisons" in record for one in record["comparisons"]]
+    keys = ("difference", "low", "high")
+    return [((*(points(one[key]) for key in keys),), one["num_pairs"], one["verdict"]) for one in pairs]
+
+
+def successes(value: Any) -> Iterator[tuple[int, int]]:
+    """(solved, episodes) of every account of successes in a record."""
+    if isinstance(value, dict):
+        if "num_success" in value and "num_errors" in value:
+            yield value["num_success"], value["num_episodes"] - value["num_errors"]
+        for one in value.values():
+            yield from successes(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from successes(one)
+
+
+@pytest.mark.parametrize("page", [*STRICT, *DECODINGS])
+def test_paired_differences(page):
+    for found in PAIRED.finditer((ROOT / page).read_text(encoding="utf-8")):
+        triple, count, verdict = found.groups()[:3], found[4], found[5]
+        same = [one for one in paired() if one[0] == triple]
+        if not same and page not in STRICT:  # of before there were such records: told with its command
+            assert "({} … {})".format(*triple[1:]) in (RESULTS / "README.md").read_text(encoding="utf-8"), found[0]
+            continue
+        assert same, f"{found[0]}: no comparison in docs/results has it"
+        assert count is None or int(count) in [one[1] for one in same], found[0]
+        assert verdict is None or verdict in [one[2] for one in same], found[0]
+
+
+def test_solved_episodes_of_the_readme_and_the_guide():
+    known = {pair for record in records() for pair in successes(record)}
+    for page in STRICT:
+        found = SOLVED.findall((ROOT / page).read_text(encoding="utf-8"))
+        assert found, page
+        for solved, episodes in found:
+            assert (int(solved), int(episodes)) in known, f"{page}: {solved} of {episodes}"
+
+
+def test_the_table_of_the_readme():
+    """Calls and layers of the same episodes; milliseconds a solved episode, of those that all rows have."""
+    rows = ROW.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(rows) == 5
+    record = json.loads((RESULTS / "closed_loop/three_suites_h200.json").read_text())
+    pairs = {one["other"]: one for one in record["comparisons"]}
+    costs = {one["letter"]: one for one in record["costs"]["candidates"]}
+    for solved, episodes, difference, calls, layers, ms in rows:
+        (own,) = (
+            one for one in record["candidates"]
+            if (one["success"]["num_success"], one["success"]["num_episodes"]) == (int(solved), int(episodes))
+        )  # fmt: skip
+        assert f"{costs[own['letter']]['model_ms']:.0f}" == ms, solved
+        if own["letter"] == "A":
+            assert (difference.strip(), calls, layers) == ("", "100", "100")
+            continue
+        pair = pairs[own["letter"]]
+        assert points(pair["difference"]) == difference.strip()
+        shares = pair["work_shares"]
+        assert (f"{100 * shares['base_calls']:.0f}", f"{100 * shares['base_layers']:.0f}") == (calls, layers), solved
+
+
+def test_times_of_the_guide():
+    rows = FASTER.findall((ROOT / "docs/guide.md").read_text(encoding="utf-8"))
+    runs = json.loads((RESULTS / "latency.json").read_text())["runs"]
+    arms = [arm for run in runs if run["section"] == "policy" for arm in run["arms"].values()]
+    assert len(rows) >= 9
+    for ms, *ratio in rows:
+        digits = len(ms.partition(".")[2])
+        own = [arm for arm in arms if f"{arm['wall_ms']['mean']:.{digits}f}" == ms]
+        told = [[f"{one:.2f}" for one in (arm["over_l1"]["ratio"], *arm["over_l1"]["interval"])] for arm in own]
+        assert ratio in told, f"{ms} ms: {ratio}, expected one of {told}"
