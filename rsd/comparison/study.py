@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from rsd.evaluation.open_loop import MEASURES, OPEN_LOOP_FILE, apart, read_execu
 from rsd.evaluation.page import render_page
 from rsd.evaluation.results import RESULTS_FILE
 from rsd.files import write_atomically
-from rsd.record import read, read_json
+from rsd.record import read, read_json, write
 from rsd.types import EpisodeResult
 
 DESIGN_FILE, LATENCY_FILE = "design.json", "latency.json"
@@ -163,7 +162,7 @@ def write_study(study_dir: Path) -> dict[str, Any]:
     if written is None:
         raise SettingError(f"{study_dir} holds no {DESIGN_FILE}; give the folder that python eval.py -m has named")
     study = build_study(study_dir, written)
-    write_atomically(study_dir / STUDY_JSON, json.dumps(study, indent=1, allow_nan=False) + "\n")
+    write(study_dir / STUDY_JSON, study)
     write_atomically(study_dir / STUDY_CSV, study_csv(study))
     plots = [] if study["cells"] is None else pareto_plots(study["cells"])
     span = max([0.02, *(abs(one[name]) for one in study["effects"] or [] for name in ("all_low", "all_high"))])
