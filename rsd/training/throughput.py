@@ -135,4 +135,4 @@ def describe(steps_per_s: float, flops: float, num_processes: int, peak: float |
     line = f"throughput: {steps_per_s:.3g} steps/s, {rate / TERA:.3g} TFLOP/s"
     if num_processes > 1:
         line += f" in each of {num_processes} processes"
-    return line + (f", MFU {100 * rate / peak:.1f} % of {peak / TERA:.0f} TFLOP/s ({card})" if peak else f" ({card})")
+    return line + (f", MFU {100 * rate / peak:.3g} % of {peak / TERA:.0f} TFLOP/s ({card})" if peak else f" ({card})")

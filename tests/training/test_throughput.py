@@ -59,6 +59,7 @@ def test_mfu_is_the_share_of_a_known_card(monkeypatch):
     line = describe(2.0, 100e12, 8, 989e12, "NVIDIA H100 80GB HBM3")
     said = "2 steps/s, 200 TFLOP/s in each of 8 processes, MFU 20.2 % of 989 TFLOP/s (NVIDIA H100 80GB HBM3)"
     assert line == f"throughput: {said}"
+    assert "MFU 0.0172 %" in describe(30.0, 0.17e12 / 30, 1, 989e12, "NVIDIA H200"), "a small share is not rounded off"
     cards = {"NVIDIA H200": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA A100-SXM4-80GB": 312e12, "Tesla T4": None}
     for card, peak in cards.items():
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, card=card: card)
