@@ -352,7 +352,7 @@ def _run_pipeline(config: Path) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # what a user can expect is of many classes; anything else is raised again
         if not is_expected(error):
             raise
         sys.exit(f"error: {in_one_line(cause_of(error))}")
