@@ -6,6 +6,10 @@ import sys
 import pytest
 import torch
 
+import rsd
+from rsd.models.openvla import save_base
+from rsd.policy.folder import read_record
+from tests.models.openvla_tiny import SHORT, build_base
 from tests.models.tiny_checkpoints import LAYERS, adapter, random
 
 
@@ -57,3 +61,18 @@ def test_a_folder_of_another_kind_is_named(tmp_path, monkeypatch, capsys):
         code, _ = run(monkeypatch, capsys, kind, tmp_path / "empty", tmp_path / "out")
         assert code.startswith("error: ") and str(tmp_path / "empty") in code and "\n" not in code
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_policy_folder_of_a_training_here(tmp_path, monkeypatch, capsys):
+    """The checkpoint says everything itself; the link that a training publishes gives the folder its name."""
+    save_base(tmp_path / "run" / "checkpoint", build_base(), {})
+    (tmp_path / "published").symlink_to(tmp_path / "run" / "checkpoint")
+    code, lines = run(monkeypatch, capsys, "policy", tmp_path / "published", tmp_path / "policy")
+    assert code == 0 and "decodings l1" in lines[0]
+    assert {*tmp_path.glob("policy/base/*/*")} == {
+        tmp_path / "policy" / "base" / "published" / name for name in ("checkpoint.json", "weights.safetensors")
+    }
+    assert read_record(tmp_path / "policy")["base"]["views"] == ["image", "wrist_image"]
+    rsd.load(tmp_path / "policy").check_instructions([SHORT])
+    code, _ = run(monkeypatch, capsys, "policy", tmp_path / "published", tmp_path / "other", "--no-crop")
+    assert code.endswith("says itself what it was trained with; leave out --no-crop")
