@@ -294,7 +294,7 @@ def base_policy(
 ) -> VLAPolicy:
     """A base model that acts with its own head: of a policy's folder, or of a configuration (`model.backbone`)."""
     if policy is not None:
-        options = {"num_threads": num_threads, "offered": offered, "text_source": text_source}
+        options: dict[str, Any] = {"num_threads": num_threads, "offered": offered, "text_source": text_source}
         return load_folder(policy, decoding=L1(), device=device, **options)
     return assemble(
         base=instantiate(base),

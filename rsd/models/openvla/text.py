@@ -247,7 +247,7 @@ class SentenceText:
     @classmethod
     def of(cls, encoder: SentenceEncoder, num_tokens: int, instructions: Iterable[str] = ()) -> SentenceText:
         """With an encoder at hand."""
-        own = {"name": encoder.name, "sha256": encoder.sha256, "source": encoder.source}
+        own: dict[str, Any] = {"name": encoder.name, "sha256": encoder.sha256, "source": encoder.source}
         return cls(lambda: encoder, **own, num_tokens=num_tokens, instructions=instructions)
 
     @cached_property
