@@ -14,6 +14,7 @@ SUITES = ("libero_spatial", "libero_object", "libero_goal")
 EXPERT_NOISE = "[0.0,0.2,0.4]"  # of the executed actions in free space: states to recover from
 POLICY_NOISE = "[0.0,0.1,0.2]"  # of all executed actions
 BATCH_SIZE = 512  # frames of a step of a base model's training
+CPU_BATCH_SIZE = 8  # where it is only tried out
 MAX_BATCH = 16  # observations in one call of the policy
 
 
@@ -46,7 +47,8 @@ def train_base(name: str, own: list[str], max_steps: int, arguments: Namespace) 
     options = [f"phase.max_steps={max_steps}", f"phase.datamodule.num_workers={share}", *trainer(arguments)]
     if arguments.gpus > 1:
         options += ["trainer=ddp", f"trainer.devices={arguments.gpus}"]
-        options.append(f"phase.datamodule.batch_size={BATCH_SIZE // arguments.gpus}")
+    batch_size = CPU_BATCH_SIZE if arguments.device == "cpu" else BATCH_SIZE // arguments.gpus
+    options.append(f"phase.datamodule.batch_size={batch_size}")
     command = ["train.py", "phase=oft_gpu", "model=oft_small", *own, *options, *roots(arguments)]
     return Step(name, command, METRICS_FILE)
 
