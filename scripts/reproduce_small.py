@@ -6,7 +6,7 @@ one the policy of words. Then everything is evaluated on the official init state
 only the policy of words is made, from the model given there.
 
 Every step is a command that a user could type, and is printed before it runs; an interrupted run goes on where it was.
-Ends with tables of results and times in --results. The steps themselves are in scripts/reproduction/.
+Ends with tables of results and times in --results, also where a step fails. The steps are in scripts/reproduction/.
 """
 
 from __future__ import annotations
@@ -75,9 +75,11 @@ def main() -> None:
         options.error(f"--only {arguments.only} names steps that do not exist; the steps are {', '.join(names)}")
     settings = {name: value for name, value in vars(arguments).items() if name not in FREE}
     keep_settings(root, {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()})
-    run_steps([step for step in steps if step.name in chosen], root)
     directory: Path = arguments.results or root / "results"
-    print(f"\n{write_results(root, steps, directory)}results: {directory}")
+    try:
+        run_steps([step for step in steps if step.name in chosen], root)
+    finally:  # of a step that failed, too: what is there
+        print(f"\n{write_results(root, steps, directory)}results: {directory}")
 
 
 if __name__ == "__main__":

@@ -177,7 +177,8 @@ def test_an_interrupted_reproduction_goes_on_where_it_was(tmp_path, monkeypatch,
     stops_at = "words_mean"
     with pytest.raises(SystemExit, match="'words_mean' failed; the same command goes on from here"):
         reproduce_small.main()
-    assert ran[-1] == "words_mean"
+    told = capsys.readouterr().out
+    assert ran[-1] == "words_mean" and "| numbers | 90.0 % |" in told and "| words_libero" not in told
     before, stops_at = [*ran], ""
     ran.clear()
     reproduce_small.main()
