@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a bare checkout, where the package is not installed
 
 from rsd.commands.pipeline import Step, keep_settings, run_steps  # noqa: E402
+from rsd.models.openvla.sentences import MINILM, find_encoder  # noqa: E402
 from rsd.options import Options, any_path, held, new_folder, old_folder, reported  # noqa: E402
-from rsd.settings import Count, Device, Positive, Processes, Range  # noqa: E402
+from rsd.settings import Count, Device, Positive, Processes, Range, require_device  # noqa: E402
 from scripts.reproduction import released, words  # noqa: E402
 from scripts.reproduction.results import write_results  # noqa: E402
 
@@ -67,17 +68,21 @@ def main() -> None:
     options = parser()
     arguments = options.parse_args()
     root: Path = arguments.root
-    root.mkdir(parents=True, exist_ok=True)
     steps = plan(arguments)
     names = [step.name for step in steps]
     chosen = names if arguments.only is None else arguments.only.split(",")
     if not set(chosen) <= set(names):
         options.error(f"--only {arguments.only} names steps that do not exist; the steps are {', '.join(names)}")
+    to_run = [step for step in steps if step.name in chosen]
+    if any({f"device={arguments.device}", arguments.device} & {*step.command} for step in to_run):
+        require_device(arguments.device)  # before hours of collecting
+    if any("text=sentence" in step.command for step in to_run):
+        find_encoder(MINILM, arguments.encoder and str(arguments.encoder))
     settings = {name: value for name, value in vars(arguments).items() if name not in FREE}
     keep_settings(root, {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()})
     directory: Path = arguments.results or root / "results"
     try:
-        run_steps([step for step in steps if step.name in chosen], root)
+        run_steps(to_run, root)
     finally:  # of a step that failed, too: what is there
         print(f"\n{write_results(root, steps, directory)}results: {directory}")
 

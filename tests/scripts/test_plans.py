@@ -16,6 +16,7 @@ from rsd.policy.folder import parts_in
 from scripts import calibrate, convert, reproduce_small
 from scripts.reproduction import released, words
 from scripts.reproduction.results import table
+from tests.models.sentence_encoder import write_encoder
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {
@@ -164,14 +165,15 @@ def test_an_interrupted_reproduction_goes_on_where_it_was(tmp_path, monkeypatch,
             assert not step.made.exists()
             step.made.mkdir(parents=True)
         if step.finished is not None:
-            folder = step.folder(tmp_path)
+            folder = step.folder(tmp_path / "made")
             (folder / step.finished).parent.mkdir(parents=True, exist_ok=True)
             (folder / "overrides.yaml").write_text(yaml.safe_dump(command[2:-1]))
             (folder / step.finished).write_text("{}" if step.finished == "metrics.json" else json.dumps(REPORT))
         return 0
 
     monkeypatch.setattr("rsd.commands.pipeline.run_command", run_command)
-    options = ["--root", str(tmp_path), "--num-trials", "1"]
+    encoder = write_encoder(tmp_path / "encoder")
+    options = ["--root", str(tmp_path / "made"), "--num-trials", "1", "--device", "cpu", "--encoder", str(encoder)]
     monkeypatch.setattr(sys, "argv", ["reproduce_small.py", *options])
     steps = reproduce_small.plan(reproduce_small.parser().parse_args(options))
     stops_at = "words_mean"
@@ -189,6 +191,14 @@ def test_an_interrupted_reproduction_goes_on_where_it_was(tmp_path, monkeypatch,
     assert {*ran} == again
     told = capsys.readouterr().out
     assert "| words_libero_spatial_lan | 90.0 % |" in told and "| all |" in told
+
+
+def test_an_encoder_that_is_missing_is_said_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("rsd.commands.pipeline.run_command", lambda *_: pytest.fail("a step was run"))
+    options = ["--root", str(tmp_path / "made"), "--device", "cpu", "--encoder", str(tmp_path / "gone")]
+    monkeypatch.setattr(sys, "argv", ["reproduce_small.py", *options])
+    with pytest.raises(SystemExit, match=r"no sentence encoder at '.*gone'"):
+        reproduce_small.main()
 
 
 def record(num_success, num_trials, num_errors=0, complete=True):
