@@ -362,20 +362,27 @@ def replay(
     return [one for one in results if one.episode in held], failures
 
 
-def summary_of(results: Mapping[str, Sequence[RerunResult]]) -> list[dict[str, Any]]:
-    """Arms over all replayed episodes of some suites."""
+def summary_of(results: Mapping[str, Sequence[RerunResult]], contestants: Sequence[str]) -> list[dict[str, Any]]:
+    """Arms over all replayed episodes of some suites: controls, then contestants in their order."""
+    order = {name: place for place, name in enumerate((RAW, NORMALISED, *contestants))}
     by_episode: dict[tuple[str, int], dict[str, bool]] = {}
     for suite, own in results.items():
         for one in own:
             arms = {name: arm.success for name, arm in one.arms.items()}
             by_episode.setdefault((suite, one.episode), {}).update(arms)
-    return summarize_arms([arms for arms in by_episode.values() if arms], RAW)
+    arms = summarize_arms([arms for arms in by_episode.values() if arms], RAW)
+    return sorted(
+        (one for one in arms if one["arm"].split()[0] in order),
+        key=lambda one: (order[one["arm"].split()[0]], one["arm"]),
+    )
 
 
-def with_replays(part: dict[str, Any], results: Sequence[RerunResult], failures: Sequence[str]) -> None:
+def with_replays(
+    part: dict[str, Any], results: Sequence[RerunResult], contestants: Sequence[str], failures: Sequence[str]
+) -> None:
     """Write into a suite's part of the report how its replays ended, and which could not be."""
     begun = {one.episode for one in results if one.arms}
-    part["replays"] = summary_of({"": results})
+    part["replays"] = summary_of({"": results}, contestants)
     part["num_other_starts"] = len({one.episode for one in results} - begun)
     part["replay_failures"] = [*failures]
 
@@ -503,14 +510,14 @@ def run(asked: argparse.Namespace, console: Console) -> dict[str, Any]:
         (asked.out / suite.name).mkdir(parents=True, exist_ok=True)
         report["suites"][suite.name] = part = part_of(suite)
         results[suite.name] = read_results(asked.out / suite.name / "replays.jsonl")
-        with_replays(part, results[suite.name], [])
-    report["pooled"] = summary_of(results)
+        with_replays(part, results[suite.name], asked.contestants, [])
+    report["pooled"] = summary_of(results, asked.contestants)
     measure_all(suites, asked, report, console)
     for suite in suites.values() if asked.replays else ():
         part = report["suites"][suite.name]
         results[suite.name], failures = replay(suite, part["contestants"], asked, console)
-        with_replays(part, results[suite.name], failures)
-        report["pooled"] = summary_of(results)
+        with_replays(part, results[suite.name], asked.contestants, failures)
+        report["pooled"] = summary_of(results, asked.contestants)
         write_report(asked, report)
         for why in failures:
             console.print(f"{suite.name} is not replayed: {why}", markup=False)

@@ -155,14 +155,18 @@ def test_held_out_demonstrations_are_executed_and_only_what_is_missing(tmp_path,
     assert all(one.arms["raw"].success for one in results)
     results, _ = tokenizer_arena.replay(suite, {"bins256": {}, "dct_d2": {}}, asked, console)
     assert [set(one.arms) for one in results[2:]] == [{"dct_d2 1/2", "dct_d2 2/2"}] * 2
-    arms = {one["arm"]: one for one in tokenizer_arena.summary_of({"libero_spatial": results})}
+    arms = {one["arm"]: one for one in tokenizer_arena.summary_of({"libero_spatial": results}, ["bins256", "dct_d2"])}
     assert arms["raw"]["num_success"] == arms["raw"]["num_episodes"] == 2 and arms["dct_d2 2/2"]["num_pairs"] == 2
     assert len(tokenizer_arena.replay(suite, {"bins256": {}, "dct_d2": {}}, asked, console)[0]) == 4
     (out / "libero_spatial" / "replays.jsonl").unlink()
     monkeypatch.setattr(tokenizer_arena, "ARMS_A_JOB", 2)
     results, _ = tokenizer_arena.replay(suite, {"bins256": {}}, asked, console)
     assert sorted(len(one.arms) for one in results) == [1, 1, 2, 2]
-    assert tokenizer_arena.summary_of({"": results})[0]["num_episodes"] == 2
+    assert [(one["arm"], one["num_episodes"]) for one in tokenizer_arena.summary_of({"": results}, ["bins256"])] == [
+        ("raw", 2),
+        ("normalised", 2),
+        ("bins256 1/1", 2),
+    ]
 
 
 @pytest.mark.slow
