@@ -370,11 +370,13 @@ def summary_of(results: Mapping[str, Sequence[RerunResult]], contestants: Sequen
         for one in own:
             arms = {name: arm.success for name, arm in one.arms.items()}
             by_episode.setdefault((suite, one.episode), {}).update(arms)
-    arms = summarize_arms([arms for arms in by_episode.values() if arms], RAW)
-    return sorted(
-        (one for one in arms if one["arm"].split()[0] in order),
-        key=lambda one: (order[one["arm"].split()[0]], one["arm"]),
-    )
+    known = [one for one in summarize_arms([own for own in by_episode.values() if own], RAW) if _name(one) in order]
+    return sorted(known, key=lambda one: (order[_name(one)], one["arm"]))
+
+
+def _name(arm: Mapping[str, Any]) -> str:
+    """Whose arm it is, without its depth."""
+    return str(arm["arm"]).split()[0]
 
 
 def with_replays(
