@@ -69,7 +69,7 @@ FAMILIES = {"rfsq": "learned RFSQ", "dct": "transform RFSQ", "bins256": "OpenVLA
 NORMALISED = "normalised"
 BATCH = 256  # chunks that are timed together
 NUM_STILL = 10  # steps without motion behind the last action
-ARMS_A_JOB = 6  # of an episode that one simulator executes in a row: small jobs keep all of them busy to the end
+ARMS_A_JOB = 6  # of an episode, executed in a row: small jobs keep all simulators busy to the end
 PACKAGES = ("torch", "tokenizers", "vector-quantize-pytorch")
 
 
@@ -313,16 +313,27 @@ def jobs_of(
     contestants: Mapping[str, dict[str, Any]],
     asked: argparse.Namespace,
     have: set[tuple[int, str]],
-) -> Iterator[Rerun]:
-    """What is missing of the held-out demonstrations, ARMS_A_JOB arms at a time."""
+) -> tuple[list[Rerun], dict[tuple[int, str], list[str]]]:
+    """What is missing of the held-out demonstrations, ARMS_A_JOB arms at a time.
+
+    Returns:
+        The jobs; and (episode, arm) → all arms of the very same commands, of which that one is executed.
+    """
+    jobs: list[Rerun] = []
+    alike: dict[tuple[int, str], list[str]] = {}
     for start in suite.starts[: asked.replays]:
         arms = commands_of(suite, start.episode, contestants, asked.out / suite.name, asked.replay_depths)
-        missing = [name for name in arms if (start.episode, name) not in have]
-        picture = suite.demonstrations.picture(start.episode, 0, VIEW) if missing else None
+        same: dict[bytes, list[str]] = {}
+        for name in arms:
+            if (start.episode, name) not in have:
+                same.setdefault(arms[name].tobytes(), []).append(name)
+        alike |= {(start.episode, names[0]): names for names in same.values()}
+        missing = [names[0] for names in same.values()]
+        picture = suite.demonstrations.picture(start.episode, 0, VIEW)
         for place in range(0, len(missing), ARMS_A_JOB):
             own = {name: arms[name] for name in missing[place : place + ARMS_A_JOB]}
-            assert picture is not None  # there is something to execute
-            yield Rerun(start.episode, start.task_id, start.placement_seed, None, VIEW, picture, own)
+            jobs.append(Rerun(start.episode, start.task_id, start.placement_seed, None, VIEW, picture, own))
+    return jobs, alike
 
 
 def replay(
@@ -335,7 +346,8 @@ def replay(
     """
     file = asked.out / suite.name / "replays.jsonl"
     results = read_results(file)
-    jobs = [*jobs_of(suite, contestants, asked, {(one.episode, arm) for one in results for arm in one.arms})]
+    have = {(one.episode, arm) for one in results for arm in one.arms}
+    jobs, alike = jobs_of(suite, contestants, asked, have)
     failures = [] if suite.starts else [suite.no_starts]
     if jobs:
         lines = rerun(
@@ -349,7 +361,8 @@ def replay(
             lost=lambda job, why: failures.append(f"episode {job.episode}, {', '.join(job.arms)}: {why}"),
         )
         with closing(lines):
-            for number, (job, off, arms_done) in enumerate(lines, start=1):
+            for number, (job, off, executed) in enumerate(lines, start=1):
+                arms_done = {name: arm for one, arm in executed.items() for name in alike[job.episode, one]}
                 result = RerunResult(job.episode, job.task_id, suite.name, "", None, round(off, 3), arms_done)
                 append_result(file, result)
                 results.append(result)

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from rsd.data import made_up
+from rsd.demos.starts import Start
 from rsd.record import read_json, write
 from rsd.tokenizer import BinTokenizer
 from scripts import tokenizer_arena
@@ -133,6 +134,14 @@ def test_what_is_executed_is_what_each_one_says(common, data, tmp_path, monkeypa
     assert all(commands.shape == (30, 7) for commands in arms.values())
     assert abs(arms["bins256 1/1"] - arms["normalised"]).max() < 2 / 255
     assert set(arms["dct_d2 2/2"][:, 6]) <= {-1.0, 1.0}
+    none = Start(suite.held_episodes[0], 0, placement_seed=1)
+    suite.starts, asked.replays, asked.replay_depths = [none], 1, "ends"
+    monkeypatch.setattr(type(suite.demonstrations), "picture", lambda *_: None)
+    both = {"dct_d2": {}, "dct_d3": {}}
+    run(monkeypatch, *common, "--contestants", "dct_d3")
+    jobs, alike = tokenizer_arena.jobs_of(suite, both, asked, {(none.episode, "raw")})
+    assert [[*one.arms] for one in jobs] == [["normalised", "dct_d2 1/2", "dct_d2 2/2", "dct_d3 3/3"]]
+    assert alike[none.episode, "dct_d2 1/2"] == ["dct_d2 1/2", "dct_d3 1/3"]  # the first stage is the same
     assert isinstance(tokenizer_arena.contestant_of("bins256", suite.space, 8, 0).tokenizer, BinTokenizer)
 
 
