@@ -498,7 +498,11 @@ def measure_all(
             show()
     for job, fitted in to_time:
         record = found[job.suite, job.name]
-        record["throughput"] = timed(fitted.contestant(), suites[job.suite], asked)
+        try:
+            record["throughput"] = timed(fitted.contestant(), suites[job.suite], asked)
+        except Exception as error:  # noqa: BLE001  its other figures are there, and so are the others
+            leave_out(job.suite, f"{job.name} throughput", f"{type(error).__name__}: {error}")
+            continue
         write(asked.out / job.suite / f"{job.name}.json", record)
     show()
 

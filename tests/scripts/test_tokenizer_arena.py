@@ -106,6 +106,14 @@ def test_one_that_fails_is_named_and_the_others_go_on(common, tmp_path, monkeypa
     assert list(part["contestants"]) == ["bspline", "bins256"] and part["left_out"] == {}
 
 
+def test_one_that_cannot_be_timed_keeps_its_other_figures(common, tmp_path, monkeypatch):
+    monkeypatch.setattr("rsd.arena.timing.throughput", broken)
+    with pytest.raises(SystemExit, match="libero_spatial bins256 throughput"):
+        run(monkeypatch, *common, "--contestants", "bins256")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| bins256 | 1/1 | 56 |" in text and "* bins256 throughput is left out: ValueError: no such luck" in text
+
+
 def test_what_a_kill_left_untimed_is_timed(common, tmp_path, monkeypatch):
     run(monkeypatch, *common, "--contestants", "bins256")
     file = tmp_path / "out" / "libero_spatial" / "bins256.json"
