@@ -69,7 +69,7 @@ FAMILIES = {"rfsq": "learned RFSQ", "dct": "transform RFSQ", "bins256": "OpenVLA
 NORMALISED = "normalised"
 BATCH = 256  # chunks that are timed together
 NUM_STILL = 10  # steps without motion behind the last action
-ARMS_A_JOB = 6  # of an episode that one simulator executes in a row: small jobs keep all of them busy to the end
+ARMS_A_JOB = 6  # of an episode, executed in a row: small jobs keep all simulators busy to the end
 PACKAGES = ("torch", "tokenizers", "vector-quantize-pytorch")
 
 
@@ -313,16 +313,27 @@ def jobs_of(
     contestants: Mapping[str, dict[str, Any]],
     asked: argparse.Namespace,
     have: set[tuple[int, str]],
-) -> Iterator[Rerun]:
-    """What is missing of the held-out demonstrations, ARMS_A_JOB arms at a time."""
+) -> tuple[list[Rerun], dict[tuple[int, str], list[str]]]:
+    """What is missing of the held-out demonstrations, ARMS_A_JOB arms at a time.
+
+    Returns:
+        The jobs; and (episode, arm) → all arms of the very same commands, of which that one is executed.
+    """
+    jobs: list[Rerun] = []
+    alike: dict[tuple[int, str], list[str]] = {}
     for start in suite.starts[: asked.replays]:
         arms = commands_of(suite, start.episode, contestants, asked.out / suite.name, asked.replay_depths)
-        missing = [name for name in arms if (start.episode, name) not in have]
-        picture = suite.demonstrations.picture(start.episode, 0, VIEW) if missing else None
+        same: dict[bytes, list[str]] = {}
+        for name in arms:
+            if (start.episode, name) not in have:
+                same.setdefault(arms[name].tobytes(), []).append(name)
+        alike |= {(start.episode, names[0]): names for names in same.values()}
+        missing = [names[0] for names in same.values()]
+        picture = suite.demonstrations.picture(start.episode, 0, VIEW)
         for place in range(0, len(missing), ARMS_A_JOB):
             own = {name: arms[name] for name in missing[place : place + ARMS_A_JOB]}
-            assert picture is not None  # there is something to execute
-            yield Rerun(start.episode, start.task_id, start.placement_seed, None, VIEW, picture, own)
+            jobs.append(Rerun(start.episode, start.task_id, start.placement_seed, None, VIEW, picture, own))
+    return jobs, alike
 
 
 def replay(
@@ -335,7 +346,8 @@ def replay(
     """
     file = asked.out / suite.name / "replays.jsonl"
     results = read_results(file)
-    jobs = [*jobs_of(suite, contestants, asked, {(one.episode, arm) for one in results for arm in one.arms})]
+    have = {(one.episode, arm) for one in results for arm in one.arms}
+    jobs, alike = jobs_of(suite, contestants, asked, have)
     failures = [] if suite.starts else [suite.no_starts]
     if jobs:
         lines = rerun(
@@ -349,7 +361,8 @@ def replay(
             lost=lambda job, why: failures.append(f"episode {job.episode}, {', '.join(job.arms)}: {why}"),
         )
         with closing(lines):
-            for number, (job, off, arms_done) in enumerate(lines, start=1):
+            for number, (job, off, executed) in enumerate(lines, start=1):
+                arms_done = {name: arm for one, arm in executed.items() for name in alike[job.episode, one]}
                 result = RerunResult(job.episode, job.task_id, suite.name, "", None, round(off, 3), arms_done)
                 append_result(file, result)
                 results.append(result)
@@ -362,20 +375,29 @@ def replay(
     return [one for one in results if one.episode in held], failures
 
 
-def summary_of(results: Mapping[str, Sequence[RerunResult]]) -> list[dict[str, Any]]:
-    """Arms over all replayed episodes of some suites."""
+def summary_of(results: Mapping[str, Sequence[RerunResult]], contestants: Sequence[str]) -> list[dict[str, Any]]:
+    """Arms over all replayed episodes of some suites: controls, then contestants in their order."""
+    order = {name: place for place, name in enumerate((RAW, NORMALISED, *contestants))}
     by_episode: dict[tuple[str, int], dict[str, bool]] = {}
     for suite, own in results.items():
         for one in own:
             arms = {name: arm.success for name, arm in one.arms.items()}
             by_episode.setdefault((suite, one.episode), {}).update(arms)
-    return summarize_arms([arms for arms in by_episode.values() if arms], RAW)
+    known = [one for one in summarize_arms([own for own in by_episode.values() if own], RAW) if _name(one) in order]
+    return sorted(known, key=lambda one: (order[_name(one)], one["arm"]))
 
 
-def with_replays(part: dict[str, Any], results: Sequence[RerunResult], failures: Sequence[str]) -> None:
+def _name(arm: Mapping[str, Any]) -> str:
+    """Whose arm it is, without its depth."""
+    return str(arm["arm"]).split()[0]
+
+
+def with_replays(
+    part: dict[str, Any], results: Sequence[RerunResult], contestants: Sequence[str], failures: Sequence[str]
+) -> None:
     """Write into a suite's part of the report how its replays ended, and which could not be."""
     begun = {one.episode for one in results if one.arms}
-    part["replays"] = summary_of({"": results})
+    part["replays"] = summary_of({"": results}, contestants)
     part["num_other_starts"] = len({one.episode for one in results} - begun)
     part["replay_failures"] = [*failures]
 
@@ -476,7 +498,11 @@ def measure_all(
             show()
     for job, fitted in to_time:
         record = found[job.suite, job.name]
-        record["throughput"] = timed(fitted.contestant(), suites[job.suite], asked)
+        try:
+            record["throughput"] = timed(fitted.contestant(), suites[job.suite], asked)
+        except Exception as error:  # noqa: BLE001  its other figures are there, and so are the others
+            leave_out(job.suite, f"{job.name} throughput", f"{type(error).__name__}: {error}")
+            continue
         write(asked.out / job.suite / f"{job.name}.json", record)
     show()
 
@@ -503,14 +529,14 @@ def run(asked: argparse.Namespace, console: Console) -> dict[str, Any]:
         (asked.out / suite.name).mkdir(parents=True, exist_ok=True)
         report["suites"][suite.name] = part = part_of(suite)
         results[suite.name] = read_results(asked.out / suite.name / "replays.jsonl")
-        with_replays(part, results[suite.name], [])
-    report["pooled"] = summary_of(results)
+        with_replays(part, results[suite.name], asked.contestants, [])
+    report["pooled"] = summary_of(results, asked.contestants)
     measure_all(suites, asked, report, console)
     for suite in suites.values() if asked.replays else ():
         part = report["suites"][suite.name]
         results[suite.name], failures = replay(suite, part["contestants"], asked, console)
-        with_replays(part, results[suite.name], failures)
-        report["pooled"] = summary_of(results)
+        with_replays(part, results[suite.name], asked.contestants, failures)
+        report["pooled"] = summary_of(results, asked.contestants)
         write_report(asked, report)
         for why in failures:
             console.print(f"{suite.name} is not replayed: {why}", markup=False)

@@ -29,8 +29,8 @@ SHOWN = {  # of the markdown and the page: heading → how a row says it
     "gripper %": lambda row: format_number(100 * row["gripper_errors"], 2),
     "tail mm": lambda row: _both(row, "tail_mm", "bound_mm", " ≤ "),
     "tail °": lambda row: _both(row, "tail_deg", "bound_deg", " ≤ "),
-    "1000 / s": lambda row: " / ".join(format_number(_thousands(row[f"{way}_per_s"]), 0) for way in WAYS),
-    "× ResidualFSQ": lambda row: " / ".join(format_number(row[f"{way}_ratio"], 1) for way in WAYS),
+    "1000 / s": lambda row: _ways(row, "per_s", 0, 1000),
+    "× ResidualFSQ": lambda row: _ways(row, "ratio", 1),
     "solved": lambda row: _solved(row),
 }
 REPLAYED = ("arm", "solved", "− raw, points", "95 %", "lost", "gained")  # heading of the table of all suites
@@ -41,15 +41,19 @@ SIZE, LEFT, RIGHT, TOP, BOTTOM = 360, 46, 352, 10, 200  # of a plot and its axes
 
 def _short(value: float | None) -> str:
     """Three digits; a dash for None."""
-    return MISSING if value is None else "0" if value == 0 else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    if value is None:
+        return MISSING
+    return "0" if value == 0 else "<0.001" if value < 0.001 else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def _both(row: Mapping[str, Any], first: str, second: str, between: str = " / ") -> str:
     return f"{_short(row[first])}{between}{_short(row[second])}"
 
 
-def _thousands(value: float | None) -> float | None:
-    return None if value is None else value / 1000
+def _ways(row: Mapping[str, Any], what: str, digits: int, unit: float = 1) -> str:
+    """Encoding and decoding; a dash where nothing was timed."""
+    found = [row[f"{way}_{what}"] for way in WAYS]
+    return MISSING if None in found else " / ".join(format_number(one / unit, digits) for one in found)
 
 
 def _solved(row: Mapping[str, Any]) -> str:
@@ -73,7 +77,7 @@ def rows_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
                 known |= {f"{way}_ratio": stages[way]["ratio"] for way in WAYS if way in stages}
                 known |= record | arms.get(arm_of(name, record["depth"], len(one["depths"])), {})
                 rows.append({column: known.get(column) for column in COLUMNS})
-        for name, why in part["left_out"].items():
+        for name, why in part.get("left_out", {}).items():
             known = {"suite": suite, "contestant": name, "left_out": why}
             rows.append({column: known.get(column) for column in COLUMNS})
     return rows
@@ -100,14 +104,18 @@ def cells_of(row: Mapping[str, Any]) -> list[str]:
     return [row["contestant"], f"{row['depth']}/{row['num_stages']}", *(said(row) for said in SHOWN.values())]
 
 
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
 def replayed_cells(report: Mapping[str, Any]) -> list[list[str]]:
     """Arms of all suites together as people read them; none where nothing was replayed."""
     rows = []
     for arm in report["pooled"]:
         cells = [arm["arm"], _solved(arm)]
         if arm.get("num_pairs"):
-            ends = f"{100 * arm['difference_low']:+.1f} … {100 * arm['difference_high']:+.1f}"
-            cells += [f"{100 * arm['difference']:+.1f}", ends, str(arm["lost"]), str(arm["gained"])]
+            middle, low, high = (_points(arm[f"difference{end}"]) for end in ("", "_low", "_high"))
+            cells += [middle, f"{low} … {high}", str(arm["lost"]), str(arm["gained"])]
         rows.append([*cells, *[MISSING] * (len(REPLAYED) - len(cells))])
     return rows
 

@@ -104,7 +104,7 @@ def test_one_table_says_what_was_measured_and_what_was_not(records):
     assert "raw 3/4" in text and "6 demonstrations, 2 of them disturbed (500 chunks)" in text
     assert "* rvq is left out: the package <vector>" in text and "* not replayed: episode 3, fast 1/1: it died" in text
     assert "* 1 demonstrations begin otherwise" in text
-    assert "| dct_d3 3/3 | 3/4 (30–95 %) | -25.0 | -60.0 … +30.0 | 1 | 0 |" in text
+    assert "| dct_d3 3/3 | 3/4 (30–95 %) | −25.0 | −60.0 … +30.0 | 1 | 0 |" in text
     first, all_suites = text.split("**all suites**")
     for part in (first, all_suites):
         assert len({line.count("|") for line in part.splitlines() if line[:1] == "|"}) == 1
@@ -113,7 +113,7 @@ def test_one_table_says_what_was_measured_and_what_was_not(records):
 def test_a_contestant_that_is_not_timed_yet_has_a_row(records):
     untimed = {"bins256": records["bins256"] | {"throughput": None}}
     (row, _) = rows_of(report_of(untimed))
-    assert row["encode_per_s"] is None and cells_of(row)[-3:-1] == ["– / –", "– / –"]
+    assert row["encode_per_s"] is None and cells_of(row)[-3:-1] == ["–", "–"]
 
 
 def test_the_page_holds_the_table_the_plot_and_what_was_left_out(records):

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from rsd.data import made_up
+from rsd.demos.starts import Start
 from rsd.record import read_json, write
 from rsd.tokenizer import BinTokenizer
 from scripts import tokenizer_arena
@@ -105,6 +106,14 @@ def test_one_that_fails_is_named_and_the_others_go_on(common, tmp_path, monkeypa
     assert list(part["contestants"]) == ["bspline", "bins256"] and part["left_out"] == {}
 
 
+def test_one_that_cannot_be_timed_keeps_its_other_figures(common, tmp_path, monkeypatch):
+    monkeypatch.setattr("rsd.arena.timing.throughput", broken)
+    with pytest.raises(SystemExit, match="libero_spatial bins256 throughput"):
+        run(monkeypatch, *common, "--contestants", "bins256")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| bins256 | 1/1 | 56 |" in text and "* bins256 throughput is left out: ValueError: no such luck" in text
+
+
 def test_what_a_kill_left_untimed_is_timed(common, tmp_path, monkeypatch):
     run(monkeypatch, *common, "--contestants", "bins256")
     file = tmp_path / "out" / "libero_spatial" / "bins256.json"
@@ -133,6 +142,14 @@ def test_what_is_executed_is_what_each_one_says(common, data, tmp_path, monkeypa
     assert all(commands.shape == (30, 7) for commands in arms.values())
     assert abs(arms["bins256 1/1"] - arms["normalised"]).max() < 2 / 255
     assert set(arms["dct_d2 2/2"][:, 6]) <= {-1.0, 1.0}
+    none = Start(suite.held_episodes[0], 0, placement_seed=1)
+    suite.starts, asked.replays, asked.replay_depths = [none], 1, "ends"
+    monkeypatch.setattr(type(suite.demonstrations), "picture", lambda *_: None)
+    both = {"dct_d2": {}, "dct_d3": {}}
+    run(monkeypatch, *common, "--contestants", "dct_d3")
+    jobs, alike = tokenizer_arena.jobs_of(suite, both, asked, {(none.episode, "raw")})
+    assert [[*one.arms] for one in jobs] == [["normalised", "dct_d2 1/2", "dct_d2 2/2", "dct_d3 3/3"]]
+    assert alike[none.episode, "dct_d2 1/2"] == ["dct_d2 1/2", "dct_d3 1/3"]  # the first stage is the same
     assert isinstance(tokenizer_arena.contestant_of("bins256", suite.space, 8, 0).tokenizer, BinTokenizer)
 
 
@@ -155,14 +172,18 @@ def test_held_out_demonstrations_are_executed_and_only_what_is_missing(tmp_path,
     assert all(one.arms["raw"].success for one in results)
     results, _ = tokenizer_arena.replay(suite, {"bins256": {}, "dct_d2": {}}, asked, console)
     assert [set(one.arms) for one in results[2:]] == [{"dct_d2 1/2", "dct_d2 2/2"}] * 2
-    arms = {one["arm"]: one for one in tokenizer_arena.summary_of({"libero_spatial": results})}
+    arms = {one["arm"]: one for one in tokenizer_arena.summary_of({"libero_spatial": results}, ["bins256", "dct_d2"])}
     assert arms["raw"]["num_success"] == arms["raw"]["num_episodes"] == 2 and arms["dct_d2 2/2"]["num_pairs"] == 2
     assert len(tokenizer_arena.replay(suite, {"bins256": {}, "dct_d2": {}}, asked, console)[0]) == 4
     (out / "libero_spatial" / "replays.jsonl").unlink()
     monkeypatch.setattr(tokenizer_arena, "ARMS_A_JOB", 2)
     results, _ = tokenizer_arena.replay(suite, {"bins256": {}}, asked, console)
     assert sorted(len(one.arms) for one in results) == [1, 1, 2, 2]
-    assert tokenizer_arena.summary_of({"": results})[0]["num_episodes"] == 2
+    assert [(one["arm"], one["num_episodes"]) for one in tokenizer_arena.summary_of({"": results}, ["bins256"])] == [
+        ("raw", 2),
+        ("normalised", 2),
+        ("bins256 1/1", 2),
+    ]
 
 
 @pytest.mark.slow
