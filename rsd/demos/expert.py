@@ -62,11 +62,13 @@ class GraspPlan:
         hover_height: Height of the grip point above its grasp from which the hand descends vertically.
         lift_height: Rise of the hand before it carries.
         retreat_height: Rise of the empty hand before it goes elsewhere.
-        tilt: Rotation of the hand about the world's x from carrying on, rad; above 0 the hand points towards +y.
+        tilt: Rotation vector of the hand from pointing down, rad, from carrying on; about +x it points towards +y,
+            about +y towards -x.
         turn: Rotation of the hand about the vertical from carrying on, rad.
         aside: Way over the table, [2], from below what stands in the way above the object; the hand comes in and goes
             out along it, low.
         shift: Where the object is to stand, over the table from the target's origin, [2].
+        near: How far from there along x and y it may be when it begins to be lowered; less where it only just fits.
     """
 
     offset: tuple[float, float, float]
@@ -76,15 +78,16 @@ class GraspPlan:
     hover_height: float = 0.08
     lift_height: float = 0.12
     retreat_height: float = 0.08
-    tilt: float = 0.0
+    tilt: tuple[float, float, float] = (0.0, 0.0, 0.0)
     turn: float = 0.0
     aside: tuple[float, float] = (0.0, 0.0)
     shift: tuple[float, float] = (0.0, 0.0)
+    near: float = NEAR_XY_M
 
     @property
     def turns(self) -> bool:
         """Whether the hand turns on the way."""
-        return bool(self.tilt or self.turn)
+        return any(self.tilt) or self.turn != 0.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class PickAndPlaceExpert:
         self._last_pos: np.ndarray | None = None
         self._anchor_hand = Rotation.identity()  # the hand at the start of the phase
         self._hand = Rotation.from_euler("z", plan.yaw) * POINTING_DOWN
-        self._turned = Rotation.from_euler("zx", [plan.turn, plan.tilt]) * self._hand  # about the world's axes
+        self._turned = Rotation.from_rotvec(plan.tilt) * Rotation.from_euler("z", plan.turn) * self._hand
 
     def act(self, state: SceneState) -> np.ndarray:
         """Move on to the next phase when this one is finished, and return its action.
@@ -195,7 +198,7 @@ class PickAndPlaceExpert:
                 return Phase.REACH
         if self.phase is Phase.CARRY:
             turned = not plan.turns or float(np.linalg.norm(self._turn(state))) < NEAR_RAD
-            return Phase.LOWER if above and turned else Phase.CARRY
+            return Phase.LOWER if above and error[:2].max() < plan.near and turned else Phase.CARRY
         if self.phase is Phase.LOWER:
             low = state.object_pos[2] - state.target_pos[2] < plan.release_height
             return Phase.RELEASE if low or impatient else Phase.LOWER

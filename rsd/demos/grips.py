@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from rsd.demos.expert import GraspPlan
+from rsd.demos.palm import Box, free_grip, height_over
+
 SIDEWAYS = np.pi / 2  # rad: fingers open along x
 FINGER_M = 0.055  # from the grip to the middle of an open finger
 NEIGHBOUR_M = 0.05  # an object whose origin is nearer than this to a finger is in its way
@@ -51,7 +54,12 @@ def grip_plan(domain: Any, name: str) -> dict[str, Any]:
     body = domain.get_object(name)
     grip = GRIPS.get(body.category_name)
     if grip is None:
-        grip = Grip(yaw=free_yaw(domain, name))
+        boxes = {other: box_of(domain, other) for other in domain.objects_dict}
+        box, neighbours = boxes.pop(name), list(boxes.values())
+        shift, yaw = free_grip(box, free_yaw(domain, name), neighbours)
+        over = height_over(box, shift, yaw, neighbours)
+        heights = {"hover_height": max(over, GraspPlan.hover_height), "lift_height": max(over, GraspPlan.lift_height)}
+        return {"offset": (*shift, 0.0), "yaw": yaw, "foot": 0.0} | heights
     if not grip.own_axes:
         return {"offset": grip.offset, "yaw": grip.yaw, "foot": grip.foot}
     wxyz = domain.object_states_dict[name].get_geom_state()["quat"]
@@ -77,6 +85,16 @@ def free_yaw(domain: Any, name: str) -> float:
 def half_turn(angle: float) -> float:
     """The same line, by an angle in [-pi/2, pi/2), rad; a hand turned by pi is the same hand."""
     return float((angle + np.pi / 2) % np.pi - np.pi / 2)
+
+
+def box_of(domain: Any, name: str) -> Box:
+    """What an object takes up, by its box geoms."""
+    model, data = domain.sim.model, domain.sim.data
+    numbers = [model.geom_name2id(geom) for geom in domain.get_object(name).contact_geoms]
+    extents = np.array([np.abs(data.geom_xmat[i].reshape(3, 3)) @ model.geom_size[i] for i in numbers])  # [n, 3]
+    places = np.array([data.geom_xpos[i] for i in numbers])
+    low, high = (places - extents).min(axis=0), (places + extents).max(axis=0)
+    return Box((low + high) / 2, (high - low) / 2)
 
 
 def half_widths(domain: Any, geoms: Sequence[str]) -> tuple[float, float]:
