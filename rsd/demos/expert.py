@@ -68,7 +68,8 @@ class GraspPlan:
         aside: Way over the table, [2], from below what stands in the way above the object; the hand comes in and goes
             out along it, low.
         shift: Where the object is to stand, over the table from the target's origin, [2].
-        near: How far from there along x and y it may be when it begins to be lowered; less where it only just fits.
+        near_grasp: How far from above its grasp, along x and y, the hand may be when it begins to descend.
+        near_place: How far from over its place, along x and y, the object may be when it begins to be lowered.
     """
 
     offset: tuple[float, float, float]
@@ -82,7 +83,8 @@ class GraspPlan:
     turn: float = 0.0
     aside: tuple[float, float] = (0.0, 0.0)
     shift: tuple[float, float] = (0.0, 0.0)
-    near: float = NEAR_XY_M
+    near_grasp: float = NEAR_XY_M
+    near_place: float = NEAR_XY_M
 
     @property
     def turns(self) -> bool:
@@ -174,7 +176,7 @@ class PickAndPlaceExpert:
         plan, steps = self.plan, self._steps_in_phase
         offset = state.eef_pos - self._goal(state)[0]  # [3]
         error = np.abs(offset)
-        over = bool(error[:2].max() < NEAR_XY_M)
+        over = bool(error[:2].max() < (plan.near_place if self.phase is Phase.CARRY else plan.near_grasp))
         above = over and error[2] < NEAR_Z_M
         impatient = steps >= PATIENCE_STEPS
         if self.phase is Phase.REACH:
@@ -198,7 +200,7 @@ class PickAndPlaceExpert:
                 return Phase.REACH
         if self.phase is Phase.CARRY:
             turned = not plan.turns or float(np.linalg.norm(self._turn(state))) < NEAR_RAD
-            return Phase.LOWER if above and error[:2].max() < plan.near and turned else Phase.CARRY
+            return Phase.LOWER if above and turned else Phase.CARRY
         if self.phase is Phase.LOWER:
             low = state.object_pos[2] - state.target_pos[2] < plan.release_height
             return Phase.RELEASE if low or impatient else Phase.LOWER

@@ -20,6 +20,8 @@ SIDEWAYS = np.pi / 2  # rad: fingers open along x
 FINGER_M = 0.055  # from the grip to the middle of an open finger
 NEIGHBOUR_M = 0.05  # an object whose origin is nearer than this to a finger is in its way
 WIDEST_M = 0.035  # half of what the hand can take
+OPEN_M = 0.038  # half of the way between the open fingers
+SURE_M = 0.004  # how exactly the hand can be brought over an object
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,7 @@ def grip_plan(domain: Any, name: str) -> dict[str, Any]:
     body = domain.get_object(name)
     grip = GRIPS.get(body.category_name)
     if grip is None:
-        boxes = {other: box_of(domain, other) for other in domain.objects_dict}
-        box, neighbours = boxes.pop(name), list(boxes.values())
-        shift, yaw = free_grip(box, free_yaw(domain, name), neighbours)
-        over = height_over(box, shift, yaw, neighbours)
-        heights = {"hover_height": max(over, GraspPlan.hover_height), "lift_height": max(over, GraspPlan.lift_height)}
-        return {"offset": (*shift, 0.0), "yaw": yaw, "foot": 0.0} | heights
+        return middle_plan(domain, name)
     if not grip.own_axes:
         return {"offset": grip.offset, "yaw": grip.yaw, "foot": grip.foot}
     wxyz = domain.object_states_dict[name].get_geom_state()["quat"]
@@ -68,6 +65,24 @@ def grip_plan(domain: Any, name: str) -> dict[str, Any]:
     yaw, turn = half_turn(heading + grip.yaw), half_turn(-heading)
     over = Rotation.from_euler("z", turn).apply(offset)  # once it is turned
     return {"offset": tuple(offset), "yaw": yaw, "turn": turn, "foot": grip.foot, "shift": tuple(-over[:2])}
+
+
+def middle_plan(domain: Any, name: str) -> dict[str, Any]:
+    """The same for an object that is taken at its middle, or as near to that as its neighbours permit."""
+    boxes = {other: box_of(domain, other) for other in domain.objects_dict}
+    box, neighbours = boxes.pop(name), list(boxes.values())
+    shift, yaw = free_grip(box, free_yaw(domain, name), neighbours)
+    over = height_over(box, shift, yaw, neighbours)
+    across = float(np.abs([-np.sin(yaw), np.cos(yaw)]) @ box.half[:2])
+    middle = (box.centre - domain.sim.data.body_xpos[domain.obj_body_id[name]])[:2]
+    return {
+        "offset": (*(middle + shift), 0.0),
+        "yaw": yaw,
+        "foot": 0.0,
+        "hover_height": max(over, GraspPlan.hover_height),
+        "lift_height": max(over, GraspPlan.lift_height),
+        "near_grasp": float(np.clip(OPEN_M - across, SURE_M, GraspPlan.near_grasp)),
+    }
 
 
 def free_yaw(domain: Any, name: str) -> float:

@@ -42,7 +42,7 @@ PLACES: dict[str, dict[str, Any]] = {  # targets whose origin is not where the o
         "release_height": -0.065,
         "carry_height": 0.15,
         "lift_height": 0.24,
-        "near": 0.003,
+        "near_place": 0.003,
         "shift": (-0.0075, -0.003),
         "tilt": (0.0, 0.3, 0.0),
     },

@@ -138,10 +138,18 @@ def test_a_tilt_is_about_the_worlds_axes_after_the_turn():
 
 @pytest.mark.parametrize(("beside", "phase"), [(0.007, Phase.CARRY), (0.004, Phase.LOWER)])
 def test_an_object_that_only_just_fits_is_lowered_when_it_is_nearer(beside, phase):
-    scene, expert = Scene(), PickAndPlaceExpert(replace(PLAN, near=0.005))
+    scene, expert = Scene(), PickAndPlaceExpert(replace(PLAN, near_place=0.005))
     scene.object = scene.target + np.array([beside, 0.0, PLAN.carry_height])
     scene.eef = scene.object.copy()
     expert._enter(Phase.CARRY, scene.state())
+    expert.act(scene.state())
+    assert expert.phase is phase
+
+
+@pytest.mark.parametrize(("beside", "phase"), [(0.007, Phase.REACH), (0.004, Phase.DESCEND)])
+def test_a_hand_comes_down_on_a_wide_object_when_it_is_nearer(beside, phase):
+    scene, expert = Scene(), PickAndPlaceExpert(replace(PLAN, near_grasp=0.005))
+    scene.eef = scene.object + np.array([0.0, beside, PLAN.hover_height])
     expert.act(scene.state())
     assert expert.phase is phase
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from rsd.demos.expert import GraspPlan
-from rsd.demos.grips import GRIPS, SIDEWAYS, grip_plan, half_turn
+from rsd.demos.grips import GRIPS, OPEN_M, SIDEWAYS, SURE_M, grip_plan, half_turn
 from rsd.demos.palm import CLEAR_M
 from rsd.demos.placing import APART, PLACES, PickAndPlace
 
@@ -56,6 +56,17 @@ def test_a_hand_comes_in_over_a_taller_neighbour_and_beside_it():
     plan = grip_plan(domain((0.04, 0.02), [(-0.031, 0.08)], tall=0.12), "can")
     np.testing.assert_allclose(plan["offset"], [0.01, 0.0, 0.0], atol=1e-12)
     assert plan["yaw"] == 0.0 and plan["hover_height"] == plan["lift_height"] == pytest.approx(0.12 + CLEAR_M)
+
+
+@pytest.mark.parametrize(("half", "near"), [(0.02, GraspPlan.near_grasp), (0.031, OPEN_M - 0.031), (0.05, SURE_M)])
+def test_the_wider_an_object_the_more_exactly_the_hand_comes_down(half, near):
+    assert grip_plan(domain((0.06, half), []), "can")["near_grasp"] == pytest.approx(near)
+
+
+def test_an_object_that_stands_beside_its_origin_is_taken_at_its_middle():
+    scene = domain((0.03, 0.03), [])
+    scene.sim.data.geom_xpos = scene.sim.data.body_xpos + np.array([0.0, -0.004, 0.0])
+    np.testing.assert_allclose(grip_plan(scene, "can")["offset"], [0.0, -0.004, 0.0], atol=1e-12)
 
 
 def test_a_hand_with_room_around_it_keeps_the_usual_heights():
