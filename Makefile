@@ -7,7 +7,7 @@ APT := $(shell if [ "$$(id -u)" = 0 ]; then echo apt-get; elif sudo -n true 2>/d
 # Bytecode is kept, also where an image turned that off; else each command compiles all of torch and Lightning anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo smoke test test-slow test-long sim reproduce lint docs docs-serve setup gl clean
+.PHONY: demo smoke test test-slow test-long sim reproduce words lint docs docs-serve setup gl clean
 
 demo: gl
 	$(BIN)/python scripts/demo.py --size demo
@@ -28,8 +28,11 @@ test-long: setup  ## what takes longest and changes least: more damage, more lea
 sim: gl  ## tests that need the simulator; about ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m sim
 
-reproduce: gl  ## the small policy from nothing, then on three suites: on one GPU, about an hour with 16 cores
+reproduce: gl words  ## all that released/ holds, and the policy of words: on a GPU, hours; interrupted it goes on
 	$(BIN)/python scripts/reproduce_small.py
+
+words: setup  ## the sentence encoder that the policy of words reads with
+	$(BIN)/python -m pip install --quiet --no-compile -e '.[words]'
 
 lint: setup  ## style, format and types
 	$(BIN)/ruff check .

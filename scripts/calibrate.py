@@ -69,6 +69,9 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument("--delta", type=held(Fraction), default=0.1, help="probability that the promise is not kept")
     parser.add_argument("--device", type=held(Device), default="cpu", help="where the models run")
+    parser.add_argument(
+        "--text-source", type=any_path, help="files of the sentence encoder, of a policy that reads sentences"
+    )
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
     return parser.parse_args()
 
@@ -228,10 +231,11 @@ def main() -> None:
     if asked.runs:
         failures = by_failures(asked.folder, asked.decoding, asked.runs, promise.risk, promise.delta)
     drafting = read_record(asked.folder)["decodings"][asked.decoding].get("draft", "draft")
-    base = load_folder(asked.folder, decoding=L1(), device=asked.device)
+    source = None if asked.text_source is None else str(asked.text_source)
+    base = load_folder(asked.folder, decoding=L1(), device=asked.device, text_source=source)
     listening = Listening(gate=gate)
     proposing = EarlyExit(gate=listening, full=L1(), num_draft_stages=num_stages)
-    draft = load_folder(asked.folder, decoding=proposing, draft=drafting, device=asked.device)
+    draft = load_folder(asked.folder, decoding=proposing, draft=drafting, device=asked.device, text_source=source)
     part = load_checkpoint(parts_in(asked.folder)[drafting], kind="draft", produce="python train.py phase=draft")
     demonstrations = Demonstrations(asked.data, base.base.spec.views)
     episodes = held_out(demonstrations, str(part.provenance.get("data")), base.num_open_loop_steps)
@@ -249,9 +253,9 @@ def main() -> None:
         found = {**found, "coverage_blind": blind_coverage(measured, threshold)}
     if not asked.dry_run:
         path = asked.folder / PLOTS / f"{asked.decoding}.png"
-        plot(found, path)
         data = {"name": demonstrations.name, "content": demonstrations.content_id()}
         calibrated(asked.folder, asked.decoding, threshold, {"data": data, **found, "plot": f"{PLOTS}/{path.name}"})
+        plot(found, path)
         print(f"written: {asked.folder / 'policy.json'} and {path}")
 
 

@@ -24,8 +24,10 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a bare checkout, where the package is not installed
 
+from rsd.errors import SettingError  # noqa: E402
 from rsd.models.openvla import conversions  # noqa: E402
 from rsd.models.openvla.average import average  # noqa: E402
+from rsd.models.openvla.loading import is_own, own_inputs  # noqa: E402
 from rsd.models.openvla.prismatic_folders import from_prismatic, to_prismatic  # noqa: E402
 from rsd.options import Options, held, new_folder, old_folder, reported  # noqa: E402
 from rsd.policy.folder import PARTS  # noqa: E402
@@ -92,8 +94,28 @@ def _add_policy(one: argparse.ArgumentParser) -> None:
 
 def policy(options: argparse.Namespace) -> list[str]:
     """A policy folder; lines to tell."""
+    base = _own_entry(options) if is_own(options.source) else _published_entry(options)
+    given = {part: getattr(options, part, None) for part in PARTS}
+    parts = {part: path for part, path in given.items() if path is not None}
+    return write_policy(options.source, options.out, base=base, parts=parts, link=options.link)
+
+
+def _own_entry(options: argparse.Namespace) -> dict[str, Any]:
+    """Entry "base" of policy.json, of a checkpoint of phase=oft.
+
+    Raises:
+        SettingError: something is asked for that the checkpoint says itself.
+    """
+    asked = {"--views": options.views, "--unnorm-key": options.unnorm_key, "--no-crop": options.no_crop}
+    if wrong := [name for name, value in asked.items() if value]:
+        raise SettingError(f"{options.source} says itself what it was trained with; leave out {', '.join(wrong)}")
+    return own_inputs(options.source)
+
+
+def _published_entry(options: argparse.Namespace) -> dict[str, Any]:
+    """Entry "base" of policy.json, of a checkpoint in the published layout."""
     robot = yaml.safe_load((ROBOTS / f"{options.robot}.yaml").read_text())
-    base = base_entry(
+    return base_entry(
         options.source,
         robot={name: value for name, value in robot.items() if name != "_target_"},
         views=options.views,
@@ -101,9 +123,6 @@ def policy(options: argparse.Namespace) -> list[str]:
         center_crop=not options.no_crop,
         dtype=options.dtype,
     )
-    given = {part: getattr(options, part, None) for part in PARTS}
-    parts = {part: path for part, path in given.items() if path is not None}
-    return write_policy(options.source, options.out, base=base, parts=parts, link=options.link)
 
 
 def convert(options: argparse.Namespace) -> list[str]:

@@ -19,7 +19,7 @@ from rsd.points import draft_folder
 from rsd.policy import Checkpoints, CorrectedPolicy, VLAPolicy, assemble, describe_folder, load_corrected, load_folder
 from rsd.policy.assemble import in_numbers_alone
 from rsd.policy.folder import CALIBRATIONS, parts_in, read_record
-from rsd.settings import Count, Device, Processes, checked
+from rsd.settings import Count, Device, Processes, Text, checked
 from rsd.space import LIBERO_GRIPPER
 from rsd.stages.correction import KIND as CORRECTION
 from rsd.stages.correction import PRODUCE
@@ -179,12 +179,12 @@ def folder_options(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         "offered": None if offered is None else OmegaConf.to_container(offered, resolve=True),
         **({"execution": cfg.model.backbone.execution} if is_typed(overrides, EXECUTION) else {}),
         **({"pictures": cfg.model.backbone.pictures} if is_typed(overrides, PICTURES) else {}),
-        **({"text_source": _text_source(cfg)} if is_typed(overrides, "text") else {}),
+        **({"text_source": text_source(cfg)} if is_typed(overrides, "text") else {}),
         **({"visual_tokens": instantiate(cfg.visual_tokens.select)} if is_typed(overrides, "visual_tokens") else {}),
     }
 
 
-def _text_source(cfg: DictConfig) -> str | None:
+def text_source(cfg: DictConfig) -> str | None:
     """Where the files of a sentence encoder are, as far as the configuration says it."""
     source: str | None = OmegaConf.select(cfg, "text.sentences.source")
     return source
@@ -290,10 +290,12 @@ def base_policy(
     device: Device,
     num_threads: Processes,
     offered: Mapping[str, Any],
+    text_source: Text | None = None,
 ) -> VLAPolicy:
     """A base model that acts with its own head: of a policy's folder, or of a configuration (`model.backbone`)."""
     if policy is not None:
-        return load_folder(policy, decoding=L1(), device=device, num_threads=num_threads, offered=offered)
+        options: dict[str, Any] = {"num_threads": num_threads, "offered": offered, "text_source": text_source}
+        return load_folder(policy, decoding=L1(), device=device, **options)
     return assemble(
         base=instantiate(base),
         decoding=L1(),

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rsd.checkpoint import JSON_FILE, CheckpointError
-from rsd.commands.configured import configured_policy
+from rsd.commands.configured import configured_policy, text_source
 from rsd.decoding import L1, DepthAR
 from rsd.errors import SettingError
 from rsd.policy import Checkpoints, VLAPolicy, assemble, load_folder
@@ -85,7 +85,8 @@ def speaking(cfg: DictConfig, policy: VLAPolicy) -> VLAPolicy | None:
         return None
     if not {"tokenizer", "head"} <= {*parts_in(Path(cfg.policy))}:
         return None
-    return load_folder(cfg.policy, decoding=DepthAR(), target="head", device=cfg.device)
+    source = text_source(cfg)
+    return load_folder(cfg.policy, decoding=DepthAR(), target="head", device=cfg.device, text_source=source)
 
 
 def _of_run(cfg: DictConfig, run: dict[str, Any]) -> Any:

@@ -50,13 +50,15 @@ class Step:
     Attributes:
         name: Of its run folder, <root>/runs/<name>.
         command: Script and overrides.
-        finished: File in the run folder that says it has finished; None for a command that finds out itself what is
-            left to do, and is always run.
+        finished: File in the run folder that says it has finished; None for a command that has no run folder.
+        made: What such a command makes, whole or not at all; None where it finds out itself what is left to do, and is
+            always run.
     """
 
     name: str
     command: list[str]
     finished: str | None
+    made: Path | None = None
 
     def folder(self, root: Path) -> Path:
         """The run folder."""
@@ -109,7 +111,9 @@ def is_finished(step: Step, root: Path) -> bool:
         PipelineError: the folder holds a run with other settings.
     """
     folder = step.folder(root)
-    if step.finished is None or not (folder / step.finished).is_file():
+    if step.finished is None:
+        return step.made is not None and step.made.exists()
+    if not (folder / step.finished).is_file():
         return False
     stored: list[str] = read_yaml(folder / OVERRIDES_FILE, list[str])
     if _that_matter(stored) != _that_matter(step.command[1:]):

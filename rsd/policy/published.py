@@ -1,4 +1,4 @@
-"""A policy folder of a published checkpoint and heads that were trained on it; see scripts/convert.py policy."""
+"""A policy folder of a base model's checkpoint and heads that were trained on it; see scripts/convert.py policy."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rsd.checkpoint import JSON_FILE, CheckpointError
 from rsd.errors import SettingError
 from rsd.files import CODE
 from rsd.models.openvla.conversions import opened
+from rsd.models.openvla.loading import is_own
 from rsd.models.openvla.manifest import write_manifest
 from rsd.models.openvla.published import read_norm_stats, read_training
 from rsd.models.openvla.same_outputs import head_of
@@ -105,19 +106,24 @@ def write_policy(
         if not (path / JSON_FILE).is_file():
             raise CheckpointError(f"{name} {path} has no {JSON_FILE}; name the folder that train.py has made")
     described({"base": checkpoint, **parts}, base)  # before gigabytes are copied
-    name = checkpoint.resolve().name
     with new_folder(out) as folder:
         shutil.copytree(
             checkpoint,
-            folder / "base" / name,
+            folder / "base" / _name(checkpoint),
             copy_function=_linked if link else shutil.copy2,
             ignore=shutil.ignore_patterns(*LEFT_OUT),
         )
-        write_manifest(folder / "base" / name)
+        if not is_own(checkpoint):
+            write_manifest(folder / "base" / _name(checkpoint))
         for part, path in parts.items():
-            shutil.copytree(path, folder / part / path.resolve().name)
+            shutil.copytree(path, folder / part / _name(path))
         told = stamp(folder, base)
     return [f"{out / POLICY_FILE}: {told}"]
+
+
+def _name(path: Path) -> str:
+    """What a folder is called: of a published training by its link's name, which says more than its run's."""
+    return Path(os.path.abspath(path)).name
 
 
 def _linked(source: str, target: str) -> str:

@@ -5,9 +5,12 @@ import json
 import shutil
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from safetensors.torch import load_file, save_file
 
 from rsd.checkpoint import CheckpointError
@@ -16,10 +19,12 @@ from rsd.models.openvla.model import Architecture, OpenVLAOFT, SentenceShape
 from rsd.models.openvla.sentences import MINILM, SentenceEncoder, find_encoder, load_encoder
 from rsd.models.openvla.text import BOS, SentenceText, WordText, check_instructions
 from rsd.models.openvla.transfer import start_from, stretched
+from rsd.policy.description import stamp
 from rsd.types import InstructionError
 from tests.models.openvla_tiny import LONG, SHORT, build_base, observation
 from tests.models.sentence_encoder import WIDTH, write_encoder
 
+ROOT = Path(__file__).parents[2]
 TOKENS = 4
 WANTED = {"unnorm_key": None, "views": ("image", "wrist_image"), "use_proprio": True, "chunk_length": 8}
 
@@ -85,7 +90,7 @@ def test_it_is_found_as_folder_archive_and_package(folder, tmp_path, monkeypatch
     shutil.copytree(folder, open_package / "model")
     (open_package / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    sources = [str(folder), str(package / "model.zip"), "packed-words", "packed_words", "open-words-model"]
+    sources = [*map(str, (folder, package, package / "model.zip")), "packed-words", "packed_words", "open-words-model"]
     digests = {SentenceEncoder("any", find_encoder("any", source)).sha256 for source in sources}
     assert digests == {SentenceEncoder("small", folder).sha256}
     assert "packed_words" not in sys.modules
@@ -201,9 +206,29 @@ def test_a_checkpoint_names_the_encoder_and_refuses_another(folder, encoder, tmp
     assert loaded.fingerprint()["text"] == base.text.to_json()
     described = load_base(checkpoint=tmp_path / "base", device="meta", **WANTED)  # needs no encoder
     assert described.fingerprint()["text"] == base.text.to_json()
+    with pytest.raises(CheckpointError, match="no sentence encoder 'small'"):
+        described.check_instructions([SHORT])
+    outlined = load_base(checkpoint=tmp_path / "base", device="meta", text_source=str(folder), **WANTED)
+    outlined.check_instructions([SHORT, "words of nobody"])  # as a cache does with its data set
+    with pytest.raises(InstructionError, match="empty"):
+        outlined.check_instructions([SHORT, " "])
     other = write_encoder(tmp_path / "other", seed=1)
     with pytest.raises(CheckpointError, match="was trained with the sentence encoder 'small' of content"):
         load_base(checkpoint=tmp_path / "base", text_source=str(other), **WANTED)
+
+
+def test_a_folder_that_reads_sentences_acts_where_its_encoder_is_named(folder, encoder, tmp_path):
+    save_base(tmp_path / "policy" / "base" / "one", reading(encoder), {})
+    overrides = [f"policy={tmp_path / 'policy'}", "text=sentence", f"text.sentences.source={folder}"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        named, unnamed = (
+            compose("collect", ["demonstrator=policy", *one]).recipe.make_expert.make_policy
+            for one in (overrides, overrides[:1])
+        )
+    stamp(tmp_path / "policy")
+    instantiate(named)().check_instructions(["words of nobody"])
+    with pytest.raises(CheckpointError, match="no sentence encoder 'small'"):
+        instantiate(unnamed)()
 
 
 def test_a_record_of_words_and_sentences_is_refused(encoder, folder, tmp_path):

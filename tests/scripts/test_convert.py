@@ -2,11 +2,19 @@
 
 import importlib
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import rsd
+from rsd.models.openvla import save_base
+from rsd.policy.description import SKIPPED
+from rsd.policy.folder import parts_in, read_record
+from tests.models.openvla_tiny import SHORT, build_base
 from tests.models.tiny_checkpoints import LAYERS, adapter, random
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(monkeypatch, capsys, *arguments) -> tuple[int | str, list[str]]:
@@ -57,3 +65,33 @@ def test_a_folder_of_another_kind_is_named(tmp_path, monkeypatch, capsys):
         code, _ = run(monkeypatch, capsys, kind, tmp_path / "empty", tmp_path / "out")
         assert code.startswith("error: ") and str(tmp_path / "empty") in code and "\n" not in code
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+@pytest.mark.slow
+def test_the_released_policy_is_made_of_its_parts_again(tmp_path, monkeypatch, capsys):
+    """All but the calibrated threshold, which needs episodes."""
+    parts = parts_in(ROOT / "released")
+    options = [word for part, path in parts.items() if part != "base" for word in (f"--{part}", path)]
+    code, _ = run(monkeypatch, capsys, "policy", parts["base"], tmp_path / "again", *options)
+    assert code == 0
+    released, again = (read_record(folder) for folder in (ROOT / "released", tmp_path / "again"))
+    assert released["parts"].keys() == again["parts"].keys()
+    assert again["decodings"]["temporal"]["gate"]["threshold"] == SKIPPED
+    again["decodings"]["temporal"] = released["decodings"]["temporal"]
+    for name in ("base", "space", "num_open_loop_steps", "decoding", "decodings"):
+        assert again[name] == released[name], name
+
+
+def test_a_policy_folder_of_a_training_here(tmp_path, monkeypatch, capsys):
+    """The checkpoint says everything itself; the link that a training publishes gives the folder its name."""
+    save_base(tmp_path / "run" / "checkpoint", build_base(), {})
+    (tmp_path / "published").symlink_to(tmp_path / "run" / "checkpoint")
+    code, lines = run(monkeypatch, capsys, "policy", tmp_path / "published", tmp_path / "policy")
+    assert code == 0 and "decodings l1" in lines[0]
+    assert {*tmp_path.glob("policy/base/*/*")} == {
+        tmp_path / "policy" / "base" / "published" / name for name in ("checkpoint.json", "weights.safetensors")
+    }
+    assert read_record(tmp_path / "policy")["base"]["views"] == ["image", "wrist_image"]
+    rsd.load(tmp_path / "policy").check_instructions([SHORT])
+    code, _ = run(monkeypatch, capsys, "policy", tmp_path / "published", tmp_path / "other", "--no-crop")
+    assert code.endswith("says itself what it was trained with; leave out --no-crop")

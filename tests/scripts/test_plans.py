@@ -1,12 +1,22 @@
 """Every command that demo.py and reproduce_small.py would run composes, and their tables say what is missing."""
 
-import argparse
+import json
 import runpy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from rsd.commands.pipeline import Step
+from rsd.policy.folder import parts_in
+from scripts import calibrate, convert, reproduce_small
+from scripts.reproduction import released, words
+from scripts.reproduction.results import table
+from tests.models.sentence_encoder import write_encoder
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {
@@ -15,39 +25,44 @@ CONFIGS = {
     "scripts/collect_demos.py": "collect",
     "scripts/cache_hidden_states.py": "cache",
 }
-demo, reproduce = (
-    SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))) for name in ("demo", "reproduce_small")
-)
-OPTIONS = argparse.Namespace(
-    root=Path("small"),
-    workers=16,
-    base=None,
-    suites_base=None,
-    words=None,
-    corrections_scale=0.1,
-    corrected_steps=9,
-    num_episodes=20,
-    oft_steps=9,
-    suites_scale=0.1,
-    suites_steps=9,
-    loss_units="quantiles",
-    head_steps=9,
-    num_trials=50,
-    quantizer="dct_d3",
-    gpus=2,
-)
+demo = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "demo.py")))
+GIVEN = ROOT / "released" / "base" / released.NAME
+
+
+def plan(*options: str) -> list[Step]:
+    return reproduce_small.plan(reproduce_small.parser().parse_args(["--root", "small", *options]))
+
+
+def commands(*options: str) -> dict[str, set[str]]:
+    return {step.name: {*step.command} for step in plan(*options)}
+
+
+PLANS = {
+    "whole": plan(),
+    "several_gpus": plan("--gpus", "2", "--scale", "0.1", "--base", str(GIVEN)),
+    "words": plan("--words", str(GIVEN), "--encoder", "folder/model.zip", "--four-suites"),
+    "cpu": plan("--device", "cpu", "--scale", "0.001", "--steps-scale", "0.001", "--num-trials", "1"),
+}
 STEPS = [(size, step) for size in demo.SIZES for step in demo.plan(demo.SIZES[size], Path("demo"))]
-STEPS += [("small", step) for step in reproduce.plan(OPTIONS)]
-READING = argparse.Namespace(**{**vars(OPTIONS), "words": Path("given")})
-STEPS += [("words", step) for step in reproduce.plan(READING)]
-GIVEN = argparse.Namespace(**{**vars(OPTIONS), "base": Path("given")})
+STEPS += [(name, step) for name, steps in PLANS.items() for step in steps]
 
 
 @pytest.mark.parametrize(("size", "step"), STEPS, ids=[f"{size}-{step.name}" for size, step in STEPS])
-def test_every_command_composes(size, step):
+def test_every_command_composes(size, step, monkeypatch):
+    script, *overrides = step.command
+    if script in CONFIGS:
+        composed(step)
+        return
+    module = {"scripts/convert.py": convert, "scripts/calibrate.py": calibrate}[script]
+    monkeypatch.setattr(module, "old_folder", Path)  # none is there yet
+    monkeypatch.setattr(sys, "argv", step.command)
+    _ = module.options() if module is calibrate else module.parser().parse_args(overrides)
+
+
+def composed(step: Step) -> DictConfig:
     script, *overrides = step.command
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        compose(CONFIGS[script], overrides=overrides)
+        return compose(CONFIGS[script], overrides=overrides)
 
 
 def test_names_are_unique():
@@ -57,48 +72,133 @@ def test_names_are_unique():
 
 
 def test_a_given_base_model_is_gone_on_from():
-    names, given = ([step.name for step in reproduce.plan(options)] for options in (OPTIONS, GIVEN))
-    assert names == ["collect", "oft", *given]
-    (step,) = (step for step in reproduce.plan(GIVEN) if step.name == "oft_suites")
-    assert "phase.module.start_from=given" in step.command
-    (step,) = (step for step in reproduce.plan(OPTIONS) if step.name == "oft_suites")
-    assert f"phase.module.start_from=small/{reproduce.FIRST_BASE}" in step.command
+    whole, given = commands(), commands("--base", str(GIVEN))
+    assert whole.keys() - given.keys() == {"collect", "oft"}
+    assert f"phase.module.start_from={GIVEN}" in given["oft_suites"]
+    assert "phase.module.start_from=small/runs/oft/checkpoint" in whole["oft_suites"]
 
 
-def test_corrections_are_of_the_model_that_goes_on_with_them():
-    whole = {step.name: step.command for step in reproduce.plan(OPTIONS)}
-    options = argparse.Namespace(**{**vars(OPTIONS), "suites_base": Path("given")})
-    given = {step.name: step.command for step in reproduce.plan(options)}
-    before = {"collect", "oft", "oft_suites", *(f"collect_{suite}" for suite in reproduce.SUITES)}
-    assert whole.keys() - given.keys() == before
-    for commands, model, share in ((whole, "small/runs/oft_suites/checkpoint", 0.1), (given, "given", 0)):
-        assert f"phase.module.start_from={model}" in commands["oft_corrected"]
-        for suite, added in reproduce.CORRECTIONS.items():
-            assert f"paths.base={model}" in commands[f"correct_{suite}"]
-            count = round(share * reproduce.SUITES[suite]) + round(0.1 * added)
-            assert f"num_episodes={count}" in commands[f"correct_{suite}"]
-        for suite, task in reproduce.HARD_TASKS.items():
-            even = round(share * reproduce.SUITES[suite]) + round(0.1 * reproduce.CORRECTIONS[suite])
-            count = even // 10 + round(0.1 * reproduce.HARD_CORRECTIONS)
-            command = commands[f"correct_{suite}_{task}"]
-            assert {f"num_episodes={count}", f"tasks=[{task}]", f"paths.base={model}"} <= set(command)
-    options = argparse.Namespace(**{**vars(OPTIONS), "corrections_scale": 0.0})
-    assert not [step.name for step in reproduce.plan(options) if "correct" in step.name]
+def test_every_part_of_the_released_policy_is_made_with_what_it_was_made_with():
+    whole = commands()
+    (folder,) = (step for step in PLANS["whole"] if step.name == "released")
+    assert {f"--{part}" for part in parts_in(ROOT / "released") if part != "base"} == {
+        word for word in folder.command if word.startswith("--")
+    }
+    steps = {"head": 1500, "draft": 1500, "micro": 2500, "numbers": 2500, "oft_suites": 5000, "oft_next": 3839}
+    for name, count in steps.items():
+        assert f"phase.max_steps={count}" in whole[name]
+    assert {"draft.layer=2", "paths.data=small/visited"} <= whole["numbers"]
+    assert {"seed=11", "num_episodes=450", "paths.data=small/next"} <= whole["collect_next_libero_spatial"]
+    tasks = "tasks=[0,1,2,4,5,6,7,8,9]"  # task 3 of libero_goal has words that the base model does not know
+    assert tasks in whole["eval_l1_libero_goal"] and tasks not in whole["eval_next_libero_goal"]
+    parts = {**parts_in(ROOT / "released"), "oft_next": parts_in(ROOT / "released" / "next")["base"]}
+    for name in steps.keys() & parts.keys():
+        record = json.loads((parts[name] / "checkpoint.json").read_text())
+        assert f"phase.max_steps={steps[name]}" in record["provenance"]["command"]
+    assert [step.name for step in PLANS["whole"]][-2:] == ["calibrate", "eval_temporal"]
+
+
+def test_whatever_a_step_reads_an_earlier_one_has_made():
+    there: set[str] = set()
+    for step in PLANS["whole"]:
+        reads, makes = reads_and_makes(step)
+        assert reads <= there, step.name
+        there |= makes
+
+
+def reads_and_makes(step: Step) -> tuple[set[str], set[str]]:
+    """Folders, as the configuration or the command line names them."""
+    script = step.command[0]
+    if script not in CONFIGS:
+        own = {word for word in step.command if word.startswith("small/")}
+        return own - {str(step.made)}, own & {str(step.made)}
+    cfg = composed(step)
+    data = f"{cfg.data.root}/{cfg.data.name}/1.0.0"
+    if script == "train.py":
+        reads = {one for one in cfg.phase.reads.values() if one is not None}
+        return reads, {cfg.phase.checkpoint, f"small/runs/{step.name}/checkpoint"}
+    if script == "eval.py":
+        return {cfg.policy or cfg.model.backbone.checkpoint}, set()
+    acting = {cfg.model.backbone.checkpoint}
+    if script == "scripts/cache_hidden_states.py":
+        return {data, *acting}, set()
+    return acting if cfg.demonstrator.lead or "demonstrator=policy" in step.command else set(), {data}
 
 
 def test_a_policy_of_words_is_made_of_plain_and_exchanged_demonstrations_and_meets_every_perturbation():
-    commands = {step.name: step.command for step in reproduce.plan(READING)}
-    for suite, added in reproduce.EXCHANGED.items():
-        plain, exchanged = commands[f"collect_{suite}"], commands[f"exchange_{suite}"]
-        there = round(0.1 * reproduce.PLAIN[suite])
-        assert f"num_episodes={there}" in plain and f"num_episodes={there + round(0.1 * added)}" in exchanged
-        assert "exchanged=1" in exchanged and not [one for one in plain if one.startswith(("exchanged", "seed"))]
+    source = "text.sentences.source=folder/model.zip"
+    made = commands("--words", str(GIVEN), "--encoder", "folder/model.zip", "--scale", "0.1")
+    for suite, added in words.EXCHANGED.items():
+        plain, exchanged = made[f"collect_words_{suite}"], made[f"exchange_{suite}"]
+        assert "num_episodes=25" in plain and f"num_episodes={25 + round(0.1 * added)}" in exchanged
+        assert "exchanged=1" in exchanged - plain and "paths.data=small/words" in plain & exchanged
         for variant in ("lan", "task", "swap", "object"):
-            assert {f"env.variant={variant}", "num_trials=10", "text=sentence"} <= {
-                *commands[f"eval_l1_{suite}_{variant}"]
-            }
-    assert {"text=sentence", "phase.module.start_from=given", "data=libero_four"} <= {*commands["oft_words"]}
-    assert "num_trials=50" in commands["eval_l1_libero_10"]
+            own = {f"env.variant={variant}", "num_trials=10", "text=sentence", source}
+            assert own <= made[f"eval_words_{suite}_{variant}"]
+        assert {"num_trials=50", "paths.base=small/checkpoints/words/mean"} <= made[f"eval_words_{suite}"]
+        assert {"num_trials=20", "paths.base=small/checkpoints/words/seed1"} <= made[f"eval_words_1_{suite}"]
+    for seed in (0, 1):
+        own = {f"seed={seed}", "phase.max_steps=3700", f"phase.module.start_from={GIVEN}", "text=sentence", source}
+        assert own <= made[f"words_{seed}"]
+    assert {f"small/runs/words_{seed}/checkpoint" for seed in (0, 1)} <= made["words_mean"]
+    four = commands("--words", str(GIVEN), "--four-suites")
+    assert "data=libero_four" in four["words_0"] and f"tasks={words.LONG_TASKS}" in four["eval_words_libero_10"]
+
+
+REPORT = {
+    "complete": True, "num_planned": 10, "config": {},
+    "success": {"num_episodes": 10, "num_errors": 0, "success_rate": 0.9, "success_low": 0.5, "success_high": 1.0},
+    "episodes": [{"task_id": 0, "init_state_id": 0, "success": True, "num_steps": 100}],
+}  # fmt: skip
+
+
+def test_an_interrupted_reproduction_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    """Each command but writes what it would have made."""
+    ran: list[str] = []
+
+    def run_command(name: str, command: list[str], _limit_s: float | None = None) -> int:
+        ran.append(name)
+        if name == stops_at:
+            return 1
+        (step,) = (step for step in steps if step.name == name)
+        if step.made is not None:
+            assert not step.made.exists()
+            step.made.mkdir(parents=True)
+        if step.finished is not None:
+            folder = step.folder(tmp_path / "made")
+            (folder / step.finished).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "overrides.yaml").write_text(yaml.safe_dump(command[2:-1]))
+            (folder / step.finished).write_text("{}" if step.finished == "metrics.json" else json.dumps(REPORT))
+        return 0
+
+    monkeypatch.setattr("rsd.commands.pipeline.run_command", run_command)
+    encoder = write_encoder(tmp_path / "encoder")
+    options = ["--root", str(tmp_path / "made"), "--num-trials", "1", "--device", "cpu", "--encoder", str(encoder)]
+    monkeypatch.setattr(sys, "argv", ["reproduce_small.py", *options])
+    steps = reproduce_small.plan(reproduce_small.parser().parse_args(options))
+    stops_at = "words_mean"
+    with pytest.raises(SystemExit, match="'words_mean' failed; the same command goes on from here"):
+        reproduce_small.main()
+    told = capsys.readouterr().out
+    assert ran[-1] == "words_mean" and "| numbers | 90.0 % |" in told and "| words_libero" not in told
+    before, stops_at = [*ran], ""
+    ran.clear()
+    reproduce_small.main()
+    again = {step.name for step in steps if step.finished is None and step.made is None}  # they know what is left
+    assert {*ran} == {step.name for step in steps} - {*before} | {"words_mean"} | again & {*before}
+    ran.clear()
+    reproduce_small.main()
+    assert {*ran} == again
+    told = capsys.readouterr().out
+    assert "| words_libero_spatial_lan | 90.0 % |" in told and "| all |" in told
+
+
+def test_an_encoder_that_is_missing_is_said_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("rsd.commands.pipeline.run_command", lambda *_: pytest.fail("a step was run"))
+    options = ["--root", str(tmp_path / "made"), "--device", "cpu", "--encoder", str(tmp_path / "gone")]
+    monkeypatch.setattr(sys, "argv", ["reproduce_small.py", *options])
+    with pytest.raises(SystemExit, match=r"no sentence encoder at '.*gone'"):
+        reproduce_small.main()
 
 
 def record(num_success, num_trials, num_errors=0, complete=True):
@@ -117,7 +217,7 @@ def test_the_table_names_crashed_and_missing_episodes():
         "eval_swap": record(0, 0, num_errors=2),
         "eval_task": {"seconds": None},
     }
-    lines = reproduce.table(results).splitlines()
+    lines = table(results).splitlines()
     assert lines[2] == "| l1 | 90.0 % | 50.0–87.5 % | 10 | 100 |"
     assert lines[3] == "| parallel | 80.0 % | 50.0–87.5 % | 5, 1 crashed, of 10 planned | 100 |"
     assert lines[4] == "| swap | – | – | 2 crashed | – |"

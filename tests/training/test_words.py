@@ -1,17 +1,22 @@
 """Training a small model that reads sentences: paraphrases by rule and seed, and going on with the same encoder."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rsd.checkpoint import CheckpointError
+from rsd.data.rlds import RLDSWriter
 from rsd.models.openvla.sentences import Sentences, load_encoder
+from rsd.training.oft import FrameCollate, OFTModule
 from rsd.training.paraphrases import HELD_OUT, paraphrases
-from tests.data.demonstrations import write_dataset
+from tests.data.demonstrations import NAME, demonstration, write_dataset
 from tests.models.sentence_encoder import write_encoder
-from tests.training.test_oft import build
+from tests.training.test_oft import CONV, VIEWS, build
 
 BOWL, STOVE, DRAWER = (
     "pick up the black bowl on the stove and place it on the plate",
@@ -92,6 +97,78 @@ def set_up(module, datamodule) -> None:
     datamodule.setup()
     module._trainer = SimpleNamespace(datamodule=datamodule, global_step=0, global_rank=0)
     module.setup("fit")
+
+
+ONE, OTHER = "put the wine bottle on the rack", "push the plate to the front of the stove"
+
+
+@pytest.mark.slow
+def test_it_learns_by_gradient_to_hear_the_task_and_not_the_wording(tmp_path):
+    """Same pictures, same proprio, opposite motions: the words alone tell. The encoder is a bag of random words."""
+    seen, more = (paraphrases([ONE, OTHER], count, seed) for count, seed in ((12, 0), (60, 7)))
+    unseen = {told: [*{*more[told]} - {*seen[told]}] for told in (ONE, OTHER)}
+    unseen[ONE].append("set the wine bottle on the rack")  # a verb that no training has seen
+    said = {word for told in (ONE, OTHER) for text in [told, *seen[told], *unseen[told]] for word in text.split()}
+    folder = bag_of_words(write_encoder(tmp_path / "bag", whole_words=sorted(said)))
+    write_opposite(tmp_path)
+    moved = {}
+    for count, steps in ((12, 0), (12, 40), (0, 40)):
+        module = taught(tmp_path, folder, count, steps)
+        observation = module.trainer.datamodule.train[0]["observation"]
+        chunk, other = (
+            module.base.look([dataclasses.replace(observation, instruction=one)]).chunk()[0] for one in (ONE, OTHER)
+        )
+        again = module.base.look([dataclasses.replace(observation, instruction=one) for one in unseen[ONE]]).chunk()
+        moved[count, steps] = (again - chunk).abs().mean(dim=(1, 2)) / (other - chunk).abs().mean()
+        assert steps == 0 or float((other - chunk).abs().mean()) > 1  # of 2
+    assert len(unseen[ONE]) >= 8 and moved[12, 0].mean() > 0.5  # untrained: other words are another task
+    assert moved[12, 40].max() < 0.05
+    assert moved[12, 40].mean() < 0.7 * moved[0, 40].mean()  # paraphrases teach that beyond the instructions
+
+
+def bag_of_words(folder: Path) -> Path:
+    """A random encoder without context: the sum of its words' vectors decides. With it, some vectors differ."""
+    weights = load_file(folder / "model.safetensors")
+    for name, value in weights.items():
+        if "word_embeddings" not in name:
+            weights[name] = torch.full_like(value, float(name.endswith("LayerNorm.weight")))
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def write_opposite(root: Path) -> None:
+    with RLDSWriter(root / NAME / "1.0.0", NAME) as writer:
+        for number in range(6):
+            episode = demonstration(0, 12)
+            episode["steps"]["language_instruction"] = (ONE, OTHER)[number % 2]
+            episode["steps"]["action"][:] = np.linspace(-1, 1, 7) * (-1) ** number
+            episode["episode_metadata"]["file_path"] = f"toy/demo_{number}"
+            writer.write_episode(episode)
+        writer.finish()
+
+
+def taught(root: Path, encoder: Path, num_paraphrases: int, steps: int) -> OFTModule:
+    """After so many steps of four frames of each instruction: the loss is flat where they are not as many."""
+    said = sentences(encoder, num_tokens=4, num_paraphrases=num_paraphrases)
+    loud = {**CONV, "llm": {**CONV["llm"], "initializer_range": 0.18}}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module, datamodule = build(root, sentences=said, architecture=loud, image_size=32, image_augmentation=False)
+        set_up(module, datamodule)
+    frames = [datamodule.train[row] for row in range(len(datamodule.train))]
+    of = {told: [one for one in frames if one["observation"].instruction == told] for told in (ONE, OTHER)}
+    random, collate = np.random.default_rng(0), FrameCollate(image_size=32, views=VIEWS)
+    optimizer = torch.optim.AdamW(module.model.parameters(), lr=1e-3)
+    module.log = lambda *_, **__: None
+    module.train()
+    for step in range(steps):
+        module.trainer.global_step = step
+        optimizer.zero_grad()
+        batch = [own[int(row)] for own in of.values() for row in random.integers(len(own), size=4)]
+        module.training_step(collate(batch), step).backward()
+        optimizer.step()
+    module.eval()
+    return module
 
 
 def test_a_state_of_another_encoder_is_refused(root, encoder):

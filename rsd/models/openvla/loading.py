@@ -319,7 +319,7 @@ def own_text(directory: Path, config: _Config, source: str | None, *, load: bool
 
     Args:
         source: See `load_base`.
-        load: Whether a sentence encoder is wanted, or its name alone.
+        load: Whether a sentence encoder is wanted now, or when the first instruction is read.
 
     Raises:
         CheckpointError: the sentence encoder is not to be found, or is another one.
@@ -328,12 +328,23 @@ def own_text(directory: Path, config: _Config, source: str | None, *, load: bool
     if "sentences" not in config:
         return WordText(config.get("words", ()), told)
     said = config["sentences"]
-    encoder = load_encoder(said["encoder"], source) if load else None
-    if encoder is not None:
+
+    def find() -> SentenceEncoder:
+        encoder = load_encoder(said["encoder"], source)
         check_encoder(directory, said["encoder"], said["sha256"], encoder)
-    return SentenceText(
-        encoder, name=said["encoder"], sha256=said["sha256"], num_tokens=said["num_tokens"], instructions=told
+        return encoder
+
+    text = SentenceText(
+        find,
+        name=said["encoder"],
+        sha256=said["sha256"],
+        num_tokens=said["num_tokens"],
+        source=source,
+        instructions=told,
     )
+    if load:
+        _ = text.encoder  # where it is missing, that is said before the weights are read
+    return text
 
 
 def check_encoder(directory: Path, name: str, sha256: str, found: SentenceEncoder) -> None:

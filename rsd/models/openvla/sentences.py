@@ -141,14 +141,14 @@ def find_encoder(name: str, source: str | None = None) -> Files:
         CheckpointError: nowhere.
     """
     if source is not None:
-        found = _at(Path(source)) or _in_package(source)
+        found = _inside(Path(source)) or _in_package(source)
         if found is None:
             raise CheckpointError(
                 f"no sentence encoder at {source!r}: it is no folder with {WEIGHTS}, no .zip of one and no installed "
-                "package that holds one; correct text.sentences.source (in Python: text_source=)"
+                "package (or its folder) that holds one; correct text.sentences.source (in Python: text_source=)"
             )
         return found
-    places = (_at(Path(name)), *(_in_package(one) for one in (name, *PACKAGES.get(name, ()))))
+    places = (_inside(Path(name)), *(_in_package(one) for one in (name, *PACKAGES.get(name, ()))))
     return next((one for one in places if one is not None), None) or _from_hub(name)
 
 
@@ -160,12 +160,17 @@ def _at(path: Path) -> Files | None:
     return path if (path / WEIGHTS).is_file() else None
 
 
+def _inside(folder: Path) -> Files | None:
+    """The files in a folder or archive, or where packages have them below their own folders."""
+    return next((found for one in INSIDE if (found := _at(folder / one)) is not None), None)
+
+
 def _in_package(name: str) -> Files | None:
     """The files that an installed package brings along; nothing of the package is run."""
     name = name.replace("-", "_").removesuffix("_model")  # as packages of this kind are called on an index
     spec = find_spec(name) if name.isidentifier() else None
     folders = [Path(one) for one in (spec.submodule_search_locations or [])] if spec else []
-    return next((found for folder in folders for one in INSIDE if (found := _at(folder / one)) is not None), None)
+    return next((found for folder in folders if (found := _inside(folder)) is not None), None)
 
 
 def _from_hub(name: str) -> Path:

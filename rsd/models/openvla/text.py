@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -219,10 +220,10 @@ class SentenceText:
     the placeholders the model makes of the vector.
 
     Args:
-        encoder: Its name in checkpoints, and its content's hash, are what it says of itself. None where a model is only
-            described (device "meta"): no instruction can be encoded then.
-        name, sha256: Of the encoder.
+        find: Gives the encoder; called when the first instruction is read, so that a model can be described without it.
+        name, sha256: What the encoder is called in checkpoints, and its content's hash.
         num_tokens: Placeholders.
+        source: What led to the encoder's files; see `sentences.Sentences`.
         instructions: What the model was trained on, if that is known; of these `example` is one.
     """
 
@@ -232,31 +233,36 @@ class SentenceText:
 
     def __init__(
         self,
-        encoder: SentenceEncoder | None,
+        find: Callable[[], SentenceEncoder],
         *,
         name: str,
         sha256: str,
         num_tokens: int,
+        source: str | None = None,
         instructions: Iterable[str] = (),
     ) -> None:
-        self.encoder, self.name, self.sha256, self.num_tokens = encoder, name, sha256, num_tokens
+        self._find, self.name, self.sha256, self.num_tokens, self.source = find, name, sha256, num_tokens, source
         self.instructions = tuple(sorted(set(instructions)))
 
     @classmethod
     def of(cls, encoder: SentenceEncoder, num_tokens: int, instructions: Iterable[str] = ()) -> SentenceText:
         """With an encoder at hand."""
-        return cls(encoder, name=encoder.name, sha256=encoder.sha256, num_tokens=num_tokens, instructions=instructions)
+        own: dict[str, Any] = {"name": encoder.name, "sha256": encoder.sha256, "source": encoder.source}
+        return cls(lambda: encoder, **own, num_tokens=num_tokens, instructions=instructions)
+
+    @cached_property
+    def encoder(self) -> SentenceEncoder:
+        """The sentence encoder.
+
+        Raises:
+            CheckpointError: it is not to be found, or is another one.
+        """
+        return self._find()
 
     @property
     def width(self) -> int:
         """E, numbers of a vector."""
-        assert self.encoder is not None
         return self.encoder.width
-
-    @property
-    def source(self) -> str | None:
-        """What led to the encoder's files; see `sentences.Sentences`."""
-        return None if self.encoder is None else self.encoder.source
 
     @property
     def example(self) -> str:
@@ -273,8 +279,6 @@ class SentenceText:
 
     def vector(self, instruction: str) -> Tensor:
         """See `TextEncoder`."""
-        if self.encoder is None:
-            raise CheckpointError(f"the sentence encoder {self.name!r} was not loaded; load the model on a device")
         return self.encoder(instruction)
 
     def without_words(self) -> list[int]:

@@ -82,8 +82,7 @@ def _check_sentences(directory: Path, config: Mapping[str, Any], text: WordText 
         raise CheckpointError(f"{directory} has no vocabulary of words; start from a checkpoint of phase=oft")
     if not isinstance(text, SentenceText):
         raise CheckpointError(f"{directory} reads sentences, and the new model words; choose text=sentence")
-    if text.encoder is not None:
-        check_encoder(directory, said["encoder"], said["sha256"], text.encoder)
+    check_encoder(directory, said["encoder"], said["sha256"], text.encoder)
 
 
 def _rows(directory: Path, known: WordText, text: WordText | SentenceText) -> dict[int, int]:

@@ -1,0 +1,1 @@
+"""Parts of `python scripts/reproduce_small.py`."""
