@@ -72,7 +72,7 @@ ALLOWED = {
     "diagnosis": {"types", "space", "finding", "data", "models", "stages", "policy", "evaluation"},
     "comparison": {"types", "work", "runs", "evaluation"},
     # tokenizers of all kinds beside each other, on chunks alone
-    "arena": {"space", "tokenizer", "evaluation"},
+    "arena": {"space", "tokenizer", "evaluation", "pool"},
     "serving": {"types", "clock", "queue", "evaluation", "space"},
     # what leaves this machine, and what is said about it
     "hub": set(),

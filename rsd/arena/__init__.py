@@ -2,6 +2,8 @@
 
 from rsd.errors import RSDError
 
+NOT_INSTALLED = "is not installed"  # of a package, in an ArenaError
+
 
 class ArenaError(RSDError, RuntimeError):
     """A contestant cannot be had, or what lies in the arena's folder was measured otherwise."""

@@ -16,38 +16,44 @@ COLUMNS = (  # of report.csv, a row for each suite, contestant and depth
     "suite", "contestant", "idea", "depth", "num_stages", "total_tokens", "total_bits", "tokens", "longest", "bits",
     "entropy", "perplexity", "mean_mm", "max_mm", "mean_deg", "max_deg", "gripper_errors", "bound_mm", "tail_mm",
     "bound_deg", "tail_deg", "encode_per_s", "decode_per_s", "encode_ratio", "decode_ratio", "num_success",
-    "num_episodes", "success_rate", "success_low", "success_high",
+    "num_episodes", "success_rate", "success_low", "success_high", "left_out",
 )  # fmt: skip
+WAYS = ("encode", "decode")
 SHOWN = {  # of the markdown and the page: heading → how a row says it
     "tokens": lambda row: format_number(row["total_tokens"], 0 if row["total_tokens"] % 1 == 0 else 1),
     "bits": lambda row: format_number(row["total_bits"], 0),
     "entropy": lambda row: format_number(row["entropy"], 0),
     "perplexity": lambda row: format_number(row["perplexity"], 1),
-    "mean mm": lambda row: _short(row["mean_mm"]),
-    "max mm": lambda row: _short(row["max_mm"]),
-    "mean °": lambda row: _short(row["mean_deg"]),
-    "max °": lambda row: _short(row["max_deg"]),
+    "mm mean / max": lambda row: _both(row, "mean_mm", "max_mm"),
+    "° mean / max": lambda row: _both(row, "mean_deg", "max_deg"),
     "gripper %": lambda row: format_number(100 * row["gripper_errors"], 2),
-    "tail mm": lambda row: f"{_short(row['tail_mm'])} ≤ {_short(row['bound_mm'])}",
-    "tail °": lambda row: f"{_short(row['tail_deg'])} ≤ {_short(row['bound_deg'])}",
-    "encoded / s": lambda row: format_number(row["encode_per_s"], 0),
-    "decoded / s": lambda row: format_number(row["decode_per_s"], 0),
-    "× ResidualFSQ": lambda row: _ratios(row),
+    "tail mm": lambda row: _both(row, "tail_mm", "bound_mm", " ≤ "),
+    "tail °": lambda row: _both(row, "tail_deg", "bound_deg", " ≤ "),
+    "1000 / s": lambda row: _ways(row, "per_s", 0, 1000),
+    "× ResidualFSQ": lambda row: _ways(row, "ratio", 1),
     "solved": lambda row: _solved(row),
 }
+REPLAYED = ("arm", "solved", "− raw, points", "95 %", "lost", "gained")  # heading of the table of all suites
+HEADER = ("contestant", "depth", *SHOWN)
 COLOURS = ("#2b6a9b", "#c1602f", "#3d8f5f", "#8a5fb0", "#b08a1e", "#c04f7e", "#4aa3a8", "#7b6a58", "#5566cc", "#888888")
 SIZE, LEFT, RIGHT, TOP, BOTTOM = 360, 46, 352, 10, 200  # of a plot and its axes
 
 
 def _short(value: float | None) -> str:
     """Three digits; a dash for None."""
-    return MISSING if value is None else "0" if value == 0 else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-
-
-def _ratios(row: Mapping[str, Any]) -> str:
-    if row["encode_ratio"] is None:
+    if value is None:
         return MISSING
-    return f"{row['encode_ratio']:.1f} / {row['decode_ratio']:.1f}"
+    return "0" if value == 0 else "<0.001" if value < 0.001 else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _both(row: Mapping[str, Any], first: str, second: str, between: str = " / ") -> str:
+    return f"{_short(row[first])}{between}{_short(row[second])}"
+
+
+def _ways(row: Mapping[str, Any], what: str, digits: int, unit: float = 1) -> str:
+    """Encoding and decoding; a dash where nothing was timed."""
+    found = [row[f"{way}_{what}"] for way in WAYS]
+    return MISSING if None in found else " / ".join(format_number(one / unit, digits) for one in found)
 
 
 def _solved(row: Mapping[str, Any]) -> str:
@@ -63,13 +69,17 @@ def rows_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     for suite, part in report["suites"].items():
         arms = {one["arm"]: one for one in part["replays"]}
         for name, one in part["contestants"].items():
-            timed, stages = one["throughput"], one["throughput"].get("quantizer", {})
+            timed = one["throughput"] or {}  # None until it is measured
+            stages = timed.get("quantizer", {})
             for record in one["depths"]:
                 known = {"suite": suite, "contestant": name, "idea": one["idea"], "num_stages": len(one["depths"])}
-                known |= {key: timed[key] for key in ("encode_per_s", "decode_per_s")}
-                known |= {f"{way}_ratio": stages[way]["ratio"] for way in ("encode", "decode") if way in stages}
+                known |= {f"{way}_per_s": timed.get(f"{way}_per_s") for way in WAYS}
+                known |= {f"{way}_ratio": stages[way]["ratio"] for way in WAYS if way in stages}
                 known |= record | arms.get(arm_of(name, record["depth"], len(one["depths"])), {})
                 rows.append({column: known.get(column) for column in COLUMNS})
+        for name, why in part.get("left_out", {}).items():
+            known = {"suite": suite, "contestant": name, "left_out": why}
+            rows.append({column: known.get(column) for column in COLUMNS})
     return rows
 
 
@@ -89,30 +99,66 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def cells_of(row: Mapping[str, Any]) -> list[str]:
     """A row as people read it, without its suite."""
+    if row["left_out"]:
+        return [row["contestant"], "left out", *[MISSING] * len(SHOWN)]
     return [row["contestant"], f"{row['depth']}/{row['num_stages']}", *(said(row) for said in SHOWN.values())]
 
 
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def replayed_cells(report: Mapping[str, Any]) -> list[list[str]]:
+    """Arms of all suites together as people read them; none where nothing was replayed."""
+    rows = []
+    for arm in report["pooled"]:
+        cells = [arm["arm"], _solved(arm)]
+        if arm.get("num_pairs"):
+            middle, low, high = (_points(arm[f"difference{end}"]) for end in ("", "_low", "_high"))
+            cells += [middle, f"{low} … {high}", str(arm["lost"]), str(arm["gained"])]
+        rows.append([*cells, *[MISSING] * (len(REPLAYED) - len(cells))])
+    return rows
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(cells)} |" for cells in [header, *rows]]
+    return [lines[0], "|---" * len(header) + "|", *lines[1:]]
+
+
 def as_markdown(report: Mapping[str, Any]) -> str:
-    """report.md: a table a suite."""
+    """report.md: a table a suite, and one of all replays."""
     lines: list[str] = []
-    header = ["contestant", "depth", *SHOWN]
+    rows = rows_of(report)
     for suite in report["suites"]:
-        lines += [
-            f"**{suite}**: {controls(report, suite)}",
-            "",
-            f"| {' | '.join(header)} |",
-            "|---" * len(header) + "|",
-        ]
-        own = [row for row in rows_of(report) if row["suite"] == suite]
-        lines += [f"| {' | '.join(cells_of(row))} |" for row in own] + [""]
-    return "\n".join(lines + [f"Left out: `{name}`: {why}" for name, why in report["left_out"].items()]) + "\n"
+        own = [cells_of(row) for row in rows if row["suite"] == suite]
+        lines += [f"**{suite}**: {controls(report, suite)}", "", *_markdown_table(HEADER, own), ""]
+        lines += [f"* {note}" for note in notes(report, suite)]
+    if report["pooled"]:
+        lines += ["", "**all suites**", "", *_markdown_table(REPLAYED, replayed_cells(report))]
+    return "\n".join(lines) + "\n"
+
+
+def notes(report: Mapping[str, Any], suite: str) -> list[str]:
+    """What of a suite is not there, and why."""
+    part = report["suites"][suite]
+    found = [f"{name} is left out: {why}" for name, why in part["left_out"].items()]
+    found += [f"not replayed: {why}" for why in part["replay_failures"]]
+    if part["num_other_starts"]:
+        found.append(
+            f"{part['num_other_starts']} demonstrations begin otherwise than recorded, and count for nothing: another "
+            "simulator, or no pictures"
+        )
+    return found
 
 
 def controls(report: Mapping[str, Any], suite: str) -> str:
     """What was measured on, and what the controls did, in a line."""
     part = report["suites"][suite]
-    text = f"fitted on {part['num_fit_episodes']} demonstrations ({part['num_fit_chunks']} chunks), measured on "
-    text += f"{part['num_held_episodes']} others ({part['num_held_chunks']} chunks)"
+    disturbed = f", {part['num_disturbed']} of them disturbed" if part["num_disturbed"] else ""
+    text = (
+        f"fitted on {part['num_fit_episodes']} demonstrations{disturbed} ({part['num_fit_chunks']} chunks), measured "
+    )
+    text += f"on {part['num_held_episodes']} others ({part['num_held_chunks']} chunks)"
     for arm in part["replays"]:
         if arm["arm"] in ("raw", "normalised"):
             text += f"; {arm['arm']} {_solved(arm)}"
@@ -121,7 +167,7 @@ def controls(report: Mapping[str, Any], suite: str) -> str:
 
 def plot(rows: Sequence[Mapping[str, Any]], suite: str) -> str:
     """SVG of mean error, mm, against bits of a chunk, both logarithmic; a line a contestant, a point a depth."""
-    own = [row for row in rows if row["suite"] == suite and row["mean_mm"] > 0]
+    own = [row for row in rows if row["suite"] == suite and row["mean_mm"]]
     names = list(dict.fromkeys(row["contestant"] for row in own))
     x_ends, y_ends = (_ends([row[key] for row in own]) for key in ("total_bits", "mean_mm"))
 
@@ -176,12 +222,12 @@ def page(report: Mapping[str, Any]) -> str:
             "controls": controls(report, suite),
             "plot": plot(rows, suite),
             "rows": [cells_of(row) for row in rows if row["suite"] == suite],
+            "notes": notes(report, suite),
         }
         for suite in report["suites"]
     ]
-    ideas = {row["contestant"]: row["idea"] for row in rows}
-    header = ["contestant", "depth", *SHOWN]
+    ideas = {row["contestant"]: row["idea"] for row in rows if row["idea"]}
     return render_page(
-        "arena.html", folder=HERE, suites=suites, header=header, ideas=ideas, left_out=report["left_out"],
-        plan=report["plan"],
+        "arena.html", folder=HERE, suites=suites, header=HEADER, ideas=ideas, replayed=REPLAYED,
+        pooled=replayed_cells(report), plan=report["plan"],
     )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rsd.arena import ArenaError
+from rsd.arena import NOT_INSTALLED, ArenaError
 from rsd.arena.contract import Written
 from rsd.arena.training import train
 from rsd.tokenizer.rfsq import GELU_LIPSCHITZ
@@ -35,7 +35,7 @@ def package() -> ModuleType:
         import vector_quantize_pytorch
     except ModuleNotFoundError as error:
         raise ArenaError(
-            f"the package vector-quantize-pytorch is not installed ({error}); pip install -e '.[arena]'"
+            f"the package vector-quantize-pytorch {NOT_INSTALLED} ({error}); pip install -e '.[arena]'"
         ) from error
     return vector_quantize_pytorch
 

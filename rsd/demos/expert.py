@@ -62,11 +62,14 @@ class GraspPlan:
         hover_height: Height of the grip point above its grasp from which the hand descends vertically.
         lift_height: Rise of the hand before it carries.
         retreat_height: Rise of the empty hand before it goes elsewhere.
-        tilt: Rotation of the hand about the world's x from carrying on, rad; above 0 the hand points towards +y.
+        tilt: Rotation vector of the hand from pointing down, rad, from carrying on; about +x it points towards +y,
+            about +y towards -x.
         turn: Rotation of the hand about the vertical from carrying on, rad.
         aside: Way over the table, [2], from below what stands in the way above the object; the hand comes in and goes
             out along it, low.
         shift: Where the object is to stand, over the table from the target's origin, [2].
+        near_grasp: How far from above its grasp, along x and y, the hand may be when it begins to descend.
+        near_place: How far from over its place, along x and y, the object may be when it begins to be lowered.
     """
 
     offset: tuple[float, float, float]
@@ -76,15 +79,17 @@ class GraspPlan:
     hover_height: float = 0.08
     lift_height: float = 0.12
     retreat_height: float = 0.08
-    tilt: float = 0.0
+    tilt: tuple[float, float, float] = (0.0, 0.0, 0.0)
     turn: float = 0.0
     aside: tuple[float, float] = (0.0, 0.0)
     shift: tuple[float, float] = (0.0, 0.0)
+    near_grasp: float = NEAR_XY_M
+    near_place: float = NEAR_XY_M
 
     @property
     def turns(self) -> bool:
         """Whether the hand turns on the way."""
-        return bool(self.tilt or self.turn)
+        return any(self.tilt) or self.turn != 0.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class PickAndPlaceExpert:
         self._last_pos: np.ndarray | None = None
         self._anchor_hand = Rotation.identity()  # the hand at the start of the phase
         self._hand = Rotation.from_euler("z", plan.yaw) * POINTING_DOWN
-        self._turned = Rotation.from_euler("zx", [plan.turn, plan.tilt]) * self._hand  # about the world's axes
+        self._turned = Rotation.from_rotvec(plan.tilt) * Rotation.from_euler("z", plan.turn) * self._hand
 
     def act(self, state: SceneState) -> np.ndarray:
         """Move on to the next phase when this one is finished, and return its action.
@@ -171,7 +176,7 @@ class PickAndPlaceExpert:
         plan, steps = self.plan, self._steps_in_phase
         offset = state.eef_pos - self._goal(state)[0]  # [3]
         error = np.abs(offset)
-        over = bool(error[:2].max() < NEAR_XY_M)
+        over = bool(error[:2].max() < (plan.near_place if self.phase is Phase.CARRY else plan.near_grasp))
         above = over and error[2] < NEAR_Z_M
         impatient = steps >= PATIENCE_STEPS
         if self.phase is Phase.REACH:

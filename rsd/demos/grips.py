@@ -13,10 +13,15 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from rsd.demos.expert import GraspPlan
+from rsd.demos.palm import Box, free_grip, height_over
+
 SIDEWAYS = np.pi / 2  # rad: fingers open along x
 FINGER_M = 0.055  # from the grip to the middle of an open finger
 NEIGHBOUR_M = 0.05  # an object whose origin is nearer than this to a finger is in its way
 WIDEST_M = 0.035  # half of what the hand can take
+OPEN_M = 0.038  # half of the way between the open fingers
+SURE_M = 0.004  # how exactly the hand can be brought over an object
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ def grip_plan(domain: Any, name: str) -> dict[str, Any]:
     body = domain.get_object(name)
     grip = GRIPS.get(body.category_name)
     if grip is None:
-        grip = Grip(yaw=free_yaw(domain, name))
+        return middle_plan(domain, name)
     if not grip.own_axes:
         return {"offset": grip.offset, "yaw": grip.yaw, "foot": grip.foot}
     wxyz = domain.object_states_dict[name].get_geom_state()["quat"]
@@ -60,6 +65,24 @@ def grip_plan(domain: Any, name: str) -> dict[str, Any]:
     yaw, turn = half_turn(heading + grip.yaw), half_turn(-heading)
     over = Rotation.from_euler("z", turn).apply(offset)  # once it is turned
     return {"offset": tuple(offset), "yaw": yaw, "turn": turn, "foot": grip.foot, "shift": tuple(-over[:2])}
+
+
+def middle_plan(domain: Any, name: str) -> dict[str, Any]:
+    """The same for an object that is taken at its middle, or as near to that as its neighbours permit."""
+    boxes = {other: box_of(domain, other) for other in domain.objects_dict}
+    box, neighbours = boxes.pop(name), list(boxes.values())
+    shift, yaw = free_grip(box, free_yaw(domain, name), neighbours)
+    over = height_over(box, shift, yaw, neighbours)
+    across = float(np.abs([-np.sin(yaw), np.cos(yaw)]) @ box.half[:2])
+    middle = (box.centre - domain.sim.data.body_xpos[domain.obj_body_id[name]])[:2]
+    return {
+        "offset": (*(middle + shift), 0.0),
+        "yaw": yaw,
+        "foot": 0.0,
+        "hover_height": max(over, GraspPlan.hover_height),
+        "lift_height": max(over, GraspPlan.lift_height),
+        "near_grasp": float(np.clip(OPEN_M - across, SURE_M, GraspPlan.near_grasp)),
+    }
 
 
 def free_yaw(domain: Any, name: str) -> float:
@@ -77,6 +100,16 @@ def free_yaw(domain: Any, name: str) -> float:
 def half_turn(angle: float) -> float:
     """The same line, by an angle in [-pi/2, pi/2), rad; a hand turned by pi is the same hand."""
     return float((angle + np.pi / 2) % np.pi - np.pi / 2)
+
+
+def box_of(domain: Any, name: str) -> Box:
+    """What an object takes up, by its box geoms."""
+    model, data = domain.sim.model, domain.sim.data
+    numbers = [model.geom_name2id(geom) for geom in domain.get_object(name).contact_geoms]
+    extents = np.array([np.abs(data.geom_xmat[i].reshape(3, 3)) @ model.geom_size[i] for i in numbers])  # [n, 3]
+    places = np.array([data.geom_xpos[i] for i in numbers])
+    low, high = (places - extents).min(axis=0), (places + extents).max(axis=0)
+    return Box((low + high) / 2, (high - low) / 2)
 
 
 def half_widths(domain: Any, geoms: Sequence[str]) -> tuple[float, float]:

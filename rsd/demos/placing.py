@@ -16,6 +16,7 @@ from rsd.demos.grips import grip_plan
 from rsd.demos.hand import fingers_open, hand_pose
 
 APART = {"flat_stove_1_cook_region": (0.05, 0.0)}  # target of two objects: way from the first to the middle, [2], m
+OVER_ANOTHER_M = 0.06  # how much higher than else one of two objects is lifted and carried: over the other one
 ON_PLAN: dict[str, Any] = {
     "release_height": 0.02,
     "carry_height": 0.12,
@@ -35,11 +36,23 @@ PLACES: dict[str, dict[str, Any]] = {  # targets whose origin is not where the o
         "lift_height": 0.27,
         "shift": (0.0, 0.015),  # the back of the drawer is still in the cabinet
     },
-    # a book is in the caddy, says LIBERO, while it is lowered, and no more once it stands on the bottom;
-    # to be let go at -0.06 it was lost from the hand before
-    "desk_caddy_1_back_contain_region": {"release_height": -0.03, "carry_height": 0.13, "lift_height": 0.24},
+    # upright on the bottom a book is not in the caddy, says LIBERO: too low. It is leant over the partition before it,
+    # which also keeps the fingers clear of the wall behind; its base has 4 mm of room to either side, its ends 9 mm
+    "desk_caddy_1_back_contain_region": {
+        "release_height": -0.065,
+        "carry_height": 0.15,
+        "lift_height": 0.24,
+        "near_place": 0.003,
+        "shift": (-0.0075, -0.003),
+        "tilt": (0.0, 0.3, 0.0),
+    },
     # a bottle that is leant back 46 degrees falls onto the rack's slope, its base against the lip
-    "wine_rack_1_top_region": {"release_height": 0.03, "carry_height": 0.10, "lift_height": 0.30, "tilt": 0.8},
+    "wine_rack_1_top_region": {
+        "release_height": 0.03,
+        "carry_height": 0.10,
+        "lift_height": 0.30,
+        "tilt": (0.8, 0.0, 0.0),
+    },
 }
 
 
@@ -62,10 +75,15 @@ class PickAndPlace:
 
     def begin(self) -> None:
         grip = grip_plan(self._domain, self._object)
-        foot, plan = grip.pop("foot"), grip | self._heights
-        plan |= {"release_height": plan["release_height"] + foot, "carry_height": plan["carry_height"] + foot}
+        foot, shift, plan = grip.pop("foot"), np.array(grip.pop("shift", (0.0, 0.0))), grip | self._heights
         if self._target in APART and self._others:
-            plan["shift"] = tuple(np.array(APART[self._target]) * (1 if self._object < min(self._others) else -1))
+            shift += np.array(APART[self._target]) * (1 if self._object < min(self._others) else -1)
+            plan |= {
+                "lift_height": GraspPlan.lift_height + OVER_ANOTHER_M,
+                "carry_height": plan["carry_height"] + OVER_ANOTHER_M,
+            }
+        plan |= {"release_height": plan["release_height"] + foot, "carry_height": plan["carry_height"] + foot}
+        plan["shift"] = tuple(shift + plan.get("shift", (0.0, 0.0)))
         self._expert = PickAndPlaceExpert(GraspPlan(**plan))
 
     def act(self) -> tuple[np.ndarray, bool]:

@@ -102,6 +102,7 @@ def rerun(
     report: Callable[[str], None],
     render_devices: Sequence[int] | None = None,
     patience_s: float = math.inf,
+    lost: Callable[[Rerun, str], None] | None = None,
 ) -> Generator[tuple[Rerun, float, dict[str, ArmOutcome]]]:
     """Execute episodes in several processes; yields each with its start's difference and its arms, as they end.
 
@@ -111,9 +112,10 @@ def rerun(
         make_env: Called with task_id=.
         num_still: Steps in which the robot stands still behind the last command, for what is still falling.
         report, render_devices, patience_s: See `rsd.demos.collection.collect`.
+        lost: Told of an episode that cost MAX_DEATHS workers, and why; the others go on.
 
     Raises:
-        RerunError: an episode cost MAX_DEATHS workers, or a task could not be set up.
+        RerunError: an episode cost MAX_DEATHS workers, or a task could not be set up, and `lost` is None.
     """
     waiting = list(jobs)
     size = min(num_workers, len(waiting))
@@ -130,9 +132,13 @@ def rerun(
                 return
             for seat, job, message in pool.listen():
                 if isinstance(message, Crash | Death):
-                    broken = isinstance(message, Crash) and message.in_setup
+                    broken = isinstance(message, Crash) and message.in_setup and lost is None
                     if broken or not pool.replace(seat):
-                        raise RerunError(f"episode {job.episode} cannot be executed again: {message.cause}")
+                        if lost is None:
+                            raise RerunError(f"episode {job.episode} cannot be executed again: {message.cause}")
+                        lost(job, message.cause)
+                        seat.job = None
+                        continue
                     report(f"a worker died ({message.cause}) in episode {job.episode}; it is repeated in another")
                     continue
                 seat.job = None

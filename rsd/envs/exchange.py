@@ -3,7 +3,8 @@
 LIBERO puts every object of a task into a region of its own, of a few centimetres. Here those that stand on the table
 are dealt out anew over all of their places, and moved around there, by the placement's seed; what stands on one of them
 goes with it. What surprises first: kinds of which there are two (libero_spatial's bowls) keep their places, because
-there the place is what the instruction means; and so does what is in or on a fixture, with the fixture.
+there the place is what the instruction means, but for the one that the task does not ask for; and so does what is in or
+on a fixture, with the fixture.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ def exchange_places(domain: Any, exchange: Exchange, seed: int) -> dict[str, np.
             continue  # in or on a fixture
         places[name] = data.body_xpos[domain.obj_body_id[name]][:2].copy()
         radii[name] = footprint(domain.sim, domain.obj_body_id[name])
-        if name in domain.objects_dict and radii[name] <= LARGEST_M and _is_alone(domain, name):
+        free = name not in problem["obj_of_interest"] or _is_alone(domain, name)
+        if name in domain.objects_dict and radii[name] <= LARGEST_M and free:
             movable.append(name)
     dealt = exchange.deal(places, radii, movable, seed)
     offsets = {name: place - places[name] for name, place in dealt.items()}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +87,7 @@ class TransformTokenizer(ActionTokenizer):
             torch.full((chunk_length, action_dim - len(self.config.get("grippers", [0]))), math.sqrt(chunk_length)),
         )
         self._lay_out_stages()
-        self.register_load_state_dict_post_hook(lambda module, _: module._lay_out_stages())
+        self.register_load_state_dict_post_hook(_lay_out_again)
 
     def fit(self, chunks: Tensor) -> None:
         """Measure how large each coefficient gets on training chunks [N, T, A], and lay out the stages for it.
@@ -141,3 +142,8 @@ class TransformTokenizer(ActionTokenizer):
 
     def _ordered(self, motions: Tensor, bits: Tensor) -> Tensor:
         return torch.cat([motions, bits], dim=-1)[..., self._order]
+
+
+def _lay_out_again(tokenizer: TransformTokenizer, _: Any) -> None:
+    """Behind `load_state_dict`; a module's function, so that a tokenizer can be pickled."""
+    tokenizer._lay_out_stages()

@@ -81,28 +81,45 @@ def test_arms_are_timed_in_turn():
 def report_of(records):
     solved = {"num_episodes": 4, "num_success": 3, "success_rate": 0.75, "success_low": 0.3, "success_high": 0.95}
     part = {"num_fit_episodes": 6, "num_held_episodes": 6, "num_fit_chunks": 500, "num_held_chunks": 480}
+    part |= {"num_disturbed": 2, "num_other_starts": 1, "replay_failures": ["episode 3, fast 1/1: it died"]}
     part |= {"normalised": {"mean_mm": 0.1}, "contestants": records}
+    pairs = {"num_pairs": 4, "lost": 1, "gained": 0, "difference": -0.25, "difference_low": -0.6}
     part["replays"] = [{"arm": "raw", **solved}, {"arm": "dct_d3 3/3", **solved}]
-    left_out = {"rvq": "the package <vector> is not installed"}
-    return {"plan": {"seed": 0, "data": {"toy": "abc"}}, "left_out": left_out, "suites": {"libero_spatial": part}}
+    part["left_out"] = {"rvq": "the package <vector> is not installed"}
+    pooled = [{"arm": "raw", **solved}, {"arm": "dct_d3 3/3", **solved, **pairs, "difference_high": 0.3}]
+    plan = {"seed": 0, "data": {"toy": "abc"}}
+    return {"plan": plan, "suites": {"libero_spatial": part}, "pooled": pooled}
 
 
 def test_one_table_says_what_was_measured_and_what_was_not(records):
     report = report_of(records)
     rows = rows_of(report)
-    assert [(row["contestant"], row["depth"]) for row in rows] == [("bins256", 1), *(("dct_d3", q) for q in (1, 2, 3))]
+    depths = [("bins256", 1), *(("dct_d3", q) for q in (1, 2, 3)), ("rvq", None)]
+    assert [(row["contestant"], row["depth"]) for row in rows] == depths
     assert rows[3]["num_success"] == 3 and rows[0]["num_success"] is None
     assert "3/4 (30–95 %)" in cells_of(rows[3]) and cells_of(rows[0])[-1] == "–"
-    assert len(as_csv(rows).splitlines()) == 5
+    assert cells_of(rows[4])[:3] == ["rvq", "left out", "–"] and rows[4]["left_out"].endswith("is not installed")
+    assert len(as_csv(rows).splitlines()) == 6
     text = as_markdown(report)
-    assert "raw 3/4" in text and "Left out: `rvq`: the package <vector>" in text
-    assert all(line.count("|") == text.splitlines()[2].count("|") for line in text.splitlines() if line[:1] == "|")
+    assert "raw 3/4" in text and "6 demonstrations, 2 of them disturbed (500 chunks)" in text
+    assert "* rvq is left out: the package <vector>" in text and "* not replayed: episode 3, fast 1/1: it died" in text
+    assert "* 1 demonstrations begin otherwise" in text
+    assert "| dct_d3 3/3 | 3/4 (30–95 %) | −25.0 | −60.0 … +30.0 | 1 | 0 |" in text
+    first, all_suites = text.split("**all suites**")
+    for part in (first, all_suites):
+        assert len({line.count("|") for line in part.splitlines() if line[:1] == "|"}) == 1
+
+
+def test_a_contestant_that_is_not_timed_yet_has_a_row(records):
+    untimed = {"bins256": records["bins256"] | {"throughput": None}}
+    (row, _) = rows_of(report_of(untimed))
+    assert row["encode_per_s"] is None and cells_of(row)[-3:-1] == ["–", "–"]
 
 
 def test_the_page_holds_the_table_the_plot_and_what_was_left_out(records):
     report = report_of(records)
     html = page(report)
-    assert "rvq was left out: the package &lt;vector&gt;" in html and html.count("<svg") == 1
-    assert html.count("<tr>") == 5 and "width=device-width" in html
+    assert "rvq is left out: the package &lt;vector&gt;" in html and html.count("<svg") == 1
+    assert html.count("<tr>") == 6 + 3 and "width=device-width" in html
     svg = plot(rows_of(report), "libero_spatial")
     assert svg.count("<title>") == 4 and svg.count("<polyline") == 2 and "nan" not in svg

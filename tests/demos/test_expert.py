@@ -110,7 +110,7 @@ def test_hand_turns_to_the_yaw_of_the_plan_before_it_descends():
 
 
 def test_tilted_plan_turns_the_hand_once_it_carries_and_lowers_only_when_it_is_turned():
-    expert = PickAndPlaceExpert(replace(PLAN, tilt=0.8))
+    expert = PickAndPlaceExpert(replace(PLAN, tilt=(0.8, 0.0, 0.0)))
     scene = Scene()
     while expert.phase is not Phase.CARRY:
         action = expert.act(scene.state())
@@ -125,8 +125,37 @@ def test_tilted_plan_turns_the_hand_once_it_carries_and_lowers_only_when_it_is_t
     assert expert.phase is Phase.LOWER
 
 
+def test_a_tilt_is_about_the_worlds_axes_after_the_turn():
+    plan = replace(PLAN, yaw=0.3, turn=0.7, tilt=(0.0, 0.4, 0.0))
+    expert, scene = PickAndPlaceExpert(plan), Scene()
+    scene.object = scene.eef.copy()  # in the hand
+    wanted = Rotation.from_euler("y", 0.4) * Rotation.from_euler("z", 1.0) * Rotation.from_quat(DOWN)
+    assert wanted.apply([0.0, 0.0, 1.0])[0] == pytest.approx(-np.sin(0.4))  # it points towards -x
+    expert._enter(Phase.CARRY, scene.state())
+    action = expert.act(replace(scene.state(), eef_quat=wanted.as_quat()))
+    np.testing.assert_allclose(action[3:6], 0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("beside", "phase"), [(0.007, Phase.CARRY), (0.004, Phase.LOWER)])
+def test_an_object_that_only_just_fits_is_lowered_when_it_is_nearer(beside, phase):
+    scene, expert = Scene(), PickAndPlaceExpert(replace(PLAN, near_place=0.005))
+    scene.object = scene.target + np.array([beside, 0.0, PLAN.carry_height])
+    scene.eef = scene.object.copy()
+    expert._enter(Phase.CARRY, scene.state())
+    expert.act(scene.state())
+    assert expert.phase is phase
+
+
+@pytest.mark.parametrize(("beside", "phase"), [(0.007, Phase.REACH), (0.004, Phase.DESCEND)])
+def test_a_hand_comes_down_on_a_wide_object_when_it_is_nearer(beside, phase):
+    scene, expert = Scene(), PickAndPlaceExpert(replace(PLAN, near_grasp=0.005))
+    scene.eef = scene.object + np.array([0.0, beside, PLAN.hover_height])
+    expert.act(scene.state())
+    assert expert.phase is phase
+
+
 def test_object_that_turns_with_a_tilting_hand_is_not_lost():
-    expert = PickAndPlaceExpert(replace(PLAN, offset=(0.0, 0.0, 0.12), tilt=0.8))
+    expert = PickAndPlaceExpert(replace(PLAN, offset=(0.0, 0.0, 0.12), tilt=(0.8, 0.0, 0.0)))
     held = np.array([0.0, 0.0, -0.12])  # the object hangs below the hand
     expert.phase = Phase.LIFT
     expert._enter(Phase.CARRY, SceneState(np.zeros(3), DOWN, held, np.ones(3), False))

@@ -6,22 +6,32 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from rsd.demos.grips import GRIPS, SIDEWAYS, grip_plan, half_turn
+from rsd.demos.expert import GraspPlan
+from rsd.demos.grips import GRIPS, OPEN_M, SIDEWAYS, SURE_M, grip_plan, half_turn
+from rsd.demos.palm import CLEAR_M
 from rsd.demos.placing import APART, PLACES, PickAndPlace
 
+BACK_OF_CADDY = "desk_caddy_1_back_contain_region"
 
-def domain(half_widths: tuple[float, float], neighbours: list[tuple[float, float]], *, name: str = "can", heading=0.0):
-    """A table with one box-shaped object at the origin, and others as points."""
+
+def domain(
+    half_widths: tuple[float, float], neighbours: list[tuple[float, float]], *, name="can", heading=0.0, tall=0.0
+):
+    """A table with one box at the origin, and others as thin as a line that rise so much above its middle."""
     positions = np.array([(0.0, 0.0, 0.5), *((x, y, 0.5) for x, y in neighbours)])
+    sizes = np.array([[*half_widths, 0.04], *([[0.0, 0.0, tall]] * len(neighbours))])
+    numbers = {name: 0} | {f"other_{i}": i + 1 for i in range(len(neighbours))}
     wxyz = np.roll(Rotation.from_euler("z", heading).as_quat(), 1)
     return SimpleNamespace(
         sim=SimpleNamespace(
-            model=SimpleNamespace(geom_name2id=lambda geom: 0, geom_size=np.array([[*half_widths, 0.04]])),
-            data=SimpleNamespace(geom_xmat=np.eye(3).reshape(1, 9), body_xpos=positions),
+            model=SimpleNamespace(geom_name2id=numbers.get, geom_size=sizes),
+            data=SimpleNamespace(
+                geom_xmat=np.tile(np.eye(3).ravel(), (len(sizes), 1)), geom_xpos=positions, body_xpos=positions
+            ),
         ),
-        obj_body_id={name: 0} | {f"other_{i}": i + 1 for i in range(len(neighbours))},
-        objects_dict=dict.fromkeys([name, *(f"other_{i}" for i in range(len(neighbours)))]),
-        get_object=lambda name: SimpleNamespace(category_name=name, contact_geoms=["geom"]),
+        obj_body_id=numbers,
+        objects_dict=dict.fromkeys(numbers),
+        get_object=lambda name: SimpleNamespace(category_name=name, contact_geoms=[name]),
         object_states_dict={name: SimpleNamespace(get_geom_state=lambda: {"quat": wxyz})},
     )
 
@@ -39,6 +49,30 @@ def domain(half_widths: tuple[float, float], neighbours: list[tuple[float, float
 )
 def test_fingers_close_on_the_narrow_side_where_no_neighbour_is_in_their_way(half_widths, neighbours, yaw):
     assert grip_plan(domain(half_widths, neighbours), "can")["yaw"] == yaw
+
+
+def test_a_hand_comes_in_over_a_taller_neighbour_and_beside_it():
+    """A wall 7 cm along y would be under the palm; so the grip is 1 cm further along x, away from where it stands."""
+    plan = grip_plan(domain((0.04, 0.02), [(-0.031, 0.08)], tall=0.12), "can")
+    np.testing.assert_allclose(plan["offset"], [0.01, 0.0, 0.0], atol=1e-12)
+    assert plan["yaw"] == 0.0 and plan["hover_height"] == plan["lift_height"] == pytest.approx(0.12 + CLEAR_M)
+
+
+@pytest.mark.parametrize(("half", "near"), [(0.02, GraspPlan.near_grasp), (0.031, OPEN_M - 0.031), (0.05, SURE_M)])
+def test_the_wider_an_object_the_more_exactly_the_hand_comes_down(half, near):
+    assert grip_plan(domain((0.06, half), []), "can")["near_grasp"] == pytest.approx(near)
+
+
+def test_an_object_that_stands_beside_its_origin_is_taken_at_its_middle():
+    scene = domain((0.03, 0.03), [])
+    scene.sim.data.geom_xpos = scene.sim.data.body_xpos + np.array([0.0, -0.004, 0.0])
+    np.testing.assert_allclose(grip_plan(scene, "can")["offset"], [0.0, -0.004, 0.0], atol=1e-12)
+
+
+def test_a_hand_with_room_around_it_keeps_the_usual_heights():
+    plan = grip_plan(domain((0.04, 0.02), [(-0.031, 0.08)], tall=0.02), "can")
+    assert plan["offset"] == (0.0, 0.0, 0.0)
+    assert (plan["hover_height"], plan["lift_height"]) == (GraspPlan.hover_height, GraspPlan.lift_height)
 
 
 def test_a_turned_book_is_gripped_along_its_own_axes_and_put_down_along_the_worlds():
@@ -63,8 +97,18 @@ def test_two_objects_on_one_place_stand_apart_and_on_their_feet():
         skill = PickAndPlace(scene, name, target, "on", [other])
         skill.begin()
         shifts.append(skill._expert.plan.shift)
+    plan = skill._expert.plan
     np.testing.assert_allclose(shifts, [APART[target], -np.array(APART[target])])
-    assert skill._expert.plan.release_height == PLACES[target]["release_height"] + GRIPS["moka_pot"].foot
+    assert plan.release_height == PLACES[target]["release_height"] + GRIPS["moka_pot"].foot
+    # the foot of the one passes over the knob of the other, which is as high above its origin as it is gripped
+    assert plan.lift_height > GRIPS["moka_pot"].foot + GRIPS["moka_pot"].offset[2] + 0.03
+
+
+def test_what_a_place_and_what_a_grip_shift_is_both_counted():
+    skill = PickAndPlace(domain((0.01, 0.05), [], name="black_book"), "black_book", BACK_OF_CADDY, "in")
+    skill.begin()
+    own, place = GRIPS["black_book"].offset[1], PLACES[BACK_OF_CADDY]["shift"]
+    np.testing.assert_allclose(skill._expert.plan.shift, [place[0], place[1] - own], atol=1e-12)
 
 
 @pytest.mark.parametrize(("degrees", "same"), [(0, 0), (100, -80), (-100, 80), (90, -90), (180, 0), (350, -10)])

@@ -87,6 +87,15 @@ def test_a_task_that_cannot_be_set_up_ends_it(job, tmp_path):
         list(rerun([job], make, num_still=0, num_workers=1, report=print))
 
 
+@pytest.mark.slow
+def test_the_others_go_on_where_somebody_is_told_of_what_is_lost(job, tmp_path):
+    make, told = partial(RandomPointMassEnv, marks=str(tmp_path), broken=2), []
+    jobs = [job, dataclasses.replace(job, episode=5, task_id=2)]
+    lost = lambda one, why: told.append((one.episode, why))  # noqa: E731
+    found = [one.episode for one, _, _ in rerun(jobs, make, num_still=0, num_workers=1, report=print, lost=lost)]
+    assert found == [0] and told == [(5, "ValueError: task 2 has another goal")]
+
+
 def test_names_of_collected_episodes_tell_placement_and_disturbance():
     attempts = [Attempt("toy", 2, 7, number) for number in range(12)]
     recipes = {"toy/seed_7": {"settings": {"noise_scales": [0.0, 0.3], "make_lead": None}}}

@@ -71,3 +71,16 @@ def test_in_the_simulator_riders_go_along_and_everything_stays_where_it_was_put(
         assert env.moved == {}
     finally:
         env.close()
+
+
+@pytest.mark.sim
+def test_of_two_bowls_the_one_that_is_not_asked_for_moves():
+    from rsd.envs.libero import LiberoEnv
+
+    options = {"suite": "libero_spatial", "task_id": 1, "max_steps": 220, "views": ("image",)}  # bowl next to a ramekin
+    env = LiberoEnv(**options, exchange=Exchange(share=1.0))
+    try:
+        env.reset_random(3)
+        assert "akita_black_bowl_2" in env.moved and "akita_black_bowl_1" not in env.moved
+    finally:
+        env.close()

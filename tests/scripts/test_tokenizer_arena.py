@@ -9,6 +9,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from rsd.data import made_up
+from rsd.demos.starts import Start
+from rsd.record import read_json, write
 from rsd.tokenizer import BinTokenizer
 from scripts import tokenizer_arena
 from tests.data.demonstrations import demonstration
@@ -36,15 +38,26 @@ def run(monkeypatch, *words):
     tokenizer_arena.main()
 
 
-def test_halves_are_of_each_task():
-    assert tokenizer_arena.halves(["a", "a", "b", "a", "b", "c"]) == ([0, 2, 3, 5], [1, 4])
-    assert tokenizer_arena.halves(["a", "b", "c"]) == ([0, 2], [1])
-    assert tokenizer_arena.halves(["a"]) == ([0], [])
+def test_every_second_undisturbed_demonstration_of_a_task_is_held_out():
+    split = tokenizer_arena.split
+    assert split(dict(enumerate("aababc")), set()) == ([0, 2, 3, 5], [1, 4])
+    assert split(dict(enumerate("abc")), set()) == ([0, 2], [1])
+    assert split({0: "a"}, set()) == ([0], [])
+    assert split(dict(enumerate("aaaabb")), {1, 4}) == ([0, 1, 3, 4, 5], [2])
+    assert split(dict(enumerate("ab")), {0, 1}) == ([0, 1], [])
+
+
+def test_a_limit_takes_undisturbed_ones_first_and_the_tasks_in_turn():
+    tasks = dict(enumerate("aaabbb"))
+    assert tokenizer_arena.split(tasks, set(), 4) == ([0, 3], [1, 4])
+    assert tokenizer_arena.split(tasks, {0, 3}, 4) == ([1, 4], [2, 5])
+    assert tokenizer_arena.split(tasks, {0, 3}, 5) == ([0, 1, 4], [2, 5])
 
 
 @pytest.fixture
 def common(data, tmp_path):
-    return ["--data", data, "--suites", "libero_spatial", "--rounds", 2, "--replays", 0, "--out", tmp_path / "out"]
+    common = ["--data", data, "--suites", "libero_spatial", "--rounds", 2, "--replays", 0]
+    return [*common, "--workers", 1, "--out", tmp_path / "out"]
 
 
 def test_a_table_a_page_and_going_on(common, tmp_path, monkeypatch, capsys):
@@ -69,10 +82,45 @@ def test_a_package_that_is_missing_leaves_its_contestant_out_and_says_so(common,
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
     run(monkeypatch, *common, "--contestants", "rvq", "bins256")
     assert "rvq is left out: the package vector-quantize-pytorch is not installed" in capsys.readouterr().out
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert list(report["left_out"]) == ["rvq"] and "rvq was left out" in (tmp_path / "out" / "arena.html").read_text()
-    timed = report["suites"]["libero_spatial"]["contestants"]["bins256"]["throughput"]
+    part = json.loads((tmp_path / "out" / "report.json").read_text())["suites"]["libero_spatial"]
+    assert list(part["left_out"]) == ["rvq"] and "rvq is left out" in (tmp_path / "out" / "arena.html").read_text()
+    timed = part["contestants"]["bins256"]["throughput"]
     assert "not installed" in timed["quantizer"]["left_out"]
+
+
+def broken(*_, **__):
+    raise ValueError("no such luck")
+
+
+def test_one_that_fails_is_named_and_the_others_go_on(common, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("rsd.arena.splines.Splines.fit", broken)
+    with pytest.raises(SystemExit, match=r"not everything could be done, .*: libero_spatial bspline"):
+        run(monkeypatch, *common, "--contestants", "bspline", "bins256")
+    assert "libero_spatial bspline is left out: ValueError: no such luck" in capsys.readouterr().out
+    assert "| bspline | left out |" in (tmp_path / "out" / "report.md").read_text()
+    part = json.loads((tmp_path / "out" / "report.json").read_text())["suites"]["libero_spatial"]
+    assert list(part["contestants"]) == ["bins256"] and part["contestants"]["bins256"]["throughput"]["rounds"] == 2
+    monkeypatch.undo()
+    run(monkeypatch, *common, "--contestants", "bspline", "bins256")
+    part = json.loads((tmp_path / "out" / "report.json").read_text())["suites"]["libero_spatial"]
+    assert list(part["contestants"]) == ["bspline", "bins256"] and part["left_out"] == {}
+
+
+def test_one_that_cannot_be_timed_keeps_its_other_figures(common, tmp_path, monkeypatch):
+    monkeypatch.setattr("rsd.arena.timing.throughput", broken)
+    with pytest.raises(SystemExit, match="libero_spatial bins256 throughput"):
+        run(monkeypatch, *common, "--contestants", "bins256")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| bins256 | 1/1 | 56 |" in text and "* bins256 throughput is left out: ValueError: no such luck" in text
+
+
+def test_what_a_kill_left_untimed_is_timed(common, tmp_path, monkeypatch):
+    run(monkeypatch, *common, "--contestants", "bins256")
+    file = tmp_path / "out" / "libero_spatial" / "bins256.json"
+    record = read_json(file)
+    write(file, {key: value for key, value in record.items() if key != "checksum"} | {"throughput": None})
+    run(monkeypatch, *common, "--contestants", "bins256")
+    assert read_json(file)["throughput"]["rounds"] == 2 and read_json(file)["depths"] == record["depths"]
 
 
 def test_no_data_and_no_such_contestant_are_named(common, tmp_path, monkeypatch, capsys):
@@ -86,7 +134,7 @@ def test_no_data_and_no_such_contestant_are_named(common, tmp_path, monkeypatch,
 
 def test_what_is_executed_is_what_each_one_says(common, data, tmp_path, monkeypatch):
     run(monkeypatch, *common, "--contestants", "bins256", "dct_d2")
-    asked = tokenizer_arena.argparse.Namespace(data=data, out=tmp_path / "out", chunk=8)
+    asked = tokenizer_arena.argparse.Namespace(data=data, out=tmp_path / "out", chunk=8, max_demos=None)
     suite = tokenizer_arena.read_suite("libero_spatial", asked)
     folder = tmp_path / "out" / "libero_spatial"
     arms = tokenizer_arena.commands_of(suite, suite.held_episodes[0], {"bins256": {}, "dct_d2": {}}, folder, "ends")
@@ -94,6 +142,14 @@ def test_what_is_executed_is_what_each_one_says(common, data, tmp_path, monkeypa
     assert all(commands.shape == (30, 7) for commands in arms.values())
     assert abs(arms["bins256 1/1"] - arms["normalised"]).max() < 2 / 255
     assert set(arms["dct_d2 2/2"][:, 6]) <= {-1.0, 1.0}
+    none = Start(suite.held_episodes[0], 0, placement_seed=1)
+    suite.starts, asked.replays, asked.replay_depths = [none], 1, "ends"
+    monkeypatch.setattr(type(suite.demonstrations), "picture", lambda *_: None)
+    both = {"dct_d2": {}, "dct_d3": {}}
+    run(monkeypatch, *common, "--contestants", "dct_d3")
+    jobs, alike = tokenizer_arena.jobs_of(suite, both, asked, {(none.episode, "raw")})
+    assert [[*one.arms] for one in jobs] == [["normalised", "dct_d2 1/2", "dct_d2 2/2", "dct_d3 3/3"]]
+    assert alike[none.episode, "dct_d2 1/2"] == ["dct_d2 1/2", "dct_d3 1/3"]  # the first stage is the same
     assert isinstance(tokenizer_arena.contestant_of("bins256", suite.space, 8, 0).tokenizer, BinTokenizer)
 
 
@@ -104,17 +160,48 @@ def test_held_out_demonstrations_are_executed_and_only_what_is_missing(tmp_path,
     common = ["--data", tmp_path / "data", "--suites", "libero_spatial", "--rounds", 2, "--replays", 0, "--out", out]
     run(monkeypatch, *common, "--contestants", "bins256", "dct_d2")
     asked = tokenizer_arena.argparse.Namespace(
-        data=tmp_path / "data", out=out, chunk=8, replays=2, replay_depths="ends", workers=1, patience=60
-    )
+        data=tmp_path / "data", out=out, chunk=8, replays=2, replay_depths="ends", workers=1, patience=60,
+        max_demos=None, render_devices=[0],
+    )  # fmt: skip
     suite = tokenizer_arena.read_suite("libero_spatial", asked)
     make = {"_target_": "tests.scripts.point_mass.RandomPointMassEnv", "_partial_": True}
     suite.cfg = OmegaConf.create({"env": {"make": make | {"marks": str(tmp_path / "marks")}}})
     console = Console(file=StringIO(), width=200)
-    results = tokenizer_arena.replay(suite, {"bins256": {}}, asked, console)
-    assert [set(one.arms) for one in results] == [{"raw", "normalised", "bins256 1/1"}] * 2
+    results, failures = tokenizer_arena.replay(suite, {"bins256": {}}, asked, console)
+    assert failures == [] and [set(one.arms) for one in results] == [{"raw", "normalised", "bins256 1/1"}] * 2
     assert all(one.arms["raw"].success for one in results)
-    results = tokenizer_arena.replay(suite, {"bins256": {}, "dct_d2": {}}, asked, console)
+    results, _ = tokenizer_arena.replay(suite, {"bins256": {}, "dct_d2": {}}, asked, console)
     assert [set(one.arms) for one in results[2:]] == [{"dct_d2 1/2", "dct_d2 2/2"}] * 2
-    arms = {one["arm"]: one for one in tokenizer_arena.summary_of(results)}
+    arms = {one["arm"]: one for one in tokenizer_arena.summary_of({"libero_spatial": results}, ["bins256", "dct_d2"])}
     assert arms["raw"]["num_success"] == arms["raw"]["num_episodes"] == 2 and arms["dct_d2 2/2"]["num_pairs"] == 2
-    assert "raw" in arms and len(tokenizer_arena.replay(suite, {"bins256": {}, "dct_d2": {}}, asked, console)) == 4
+    assert len(tokenizer_arena.replay(suite, {"bins256": {}, "dct_d2": {}}, asked, console)[0]) == 4
+    (out / "libero_spatial" / "replays.jsonl").unlink()
+    monkeypatch.setattr(tokenizer_arena, "ARMS_A_JOB", 2)
+    results, _ = tokenizer_arena.replay(suite, {"bins256": {}}, asked, console)
+    assert sorted(len(one.arms) for one in results) == [1, 1, 2, 2]
+    assert [(one["arm"], one["num_episodes"]) for one in tokenizer_arena.summary_of({"": results}, ["bins256"])] == [
+        ("raw", 2),
+        ("normalised", 2),
+        ("bins256 1/1", 2),
+    ]
+
+
+@pytest.mark.slow
+def test_a_suite_that_cannot_be_replayed_says_why_and_loses_nothing_else(tmp_path, monkeypatch):
+    collected(tmp_path, 4)
+    out = tmp_path / "out"
+    common = ["--data", tmp_path / "data", "--suites", "libero_spatial", "--rounds", 2, "--workers", 1, "--out", out]
+    monkeypatch.setattr("rsd.envs.gl.check_simulator", lambda: None)
+    read = tokenizer_arena.read_suite
+
+    def in_a_broken_simulator(name, asked):
+        suite = read(name, asked)
+        make = {"_target_": "tests.scripts.point_mass.RandomPointMassEnv", "_partial_": True, "broken": 0}
+        suite.cfg = OmegaConf.create({"env": {"make": make | {"marks": str(tmp_path / "marks")}}})
+        return suite
+
+    monkeypatch.setattr(tokenizer_arena, "read_suite", in_a_broken_simulator)
+    with pytest.raises(SystemExit, match=r"2 replays of libero_spatial\. The same command tries it again"):
+        run(monkeypatch, *common, "--replays", 2, "--contestants", "bins256")
+    text = (out / "report.md").read_text()
+    assert "| bins256 | 1/1 |" in text and "* not replayed: episode 1, raw, normalised, bins256 1/1: ValueError" in text

@@ -60,12 +60,26 @@ def test_solves_libero_goal(task_id: int):
         env.close()
 
 
+def test_a_book_stays_in_the_caddy():
+    """It leans: upright on the bottom it would be too low for LIBERO."""
+    env = LiberoEnv(suite="libero_10", task_id=5, max_steps=520, end_at_success=False)
+    try:
+        demonstration = record_demonstration(
+            env, LiberoExpert(env), seed=4, noise_scales=(0.15,), num_tail_steps=40, render=False
+        )
+        assert demonstration.outcome == "success"
+    finally:
+        env.close()
+
+
 @pytest.mark.parametrize(
     "task_id",
     [
+        1,  # a flat box beside a tall carton, and another one
         2,  # turn on the stove, and the moka pot on it
         3,  # the bowl into the drawer, and close it
         5,  # the book into the caddy
+        8,  # one pot past the other
     ],
 )
 def test_solves_libero_10(task_id: int):
