@@ -57,7 +57,7 @@ PLACES = (  # where things lie; what lies there is held to by content, see rsd.i
     *("paths", "data.root", "policy", "model.backbone.checkpoint", "target.checkpoint", "composed.checkpoints"),
     *("phase.checkpoint", "phase.module.checkpoint", "phase.module.tokenizer_checkpoint", "phase.module.start_from"),
     *("phase.datamodule.root", "phase.datamodule.cache.root", "phase.datamodule.cache.directory"),
-    *("text.sentences.source", "phase.module.sentences.source", "model.backbone.text_source"),
+    "text.sentences.source",  # from which others are interpolated
 )
 
 COMPOSED_OF = ("composed", "model", "quantizer", "draft", "target", "decoding", "data")  # groups of a composed policy

@@ -198,3 +198,25 @@ def test_depth_and_delay_of_the_released_policy():
     now = {name: {(one[0], one[1]): one[2] for one in cells[name]} for name in earlier}
     other = [sum(now[name][one[0], one[1]] != one[2] for one in rows) for name, rows in earlier.items()]
     told("docs/study.md", "other in {}, {} and {} of 100 episodes".format(*other))
+
+
+def test_the_table_of_words():
+    """Success, interval and tasks, of every row, and no row of docs/results/words is left out."""
+    raw = json.loads((RESULTS / "words/first.json").read_text())
+    table = (ROOT / "docs/words.md").read_text(encoding="utf-8").partition("## What came out")[2].partition("\n## ")[0]
+    row = re.compile(
+        r"^\| (?:seed (\d): )?(\w+)(?:, ten tasks)?(?:, `(\w+)`)? \| "
+        r"\**(\d+)/(\d+)\**, ([\d.]+) % \| ([\d.]+–[\d.]+) % \| (.*) \|$",
+        re.M,
+    )
+    found = set()
+    for seed, suite, variant, solved, episodes, percent, interval, tasks in row.findall(table):
+        name = f"eval_seed{seed or 0}_{suite}" + f"_{variant}" * bool(variant)
+        found.add(name)
+        own = raw[name]["report"]["success"]
+        low, high = (f"{100 * own[key]:.1f}".replace("100.0", "100") for key in ("success_low", "success_high"))
+        assert (own["num_success"], own["num_episodes"], own["num_errors"]) == (int(solved), int(episodes), 0), name
+        assert float(percent) == round(100 * own["success_rate"], 1) and interval == f"{low}–{high}", name
+        by_task = [sum(one[2] for one in raw[name]["episodes"] if one[0] == task) for task in range(10)]
+        assert tasks == " ".join(map(str, by_task)), name
+    assert found == {name for name in raw if name.startswith("eval_seed")}

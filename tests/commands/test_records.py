@@ -88,7 +88,7 @@ def test_released_checkpoints_and_what_a_run_reads_of_them(tmp_path):
     check(INPUTS_FILE, tmp_path / INPUTS_FILE)
 
 
-@pytest.mark.parametrize("folder", ["released", "released/next"])
+@pytest.mark.parametrize("folder", ["released", "released/words"])
 def test_released_policies(folder):
     assert check("policy.json", ROOT / folder / "policy.json") == 1
 

@@ -7,11 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
 from rsd.checkpoint import CheckpointError
 from rsd.data.rlds import RLDSWriter
 from rsd.models.openvla.sentences import Sentences, load_encoder
+from rsd.runs import CONFIG_FILE, changed_since
 from rsd.training.oft import FrameCollate, OFTModule
 from rsd.training.paraphrases import HELD_OUT, paraphrases
 from tests.data.demonstrations import NAME, demonstration, write_dataset
@@ -169,6 +172,19 @@ def taught(root: Path, encoder: Path, num_paraphrases: int, steps: int) -> OFTMo
         optimizer.step()
     module.eval()
     return module
+
+
+def test_a_resume_may_find_the_encoder_elsewhere(tmp_path):
+    """By content it is held to the first, as the next test has it."""
+
+    def composed(*overrides: str) -> DictConfig:
+        with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
+            return compose("train", ["phase=oft", "text=sentence", *overrides])
+
+    OmegaConf.save(composed("text.sentences.source=here"), tmp_path / CONFIG_FILE, resolve=True)
+    assert changed_since(tmp_path, composed("text.sentences.source=there")) == []
+    changed = changed_since(tmp_path, composed("text.sentences.source=there", "text.sentences.num_tokens=3"))
+    assert {one.key for one in changed} == {"text.sentences.num_tokens", "phase.module.sentences.num_tokens"}
 
 
 def test_a_state_of_another_encoder_is_refused(root, encoder):
