@@ -109,6 +109,97 @@ def test_times_of_the_guide():
         assert ratio in told, f"{ms} ms: {ratio}, expected one of {told}"
 
 
+@cache
+def study(name: str) -> dict[str, Any]:
+    """What docs/study.md tells of a policy: the study, and every episode."""
+    return json.loads((RESULTS / "study" / f"{name}.json").read_text())
+
+
+def told(page: str, row: str) -> None:
+    """See that a row, or a piece of text, stands in a page, wherever its lines break."""
+    assert row in " ".join((ROOT / page).read_text(encoding="utf-8").split()), f"{page} lacks {row}"
+
+
+def between(one: dict[str, Any], low: str, high: str) -> str:
+    return f"{points(one[low])} … {points(one[high])}"
+
+
+def test_effects_of_the_studies():
+    both = [study(name)["study"]["effects"] for name in ("oft_base", "released")]
+    for mine, other in zip(*both, strict=True):
+        cells = [
+            f"{points(one['value'])} ({between(one, 'low', 'high')}; {between(one, 'all_low', 'all_high')})"
+            for one in (mine, other)
+        ]
+        told("docs/study.md", f"| {mine['letters']} | {cells[0]} | {cells[1]} | {mine['alias'].replace('-', '−')} |")
+
+
+def cell_row(row: dict[str, Any]) -> str:
+    """A cell as it stands in the tables of docs/study.md, but for its name and what it changes."""
+    pair = induced = mm = ""
+    if row["difference"] is not None:
+        pair = f"{points(row['difference'])} ({between(row, 'difference_low', 'difference_high')})"
+        induced = f"{row['induced_failures']}, ≤ {100 * row['induced_bound']:.1f} %"
+    if row["open_drift_mm"] is not None:
+        mm = f"{row['open_translation_mm']:.1f} / {row['open_drift_mm']:.0f}"
+    work = [f"{row['steps_to_success']:.0f}", f"{row['calls']:.1f}", f"{row['base_layers']:.0f}"]
+    cells = [f"{row['num_success']}/{row['num_episodes']}", pair, induced, *work, mm]
+    return re.sub(" +", " ", " | ".join(cells)).strip()
+
+
+@pytest.mark.parametrize("name", ["oft_base", "released"])
+def test_cells_of_the_studies(name):
+    """The rows of the tables are the file's, and these are what its episodes give."""
+    page = " ".join((ROOT / "docs/study.md").read_text(encoding="utf-8").split())
+    for row in study(name)["study"]["rows"]:
+        episodes = study(name)["episodes"][row["cell"]]
+        assert (len(episodes), sum(one[2] for one in episodes)) == (row["num_episodes"], row["num_success"])
+        if row["num_success"]:
+            shown = rf"\| `{re.escape(row['cell'])}` \| (?:[^|]* \| )?{re.escape(cell_row(row))}"
+            assert re.search(shown, page), f"{row['cell']} of {name}: no row with {cell_row(row)}"
+
+
+def test_correlations_of_the_study():
+    records = study("oft_base")["study"]["predictors"]
+    found = {(one["cells"], one["error"]): one for one in records if one["loss"] == "success"}
+    for error in dict.fromkeys(error for _, error in found):
+        cells = [found[group, error] for group in ("all", "tokens all", "tokens grid")]
+        row = (f"{one['value']:.2f} ({one['low']:.2f} … {one['high']:.2f})" for one in cells)
+        told("docs/study.md", f"| {' | '.join(row)} |".replace("-", "−"))
+
+
+def test_times_of_the_study():
+    runs = json.loads((RESULTS / "study" / "latency_h200.json").read_text())["runs"]
+    assert [one["policy"] for one in runs] == ["oft_base", "oft_base", "released"]
+    shown = [{(arm["name"], arm["execution"]): arm for arm in runs[number]["arms"]} for number in (0, 2)]
+    for name in dict.fromkeys(name for name, _ in shown[0]):
+        cells = []
+        for arms in shown:
+            for how in ("eager", "compiled"):
+                arm = arms.get((name, how))
+                cells.append("" if arm is None else f"{arm['median_ms']:.1f} ({arm['base_ms']:.1f})")
+                if arm and how == "compiled" and name != "(1)":
+                    cells[-1] += f", {arm['ratio']:.2f} ({arm['low']:.2f} … {arm['high']:.2f})"
+        told("docs/study.md", re.sub(" +", " ", f"| {' | '.join(cells)} |"))
+
+
+def test_depth_and_delay_of_the_released_policy():
+    cells = study("released")["episodes"]
+
+    def solved(names: list[str], *tasks: int) -> int:
+        return sum(one[2] for name in names for one in cells[name] if not tasks or one[0] in tasks)
+
+    late, early = ["ae", "abce", "abde", "acde"], ["ab", "ac", "ad", "abcd"]
+    rest = ["(1)", "bc", "bd", "cd"], ["be", "ce", "de", "bcde"]
+    told("docs/study.md", f"{solved(early)} against {solved(rest[0])} of 400 without a delay")
+    told("docs/study.md", f"{solved(late)} against {solved(rest[1])} with one")
+    told("docs/study.md", f"{80 - solved(late, 4, 9)} of their {400 - solved(late)} failures are in tasks 4 and 9")
+    earlier = study("released")["earlier_episodes"]
+    now = {name: {(one[0], one[1]): one[2] for one in cells[name]} for name in earlier}
+    other = [sum(now[name][one[0], one[1]] != one[2] for one in rows) for name, rows in earlier.items()]
+    told("docs/study.md", "other in {}, {} and {} of 100 episodes".format(*other))
+
+
 def test_the_table_of_words():
     """Success, interval and tasks, of every row, and no row of docs/results/words is left out."""
     raw = json.loads((RESULTS / "words/first.json").read_text())

@@ -5,6 +5,7 @@ What surprises first: it is done before the episodes, so that data that are not 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -16,7 +17,7 @@ from rsd.evaluation.open_loop import MOST_EPISODES, OPEN_LOOP_FILE, executed, ke
 from rsd.evaluation.replay import HELD_OUT, chosen_episodes
 from rsd.policy import VLAPolicy
 from rsd.space import LIBERO_GRIPPER
-from rsd.types import Policy
+from rsd.types import InstructionError, Policy
 
 
 def keep_open_loop(cfg: DictConfig, policy: Policy, clock: Clock, run_dir: Path) -> None:
@@ -24,6 +25,7 @@ def keep_open_loop(cfg: DictConfig, policy: Policy, clock: Clock, run_dir: Path)
 
     Raises:
         SettingError: the policy is no VLAPolicy of LIBERO's actions.
+        InstructionError: the data set has a task that the policy does not understand.
         DataError: the data set cannot be read.
     """
     path = run_dir / OPEN_LOOP_FILE
@@ -39,7 +41,7 @@ def keep_open_loop(cfg: DictConfig, policy: Policy, clock: Clock, run_dir: Path)
         views=spec.views, chunk_length=spec.chunk_length, proprio=spec.proprio_dim is not None
     )
     frames = recorded.frames[HELD_OUT]
-    policy.check_instructions(list(frames.instructions()), frames.instructions())
+    _check_tasks(policy, frames.instructions(), cfg.open_loop.dataset_dir)
     numbers = chosen_episodes(frames, MOST_EPISODES)
     actions = executed(
         policy,
@@ -51,3 +53,16 @@ def keep_open_loop(cfg: DictConfig, policy: Policy, clock: Clock, run_dir: Path)
         limits=spec.space.limits,
     )
     keep_executed(path, dict(zip(numbers, actions, strict=True)))
+
+
+def _check_tasks(policy: VLAPolicy, tasks: Mapping[str, str], dataset_dir: str) -> None:
+    """See that the policy understands every task of a data set, told with its episodes."""
+    for task, where in tasks.items():
+        try:
+            policy.check_instructions([task])
+        except InstructionError:
+            raise InstructionError(
+                f"{dataset_dir}, which open_loop shows to the policy, has the task {task!r} ({where}), whose words "
+                "it was not trained on; give data of its own tasks (data=, paths.data=), or set open_loop=null"
+            ) from None
+    policy.check_instructions(list(tasks), tasks)

@@ -11,6 +11,7 @@ from rsd.commands.configured import configured_policy
 from rsd.commands.open_loop import keep_open_loop
 from rsd.errors import SettingError
 from rsd.evaluation.open_loop import OPEN_LOOP_FILE, read_executed
+from rsd.types import InstructionError
 from tests.data.demonstrations import write_dataset
 from tests.data.tiny_base import save_tiny_base
 from tests.evaluation.test_open_loop import Says
@@ -41,3 +42,7 @@ def test_actions_in_held_out_episodes_are_kept_once(tmp_path):
     (tmp_path / OPEN_LOOP_FILE).unlink()
     with pytest.raises(SettingError, match=r"a Says that has none of them cannot be held to it; set open_loop=null"):
         keep_open_loop(cfg, Says(4), Naive(delay=2), tmp_path)
+    cfg.open_loop.dataset_dir = str(write_dataset(tmp_path / "others", [9, 8, 12, 9]))
+    told = r"^\S+others\S+, which open_loop shows .* the task 'put toy 3 away' \(1 of 4 episodes: 3\), .*=null$"
+    with pytest.raises(InstructionError, match=told):
+        keep_open_loop(cfg, policy, Naive(delay=2), tmp_path)
