@@ -179,11 +179,14 @@ def check_acting(recipe: Recipe, tasks: Callable[[], Sequence[Task]]) -> None:
     Raises:
         InstructionError: it does not; the message names tasks and words.
         DelayError: nothing of its chunks would be left.
+        SettingError: it would get no pictures.
     """
     from rsd.commands.configured import check_clock, check_tasks  # needs torch, which --help does not wait for
 
     for actor in (recipe.make_expert, recipe.make_lead):
         if isinstance(actor, partial) and "make_policy" in actor.keywords:
+            if not recipe.render:
+                raise SettingError("a policy needs pictures, and dry_run=true renders none; leave dry_run out")
             policy = actor.keywords["make_policy"]()
             check_clock(policy, actor.keywords["clock"])
             check_tasks(policy, tasks())

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -23,6 +24,7 @@ from rsd.checkpoint import save_checkpoint
 from rsd.data.rlds import RLDSDataset, RLDSWriter
 from rsd.demos.collection import Recipe
 from rsd.demos.schedule import Attempt, CollectionError, Schedule, share_out
+from rsd.errors import SettingError
 from rsd.types import InstructionError
 from scripts import collect_demos
 from tests.scripts.point_mass import PointMassExpert, RandomPointMassEnv
@@ -380,3 +382,5 @@ def test_a_policy_that_does_not_know_the_tasks_words_is_refused_before_the_first
     collect_demos.check_acting(made, lambda: tasks[:1])
     with pytest.raises(InstructionError, match=r"words \['fly', 'moon'\].*task 3"):
         collect_demos.check_acting(made, lambda: tasks)
+    with pytest.raises(SettingError, match="a policy needs pictures, and dry_run=true renders none"):
+        collect_demos.check_acting(replace(made, render=False), lambda: tasks[:1])
