@@ -198,6 +198,9 @@ def test_depth_and_delay_of_the_released_policy():
     now = {name: {(one[0], one[1]): one[2] for one in cells[name]} for name in earlier}
     other = [sum(now[name][one[0], one[1]] != one[2] for one in rows) for name, rows in earlier.items()]
     told("docs/study.md", "other in {}, {} and {} of 100 episodes".format(*other))
+    drift = [f"{one['drift_mm']:.0f}" for one in study("released")["earlier_open_loop"].values()]
+    told("docs/study.md", f"a drift of {', '.join(drift[:-1])} and {drift[-1]} mm (`ab`, `ac`, `bc`, `ad`, `bd`)")
+    assert list(study("released")["earlier_open_loop"]) == ["ab", "ac", "bc", "ad", "bd"]
 
 
 def test_the_table_of_words():
