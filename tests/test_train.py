@@ -271,6 +271,10 @@ def test_a_training_that_diverges_publishes_nothing(pipeline, run_train, tmp_pat
         ("quantizer=rfsq_d9", "Could not find 'quantizer/rfsq_d9'"),
         ("no_such_key=1", "Could not override"),
         ("accept=levels", "accept= is given, and nothing here accepts tokens; choose decoding=speculative, which"),
+        (
+            "text.sentences.source=folder",
+            "text.sentences is given, and text=words knows none; add text=sentence",
+        ),
     ],
 )
 def test_an_unknown_group_choice_or_key_is_named(run_train, override, message):

@@ -68,7 +68,11 @@ ERROR_FILE = "error.log"
 HINT = re.compile(r"(python (?:train\.py phase=\w+|scripts/cache_hidden_states\.py))((?: \w+=[\w-]+)*)")
 LOADER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)[^.]*")
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory")  # torch's words
-NO_ACCEPT = "Could not override 'accept'. No match in the defaults list."  # Hydra's words, which advise +accept=
+REMEDIES = {  # Hydra's words, which advise a + before the key, → ours
+    "Could not override 'accept'. No match in the defaults list.": "accept= is given, and nothing here accepts tokens; "
+    "choose decoding=speculative, which brings accept along, or leave it out",
+    "Could not override 'text.sentences.": "text.sentences is given, and text=words knows none; add text=sentence",
+}
 # What such a command takes over, of what was typed
 REPEATED = ("model", "text", "quantizer", "data", "chunk", "paths", "visual_tokens")
 
@@ -116,11 +120,9 @@ def in_one_line(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):  # whose words are the parser's
         remedy = "write key=value, and quotes of Hydra's own around a value that it cannot read: \"key='value'\""
         return f"{error.override!r} cannot be read; {remedy}"
-    if NO_ACCEPT in str(error):
-        return (
-            "accept= is given, and nothing here accepts tokens; choose decoding=speculative, which brings accept "
-            "along, or leave it out"
-        )
+    for words, remedy in REMEDIES.items():
+        if words in str(error):
+            return remedy
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     return " ".join(" ".join(str(one).split()) for one in (error, cause) if one is not None)
 
