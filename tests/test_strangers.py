@@ -48,7 +48,7 @@ def refused(path: Path, remedy: str, read: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("part", ["base", "draft", "head", "tokenizer", ""])
 def test_in_a_policy_folder(tmp_path: Path, other: tuple[str, bytes], part: str):
-    folder = Path(shutil.copytree(ROOT / "released", tmp_path / "policy", ignore=shutil.ignore_patterns("next")))
+    folder = Path(shutil.copytree(ROOT / "released", tmp_path / "policy", ignore=shutil.ignore_patterns("words")))
     for path in [one for one in (folder / part).rglob("*") if one.is_file()] if part else [folder / "policy.json"]:
         content = path.read_bytes()
         path.write_bytes(other[1])
@@ -108,7 +108,7 @@ def test_an_empty_file_is_called_empty(tmp_path: Path, name: str):
 
 
 def test_an_empty_file_of_a_policy_is_called_empty(tmp_path: Path):
-    folder = Path(shutil.copytree(ROOT / "released", tmp_path / "policy", ignore=shutil.ignore_patterns("next")))
+    folder = Path(shutil.copytree(ROOT / "released", tmp_path / "policy", ignore=shutil.ignore_patterns("words")))
     for path in [one for one in folder.rglob("*") if one.suffix in (".json", ".safetensors")]:
         reads: dict[str, str] = {"decoding": "speculative"}
         for part, asked in (("micro", {"decoding": "temporal"}), ("numbers", {"decoding": "exit", "draft": "numbers"})):
