@@ -101,7 +101,7 @@ def next_model(arguments: Namespace) -> list[Step]:
         steps.append(collect(f"collect_next_{suite}", own, scaled(count, arguments.scale), arguments))
     own = ["data=libero_suites", data, f"paths.base={made}"]
     steps.append(train_further("oft_next", run_of("oft_suites", arguments), own, NEXT_STEPS, arguments))
-    return [*steps, policy_folder("released_next", made, released(arguments) / "next")]
+    return [*steps, policy_folder("released_next", made, arguments.root / "released_next")]
 
 
 def evaluations(arguments: Namespace) -> list[Step]:
@@ -110,7 +110,7 @@ def evaluations(arguments: Namespace) -> list[Step]:
     steps = []
     for suite in SUITES:
         steps.append(evaluate(f"l1_{suite}", [policy, f"env={suite}", *known(suite)], ALL, arguments))
-        own = [f"policy={released(arguments) / 'next'}", f"env={suite}"]
+        own = [f"policy={arguments.root / 'released_next'}", f"env={suite}"]
         steps.append(evaluate(f"next_{suite}", own, ALL, arguments))
     for decoding in ("speculative", "depth_ar", "parallel"):
         steps.append(evaluate(decoding, [policy, spatial, f"decoding={decoding}"], ALL, arguments))

@@ -48,7 +48,7 @@ def trainings(start: Path, arguments: Namespace) -> list[Step]:
     for seed in SEEDS:
         own = [*_reading(arguments), *_data(arguments), f"seed={seed}", f"paths.base={made(seed, arguments)}"]
         steps.append(train_further(f"words_{seed}", start, own, STEPS, arguments))
-    return [*steps, policy_folder("released_words", made(SEEDS[0], arguments), arguments.root / "released_words")]
+    return [*steps, policy_folder("released_words", made(SEEDS[0], arguments), arguments.root / "released" / "words")]
 
 
 def evaluations(arguments: Namespace) -> list[Step]:
