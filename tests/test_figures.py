@@ -183,6 +183,27 @@ def test_times_of_the_study():
         told("docs/study.md", re.sub(" +", " ", f"| {' | '.join(cells)} |"))
 
 
+def test_times_of_solved_episodes_and_of_the_readme():
+    """Calls of a solved episode times ms of a call: of the reference, of `cd`, of the protocol's own eight steps."""
+    arms = json.loads((RESULTS / "study" / "latency_h200.json").read_text())["runs"][0]["arms"]
+    ms = {(one["name"], one["execution"]): one for one in arms}
+    calls = {row["cell"]: row["calls"] for row in study("oft_base")["study"]["rows"]}
+    whole = ms["(1)", "compiled"]["median_ms"]
+    cd, reference, eight = (
+        calls["cd"] * ms["cd", "compiled"]["median_ms"],
+        calls["(1)"] * whole,
+        calls["eight_steps"] * whole,
+    )
+    eager = calls["(1)"] * ms["(1)", "eager"]["median_ms"]
+    told("docs/study.md", f"is {cd:.0f} ms of calls a solved episode, the compiled reference {reference:.0f}")
+    told("docs/study.md", f"and the eager one {eager:.0f}, each with 98 of 100 solved")
+    told("docs/study.md", f"the compiled whole model is {eight:.0f} ms. Of the factor {reference / cd:.1f}")
+    told("docs/study.md", f"that is {reference / eight:.1f}; what the two changes save")
+    told("docs/study.md", f"what the two changes save beyond the protocol is bfloat16's {eight / cd:.1f}.")
+    told("README.md", f"is [{ms['cd', 'compiled']['ratio']:.2f} times as fast in bfloat16](docs/study.md)")
+    told("README.md", f"with half the depth {ms['ad', 'compiled']['ratio']:.2f} times.")
+
+
 def test_depth_and_delay_of_the_released_policy():
     cells = study("released")["episodes"]
 

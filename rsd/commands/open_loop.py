@@ -15,6 +15,7 @@ from rsd.clock import Clock
 from rsd.errors import SettingError
 from rsd.evaluation.open_loop import MOST_EPISODES, OPEN_LOOP_FILE, executed, keep_executed, observed
 from rsd.evaluation.replay import HELD_OUT, chosen_episodes
+from rsd.models.openvla.text import UnknownWordError
 from rsd.policy import VLAPolicy
 from rsd.space import LIBERO_GRIPPER
 from rsd.types import InstructionError, Policy
@@ -59,8 +60,8 @@ def _check_tasks(policy: VLAPolicy, tasks: Mapping[str, str], dataset_dir: str) 
     """See that the policy understands every task of a data set, told with its episodes."""
     for task, where in tasks.items():
         try:
-            policy.check_instructions([task])
-        except InstructionError:
+            policy.check_instructions([task], tasks)
+        except UnknownWordError:
             raise InstructionError(
                 f"{dataset_dir}, which open_loop shows to the policy, has the task {task!r} ({where}), whose words "
                 "it was not trained on; give data of its own tasks (data=, paths.data=), or set open_loop=null"

@@ -1,4 +1,4 @@
-"""What released/ holds, in its order: base model, tokenizer, heads and drafts, the policy's folder, next, calibration.
+"""What released/ holds but for words/, in its order; and `next`, which words/ goes on from.
 
 What surprises first: heads, drafts and the readout in numbers learn on the same episodes of the base model here; those
 of released/ were made in two sessions, each with its own (350 and 347). And no training gives the same weights twice on
