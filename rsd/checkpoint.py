@@ -291,8 +291,21 @@ def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, Shape]:
     return {name: tuple(value.shape) for name, value in weights.items()}
 
 
+@torch.no_grad()
+def round_weights(module: nn.Module, dtype: torch.dtype) -> None:
+    """Round the weights to what a dtype can say, in place; their own dtype stays, and buffers stay as they are."""
+    for parameter in module.parameters():
+        parameter.copy_(parameter.to(dtype))
+
+
+def weights_in(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A module's state with its weights in a dtype, for `save_checkpoint`; buffers stay as they are."""
+    weights = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return {name: value.to(dtype) if name in weights else value for name, value in module.state_dict().items()}
+
+
 def load_weights(module: nn.Module, checkpoint: Checkpoint, directory: Path) -> None:
-    """Load weights strictly.
+    """Load weights strictly, into the module's own dtype, whatever they are stored in.
 
     Raises:
         CheckpointError: the weights belong to another architecture.

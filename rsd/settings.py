@@ -109,6 +109,7 @@ Decay = Annotated[float, Range(0, 1000)]  # of weights
 Share = Annotated[float, Range(0, 1)]
 Device = Annotated[str, Pattern(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:N")]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Stored = Literal["float32", "bfloat16"]  # dtype of the weights in a checkpoint
 Fraction = Annotated[float, Range(0, 1, above=True)]
 Views = Annotated[Sequence[str], Length()]
 Text = Annotated[str, Pattern(r"[\s\S]+", "text that is not empty")]

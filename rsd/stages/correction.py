@@ -24,6 +24,7 @@ from rsd.checkpoint import (
     load_weights,
     save_checkpoint,
     shapes_of,
+    weights_in,
 )
 from rsd.record import EntryError, conform
 from rsd.settings import ChunkLength, Count, Width
@@ -101,16 +102,22 @@ def moved_on(chunks: Tensor, delay: Tensor) -> Tensor:
 
 
 def save_correction(
-    head: CorrectionHead, directory: Path, *, delays: tuple[int, int], provenance: dict[str, Any]
+    head: CorrectionHead,
+    directory: Path,
+    *,
+    delays: tuple[int, int],
+    provenance: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write a correction's checkpoint folder.
 
     Args:
         delays: Fewest and most steps that it was trained for.
         provenance: Must hold "base" (fingerprint), "unnorm_key" and "space" (digest).
+        dtype: Of the stored weights.
     """
     config = {**head.config, "delays": list(delays)}
-    save_checkpoint(directory, kind=KIND, config=config, weights=head.state_dict(), provenance=provenance)
+    save_checkpoint(directory, kind=KIND, config=config, weights=weights_in(head, dtype), provenance=provenance)
 
 
 def load_correction(directory: Path, *, base: BaseSpec, eyes: BaseSpec, delay: int) -> CorrectionHead:

@@ -22,6 +22,7 @@ from rsd.checkpoint import (
     load_weights,
     save_checkpoint,
     shapes_of,
+    weights_in,
 )
 from rsd.errors import SettingError
 from rsd.points import HEAD, point_name
@@ -91,27 +92,44 @@ class NumbersConfig:
         return {name: value for name, value in asdict(self).items() if name not in (READOUT, "point")}
 
 
-def save_stage_head(head: StageHead, directory: Path, *, kind: str, point: str, provenance: dict[str, Any]) -> None:
+def save_stage_head(
+    head: StageHead,
+    directory: Path,
+    *,
+    kind: str,
+    point: str,
+    provenance: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Write a head's or draft's checkpoint folder.
 
     Args:
         kind: "head" or "draft".
         point: Point of the base model whose states it reads.
         provenance: Must hold "tokenizer" (weights hash), "base" (fingerprint) and "unnorm_key".
+        dtype: Of the stored weights.
     """
     config = {**head.config, "point": point, "code_shape": asdict(head.code_shape)}
-    save_checkpoint(directory, kind=kind, config=config, weights=head.state_dict(), provenance=provenance)
+    save_checkpoint(directory, kind=kind, config=config, weights=weights_in(head, dtype), provenance=provenance)
 
 
-def save_numbers(head: NumberHead, directory: Path, *, point: str, provenance: dict[str, Any]) -> None:
+def save_numbers(
+    head: NumberHead,
+    directory: Path,
+    *,
+    point: str,
+    provenance: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Write the checkpoint folder of a draft in numbers.
 
     Args:
         point: Point of the base model whose states it reads.
         provenance: Must hold "base" (fingerprint) and "unnorm_key".
+        dtype: Of the stored weights.
     """
     config = {READOUT: NUMBERS, **head.config, "point": point}
-    save_checkpoint(directory, kind="draft", config=config, weights=head.state_dict(), provenance=provenance)
+    save_checkpoint(directory, kind="draft", config=config, weights=weights_in(head, dtype), provenance=provenance)
 
 
 def readout_in(directory: Path | str) -> Literal["tokens", "numbers"] | None:

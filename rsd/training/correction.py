@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from rsd.errors import SettingError
-from rsd.settings import ChunkLength, Decay, NotNegative, Rate, Seed, Share, Side, Views, Width, checked
+from rsd.settings import ChunkLength, Decay, NotNegative, Rate, Seed, Share, Side, Stored, Views, Width, checked
 from rsd.stages.correction import CorrectionHead, is_left, moved_on, save_correction
 from rsd.training.eyes import OwnEyes
 from rsd.training.given import LateBatch, late_frames_of
@@ -37,6 +37,7 @@ class CorrectionModule(OwnEyes):
         learning_rate: Peak of a one-cycle schedule over the trainer's max_steps.
         weight_decay: Of AdamW.
         seed: Of weights, delays and augmentation; step n draws from (seed, n) alone.
+        weights_dtype: What the exported weights are rounded to, "float32" or "bfloat16".
 
     Raises:
         SettingError: more than MAX_PARAMETERS.
@@ -60,6 +61,7 @@ class CorrectionModule(OwnEyes):
         learning_rate: Rate,
         weight_decay: Decay,
         seed: Seed,
+        weights_dtype: Stored = "float32",
     ) -> None:
         super().__init__()
         self.architecture, self.image_size, self.chunk_length = architecture, image_size, chunk_length
@@ -67,6 +69,7 @@ class CorrectionModule(OwnEyes):
         self.image_augmentation, self.proprio_dropout = image_augmentation, proprio_dropout
         self.width, self.number_weight, self.seed = width, number_weight, seed
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.weights_dtype = getattr(torch, weights_dtype)
         self._errors: list[Tensor] = []  # of a validation, [K, 3] a batch
 
     def setup(self, stage: str) -> None:
@@ -137,6 +140,9 @@ class CorrectionModule(OwnEyes):
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         return scheduled(optimizer, self.learning_rate, self.trainer.max_steps)
 
+    def exported(self) -> list[nn.Module]:
+        return [self.head, self.model]
+
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, Any]:
         """Write the checkpoint with its eyes inside; return the last validation's L1 to the base model's newest chunk,
         by delay, of what is left of a late one (`naive_l1`) and of the same corrected."""
@@ -151,5 +157,6 @@ class CorrectionModule(OwnEyes):
             "metrics": self.report,
         }
         with self.kept_eyes(directory, provenance) as kept:
-            save_correction(self.head, directory, delays=(1, self.max_delay), provenance={**record, **kept})
+            delays, record = (1, self.max_delay), {**record, **kept}
+            save_correction(self.head, directory, delays=delays, provenance=record, dtype=self.weights_dtype)
         return self.report

@@ -108,6 +108,10 @@ class DraftsModule(LightningModule):
         optimizer = torch.optim.AdamW(groups, lr=rate)
         return scheduled(optimizer, rate, self.trainer.max_steps)
 
+    def on_fit_end(self) -> None:
+        for draft in self._each:
+            draft.on_fit_end()
+
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, Any]:
         """Write each draft's checkpoint, in a folder of its point beside `directory`; return the metrics by point."""
         for point, draft in zip(self.points, self._each, strict=True):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from rsd.checkpoint import JSON_FILE, file_sha256
@@ -20,9 +19,10 @@ from rsd.stages.files import EYES
 from rsd.training.given import FrameBatch
 from rsd.training.oft import small_base
 from rsd.training.randomness import step_generator
+from rsd.training.rounded import Rounded
 
 
-class OwnEyes(LightningModule):
+class OwnEyes(Rounded):
     """A module with a small base model, `eyes`, whose weights are its own.
 
     A subclass says what it is made of: `architecture`, `image_size`, `views`, `use_proprio` and `chunk_length` as in
@@ -85,6 +85,6 @@ class OwnEyes(LightningModule):
             What its provenance has to say of it.
         """
         eyes = directory.with_name(EYES)
-        save_base(eyes, self.eyes, {**provenance, "unnorm_key": self.space.name})
+        save_base(eyes, self.eyes, {**provenance, "unnorm_key": self.space.name}, dtype=self.weights_dtype)
         yield {EYES: file_sha256(eyes / JSON_FILE)}
         eyes.rename(directory / EYES)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rsd.errors import SettingError
 from rsd.points import HEAD
@@ -102,6 +102,9 @@ class MicroModule(OwnEyes, StageHeadModule):
 
     def trained(self) -> list[dict[str, Any]]:
         return [{"params": list(self.parameters()), "weight_decay": self.weight_decay}]
+
+    def exported(self) -> list[nn.Module]:
+        return [self.head, self.model]
 
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, Any]:
         """Write the checkpoint, the small model in its folder inside, and the plot; return the metrics."""

@@ -13,25 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from rsd.errors import SettingError
 from rsd.points import point_name
-from rsd.settings import ChunkLength, Depth, Point, Rate, Width, checked
+from rsd.settings import ChunkLength, Depth, Point, Rate, Stored, Width, checked
 from rsd.space import Space
 from rsd.stages import NumberHead
 from rsd.stages.base_chunk import executed
 from rsd.stages.files import save_numbers
 from rsd.stages.head import check_heads
 from rsd.training.given import gripper_accuracy, hidden_states_of
+from rsd.training.rounded import Rounded
 from rsd.training.stage_head import LABELS
 from rsd.training.steps import scheduled
 from rsd.types import HiddenStateBatch
 
 
-class NumberHeadModule(LightningModule):
+class NumberHeadModule(Rounded):
     """L1 distance of a readout in numbers to a chunk.
 
     Args:
@@ -40,6 +40,7 @@ class NumberHeadModule(LightningModule):
         width, num_layers, num_heads: Of the NumberHead.
         labels: Whose chunk it learns to say: "base" for the base model's own, "data" for the demonstration's.
         learning_rate: Peak of a one-cycle schedule over the trainer's max_steps.
+        weights_dtype: What the exported weights are rounded to, "float32" or "bfloat16".
 
     Raises:
         SettingError: `labels` is something else, or the width does not divide into heads.
@@ -58,6 +59,7 @@ class NumberHeadModule(LightningModule):
         num_heads: Depth,
         labels: str,
         learning_rate: Rate,
+        weights_dtype: Stored = "float32",
     ):
         super().__init__()
         if labels not in LABELS:
@@ -65,7 +67,7 @@ class NumberHeadModule(LightningModule):
         check_heads("num_heads", num_heads, width)
         self.point, self.chunk_length, self.labels = point_name(layer), chunk_length, labels
         self.size = {"width": width, "num_layers": num_layers, "num_heads": num_heads}
-        self.learning_rate = learning_rate
+        self.learning_rate, self.weights_dtype = learning_rate, getattr(torch, weights_dtype)
         self._outputs: list[Tensor] = []  # metrics of a batch, times its rows
 
     def setup(self, stage: str) -> None:
@@ -121,6 +123,9 @@ class NumberHeadModule(LightningModule):
         """Groups of parameters."""
         return [{"params": list(self.head.parameters()), "weight_decay": 0.01}]
 
+    def exported(self) -> list[nn.Module]:
+        return [self.head]
+
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, Any]:
         """Write the checkpoint; return the metrics of the last validation."""
         datamodule = hidden_states_of(self.trainer)
@@ -131,5 +136,5 @@ class NumberHeadModule(LightningModule):
             "data": datamodule.content_id(),
             "metrics": self.report,
         }
-        save_numbers(self.head, directory, point=self.point, provenance=record)
+        save_numbers(self.head, directory, point=self.point, provenance=record, dtype=self.weights_dtype)
         return self.report

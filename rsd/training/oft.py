@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from rsd.checkpoint import CheckpointError
 from rsd.errors import SettingError
@@ -28,14 +27,14 @@ from rsd.images import augment, center_crop, resize_pictures
 from rsd.models.openvla.base import OpenVLABase
 from rsd.models.openvla.conv import ConvShape
 from rsd.models.openvla.loading import save_base
-from rsd.models.openvla.model import Architecture, OpenVLAOFT, SentenceShape, round_weights
+from rsd.models.openvla.model import Architecture, OpenVLAOFT, SentenceShape
 from rsd.models.openvla.patches import STRIDE, PatchShape
 from rsd.models.openvla.processor import HALF, PrismaticImageProcessor
 from rsd.models.openvla.sentences import Sentences, load_encoder
 from rsd.models.openvla.text import SentenceText, WordText, check_instructions
 from rsd.models.openvla.transfer import start_from
 from rsd.models.openvla.vit import ViTShape
-from rsd.settings import ChunkLength, Decay, Dtype, Natural, Rate, Seed, Share, Side, Views, checked
+from rsd.settings import ChunkLength, Decay, Natural, Rate, Seed, Share, Side, Stored, Views, checked
 from rsd.space import Space
 from rsd.training.given import (
     FrameBatch,
@@ -48,6 +47,7 @@ from rsd.training.given import (
 )
 from rsd.training.paraphrases import paraphrases
 from rsd.training.randomness import step_generator
+from rsd.training.rounded import Rounded
 from rsd.training.sharded import shard
 from rsd.types import Frame
 
@@ -121,7 +121,7 @@ def check_architecture(sizes: Mapping[str, Any], image_size: int) -> None:
             raise SettingError(f"model.architecture.{name} is {divisor}, expected a divisor of {whole}, {value}")
 
 
-class OFTModule(LightningModule):
+class OFTModule(Rounded):
     """Trains every weight from scratch.
 
     Args:
@@ -164,7 +164,7 @@ class OFTModule(LightningModule):
         seed: Seed,
         ema_decay: Share | None = None,
         proprio_dropout: Share = 0.0,
-        weights_dtype: Dtype = "float32",
+        weights_dtype: Stored = "float32",
         loss_units: str = "bounds",
         start_from: str | None = None,
         sentences: Sentences | None = None,
@@ -310,10 +310,8 @@ class OFTModule(LightningModule):
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
 
-    def on_train_end(self) -> None:
-        """Round what will be exported, so that the validation that follows measures just that."""
-        if not self.trainer.interrupted:
-            round_weights(self.base.model, self.weights_dtype)
+    def exported(self) -> list[nn.Module]:
+        return [self.base.model]
 
     def validation_step(self, batch: FrameBatch, batch_idx: int) -> None:
         predicted = self(batch, center_crop(batch["pictures"].flatten(0, 1)))  # [B, T, A]

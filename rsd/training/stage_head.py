@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from rsd.checkpoint import CheckpointError
 from rsd.decoding import DRAFT, DepthAR, Noise
 from rsd.errors import SettingError
 from rsd.points import point_name
-from rsd.settings import Depth, Point, Rate, Seed, Share, Width, checked
+from rsd.settings import Depth, Point, Rate, Seed, Share, Stored, Width, checked
 from rsd.space import Space
 from rsd.stages import Absent, HeadLogits, StageHead
 from rsd.stages.base_chunk import executed
@@ -35,6 +34,7 @@ from rsd.training.calibration import stage_report
 from rsd.training.given import hidden_states_of
 from rsd.training.plots import plot_stages
 from rsd.training.randomness import step_generator
+from rsd.training.rounded import Rounded
 from rsd.training.steps import scheduled
 from rsd.types import HiddenStateBatch
 
@@ -68,7 +68,7 @@ def corrupted_labels(
 LABELS = ("data", "base")
 
 
-class StageHeadModule(LightningModule):
+class StageHeadModule(Rounded):
     """Cross-entropy of every stage, on true, corrupted and hidden prefixes.
 
     Args:
@@ -82,6 +82,7 @@ class StageHeadModule(LightningModule):
         corruption_rate: Probability that a shown token is one level off, in the corrupted half of each batch.
         hidden_rate: Share of batches in which the prefix is cut off at a random stage.
         seed: Of corruption and hiding; step n draws from (seed, n) alone.
+        weights_dtype: What the exported weights are rounded to, "float32" or "bfloat16".
 
     Raises:
         ValueError: `labels` is something else.
@@ -106,6 +107,7 @@ class StageHeadModule(LightningModule):
         corruption_rate: Share,
         hidden_rate: Share,
         seed: Seed,
+        weights_dtype: Stored = "float32",
     ):
         super().__init__()
         if labels not in LABELS:
@@ -116,7 +118,7 @@ class StageHeadModule(LightningModule):
         self.tokenizer = self.loaded.tokenizer
         self.num_stages = num_stages or self.tokenizer.code_shape.num_stages
         self.size = {"width": width, "num_layers": num_layers, "num_heads": num_heads}
-        self.learning_rate = learning_rate
+        self.learning_rate, self.weights_dtype = learning_rate, getattr(torch, weights_dtype)
         self.corruption_rate, self.hidden_rate = corruption_rate, hidden_rate
         self._outputs: list[tuple[Tensor, Tensor, Tensor]] = []  # logits, labels and errors of a batch
 
@@ -224,6 +226,9 @@ class StageHeadModule(LightningModule):
         """Groups of parameters."""
         return [{"params": list(self.head.parameters()), "weight_decay": 0.01}]
 
+    def exported(self) -> list[nn.Module]:
+        return [self.head]
+
     def export(self, directory: Path, provenance: dict[str, Any]) -> dict[str, Any]:
         """Write the checkpoint and the plot beside it; return the metrics of the last validation."""
         datamodule = hidden_states_of(self.trainer)
@@ -235,6 +240,8 @@ class StageHeadModule(LightningModule):
             "data": datamodule.content_id(),
             "metrics": self.report,
         }
-        save_stage_head(self.head, directory, kind=self.kind, point=self.point, provenance=record)
+        save_stage_head(
+            self.head, directory, kind=self.kind, point=self.point, provenance=record, dtype=self.weights_dtype
+        )
         plot_stages(self.report["token_accuracy"], self.report["ece"], Path(directory).parent / "stages.png")
         return self.report

@@ -126,6 +126,8 @@ def slips() -> Iterator[tuple[tuple[str, ...], str, Any, str]]:
         (HEAD, "phase.datamodule.cache.shard_mb", (0, -1, 1.5), "a whole number of at least 1"),
         (HEAD, "phase.datamodule.cache.directory", ("", 4, []), "a path or null"),
         (HEAD, "phase.datamodule.cache.max_clipped", (-1, 2, math.nan), "a number from 0 to 1"),
+        (HEAD, "phase.module.weights_dtype", ("float16", "abc", 16, None), "one of float32, bfloat16"),
+        (MICRO, "phase.module.weights_dtype", ("float16", None), "one of float32, bfloat16"),
         (HEAD, "phase.module.layer", (0, -1, 1.5, None, ""), "a whole number of at least 1 or text"),
         (LORA, "model.backbone.fp8.limit", (0, -0.1, "abc", None, math.nan, math.inf), "a number above 0"),
         (LORA, "model.backbone.fp8.keep", ("projector", None, [4], [""]), "a list (each entry text that is not empty)"),

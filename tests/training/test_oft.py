@@ -133,8 +133,12 @@ def test_resumed_training_equals_uninterrupted_training(root, tmp_path, changes)
 
 
 @pytest.mark.parametrize("changes", [SMALL, BASE], ids=["keypoints", "patches"])
-def test_what_is_exported_is_the_average_rounded(root, tmp_path, changes):
-    module, trainer = fit(root, tmp_path, 3, weights_dtype="bfloat16", **changes)
+@pytest.mark.parametrize("again", [False, True], ids=["trained", "resumed after its last step"])
+def test_what_is_exported_is_the_average_rounded(root, tmp_path, changes, again):
+    module, trainer = fit(root, tmp_path, 4, weights_dtype="bfloat16", **changes)
+    if again:
+        resume = tmp_path / "last.ckpt"
+        module, trainer = fit(root, tmp_path, 4, resume=resume, weights_dtype="bfloat16", **changes)
     trainer.validate(module, trainer.datamodule, verbose=False)
     module.export(tmp_path / "base", {})
     base = load_base(

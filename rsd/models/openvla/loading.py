@@ -22,6 +22,7 @@ from rsd.checkpoint import (
     load_weights,
     save_checkpoint,
     shapes_of,
+    weights_in,
 )
 from rsd.errors import SettingError
 from rsd.models.openvla import published
@@ -289,7 +290,7 @@ def save_base(
         "chunk_length": base.chunk_length,
         "center_crop": base.center_crop,
     }
-    weights = {name: value.to(dtype) for name, value in base.model.state_dict().items()}
+    weights = weights_in(base.model, dtype)
     save_checkpoint(directory, kind=KIND, config=config, weights=weights, provenance=provenance)
 
 

@@ -265,13 +265,6 @@ def cast_weights(model: OpenVLAOFT, dtype: torch.dtype) -> OpenVLAOFT:
     return model
 
 
-@torch.no_grad()
-def round_weights(model: OpenVLAOFT, dtype: torch.dtype) -> None:
-    """Round the weights to what a dtype can say, in place; their own dtype stays."""
-    for parameter in model.parameters():
-        parameter.copy_(parameter.to(dtype))
-
-
 def outline(architecture: Architecture) -> OpenVLAOFT:
     """The network without numbers, on device "meta": names, shapes and order of its weights, and no memory for them."""
     with torch.device("meta"), no_init_weights():
