@@ -40,6 +40,7 @@ CONFIG = Path(__file__).parents[1] / "conf" / "collect.yaml"
 RECIPES_FILE = "collection.json"  # in the data set: suite and seed → how these episodes are made
 EPISODE_BYTES = 4_000_000  # forecast for an empty data set: 100 steps, two JPEG pictures of 18 kB each and some numbers
 RESERVE_BYTES = 64 * 2**20  # left free beside the forecast
+UNTRIED = ("displaced", "reserved", "skipped")  # outcomes of placements that were not tried
 
 
 def as_rlds(attempt: Attempt, demonstration: Demonstration) -> dict[str, Any]:
@@ -87,9 +88,9 @@ def in_words(attempt: Attempt, demonstration: Demonstration) -> str:
 
 
 def summary(schedule: Schedule, wall_s: float) -> Table:
-    """Per task: successes out of tried placements, and steps. Displaced and skipped placements were not tried."""
+    """Per task: successes out of tried placements, and steps. Of the others see `Demonstration.outcome`."""
     table = Table(box=None, pad_edge=False, title_justify="left", title=f"{schedule.suite}, {wall_s:.0f} s")
-    for name in ("task", "successes", "tried", "rate", "displaced", "skipped", "mean steps", "max"):
+    for name in ("task", "successes", "tried", "rate", *UNTRIED, "mean steps", "max"):
         table.add_column(name, justify="right")
     for task, outcomes in schedule.outcomes.items():
         table.add_row(str(task), *row(outcomes, schedule.steps[task]))
@@ -102,7 +103,7 @@ def row(outcomes: dict[str, int], steps: list[int]) -> list[str]:
     tried = outcomes["success"] + outcomes["failure"]
     rate = f"{100 * outcomes['success'] / tried:.1f} %" if tried else "–"
     lengths = [f"{sum(steps) / len(steps):.0f}", str(max(steps))] if steps else ["–", "–"]
-    untried = [str(outcomes[name]) for name in ("displaced", "skipped")]
+    untried = [str(outcomes[name]) for name in UNTRIED]
     return [str(outcomes["success"]), str(tried), rate, *untried, *lengths]
 
 

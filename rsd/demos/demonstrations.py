@@ -14,6 +14,7 @@ import numpy as np
 
 from rsd.demos.hand import holds_something
 from rsd.demos.skills import skill_for
+from rsd.envs.placements import PlacementError
 from rsd.silence import simulator_turn
 from rsd.types import IMAGE_VIEWS, Env, Observation
 
@@ -31,7 +32,11 @@ class RandomStartEnv(Env, Protocol):
     """An Env that can also start anywhere, as demonstrations do."""
 
     def reset_random(self, seed: int) -> Observation:
-        """Like `reset`, from a random placement that depends on `seed` alone and is no evaluation init state."""
+        """Like `reset`, from a random placement that depends on `seed` alone.
+
+        Raises:
+            PlacementError: it is an evaluation init state.
+        """
 
 
 class Expert(Protocol):
@@ -58,8 +63,9 @@ class Demonstration:
     """What one attempt gave. Steps that were no-ops are dropped from the lists, which have n entries.
 
     Attributes:
-        outcome: "success", "failure" (step limit), "displaced" (the instruction is not true of the placement, and it
-            was not tried), or "skipped" (whoever acted before has solved the task, or never let go).
+        outcome: "success", "failure" (step limit), or of a placement that was not tried: "displaced" (the instruction
+            is not true of it), "reserved" (it is an evaluation's), "skipped" (whoever acted before has solved the task,
+            or never let go).
         instruction: The task in words.
         num_steps: Executed steps, no-ops included; without those of whoever acted before.
         actions: Undisturbed actions, each [7], robot units, gripper -1 open, +1 close.
@@ -210,8 +216,11 @@ def record_demonstration(
         render: False to look at success only: the same physics, nothing kept.
         store_picture: What to keep of a picture [H, W, 3], uint8; rsd.jpeg.encode_jpeg, for example.
     """
-    with simulator_turn():
-        first = env.reset_random(seed)
+    try:
+        with simulator_turn():
+            first = env.reset_random(seed)
+    except PlacementError:
+        return Demonstration("reserved", env.task.instruction)
     expert.begin()
     if not expert.scene_is_as_described():
         return Demonstration("displaced", env.task.instruction)

@@ -1,7 +1,7 @@
 """How the hand gets between an object's neighbours: over them, beside the object's middle, or turned a little.
 
 What surprises first: the fingers find room where the palm does not. It is 20 cm wide and so low that it comes down on
-whatever stands 3 cm above the grip. Fingers that close on a box from a slant turn the box.
+whatever stands 4.5 cm above the grip. Fingers that close on a box from a slant turn the box.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 
 PALM_M = np.array([0.032, 0.102])  # half of it, across the way in which the fingers open and along it
 FINGERS_M = np.array([0.013, 0.067])  # half of both, wide open, in the same way
-PALM_HEIGHT_M = 0.03  # of its lower side above the grip
+PALM_HEIGHT_M = 0.045  # above the grip: what is lower, a bowl beside a flat box, the palm does not come down on
+PUSHED_M = 0.03  # that fingers may overlap a box so low: a bowl does not fill its corners, and gives way
 ROOM_M = 0.006  # to be left to a neighbour
 PASSED_M = 0.05  # a neighbour nearer than this to the palm is passed over
 CLEAR_M = 0.03  # the grip point above what it passes over
@@ -62,19 +63,19 @@ def free_grip(box: Box, yaw: float, neighbours: Sequence[Box]) -> tuple[np.ndarr
 
 
 def height_over(box: Box, shift: np.ndarray, yaw: float, neighbours: Sequence[Box]) -> float:
-    """How high above the middle of a box a hand that has come to grip it is over all neighbours near by, m."""
+    """How high above the middle of a box a hand that has come to grip it is over the box and what is near by, m."""
     ways = [(other, (other.centre - box.centre)[:2] - shift) for other in neighbours]
     near = [other for other, way in ways if gap(way, yaw, PALM_M, other.half[:2]) < PASSED_M]
-    return max(((other.centre + other.half - box.centre)[2] + CLEAR_M for other in near), default=0.0)
+    return max(float((other.centre + other.half - box.centre)[2]) for other in (box, *near)) + CLEAR_M
 
 
 def room_to(box: Box, shift: np.ndarray, yaw: float, other: Box) -> float:
-    """Between a hand that grips a box, `shift` [2] from its middle, and another box; below 0 where they overlap, m."""
+    """Between a hand that grips a box, `shift` [2] from its middle, and another box, m; below 0 that is in the way."""
     way = (other.centre - box.centre)[:2] - shift
     room = gap(way, yaw, FINGERS_M, other.half[:2])
     if (other.centre + other.half)[2] > box.centre[2] + PALM_HEIGHT_M:
-        room = min(room, gap(way, yaw, PALM_M, other.half[:2]))
-    return room
+        return min(room, gap(way, yaw, PALM_M, other.half[:2]))
+    return room + PUSHED_M
 
 
 def gap(way: np.ndarray, yaw: float, half: np.ndarray, other: np.ndarray) -> float:

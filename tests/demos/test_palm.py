@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rsd.demos.palm import CLEAR_M, PALM_M, ROOM_M, Box, free_grip, gap, height_over, room_to
+from rsd.demos.palm import CLEAR_M, PALM_M, PUSHED_M, ROOM_M, Box, free_grip, gap, height_over, room_to
 
 QUARTER = np.pi / 2
 LOW = Box(np.array([0.1, -0.2, 0.45]), np.array([0.04, 0.02, 0.01]))  # a flat one, long along x
@@ -30,7 +30,7 @@ def test_gap_between_rectangles(way, yaw, expected):
 
 def test_a_low_neighbour_is_in_the_way_of_fingers_only():
     flat = Box(LOW.centre + np.array([0.04, 0.06, 0.0]), np.array([0.01, 0.01, 0.01]))
-    assert room_to(LOW, np.zeros(2), 0.0, flat) == pytest.approx(0.04 - 0.013 - 0.01)
+    assert room_to(LOW, np.zeros(2), 0.0, flat) == pytest.approx(0.04 - 0.013 - 0.01 + PUSHED_M)
     assert room_to(LOW, np.zeros(2), 0.0, tower(0.04, 0.06, 0.01)) == pytest.approx(0.04 - PALM_M[0] - 0.01)
 
 
@@ -72,4 +72,19 @@ def test_an_object_that_lies_along_y_is_gripped_further_along_y():
 
 def test_a_hand_passes_over_what_is_near_and_not_over_what_is_far():
     assert height_over(LOW, np.zeros(2), 0.0, [tower(-0.055, 0.1), tower(0.4, 0.0)]) == pytest.approx(0.11 + CLEAR_M)
-    assert height_over(LOW, np.zeros(2), 0.0, [tower(0.4, 0.0)]) == 0.0
+    assert height_over(LOW, np.zeros(2), 0.0, [tower(0.4, 0.0)]) == pytest.approx(LOW.half[2] + CLEAR_M)
+
+
+def test_a_hand_comes_in_over_what_it_grips():
+    """Lower it tips a bottle over: 4 of 41 demonstrations of LIBERO-Object's task 2 failed, and 8 of 50 episodes."""
+    bottle = Box(np.array([0.0, 0.0, 0.073]), np.array([0.018, 0.026, 0.073]))
+    assert height_over(bottle, np.zeros(2), 0.0, []) == pytest.approx(0.103)
+
+
+def test_a_bowl_beside_a_box_does_not_turn_the_hand():
+    """LIBERO-Goal's task 6: hands that turned for it taught a policy to miss the box in 17 of 50 episodes."""
+    cheese = Box(np.array([0.0, 0.0, 0.009]), np.array([0.041, 0.021, 0.009]))
+    bowl = Box(np.array([0.06, 0.12, 0.025]), np.array([0.054, 0.054, 0.025]))
+    way, yaw = free_grip(cheese, 0.0, [bowl])
+    np.testing.assert_allclose(way, [0.0, 0.0])
+    assert yaw == 0.0

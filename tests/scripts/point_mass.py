@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rsd.envs.placements import PlacementError
 from rsd.types import Observation, Step
 from tests.fakes import PointMassEnv
 
@@ -19,6 +20,7 @@ class RandomPointMassEnv(PointMassEnv):
         deadly: Task that kills the process: always ("3"), or once for each new file in `marks` ("3 once").
         silent: The first episode of all stops its process (SIGSTOP) in its first step; `stopped` in `marks` names it.
         broken: Task whose construction fails.
+        reserved: Placement seeds with this remainder of 5 are the evaluation's.
         marks: Folder for notes between processes; every started episode leaves a file there.
         others: Arguments of LiberoEnv that mean nothing here.
     """
@@ -32,6 +34,7 @@ class RandomPointMassEnv(PointMassEnv):
         deadly: str = "",
         silent: bool = False,
         broken: int = -1,
+        reserved: int = -1,
         end_at_success: bool = True,
         **others: object,
     ) -> None:
@@ -39,11 +42,13 @@ class RandomPointMassEnv(PointMassEnv):
         if task_id == broken:
             raise ValueError(f"task {task_id} has another goal")
         self._marks, self._seconds, self._deadly = Path(marks), seconds, deadly
-        self._silent = silent
+        self._silent, self._reserved = silent, reserved
         self.placement = 0
 
     def reset_random(self, seed: int) -> Observation:
         self.placement = seed
+        if seed % 5 == self._reserved:
+            raise PlacementError(f"seed {seed} is an evaluation init state")
         (self._marks / f"task-{self.task.task_id}-seed-{seed}-pid-{os.getpid()}").touch()
         time.sleep(self._seconds)
         task, _, once = self._deadly.partition(" ")

@@ -116,6 +116,15 @@ def test_failures_and_displaced_placements_are_counted_and_dropped(finished):
     }
 
 
+def test_a_placement_of_the_evaluation_is_counted_and_another_taken(finished, tmp_path: Path):
+    lost = min(Attempt.parse(name).placement_seed % 5 for name in names(finished[0]))
+    schedule, output = collect(tmp_path, reserved=lost)
+    kept = {Attempt.parse(name).placement_seed % 5 for name in names(tmp_path)}
+    assert len(names(tmp_path)) == 5 and lost not in kept
+    assert sum(outcomes["reserved"] for outcomes in schedule.outcomes.values()) > 0
+    assert ": reserved (0 steps)" in output and "died" not in output
+
+
 @pytest.mark.slow
 def test_dead_worker_is_reported_and_one_worker_gives_the_same_episodes(finished, tmp_path: Path):
     _, output = collect(tmp_path, num_workers=1, deadly="1 once")
