@@ -12,7 +12,7 @@ from rsd.runs import METRICS_FILE
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal")
 LONG, LONG_TASKS = "libero_10", "[0,1,2,3,4,5,6,7,8]"  # and those of its tasks that the expert does
-TAUGHT: dict[str, list[str]] = dict.fromkeys(SUITES, []) | {LONG: [f"tasks={LONG_TASKS}"]}  # to policies of four suites
+TAUGHT = {**{suite: list[str]() for suite in SUITES}, LONG: [f"tasks={LONG_TASKS}"]}  # to policies of four suites
 EXPERT_NOISE = "[0.0,0.2,0.4]"  # of the executed actions in free space: states to recover from
 POLICY_NOISE = "[0.0,0.1,0.2]"  # of all executed actions
 BATCH_SIZE = 512  # frames of a step of a base model's training, on all GPUs together
