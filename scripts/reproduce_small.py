@@ -1,9 +1,9 @@
 """What released/ holds, made again: python scripts/reproduce_small.py [--root DIR] [--gpus 1] [--workers 16]
 
-A base model is trained on demonstrations of LIBERO-Spatial, goes on with those of three suites, and then of four.
-Tokenizer, head and drafts learn on episodes that it acts in; the policy of words goes on from it once more. Then
-everything is evaluated on the official init states, and a gate calibrated. With --start the first three trainings are
-left out, and the fourth goes on from the model given there.
+A base model is trained on demonstrations of LIBERO-Spatial and goes on with those of three suites; tokenizer, head and
+drafts learn on episodes that it acts in. The next base model goes on from there with more demonstrations, and from that
+one the policy of words. Then everything is evaluated on the official init states, and a gate calibrated. With --words
+only the policy of words is made, from the model given there.
 
 Every step is a command that a user could type, and is printed before it runs; an interrupted run goes on where it was.
 Ends with tables of results and times in --results, also where a step fails. The steps are in scripts/reproduction/.
@@ -40,9 +40,13 @@ def parser() -> Options:
         "--gpus", type=held(Count), default=1, help="that demonstrations are drawn and base models trained on"
     )
     options.add_argument("--device", type=held(Device), default="cuda", help="where models run; cpu only to try it out")
-    options.add_argument("--start", type=old_folder, help="base model that the training on four suites goes on from")
+    options.add_argument("--base", type=old_folder, help="base model of LIBERO-Spatial to go on from, not trained then")
+    options.add_argument("--words", type=old_folder, help="only the policy of words, from this base model")
     options.add_argument(
         "--encoder", type=any_path, help="sentence encoder: a folder, .zip or package; where its name leads by default"
+    )
+    options.add_argument(
+        "--four-suites", action="store_true", help="teach the policy of words nine tasks of libero_10, too; not run yet"
     )
     options.add_argument("--scale", type=held(Positive), default=1.0, help="share of all episodes that are collected")
     options.add_argument("--steps-scale", type=held(Positive), default=1.0, help="share of all trainings' steps")
@@ -53,7 +57,10 @@ def parser() -> Options:
 
 def plan(arguments: argparse.Namespace) -> list[Step]:
     """The steps, in order."""
-    return [*released.plan(arguments), *words.plan(arguments), *released.calibration(arguments)]
+    if arguments.words is not None:
+        return words.plan(arguments.words, arguments)
+    reading = words.plan(released.next_base(arguments), arguments)
+    return [*released.plan(arguments), *reading, *released.calibration(arguments)]
 
 
 @reported

@@ -11,11 +11,9 @@ from rsd.evaluation.report import REPORT_JSON
 from rsd.runs import METRICS_FILE
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal")
-LONG, LONG_TASKS = "libero_10", "[0,1,2,3,4,5,6,7,8]"  # and those of its tasks that the expert does
-TAUGHT = {**{suite: list[str]() for suite in SUITES}, LONG: [f"tasks={LONG_TASKS}"]}  # to policies of four suites
 EXPERT_NOISE = "[0.0,0.2,0.4]"  # of the executed actions in free space: states to recover from
 POLICY_NOISE = "[0.0,0.1,0.2]"  # of all executed actions
-BATCH_SIZE = 512  # frames of a step of a base model's training, on all GPUs together
+BATCH_SIZE = 512  # frames of a step of a base model's training
 CPU_BATCH_SIZE = 8  # where it is only tried out
 MAX_BATCH = 16  # observations in one call of the policy
 
@@ -42,31 +40,29 @@ def visit(name: str, own: list[str], num_episodes: int, arguments: Namespace) ->
     return collect(name, acting, num_episodes, arguments, POLICY_NOISE)
 
 
-def train_base(name: str, own: list[str], max_steps: int, arguments: Namespace, batch_size: int = BATCH_SIZE) -> Step:
+def train_base(name: str, own: list[str], max_steps: int, arguments: Namespace) -> Step:
     """phase=oft_gpu."""
     share = max(1, arguments.workers // arguments.gpus)  # each process decodes all pictures for its own GPU
     max_steps = scaled(max_steps, arguments.steps_scale)
     options = [f"phase.max_steps={max_steps}", f"phase.datamodule.num_workers={share}", *trainer(arguments)]
     if arguments.gpus > 1:
         options += ["trainer=ddp", f"trainer.devices={arguments.gpus}"]
-    batch_size = CPU_BATCH_SIZE if arguments.device == "cpu" else batch_size // arguments.gpus
+    batch_size = CPU_BATCH_SIZE if arguments.device == "cpu" else BATCH_SIZE // arguments.gpus
     options.append(f"phase.datamodule.batch_size={batch_size}")
     command = ["train.py", "phase=oft_gpu", "model=oft_small", *own, *options, *roots(arguments)]
     return Step(name, command, METRICS_FILE)
 
 
-def train_further(
-    name: str, start: Path, own: list[str], max_steps: int, arguments: Namespace, batch_size: int = BATCH_SIZE
-) -> Step:
+def train_further(name: str, start: Path | str, own: list[str], max_steps: int, arguments: Namespace) -> Step:
     """phase=oft_gpu on several suites, beginning with the model in `start`."""
     # errors in parts of q01..q99, although extremes are the bounds
     began = [f"phase.module.start_from={start}", "phase.module.loss_units=quantiles"]
-    return train_base(name, [*own, *began], max_steps, arguments, batch_size)
+    return train_base(name, [*own, *began], max_steps, arguments)
 
 
 def train_part(name: str, own: list[str], max_steps: int, arguments: Namespace) -> Step:
     """A head or a draft on what the base model visits, with its own chunks as labels."""
-    shared = ["model=oft_small", "data=libero_four", *trainer(arguments)]
+    shared = ["model=oft_small", "data=libero_suites", *trainer(arguments)]
     options = [f"phase.max_steps={scaled(max_steps, arguments.steps_scale)}"]
     options += [f"phase.datamodule.cache.{option}" for option in filling(arguments)]
     return Step(name, ["train.py", *own, *shared, *options, *roots(arguments)], METRICS_FILE)

@@ -14,8 +14,7 @@ from omegaconf import DictConfig
 from rsd.commands.pipeline import Step
 from rsd.policy.folder import parts_in
 from scripts import calibrate, convert, reproduce_small
-from scripts.reproduction import words
-from scripts.reproduction.commands import LONG_TASKS, SUITES, TAUGHT
+from scripts.reproduction import released, words
 from scripts.reproduction.results import table
 from tests.models.sentence_encoder import write_encoder
 
@@ -27,7 +26,7 @@ CONFIGS = {
     "scripts/cache_hidden_states.py": "cache",
 }
 demo = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "demo.py")))
-GIVEN = parts_in(ROOT / "released")["base"]
+GIVEN = ROOT / "released" / "base" / released.NAME
 
 
 def plan(*options: str) -> list[Step]:
@@ -40,8 +39,8 @@ def commands(*options: str) -> dict[str, set[str]]:
 
 PLANS = {
     "whole": plan(),
-    "several_gpus": plan("--gpus", "2", "--scale", "0.1", "--start", str(GIVEN)),
-    "encoder": plan("--start", str(GIVEN), "--encoder", "folder/model.zip"),
+    "several_gpus": plan("--gpus", "2", "--scale", "0.1", "--base", str(GIVEN)),
+    "words": plan("--words", str(GIVEN), "--encoder", "folder/model.zip", "--four-suites"),
     "cpu": plan("--device", "cpu", "--scale", "0.001", "--steps-scale", "0.001", "--num-trials", "1"),
 }
 STEPS = [(size, step) for size in demo.SIZES for step in demo.plan(demo.SIZES[size], Path("demo"))]
@@ -73,11 +72,9 @@ def test_names_are_unique():
 
 
 def test_a_given_base_model_is_gone_on_from():
-    whole, given = commands(), commands("--start", str(GIVEN))
-    left_out = {name for name in whole if name.startswith(("collect_", "oft"))} - given.keys()
-    assert whole.keys() - given.keys() == {"collect", *left_out} and {"oft", "oft_suites", "oft_next"} <= left_out
-    assert f"phase.module.start_from={GIVEN}" in given["four_0"]
-    assert "phase.module.start_from=small/checkpoints/next/oft_small" in whole["four_0"]
+    whole, given = commands(), commands("--base", str(GIVEN))
+    assert whole.keys() - given.keys() == {"collect", "oft"}
+    assert f"phase.module.start_from={GIVEN}" in given["oft_suites"]
     assert "phase.module.start_from=small/runs/oft/checkpoint" in whole["oft_suites"]
 
 
@@ -87,26 +84,18 @@ def test_every_part_of_the_released_policy_is_made_with_what_it_was_made_with():
     assert {f"--{part}" for part in parts_in(ROOT / "released") if part != "base"} == {
         word for word in folder.command if word.startswith("--")
     }
-    parts = {**parts_in(ROOT / "released"), "words_0": parts_in(ROOT / "released" / "words")["base"]}
-    parts["four_0"] = parts.pop("base")
-    for name in parts.keys() - {"tokenizer"}:
-        made_by = json.loads((parts[name] / "checkpoint.json").read_text())["provenance"]["command"]
-        (steps,) = (word for word in made_by if word.startswith("phase.max_steps="))
-        assert steps in whole[name], name
+    steps = {"head": 1500, "draft": 1500, "micro": 2500, "numbers": 2500, "oft_suites": 5000, "words_0": 2459}
+    for name, count in steps.items():
+        assert f"phase.max_steps={count}" in whole[name]
     assert {"draft.layer=2", "paths.data=small/visited"} <= whole["numbers"]
     assert {"seed=11", "num_episodes=450", "paths.data=small/next"} <= whole["collect_next_libero_spatial"]
-    tasks = f"tasks={LONG_TASKS}"  # the expert does not do task 9 of libero_10
-    assert {tasks, "num_trials=50"} <= whole["eval_four0_libero_10"] and tasks in whole["collect_four_libero_10"]
-    assert {tasks, "num_trials=15"} <= whole["eval_four1_libero_10"]
-    assert {"num_episodes=600", "exchanged=1", "seed=43"} <= whole["exchange_four_libero_spatial"]
-    assert [step.name for step in PLANS["whole"]][-5:] == ["calibrate", *(f"eval_temporal_{suite}" for suite in TAUGHT)]
-
-
-def test_several_gpus_share_a_batch_out():
-    one, two = commands("--start", str(GIVEN)), commands("--start", str(GIVEN), "--gpus", "2")
-    for name, frames in (("four_0", 1024), ("words_0", 512)):
-        assert f"phase.datamodule.batch_size={frames}" in one[name]
-        assert {f"phase.datamodule.batch_size={frames // 2}", "trainer=ddp", "trainer.devices=2"} <= two[name]
+    tasks = "tasks=[0,1,2,4,5,6,7,8,9]"  # task 3 of libero_goal has words that the base model does not know
+    assert tasks in whole["eval_l1_libero_goal"] and tasks not in whole["eval_next_libero_goal"]
+    parts = {**parts_in(ROOT / "released"), "words_0": parts_in(ROOT / "released" / "words")["base"]}
+    for name in steps.keys() & parts.keys():
+        record = json.loads((parts[name] / "checkpoint.json").read_text())
+        assert f"phase.max_steps={steps[name]}" in record["provenance"]["command"]
+    assert [step.name for step in PLANS["whole"]][-2:] == ["calibrate", "eval_temporal"]
 
 
 def test_whatever_a_step_reads_an_earlier_one_has_made():
@@ -136,28 +125,24 @@ def reads_and_makes(step: Step) -> tuple[set[str], set[str]]:
     return acting if cfg.demonstrator.lead or "demonstrator=policy" in step.command else set(), {data}
 
 
-def test_a_policy_of_words_learns_from_new_demonstrations_and_meets_every_perturbation():
+def test_a_policy_of_words_is_made_of_plain_and_exchanged_demonstrations_and_meets_every_perturbation():
     source = "text.sentences.source=folder/model.zip"
-    made = commands("--encoder", "folder/model.zip", "--scale", "0.1")
-    assert {f"env={suite}" for suite in TAUGHT} == {
-        word for name in made if name.startswith("collect_words_") for word in made[name] if word.startswith("env=")
-    }
+    made = commands("--words", str(GIVEN), "--encoder", "folder/model.zip", "--scale", "0.1")
     for suite, added in words.EXCHANGED.items():
-        plain, exchanged = made[f"collect_words_{suite}"], made[f"exchange_words_{suite}"]
+        plain, exchanged = made[f"collect_words_{suite}"], made[f"exchange_{suite}"]
         count = round(0.1 * words.PLAIN[suite])
         assert f"num_episodes={count}" in plain and f"num_episodes={count + round(0.1 * added)}" in exchanged
         assert "exchanged=1" in exchanged - plain and "paths.data=small/words" in plain & exchanged
-    base = "paths.base=small/checkpoints/words{}/oft_small-sentence-libero_four_no_noops-t8"
-    for suite in SUITES:
         for variant in ("lan", "task", "swap", "object"):
             own = {f"env.variant={variant}", "num_trials=10", "text=sentence", source}
             assert own <= made[f"eval_words_{suite}_{variant}"]
-        assert {"num_trials=50", base.format(0)} <= made[f"eval_words_{suite}"]
-        assert {"num_trials=15", base.format(1)} <= made[f"eval_words_1_{suite}"]
+        assert {"num_trials=50", "paths.base=small/checkpoints/words/seed0"} <= made[f"eval_words_{suite}"]
+        assert {"num_trials=15", "paths.base=small/checkpoints/words/seed1"} <= made[f"eval_words_1_{suite}"]
     for seed in (0, 1):
-        start = f"small/checkpoints/four{seed}/oft_small-libero_four_no_noops-t8"
-        own = {f"seed={seed}", f"phase.module.start_from={start}", "text=sentence", source, "data=libero_four"}
+        own = {f"seed={seed}", "phase.max_steps=2459", f"phase.module.start_from={GIVEN}", "text=sentence", source}
         assert own <= made[f"words_{seed}"]
+    four = commands("--words", str(GIVEN), "--four-suites")
+    assert "data=libero_four" in four["words_0"] and f"tasks={words.LONG_TASKS}" in four["eval_words_libero_10"]
 
 
 REPORT = {
@@ -195,7 +180,7 @@ def test_an_interrupted_reproduction_goes_on_where_it_was(tmp_path, monkeypatch,
     with pytest.raises(SystemExit, match="'words_1' failed; the same command goes on from here"):
         reproduce_small.main()
     told = capsys.readouterr().out
-    assert ran[-1] == "words_1" and "| numbers_libero_spatial | 90.0 % |" in told and "| words_libero" not in told
+    assert ran[-1] == "words_1" and "| numbers | 90.0 % |" in told and "| words_libero" not in told
     before, stops_at = [*ran], ""
     ran.clear()
     reproduce_small.main()

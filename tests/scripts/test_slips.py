@@ -21,7 +21,7 @@ SLIPS = [
     ("record_policy.py", ["--out", "."], "--out is '.', which is no file"),
     ("reproduce_small.py", ["--num-trials", "51"], "--num-trials is 51, expected a whole number from 1 to 50"),
     ("reproduce_small.py", ["--only", "oft,nope"], "--only oft,nope names steps that do not exist; the steps are "),
-    ("reproduce_small.py", ["--start", "new"], "--start is 'new', where there is no folder"),
+    ("reproduce_small.py", ["--base", "new"], "--base is 'new', where there is no folder"),
     ("benchmark_rlds.py", ["--seconds", "nan"], "--seconds is nan, expected a number above 0 to 3600"),
     ("benchmark_eval.py", ["--workers", "0"], "--workers is 0, expected a whole number from 1 to 1024"),
     ("benchmark_eval.py", ["--json", "new/file"], "--json is 'new/file', where there is no folder; make new"),
