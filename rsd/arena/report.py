@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rsd.arena.replaying import CONTROLS, arm_of
 from rsd.evaluation.page import MISSING, format_number, render_page
 
 HERE = Path(__file__).parent
@@ -83,11 +84,6 @@ def rows_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def arm_of(name: str, depth: int, num_stages: int) -> str:
-    """Name of what is replayed."""
-    return f"{name} {depth}/{num_stages}"
-
-
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """report.csv."""
     text = io.StringIO()
@@ -160,7 +156,7 @@ def controls(report: Mapping[str, Any], suite: str) -> str:
     )
     text += f"on {part['num_held_episodes']} others ({part['num_held_chunks']} chunks)"
     for arm in part["replays"]:
-        if arm["arm"] in ("raw", "normalised"):
+        if arm["arm"] in CONTROLS:
             text += f"; {arm['arm']} {_solved(arm)}"
     return text + f"; normalising alone cuts off {_short(part['normalised']['mean_mm'])} mm on average"
 

@@ -2,17 +2,22 @@
 
 import json
 import sys
+from argparse import Namespace
 from io import StringIO
 
 import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from rsd.arena.replaying import commands_of
 from rsd.data import made_up
 from rsd.demos.starts import Start
 from rsd.record import read_json, write
 from rsd.tokenizer import BinTokenizer
 from scripts import tokenizer_arena
+from scripts.arena.composed import contestant_of
+from scripts.arena.replays import jobs_of, replay, summary_of
+from scripts.arena.suites import read_suite
 from tests.data.demonstrations import demonstration
 from tests.scripts.test_replay_demos import collected
 
@@ -36,22 +41,6 @@ def data(tmp_path_factory):
 def run(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["tokenizer_arena.py", *map(str, words)])
     tokenizer_arena.main()
-
-
-def test_every_second_undisturbed_demonstration_of_a_task_is_held_out():
-    split = tokenizer_arena.split
-    assert split(dict(enumerate("aababc")), set()) == ([0, 2, 3, 5], [1, 4])
-    assert split(dict(enumerate("abc")), set()) == ([0, 2], [1])
-    assert split({0: "a"}, set()) == ([0], [])
-    assert split(dict(enumerate("aaaabb")), {1, 4}) == ([0, 1, 3, 4, 5], [2])
-    assert split(dict(enumerate("ab")), {0, 1}) == ([0, 1], [])
-
-
-def test_a_limit_takes_undisturbed_ones_first_and_the_tasks_in_turn():
-    tasks = dict(enumerate("aaabbb"))
-    assert tokenizer_arena.split(tasks, set(), 4) == ([0, 3], [1, 4])
-    assert tokenizer_arena.split(tasks, {0, 3}, 4) == ([1, 4], [2, 5])
-    assert tokenizer_arena.split(tasks, {0, 3}, 5) == ([0, 1, 4], [2, 5])
 
 
 @pytest.fixture
@@ -107,7 +96,7 @@ def test_one_that_fails_is_named_and_the_others_go_on(common, tmp_path, monkeypa
 
 
 def test_one_that_cannot_be_timed_keeps_its_other_figures(common, tmp_path, monkeypatch):
-    monkeypatch.setattr("rsd.arena.timing.throughput", broken)
+    monkeypatch.setattr("rsd.arena.completing.throughput", broken)
     with pytest.raises(SystemExit, match="libero_spatial bins256 throughput"):
         run(monkeypatch, *common, "--contestants", "bins256")
     text = (tmp_path / "out" / "report.md").read_text()
@@ -134,10 +123,10 @@ def test_no_data_and_no_such_contestant_are_named(common, tmp_path, monkeypatch,
 
 def test_what_is_executed_is_what_each_one_says(common, data, tmp_path, monkeypatch):
     run(monkeypatch, *common, "--contestants", "bins256", "dct_d2")
-    asked = tokenizer_arena.argparse.Namespace(data=data, out=tmp_path / "out", chunk=8, max_demos=None)
-    suite = tokenizer_arena.read_suite("libero_spatial", asked)
+    asked = Namespace(data=data, out=tmp_path / "out", chunk=8, max_demos=None)
+    suite = read_suite("libero_spatial", asked)
     folder = tmp_path / "out" / "libero_spatial"
-    arms = tokenizer_arena.commands_of(suite, suite.held_episodes[0], {"bins256": {}, "dct_d2": {}}, folder, "ends")
+    arms = commands_of(suite, suite.held_episodes[0], {"bins256": {}, "dct_d2": {}}, folder, "ends")
     assert list(arms) == ["raw", "normalised", "bins256 1/1", "dct_d2 1/2", "dct_d2 2/2"]
     assert all(commands.shape == (30, 7) for commands in arms.values())
     assert abs(arms["bins256 1/1"] - arms["normalised"]).max() < 2 / 255
@@ -147,10 +136,10 @@ def test_what_is_executed_is_what_each_one_says(common, data, tmp_path, monkeypa
     monkeypatch.setattr(type(suite.demonstrations), "picture", lambda *_: None)
     both = {"dct_d2": {}, "dct_d3": {}}
     run(monkeypatch, *common, "--contestants", "dct_d3")
-    jobs, alike = tokenizer_arena.jobs_of(suite, both, asked, {(none.episode, "raw")})
+    jobs, alike = jobs_of(suite, both, asked, {(none.episode, "raw")})
     assert [[*one.arms] for one in jobs] == [["normalised", "dct_d2 1/2", "dct_d2 2/2", "dct_d3 3/3"]]
     assert alike[none.episode, "dct_d2 1/2"] == ["dct_d2 1/2", "dct_d3 1/3"]  # the first stage is the same
-    assert isinstance(tokenizer_arena.contestant_of("bins256", suite.space, 8, 0).tokenizer, BinTokenizer)
+    assert isinstance(contestant_of("bins256", suite.space, 8, 0).tokenizer, BinTokenizer)
 
 
 @pytest.mark.slow
@@ -159,27 +148,27 @@ def test_held_out_demonstrations_are_executed_and_only_what_is_missing(tmp_path,
     out = tmp_path / "out"
     common = ["--data", tmp_path / "data", "--suites", "libero_spatial", "--rounds", 2, "--replays", 0, "--out", out]
     run(monkeypatch, *common, "--contestants", "bins256", "dct_d2")
-    asked = tokenizer_arena.argparse.Namespace(
+    asked = Namespace(
         data=tmp_path / "data", out=out, chunk=8, replays=2, replay_depths="ends", workers=1, patience=60,
         max_demos=None, render_devices=[0],
     )  # fmt: skip
-    suite = tokenizer_arena.read_suite("libero_spatial", asked)
+    suite = read_suite("libero_spatial", asked)
     make = {"_target_": "tests.scripts.point_mass.RandomPointMassEnv", "_partial_": True}
     suite.cfg = OmegaConf.create({"env": {"make": make | {"marks": str(tmp_path / "marks")}}})
     console = Console(file=StringIO(), width=200)
-    results, failures = tokenizer_arena.replay(suite, {"bins256": {}}, asked, console)
+    results, failures = replay(suite, {"bins256": {}}, asked, console)
     assert failures == [] and [set(one.arms) for one in results] == [{"raw", "normalised", "bins256 1/1"}] * 2
     assert all(one.arms["raw"].success for one in results)
-    results, _ = tokenizer_arena.replay(suite, {"bins256": {}, "dct_d2": {}}, asked, console)
+    results, _ = replay(suite, {"bins256": {}, "dct_d2": {}}, asked, console)
     assert [set(one.arms) for one in results[2:]] == [{"dct_d2 1/2", "dct_d2 2/2"}] * 2
-    arms = {one["arm"]: one for one in tokenizer_arena.summary_of({"libero_spatial": results}, ["bins256", "dct_d2"])}
+    arms = {one["arm"]: one for one in summary_of({"libero_spatial": results}, ["bins256", "dct_d2"])}
     assert arms["raw"]["num_success"] == arms["raw"]["num_episodes"] == 2 and arms["dct_d2 2/2"]["num_pairs"] == 2
-    assert len(tokenizer_arena.replay(suite, {"bins256": {}, "dct_d2": {}}, asked, console)[0]) == 4
+    assert len(replay(suite, {"bins256": {}, "dct_d2": {}}, asked, console)[0]) == 4
     (out / "libero_spatial" / "replays.jsonl").unlink()
-    monkeypatch.setattr(tokenizer_arena, "ARMS_A_JOB", 2)
-    results, _ = tokenizer_arena.replay(suite, {"bins256": {}}, asked, console)
+    monkeypatch.setattr("rsd.arena.replaying.ARMS_A_JOB", 2)
+    results, _ = replay(suite, {"bins256": {}}, asked, console)
     assert sorted(len(one.arms) for one in results) == [1, 1, 2, 2]
-    assert [(one["arm"], one["num_episodes"]) for one in tokenizer_arena.summary_of({"": results}, ["bins256"])] == [
+    assert [(one["arm"], one["num_episodes"]) for one in summary_of({"": results}, ["bins256"])] == [
         ("raw", 2),
         ("normalised", 2),
         ("bins256 1/1", 2),
@@ -192,10 +181,9 @@ def test_a_suite_that_cannot_be_replayed_says_why_and_loses_nothing_else(tmp_pat
     out = tmp_path / "out"
     common = ["--data", tmp_path / "data", "--suites", "libero_spatial", "--rounds", 2, "--workers", 1, "--out", out]
     monkeypatch.setattr("rsd.envs.gl.check_simulator", lambda: None)
-    read = tokenizer_arena.read_suite
 
     def in_a_broken_simulator(name, asked):
-        suite = read(name, asked)
+        suite = read_suite(name, asked)
         make = {"_target_": "tests.scripts.point_mass.RandomPointMassEnv", "_partial_": True, "broken": 0}
         suite.cfg = OmegaConf.create({"env": {"make": make | {"marks": str(tmp_path / "marks")}}})
         return suite

@@ -1,0 +1,1 @@
+"""Parts of `python scripts/tokenizer_arena.py`."""
