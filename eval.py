@@ -18,7 +18,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from rsd.commands.entry_point import begin_run, interrupted, report_errors, run
+from rsd.commands.entry_point import run
+from rsd.commands.error_reports import report_errors
+from rsd.commands.requeued import interrupted
+from rsd.commands.run_folder import begin_run
 from rsd.envs.ablations import describe_ablation, with_ablation
 from rsd.evaluation.evaluate import Recording, check_all_kept, check_no_crash, resume_results
 from rsd.evaluation.parallel import device_names, evaluate_parallel

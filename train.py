@@ -12,19 +12,15 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from rsd.commands.entry_point import (
-    begin_run,
-    finish_run,
-    interrupted,
-    make_trainer,
-    publish_run,
-    published_names,
-    report_errors,
-    require_devices,
-    require_parts,
-    run,
-    use_command,
-)
+from rsd.commands.entry_point import run
+from rsd.commands.error_reports import report_errors
+from rsd.commands.metrics import finish_run
+from rsd.commands.requeued import interrupted
+from rsd.commands.requirements import require_parts
+from rsd.commands.run_folder import begin_run
+from rsd.commands.run_publishing import publish_run, published_names
+from rsd.commands.trainer import make_trainer, require_devices
+from rsd.commands.use_command import use_command
 from rsd.processes import is_first_process
 from rsd.runs import resume_command
 

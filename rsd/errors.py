@@ -1,6 +1,6 @@
 """Errors that speak to whoever gave the command: which thing, what was expected, what was found, what to do.
 
-An entry point prints them as one line (rsd/commands/entry_point.py). Everything else that is raised is a defect, and
+An entry point prints them as one line (rsd/commands/error_reports.py). Everything else that is raised is a defect, and
 keeps its traceback on the screen. Rooms have classes of their own, which also derive from the built-in class that fits.
 """
 

@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rsd.commands.configured import configured_policy
-from rsd.commands.entry_point import cause_of, in_one_line
+from rsd.commands.error_lines import cause_of, in_one_line
 from rsd.commands.settings import check_settings
 from rsd.envs.reference import ReferenceEnv
 from rsd.envs.suites import suite_name

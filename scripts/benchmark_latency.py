@@ -168,10 +168,11 @@ class Benchmark:
 
     def _time_policy(self, device: str, threads: int | None, where: str) -> None:
         options = self.options
+        source = None if options.text_source is None else str(options.text_source)
         run, known = self._begin(POLICY, device, f"policy {options.policy.resolve().name} on {where}")
         Policies(
             options.policy, options.decodings, recorded_episodes(options.episodes), device=device, threads=threads,
-            left=self.left, report=self.report,
+            text_source=source, left=self.left, report=self.report,
         ).measure(known, warmup=options.warmup, calls=options.calls, write=partial(self._keep, run))  # fmt: skip
 
 
@@ -191,6 +192,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--policy", type=old_folder, default=ROOT / "released", metavar="DIR", help="(released)")
     parser.add_argument(
         "--decodings", nargs="+", default=list(DECODINGS), metavar="NAME", help=f"({', '.join(DECODINGS)})"
+    )
+    parser.add_argument(
+        "--text-source", type=any_path, help="files of the sentence encoder, of a policy that reads sentences"
     )
     parser.add_argument("--episodes", type=old_file, default=EPISODES, metavar="FILE", help="of record_policy.py")
     parser.add_argument("--threads", type=held(Processes), default=2, help="cores of policy_cpu (2)")

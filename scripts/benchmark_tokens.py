@@ -52,7 +52,13 @@ def selections(counts: Sequence[int], scorers: Sequence[Path]) -> dict[str, Visu
 
 
 def benchmark(
-    folder: Path, arms: dict[str, VisualTokens | None], *, chunks: int, threads: int, device: str
+    folder: Path,
+    arms: dict[str, VisualTokens | None],
+    *,
+    chunks: int,
+    threads: int,
+    device: str,
+    text_source: str | None = None,
 ) -> dict[str, dict]:
     """Name → "visual_tokens", "l1" and "largest_l1" of a chunk to that of all tokens, "median_ms", "base_ms" of the
     model alone, and "ratio" of the whole with "interval".
@@ -61,7 +67,9 @@ def benchmark(
         CheckpointError: the folder is no policy, or a scorer is another model's.
         SettingError: more tokens than the model has.
     """
-    options = {"decoding": L1(), "num_threads": threads, "device": device, "canaries": False}
+    options = {
+        "decoding": L1(), "num_threads": threads, "device": device, "canaries": False, "text_source": text_source,
+    }  # fmt: skip
     policies = {name: rsd.load(folder, visual_tokens=one, **options) for name, one in arms.items()}
     observations = recorded_observations()
     whole = torch.stack([policies[ALL_TOKENS].base.look([one]).chunk()[0] for one in observations])  # [N, T, A]
@@ -98,11 +106,21 @@ def main() -> None:
         "--threads", type=held(Processes), default=os.cpu_count() or 1, help="computing threads (all cores)"
     )
     parser.add_argument("--device", type=held(Device), default="cpu", help="where the policy runs (cpu)")
+    parser.add_argument(
+        "--text-source", type=any_path, help="files of the sentence encoder, of a policy that reads sentences"
+    )
     parser.add_argument("--out", type=new_file, metavar="FILE", help="write the figures as JSON, too")
     options: argparse.Namespace = parser.parse_args()
     require_device(options.device)
     arms = selections(options.tokens, options.scorer)
-    result = benchmark(options.policy, arms, chunks=options.chunks, threads=options.threads, device=options.device)
+    result = benchmark(
+        options.policy,
+        arms,
+        chunks=options.chunks,
+        threads=options.threads,
+        device=options.device,
+        text_source=None if options.text_source is None else str(options.text_source),
+    )
     print(
         f"{'':<12} tokens  L1 to all  largest  median ms  base model  ratio, {LEVEL} % interval   "
         f"({options.chunks} chunks each)"

@@ -14,7 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from rsd.commands.entry_point import report_errors, run
+from rsd.commands.entry_point import run
+from rsd.commands.error_reports import report_errors
 from rsd.record import write
 
 CONFIG = Path(__file__).parents[1] / "conf" / "cache.yaml"

@@ -20,7 +20,7 @@ from pathlib import Path
 from rsd.commands.pipeline import RUNS, Step, keep_settings, run_steps
 from rsd.errors import SettingError
 from rsd.evaluation.report import REPORT_JSON
-from rsd.options import Options, held, new_folder, old_folder, reported
+from rsd.options import Options, any_path, held, new_folder, old_folder, reported
 from rsd.settings import Count, Device, Finite, Natural, Processes, Text
 
 REFERENCE = "l1"
@@ -54,6 +54,8 @@ def plan(asked: argparse.Namespace) -> list[Step]:
     common += [] if asked.tasks is None else [f"tasks={asked.tasks}".replace(" ", "")]
     common += [] if asked.variant is None else [f"env.variant={asked.variant}"]
     common += [] if asked.ablation is None else [f"ablation={asked.ablation}"]
+    if asked.text_source is not None:
+        common += ["text=sentence", f"text.sentences.source={asked.text_source}"]
     named = arms(asked.early_exit, asked.temporal)
     return [Step(name, ["eval.py", *common, *own], REPORT_JSON) for name, own in named.items()]
 
@@ -87,6 +89,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--early-exit", type=held(Finite), nargs="+", default=list(EARLY_EXIT), help="its thresholds")
     parser.add_argument("--temporal", type=held(Finite), nargs="+", default=list(TEMPORAL), help="its thresholds")
     parser.add_argument("--device", type=held(Device), default="cuda", help="where the policy runs")
+    parser.add_argument(
+        "--text-source", type=any_path, help="files of the sentence encoder, of a policy that reads sentences"
+    )
     parser.add_argument("--workers", type=held(Processes), default=15, help="simulators; about 2 GB of memory each")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="names of the arms to run now; all by default")
     return parser.parse_args()
@@ -99,7 +104,9 @@ def main() -> None:
     condition = "_".join(filter(None, (asked.suite, asked.variant, asked.ablation)))
     root: Path = asked.root or Path("outputs") / "closed_loop" / condition
     steps = chosen(plan(asked), asked.only)
-    settings = {name: value for name, value in vars(asked).items() if name not in FREE}
+    settings = {name: value for name, value in vars(asked).items() if name not in (*FREE, "text_source")}
+    if asked.text_source is not None:
+        settings["text_source"] = str(asked.text_source)
     keep_settings(root, settings | {"policy": str(asked.policy)})
     folders = [str(root / RUNS / step.name) for step in steps]
     compared = Step(COMPARISON, ["scripts/compare.py", *folders, "--out", str(root / COMPARISON)], finished=None)

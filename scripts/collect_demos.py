@@ -24,7 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from rsd.commands.entry_point import report_errors, require_simulator, run
+from rsd.commands.entry_point import run
+from rsd.commands.error_reports import report_errors
+from rsd.commands.requirements import require_simulator
 from rsd.data.rlds import RLDSWriter
 from rsd.demos.collection import Recipe, collect
 from rsd.demos.demonstrations import Demonstration

@@ -18,7 +18,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.text import Text
 
-from rsd.commands.entry_point import report_errors, run
+from rsd.commands.entry_point import run
+from rsd.commands.error_reports import report_errors
 from rsd.finding import FAILED, OK, WARNING
 from rsd.progress import Progress
 

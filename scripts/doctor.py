@@ -24,7 +24,10 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from rsd.commands.entry_point import cause_of, is_expected, report_errors, require_simulator, run
+from rsd.commands.entry_point import run
+from rsd.commands.error_lines import cause_of, is_expected
+from rsd.commands.error_reports import report_errors
+from rsd.commands.requirements import require_simulator
 from rsd.data import DataError
 from rsd.data.rlds_metadata import check_dataset
 from rsd.envs.checks import check_installed_files

@@ -23,7 +23,9 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from rsd.commands.entry_point import cause_of, is_expected, report_errors, run
+from rsd.commands.entry_point import run
+from rsd.commands.error_lines import cause_of, is_expected
+from rsd.commands.error_reports import report_errors
 from rsd.files import write_atomically
 from rsd.finding import FAILED, OK, WARNING, Finding
 from rsd.progress import Progress

@@ -24,7 +24,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from rsd.commands.entry_point import report_errors, require_simulator, run
+from rsd.commands.entry_point import run
+from rsd.commands.error_reports import report_errors
+from rsd.commands.requirements import require_simulator
 from rsd.demos.rerun import MAX_START_OFF, RAW, Rerun, RerunError, RerunResult, rerun
 from rsd.demos.starts import Start, evenly, find_starts
 from rsd.differences import differences, told

@@ -34,7 +34,7 @@ from rsd.evaluation.open_loop import observed  # noqa: E402
 from rsd.evaluation.parallel import device_names  # noqa: E402
 from rsd.evaluation.replay import HELD_OUT, chosen_episodes  # noqa: E402
 from rsd.files import write_atomically  # noqa: E402
-from rsd.options import Options, held, old_folder, reported  # noqa: E402
+from rsd.options import Options, any_path, held, old_folder, reported  # noqa: E402
 from rsd.provenance import provenance  # noqa: E402
 from rsd.runs import CONFIG_FILE, read_overrides  # noqa: E402
 from rsd.settings import Count, Positive  # noqa: E402
@@ -75,12 +75,22 @@ def _asked(cfg: Any) -> dict[str, Any]:
     return {"backbone": backbone, "decoding": decoding, "layer": cfg.draft.layer, "draft": cfg.draft.name}
 
 
-def loaded(folder: Path, execution: str) -> Policy:
-    """The policy of a cell."""
+def loaded(folder: Path, execution: str, text_source: str | None = None) -> Policy:
+    """The policy of a cell.
+
+    Args:
+        text_source: Files of the sentence encoder, where they are not where the cell found them.
+    """
     cfg = OmegaConf.load(folder / CONFIG_FILE)
     assert isinstance(cfg, DictConfig)
     OmegaConf.update(cfg, "model.backbone.execution", execution)
-    return configured_policy(cfg, read_overrides(folder), device_names(cfg.device)[0])
+    overrides = read_overrides(folder)
+    if text_source is not None:
+        OmegaConf.update(cfg, "text.sentences.source", text_source, force_add=True)
+        if "text_source" in cfg.model.backbone:
+            cfg.model.backbone.text_source = text_source
+        overrides = [*overrides, f"text.sentences.source={text_source}"]  # what a folder's policy heeds
+    return configured_policy(cfg, overrides, device_names(cfg.device)[0])
 
 
 def recorded(folder: Path) -> list[list[Observation]]:
@@ -92,7 +102,9 @@ def recorded(folder: Path) -> list[list[Observation]]:
     return [list(observed(frames, number)[::EVERY]) for number in chosen_episodes(frames, EPISODES)]
 
 
-def measure(study_dir: Path, compiled: Sequence[str], *, calls: int, seconds: float) -> dict[str, Any]:
+def measure(
+    study_dir: Path, compiled: Sequence[str], *, calls: int, seconds: float, text_source: str | None = None
+) -> dict[str, Any]:
     """The content of latency.json.
 
     Raises:
@@ -105,7 +117,7 @@ def measure(study_dir: Path, compiled: Sequence[str], *, calls: int, seconds: fl
     if not folders:
         raise SettingError(f"{study_dir} has no cell that was begun; run the study first")
     wanted = [(name, "eager") for name in folders] + [(name, "compiled") for name in compiled]
-    policies = {f"{name} {how}": loaded(folders[name], how) for name, how in wanted}
+    policies = {f"{name} {how}": loaded(folders[name], how, text_source) for name, how in wanted}
     episodes = recorded(next(iter(folders.values())))
     made = in_turn(policies, episodes, warmup=WARMUP, calls=calls, left=lambda: end - time.monotonic())
     ms = {name: np.array([one.ms for one in asked]) for name, asked in made.items()}
@@ -145,8 +157,12 @@ def main() -> None:
     parser.add_argument("--compiled", nargs="+", default=[], metavar="CELL", help="cells that are run compiled, too")
     parser.add_argument("--calls", type=held(Count), default=200, help="timed calls of each (200)")
     parser.add_argument("--seconds", type=held(Positive), default=3600.0, help="after so many it ends early")
+    parser.add_argument(
+        "--text-source", type=any_path, help="files of the sentence encoder, of a policy that reads sentences"
+    )
     asked = parser.parse_args()
-    record = measure(asked.study_dir, asked.compiled, calls=asked.calls, seconds=asked.seconds)
+    source = None if asked.text_source is None else str(asked.text_source)
+    record = measure(asked.study_dir, asked.compiled, calls=asked.calls, seconds=asked.seconds, text_source=source)
     write_atomically(asked.study_dir / LATENCY_FILE, json.dumps(record, indent=1) + "\n")
     for one in record["arms"]:
         ratio = "–" if one["ratio"] is None else f"{one['ratio']:.2f} ({one['low']:.2f} … {one['high']:.2f})"

@@ -22,7 +22,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from rsd.commands.chain_table import Row, print_pipeline, write_pipeline
-from rsd.commands.entry_point import ERROR_FILE, is_expected
+from rsd.commands.error_lines import is_expected
+from rsd.commands.error_reports import ERROR_FILE
 from rsd.commands.jobs import DONE, JOB_FILE, Ended
 from rsd.commands.pipeline import InterruptedStepError, run_command
 from rsd.commands.publishing import names_of, publish

@@ -24,7 +24,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rsd.commands.dry_run import is_dry_run
-from rsd.commands.entry_point import check_chunk
+from rsd.commands.requirements import check_chunk
 from rsd.commands.settings import check_settings
 from rsd.differences import told
 from rsd.errors import SettingError

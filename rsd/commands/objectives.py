@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from rsd.commands.entry_point import shown_values
+from rsd.commands.metrics import shown_values
 from rsd.commands.sweep_plots import number_of
 from rsd.errors import SettingError
 from rsd.record import read

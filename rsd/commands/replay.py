@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 
 from rsd import interrupts
 from rsd.commands.configured import configured_policy, is_typed, policy_fields, require_base
-from rsd.commands.entry_point import begin_run
 from rsd.commands.mixtures import require_one
 from rsd.commands.requeued import interrupted
+from rsd.commands.run_folder import begin_run
 from rsd.differences import differences, told
 from rsd.errors import SettingError
 from rsd.evaluation.parallel import device_names

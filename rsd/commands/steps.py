@@ -27,10 +27,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from rsd.commands.entry_point import check_chunk, require_devices
 from rsd.commands.publishing import check_publishable, names_of
 from rsd.commands.quoting import quoted
+from rsd.commands.requirements import check_chunk
 from rsd.commands.settings import check_settings
+from rsd.commands.trainer import require_devices
 from rsd.commands.usage import check_choices
 from rsd.differences import differences, told
 from rsd.errors import SettingError

@@ -43,7 +43,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from rsd.commands.entry_point import JobError
+from rsd.commands.error_reports import JobError
 from rsd.commands.jobs import JOB_FILE, Ended, Job, failed_line, finish_sweep, is_done
 from rsd.commands.objectives import SearchRecord, objective, on_front, read_search
 from rsd.commands.publishing import CHECKPOINTS, Offer, PublishError, publish_offer, read_offer, rivals

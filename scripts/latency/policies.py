@@ -52,6 +52,7 @@ class Policies:
         folder: Of a policy.
         decodings: Names; `l1` comes first in any case.
         threads: Computing threads on the CPU; None leaves them as they are.
+        text_source: Files of the sentence encoder, of a policy that reads sentences.
         left: Seconds until the last timed call may begin.
         report: Told of what happens.
     """
@@ -64,12 +65,13 @@ class Policies:
         *,
         device: str,
         threads: int | None,
+        text_source: str | None = None,
         left: Callable[[], float],
         report: Callable[[str], None],
     ) -> None:
         self.folder, self.episodes, self.left, self.report = folder, episodes, left, report
         self.rungs = RUNGS if torch.device(device).type == "cuda" else (EAGER,)
-        self.options = {"device": device, "num_threads": threads, "canaries": False}
+        self.options = {"device": device, "num_threads": threads, "canaries": False, "text_source": text_source}
         if len(self.rungs) > 1:
             self.options["pictures"] = "device"
         named = dict.fromkeys([REFERENCE, *decodings])

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from rsd import runs
 from rsd.commands import entry_point
-from rsd.commands.entry_point import report_errors
+from rsd.commands.error_reports import report_errors
 from rsd.evaluation.open_loop import OPEN_LOOP_FILE, keep_executed
 from rsd.evaluation.plan import keep_plan
 from rsd.evaluation.results import append_result

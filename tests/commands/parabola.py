@@ -7,7 +7,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from rsd.commands.entry_point import report_errors
+from rsd.commands.error_reports import report_errors
 from rsd.commands.requeued import note_job
 from rsd.errors import SettingError
 from rsd.record import write

@@ -13,7 +13,7 @@ import pytest
 from rsd.commands import chain
 from rsd.commands.chain import open_pipeline, run_steps, tell_failures
 from rsd.commands.chain_table import Row, success_plot, time_plot, write_pipeline
-from rsd.commands.entry_point import ERROR_FILE
+from rsd.commands.error_reports import ERROR_FILE
 from rsd.commands.pipeline import InterruptedStepError
 from rsd.commands.steps import Planned
 from rsd.errors import SettingError

@@ -9,7 +9,7 @@ from hydra.errors import InstantiationException
 import rsd
 from rsd.clock import Clock, DelayError, Naive
 from rsd.commands.configured import check_clock, configured_clock, folder_options, policy_fields
-from rsd.commands.entry_point import cause_of
+from rsd.commands.error_lines import cause_of
 from rsd.decoding import L1, Anytime
 from rsd.errors import SettingError
 from rsd.policy import PolicyError

@@ -8,18 +8,10 @@ from pathlib import Path
 import hydra
 import pytest
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
-from rsd.commands.entry_point import (
-    check_sweep,
-    finish_run,
-    report_errors,
-    require_devices,
-    require_parts,
-    run,
-    typed_folder,
-    with_typed,
-)
+from rsd.commands.command_line import check_sweep
+from rsd.commands.entry_point import run
+from rsd.commands.error_reports import report_errors
 from rsd.errors import SettingError
 from rsd.files import WriteError, write_atomically
 from rsd.locks import let_go, opened_here
@@ -110,35 +102,6 @@ def test_a_sweep_over_phases_is_refused_before_anything_is_written(command, tmp_
     check_sweep(["-m", "phase=rfsq", "phase.module.learning_rate=1e-3,5e-3", "quantizer=a,b"])
 
 
-@pytest.mark.parametrize(
-    ("hint", "typed", "expected"),
-    [
-        ("phase=rfsq", "decoding=speculative quantizer=dct_d3 chunk=4", "phase=rfsq quantizer=dct_d3 chunk=4"),
-        ("phase=oft model=oft_tiny", "model=oft_small", "phase=oft model=oft_small"),
-        ("phase=oft model=oft_tiny", "chunk=4", "phase=oft model=oft_tiny chunk=4"),
-        ("phase=head", "env=libero_10", "phase=head data=libero_10"),
-        ("phase=head", "env=libero_10 data=libero_goal", "phase=head data=libero_goal"),
-        (
-            "phase=draft",
-            "visual_tokens=grid visual_tokens.num_tokens=8",
-            "phase=draft visual_tokens=grid visual_tokens.num_tokens=8",
-        ),
-        ("phase=rfsq", "paths.root=here policy_threads=2", "phase=rfsq paths.root=here"),
-    ],
-)
-def test_the_command_in_a_hint_repeats_what_was_typed(hint, typed, expected):
-    message = "no checkpoint; make it with: python train.py {}; or not"
-    assert with_typed(message.format(hint), typed.split()) == message.format(expected)
-
-
-def test_values_of_stages_stand_below_the_stage(tmp_path, capsys):
-    metrics = {"mse": [0.5, 0.25], "bits": 10, "perplexity": [3.0, 2.0]}
-    assert finish_run(tmp_path, "a title", metrics, ["mse", "bits", "absent", "perplexity"]) == 0.25
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:-1]]
-    shown = [["bits", "10"], ["absent"], ["stage", "1", "2"], ["mse", "0.5", "0.25"], ["perplexity", "3", "2"]]
-    assert rows == shown
-
-
 @pytest.mark.parametrize("kind", NO_MEMORY)
 def test_where_no_memory_is_left_the_line_says_what_needs_less(command, kind):
     code, _, err, log = command(f"kind={kind}")
@@ -163,25 +126,6 @@ def test_what_hydra_says_of_the_configuration_is_one_line(command):
 def test_a_chunk_is_a_number_of_steps(command, chunk):
     code, _, err, _ = command(f"chunk={chunk}")
     assert code == 1 and ", expected a whole number of control steps, 1 or more: chunk=8" in err
-
-
-PHASE = {"module": {"_target_": "rsd.A"}, "datamodule": {"_target_": "rsd.B"}, "reads": {"data": "a", "base": None}}
-
-
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"module": None}, "phase.module is null, expected keys with a _target_"),
-        ({"datamodule": None}, "phase.datamodule is null, expected keys with a _target_"),
-        ({"reads": None}, "phase.reads is null, expected keys with values"),
-        ({"reads": {"data": "a", "more": 5}}, "phase.reads.more is 5, expected text that is not empty or null"),
-    ],
-)
-def test_a_phase_without_a_part_is_refused_with_its_key(changed, said):
-    require_parts(OmegaConf.create(PHASE))
-    with pytest.raises(SettingError) as refused:
-        require_parts(OmegaConf.create(PHASE | changed))
-    assert str(refused.value) == said
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
@@ -248,27 +192,3 @@ def test_one_of_several_processes_speaks(monkeypatch, capsys, rank, printed):
         monkeypatch.setenv("LOCAL_RANK", rank)
     say("a line")
     assert capsys.readouterr().out == printed
-
-
-@pytest.mark.parametrize(
-    ("devices", "strategy", "told"),
-    [
-        (1024, "ddp", r"trainer\.devices is 1024, but this machine has 2 cores"),
-        (2, "auto", r"trainer\.devices is 2 with trainer\.strategy auto, .*; trainer=ddp"),
-        ([0, 1], "auto", r"trainer\.devices is \[0, 1\] with trainer\.strategy auto"),
-    ],
-)
-def test_several_devices_are_what_the_machine_has_and_the_strategy_takes(monkeypatch, devices, strategy, told):
-    """Before any process is started; Lightning would start 1024 of them."""
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    trainer = {"accelerator": "cpu", "devices": devices, "strategy": strategy}
-    with pytest.raises(SettingError, match=f"^{told}"):
-        require_devices(OmegaConf.create({"device": "cpu", "trainer": trainer}))
-    require_devices(OmegaConf.create({"device": "cpu", "trainer": trainer | {"devices": 1}}))
-
-
-@pytest.mark.parametrize("typed", ["hydra.run.dir=", "hydra.run.dir=''", "+hydra.run.dir=null"])
-def test_an_empty_run_folder_is_not_the_present_one(typed):
-    with pytest.raises(SettingError, match=r"hydra\.run\.dir is empty; name the run folder"):
-        typed_folder(["phase=rfsq", typed])
-    assert typed_folder(["hydra.run.dir=a", "phase=rfsq"]) == [Path("a")]

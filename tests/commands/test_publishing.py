@@ -8,7 +8,7 @@ import pytest
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from rsd.commands import entry_point
+from rsd.commands import run_publishing
 from rsd.commands.publishing import (
     Offer,
     PublishError,
@@ -119,12 +119,12 @@ def test_what_belongs_to_a_point_is_found_under_the_name_it_was_published_under(
 
 def test_a_job_of_a_multirun_offers_one_checkpoint(tmp_path, monkeypatch):
     hydra = OmegaConf.create({"mode": RunMode.MULTIRUN})
-    monkeypatch.setattr(entry_point.HydraConfig, "get", lambda: hydra)
+    monkeypatch.setattr(run_publishing.HydraConfig, "get", lambda: hydra)
     cfg = OmegaConf.create({"phase": {"checkpoint": str(tmp_path / "draft"), "points": [2, 3]}})
     with pytest.raises(SettingError, match=r"draft.layer is \['layer.2', 'layer.3'\] in a multirun"):
-        entry_point.published_names(cfg)
+        run_publishing.published_names(cfg)
     cfg.phase.points = 2
-    assert entry_point.published_names(cfg) == {"": tmp_path / "draft"}
+    assert run_publishing.published_names(cfg) == {"": tmp_path / "draft"}
 
 
 def test_a_draft_whose_run_is_gone_is_not_replaced_by_another_one(tmp_path):

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from rsd.commands import entry_point
 from rsd.commands.replay import check_typed, keep_replay_plan, training_of
+from rsd.commands.requirements import require_simulator
 from rsd.errors import SettingError
 from rsd.evaluation.plan import PlanError, read_plan_file
 from rsd.evaluation.replay import read_replayed
@@ -28,8 +29,8 @@ def test_what_only_a_closed_loop_reads_is_refused():
 
 def test_commands_that_simulate_refuse_recorded_frames():
     with pytest.raises(SettingError, match="env=replay is recorded frames and no simulator, which this command needs"):
-        entry_point.require_simulator(OmegaConf.create({"env": {"replay": {}}}))
-    entry_point.require_simulator(OmegaConf.create({"env": {"suite": "libero_goal"}}))
+        require_simulator(OmegaConf.create({"env": {"replay": {}}}))
+    require_simulator(OmegaConf.create({"env": {"suite": "libero_goal"}}))
 
 
 def test_a_run_is_held_to_its_plan_and_no_judge_of_episodes_takes_it(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from rsd.commands.entry_point import check_command
+from rsd.commands.run_folder import check_command
 from rsd.commands.stored import check_stored
 from rsd.runs import RunError, read_overrides, read_provenance, read_yaml, resume_arguments
 

@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from rsd.commands.entry_point import JobError
+from rsd.commands.error_reports import JobError
 from rsd.commands.publishing import Offer, write_offer
 from rsd.commands.sweep import (
     SweepTable,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,14 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel
 
+from rsd.models.openvla import OpenVLABase
+from rsd.models.openvla.model import OpenVLAOFT, SentenceShape
+from rsd.models.openvla.sentences import SentenceEncoder
+from rsd.models.openvla.text import SentenceText
+from tests.models.openvla_tiny import LONG, SHORT, build_base
+
 WIDTH = 12
+TOKENS = 4
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 SIGNS = "abcdefghijklmnopqrstuvwxyz0123456789"
 LETTERS = [*SIGNS, *(f"##{sign}" for sign in SIGNS)]
@@ -46,3 +54,19 @@ def write_encoder(folder: Path, *, seed: int = 0, whole_words: Iterable[str] = (
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 200, "do_lower_case": False}))
     return folder
+
+
+def reading(encoder: SentenceEncoder, seed: int = 0) -> OpenVLABase:
+    """`build_base` with sentences in place of words."""
+    base, text = build_base(), SentenceText.of(encoder, TOKENS, [SHORT, LONG])
+    own = base.model.architecture
+    architecture = dataclasses.replace(
+        own, llm={**own.llm, "vocab_size": text.vocab_size}, sentence=SentenceShape(encoder.width, TOKENS)
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = OpenVLAOFT(architecture).eval()
+    return OpenVLABase(
+        model=model, processor=base.processor, text=text, space=base.space, views=base.views, chunk_length=8,
+        center_crop=True, weights_sha256=lambda: "sentences",
+    )  # fmt: skip

@@ -14,18 +14,17 @@ from hydra.utils import instantiate
 from safetensors.torch import load_file, save_file
 
 from rsd.checkpoint import CheckpointError
-from rsd.models.openvla import OpenVLABase, load_base, save_base
-from rsd.models.openvla.model import Architecture, OpenVLAOFT, SentenceShape
+from rsd.models.openvla import load_base, save_base
+from rsd.models.openvla.model import Architecture, SentenceShape
 from rsd.models.openvla.sentences import MINILM, SentenceEncoder, find_encoder, load_encoder
 from rsd.models.openvla.text import BOS, SentenceText, WordText, check_instructions
 from rsd.models.openvla.transfer import start_from, stretched
 from rsd.policy.description import stamp
 from rsd.types import InstructionError
 from tests.models.openvla_tiny import LONG, SHORT, build_base, observation
-from tests.models.sentence_encoder import WIDTH, write_encoder
+from tests.models.sentence_encoder import TOKENS, WIDTH, reading, write_encoder
 
 ROOT = Path(__file__).parents[2]
-TOKENS = 4
 WANTED = {"unnorm_key": None, "views": ("image", "wrist_image"), "use_proprio": True, "chunk_length": 8}
 
 
@@ -37,22 +36,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoder(folder):
     return SentenceEncoder("small", folder)
-
-
-def reading(encoder, seed=0) -> OpenVLABase:
-    """`build_base` with sentences in place of words."""
-    base, text = build_base(), SentenceText.of(encoder, TOKENS, [SHORT, LONG])
-    own = base.model.architecture
-    architecture = dataclasses.replace(
-        own, llm={**own.llm, "vocab_size": text.vocab_size}, sentence=SentenceShape(encoder.width, TOKENS)
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = OpenVLAOFT(architecture).eval()
-    return OpenVLABase(
-        model=model, processor=base.processor, text=text, space=base.space, views=base.views, chunk_length=8,
-        center_crop=True, weights_sha256=lambda: "sentences",
-    )  # fmt: skip
 
 
 def test_a_vector_is_the_mean_of_the_states_at_length_one(folder, encoder):

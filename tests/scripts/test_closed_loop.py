@@ -14,7 +14,7 @@ from tests.test_configs import composed
 
 ASKED = argparse.Namespace(
     suite="libero_goal", policy=Path("released"), tasks=[0, 4], num_trials=10, variant="swap", ablation="camera_outage",
-    early_exit=[-0.1, -0.2, -0.3], temporal=[-0.4, -0.5, -0.6], device="cpu", workers=2,
+    early_exit=[-0.1, -0.2, -0.3], temporal=[-0.4, -0.5, -0.6], device="cpu", workers=2, text_source=None,
 )  # fmt: skip
 STEPS = {step.name: step.command[1:] for step in closed_loop.plan(ASKED)}
 

@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 
 from rsd.checkpoint import CheckpointError
 from rsd.commands.configured import configured_policy
-from rsd.commands.entry_point import cause_of, use_command
 from rsd.commands.entry_point import run as run_command
+from rsd.commands.error_lines import cause_of
+from rsd.commands.use_command import use_command
 from rsd.data.datamodules import FrameDataModule
 from rsd.models.openvla import load_base
 from rsd.models.openvla.lora import LoRAError, adapted_layers, add_lora, merge_lora
