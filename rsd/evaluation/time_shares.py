@@ -12,6 +12,7 @@ from rsd.types import EpisodeResult
 
 KINDS = ("policy", "physics", "rendering", "reset")
 IDLE = "idle"
+CLOCK_S = 1e-9  # less was not measured (`Measured` in rsd/settings.py)
 
 
 def summarize_time(results: Sequence[EpisodeResult]) -> dict[str, Any] | None:
@@ -26,6 +27,7 @@ def summarize_time(results: Sequence[EpisodeResult]) -> dict[str, Any] | None:
     if not wall_s:
         return None
     seconds = {kind: sum(result.time_s[kind] for result in timed) for kind in KINDS}
-    seconds[IDLE] = max(0.0, wall_s - sum(seconds.values()))  # below zero by rounding only
+    rest = wall_s - sum(seconds.values())
+    seconds[IDLE] = rest if rest >= CLOCK_S else 0.0  # what no clock measures is rounding, below zero as above
     parts = [{"part": kind, "seconds": value, "share": value / wall_s} for kind, value in seconds.items()]
     return {"num_episodes": len(timed), "wall_s": wall_s, "parts": parts}

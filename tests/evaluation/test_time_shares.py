@@ -26,6 +26,12 @@ def test_shares_with_what_is_left_as_idle():
     assert sum(part["share"] for part in time["parts"]) == pytest.approx(1.0)
 
 
+def test_rounding_is_not_idle():
+    """0.45 - (0.15 + 0.1 + 0.1 + 0.1) is 6e-17, which a report refuses."""
+    time = summarize_time([episode(0.45, policy=0.15, physics=0.1, rendering=0.1, reset=0.1)])
+    assert time["parts"][-1] == {"part": "idle", "seconds": 0.0, "share": 0.0}
+
+
 def test_rounding_does_not_make_idle_negative():
     time = summarize_time([episode(1.0, reset=0.25, physics=0.25, rendering=0.25, policy=0.2501)])
     assert time["parts"][-1] == {"part": "idle", "seconds": 0.0, "share": 0.0}
