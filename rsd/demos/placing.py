@@ -16,6 +16,7 @@ from rsd.demos.grips import grip_plan
 from rsd.demos.hand import fingers_open, hand_pose
 
 APART = {"flat_stove_1_cook_region": (0.05, 0.0)}  # target of two objects: way from the first to the middle, [2], m
+OUT_OF_A_DRAWER_M = 0.08  # how much higher than else what begins in a drawer is carried: over the drawer's front
 OVER_ANOTHER_M = 0.06  # how much higher than else one of two objects is lifted and carried: over the other one
 ON_PLAN: dict[str, Any] = {
     "release_height": 0.02,
@@ -82,6 +83,8 @@ class PickAndPlace:
                 "lift_height": GraspPlan.lift_height + OVER_ANOTHER_M,
                 "carry_height": plan["carry_height"] + OVER_ANOTHER_M,
             }
+        if any(fact[:2] == ["in", self._object] for fact in self._domain.parsed_problem["initial_state"]):
+            plan["carry_height"] += OUT_OF_A_DRAWER_M
         plan |= {"release_height": plan["release_height"] + foot, "carry_height": plan["carry_height"] + foot}
         plan["shift"] = tuple(shift + plan.get("shift", (0.0, 0.0)))
         self._expert = PickAndPlaceExpert(GraspPlan(**plan))

@@ -23,6 +23,7 @@ def domain(
     numbers = {name: 0} | {f"other_{i}": i + 1 for i in range(len(neighbours))}
     wxyz = np.roll(Rotation.from_euler("z", heading).as_quat(), 1)
     return SimpleNamespace(
+        parsed_problem={"initial_state": []},
         sim=SimpleNamespace(
             model=SimpleNamespace(geom_name2id=numbers.get, geom_size=sizes),
             data=SimpleNamespace(

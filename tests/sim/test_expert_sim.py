@@ -10,6 +10,7 @@ from rsd.demos.demonstrations import LiberoExpert, record_demonstration
 from rsd.demos.expert import CLOSE, GRASP_STEPS, OPEN
 from rsd.demos.hand import fingers_open
 from rsd.demos.schedule import Attempt
+from rsd.envs.exchange import Exchange
 from rsd.envs.libero import LiberoEnv
 from rsd.envs.placements import SAME_M, nearest_init_state, object_columns
 from rsd.envs.suites import load_task
@@ -36,6 +37,27 @@ def test_solves_libero_object():
     try:
         demonstration = record_demonstration(env, LiberoExpert(env), seed=3, noise_scales=(0.15,), render=False)
         assert demonstration.outcome == "success"
+    finally:
+        env.close()
+
+
+@pytest.mark.parametrize(
+    ("suite", "task_id", "seed", "placement", "exchange"),
+    [
+        ("libero_object", 2, 77, 10, None),  # the hand came in 7 mm above the bottle, and tipped it over
+        ("libero_spatial", 4, 43, 2, Exchange(share=1.0)),  # the bowl struck the front of the drawer that it was in
+        ("libero_goal", 6, 77, 0, None),  # the box beside a bowl that is lower than the palm
+    ],
+)
+def test_solves_what_it_once_did_not(suite, task_id, seed, placement, exchange):
+    env = LiberoEnv(suite=suite, task_id=task_id, max_steps=280, exchange=exchange)
+    try:
+        attempt = Attempt(suite, task_id, seed, placement)
+        demonstration = record_demonstration(
+            env, LiberoExpert(env), seed=attempt.placement_seed, noise_scales=(0.0, 0.2, 0.4), render=False
+        )
+        assert demonstration.outcome == "success"
+        assert demonstration.num_steps < 150
     finally:
         env.close()
 
