@@ -112,8 +112,6 @@ class LiberoEnv:
         allow_mujoco_version: str | None = None,
         exchange: Exchange | None = None,
     ) -> None:
-        if len(waiting_action) != ACTION_DIM:
-            raise SettingError(f"waiting_action has {len(waiting_action)} entries; expected {ACTION_DIM}")
         if not views or not set(views) <= set(CAMERAS):
             raise SettingError(f"views {list(views)} are not known; expected some of {list(CAMERAS)}")
         versions = check_simulator(allow_mujoco_version)
