@@ -178,10 +178,12 @@ def write_pickled(value: Any, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
-        # on a full disk torch first reports a broken archive; the operating system's error is its context
-        refused = error if isinstance(error, OSError) else error.__context__
-        if isinstance(refused, OSError):
-            raise WriteError(path, refused) from error
+        # torch reports a broken archive where the disk is full or Ctrl-C came; that is what the report's context says
+        before = error if isinstance(error, OSError) else error.__context__
+        if isinstance(before, OSError):
+            raise WriteError(path, before) from error
+        if isinstance(before, KeyboardInterrupt):
+            raise before from None
         raise
 
 

@@ -146,6 +146,18 @@ def test_weights_for_which_there_is_no_room_are_one_line(tmp_path, little_room, 
         write({"a": torch.zeros(1)}, tmp_path / "nowhere" / "file")
 
 
+def test_ctrl_c_in_the_middle_of_a_state_is_no_broken_archive(tmp_path, monkeypatch):
+    def interrupted(*_):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")  # as torch's writer does when it is closed
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_pickled({"a": torch.zeros(1)}, tmp_path / "file")
+
+
 def test_a_checkpoint_for_which_there_is_no_room_leaves_the_old_one(folder, little_room):
     before = load(folder).sha256
     with pytest.raises(WriteError, match=r"weights\.safetensors: File too large"):

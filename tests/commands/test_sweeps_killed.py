@@ -48,6 +48,10 @@ def test_a_killed_sweep_goes_on_with_the_same_command_and_has_no_twin(root):
     command = ("phase=oft", *SMALL, "phase.datamodule.batch_size=4", "phase.max_steps=2,60", "save_every=5")
     both = [start(root, *command) for _ in range(2)]
     wait_for(root, "runs/sweep/*/1/resume/last.ckpt")
+    end = time.monotonic() + LIMIT_S
+    while all(process.poll() is None for process in both):  # the other one may come late
+        assert time.monotonic() < end, "neither was refused"
+        time.sleep(0.05)
     (refused,) = [process for process in both if process.poll() is not None]
     (working,) = [process for process in both if process is not refused]
     working.send_signal(signal.SIGKILL)
