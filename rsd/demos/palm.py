@@ -1,7 +1,8 @@
 """How the hand gets between an object's neighbours: over them, beside the object's middle, or turned a little.
 
 What surprises first: the fingers find room where the palm does not. It is 20 cm wide and so low that it comes down on
-whatever stands 4.5 cm above the grip. Fingers that close on a box from a slant turn the box.
+whatever stands 3 cm above the grip. What stands little higher, as a bowl does, gives way, and a hand that turned for it
+would only be harder to learn from. Fingers that close on a box from a slant turn the box.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import numpy as np
 
 PALM_M = np.array([0.032, 0.102])  # half of it, across the way in which the fingers open and along it
 FINGERS_M = np.array([0.013, 0.067])  # half of both, wide open, in the same way
-PALM_HEIGHT_M = 0.045  # above the grip: what is lower, a bowl beside a flat box, the palm does not come down on
-PUSHED_M = 0.03  # that fingers may overlap a box so low: a bowl does not fill its corners, and gives way
+LOW_M = 0.045  # what rises no higher above the grip, as a bowl beside a flat box, gives way to the palm
+PUSHED_M = 0.03  # that the fingers may overlap the box around something so low: a bowl does not fill its corners
 ROOM_M = 0.006  # to be left to a neighbour
 PASSED_M = 0.05  # a neighbour nearer than this to the palm is passed over
 CLEAR_M = 0.03  # the grip point above what it passes over
@@ -70,10 +71,13 @@ def height_over(box: Box, shift: np.ndarray, yaw: float, neighbours: Sequence[Bo
 
 
 def room_to(box: Box, shift: np.ndarray, yaw: float, other: Box) -> float:
-    """Between a hand that grips a box, `shift` [2] from its middle, and another box, m; below 0 that is in the way."""
+    """Between a hand that grips a box, `shift` [2] from its middle, and another box, m; below 0 that is in the way.
+
+    Of a low one the palm does not count, and PUSHED_M is added.
+    """
     way = (other.centre - box.centre)[:2] - shift
     room = gap(way, yaw, FINGERS_M, other.half[:2])
-    if (other.centre + other.half)[2] > box.centre[2] + PALM_HEIGHT_M:
+    if (other.centre + other.half)[2] > box.centre[2] + LOW_M:
         return min(room, gap(way, yaw, PALM_M, other.half[:2]))
     return room + PUSHED_M
 

@@ -77,7 +77,8 @@ def test_chunks_come_back(fitted):
         [contestant.decode(contestant.encode(chunk[None]), contestant.num_stages) for chunk in chunks]
     )
     alike = (one_by_one - said).abs().amax(dim=(1, 2)) < 1e-4
-    assert alike.float().mean() > 0.99  # midway between two entries of a code book rounding decides
+    # entries of a trained code book may lie nearer to each other than float32 tells; then the batch's rounding decides
+    assert alike.float().mean() > 0.99 if name == "rvq" else alike.all()
 
 
 def test_fitting_again_gives_the_same(fitted):

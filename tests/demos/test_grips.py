@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 from rsd.demos.expert import GraspPlan
 from rsd.demos.grips import GRIPS, OPEN_M, SIDEWAYS, SURE_M, grip_plan, half_turn
 from rsd.demos.palm import CLEAR_M
-from rsd.demos.placing import APART, PLACES, PickAndPlace
+from rsd.demos.placing import APART, ON_PLAN, OUT_OF_A_DRAWER_M, PLACES, PickAndPlace
 
 BACK_OF_CADDY = "desk_caddy_1_back_contain_region"
 
@@ -103,6 +103,16 @@ def test_two_objects_on_one_place_stand_apart_and_on_their_feet():
     assert plan.release_height == PLACES[target]["release_height"] + GRIPS["moka_pot"].foot
     # the foot of the one passes over the knob of the other, which is as high above its origin as it is gripped
     assert plan.lift_height > GRIPS["moka_pot"].foot + GRIPS["moka_pot"].offset[2] + 0.03
+
+
+def test_what_begins_in_a_drawer_is_carried_over_its_front():
+    scene, heights = domain((0.02, 0.02), []), []
+    for facts in ([], [["in", "can", "drawer"]], [["on", "can", "table"]]):
+        scene.parsed_problem = {"initial_state": facts}
+        skill = PickAndPlace(scene, "can", "plate", "on")
+        skill.begin()
+        heights.append(skill._expert.plan.carry_height)
+    assert heights == [ON_PLAN["carry_height"], ON_PLAN["carry_height"] + OUT_OF_A_DRAWER_M, ON_PLAN["carry_height"]]
 
 
 def test_what_a_place_and_what_a_grip_shift_is_both_counted():
